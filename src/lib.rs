@@ -1,0 +1,28 @@
+//! fasts3-mount: an S3 bucket as a read-only file system.
+//!
+//! Arrows point downwards only: a module may use what stands below it, never above.
+//!
+//! - [`config`]: command-line arguments and environment variables, checked at the door, become one
+//!   plain [`config::Config`] with units in the names.
+//! - [`daemon`]: checks the bucket and the mountpoint, assembles the stack, mounts, says ready,
+//!   waits for a signal, unmounts. Every way to fail at start-up has a sentence and an exit code.
+//! - [`fuse`]: the adapter: one kernel request, one [`fs::BucketFs`] call, one reply. The only
+//!   module that knows fuser.
+//! - [`fs`]: the whole file system without FUSE, and the errno of every failure.
+//! - [`namespace`]: names to inodes: listings with TTLs, point lookups, negative answers.
+//! - [`reader`]: one object's access patterns: what to fetch now and what to fetch ahead.
+//! - [`cache`]: chunks of object bytes: LRU, the memory budget, single flight, waiting readers.
+//! - [`layout`]: pure arithmetic: offsets to chunks, blocks and parts.
+//! - [`store`]: the seam to the object store, and everything that implements it.
+//! - [`stats`]: counters; nothing of ours above it.
+
+pub mod cache;
+pub mod config;
+pub mod daemon;
+pub mod fs;
+pub mod fuse;
+pub mod layout;
+pub mod namespace;
+pub mod reader;
+pub mod stats;
+pub mod store;
