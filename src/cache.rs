@@ -1,1 +1,3 @@
-//! To come.
+//! cache
+mod arena;
+mod slots;

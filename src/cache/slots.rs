@@ -1,0 +1,296 @@
+//! Pure accounting of the arena's address space and of the memory behind it.
+//!
+//! Address space is plentiful and memory is not, so the two are kept apart. A *slot* is address
+//! space for one chunk, of a power-of-two size class; slots of a class are recycled last in, first
+//! out, so that the next chunk finds memory that is already faulted in. Memory is counted in
+//! granules (pages): *used* while a block holds or awaits bytes in it, *idle* when it is resident
+//! but holds nothing. Used and idle together never exceed the budget: idle memory elsewhere is
+//! handed back to the system before new memory is touched.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// How much address space a class may take, in budgets. Chunks of 128 MiB that hold a single
+/// block each use 1,024 times the address space that they use memory; at 64, a mount with 8 GiB
+/// holds 4,096 such chunks before the oldest must go.
+const SPREAD: u64 = 64;
+
+/// The budget cannot hold that much more at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Full;
+
+/// Address space for one chunk.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Slot {
+    /// Where it begins, in bytes from the arena's beginning.
+    pub(super) offset: u64,
+    class: usize,
+}
+
+/// Who has which address space, and which of it has memory behind it.
+#[derive(Debug)]
+pub(super) struct Slots {
+    granule: u64,
+    budget: u64,
+    /// By size: class `n` holds slots of `granule << n` bytes.
+    classes: Vec<Class>,
+    used: u64,
+    idle: Runs,
+}
+
+#[derive(Debug)]
+struct Class {
+    offset: u64,
+    slots: u64,
+    /// Slots never handed out begin here.
+    fresh: u64,
+    /// Slots handed back, the warmest last.
+    free: Vec<u64>,
+}
+
+impl Slots {
+    /// Plans an arena for chunks of up to `chunk` bytes, awaited in blocks of `block`, with
+    /// memory for `budget`; all of it in granules of `granule`, a power of two.
+    pub(super) fn new(chunk: u64, block: u64, granule: u64, budget: u64) -> Self {
+        let mut classes = Vec::new();
+        let mut offset = 0;
+        let mut size = granule;
+        loop {
+            let enough = budget.div_ceil(size.min(block));
+            let slots = enough.min((budget * SPREAD).div_ceil(size)).max(4);
+            classes.push(Class { offset, slots, fresh: 0, free: Vec::new() });
+            offset += size * slots;
+            if size >= chunk {
+                return Self { granule, budget, classes, used: 0, idle: Runs::default() };
+            }
+            size *= 2;
+        }
+    }
+
+    /// How much address space the plan needs.
+    pub(super) fn address_bytes(&self) -> u64 {
+        self.classes
+            .last()
+            .map_or(0, |last| last.offset + last.slots * (self.granule << (self.classes.len() - 1)))
+    }
+
+    /// Takes address space for a chunk of `len` bytes.
+    pub(super) fn take(&mut self, len: u64) -> Result<Slot, Full> {
+        let class = len.div_ceil(self.granule).next_power_of_two().ilog2() as usize;
+        let size = self.granule << class;
+        let Class { offset, slots, fresh, free } = &mut self.classes[class];
+        let index = match free.pop() {
+            Some(index) => index,
+            None if *fresh < *slots => {
+                *fresh += 1;
+                *fresh - 1
+            }
+            None => return Err(Full),
+        };
+        Ok(Slot { offset: *offset + index * size, class })
+    }
+
+    /// Gives address space back; nothing in it may be charged.
+    pub(super) fn give(&mut self, slot: &Slot) {
+        let class = &mut self.classes[slot.class];
+        class.free.push((slot.offset - class.offset) / (self.granule << slot.class));
+    }
+
+    /// Charges memory at these addresses, none of which may be charged yet; all or none. Returns
+    /// the idle ranges that must be handed back to the system before this memory is touched.
+    pub(super) fn charge(&mut self, ranges: &[Range<u64>]) -> Result<Vec<Range<u64>>, Full> {
+        let ranges: Vec<_> = ranges.iter().map(|bytes| self.granules(bytes)).collect();
+        let wanted: u64 = ranges.iter().map(|bytes| bytes.end - bytes.start).sum();
+        if self.used + wanted > self.budget {
+            return Err(Full);
+        }
+        self.used += wanted;
+        for bytes in &ranges {
+            self.idle.remove(bytes);
+        }
+        let over = (self.used + self.idle.bytes).saturating_sub(self.budget);
+        Ok(self.idle.pop(over))
+    }
+
+    /// Ends the charge of these addresses. Their memory stays, idle.
+    pub(super) fn discharge(&mut self, bytes: &Range<u64>) {
+        let bytes = self.granules(bytes);
+        self.used -= bytes.end - bytes.start;
+        self.idle.insert(bytes);
+    }
+
+    /// Bytes that can still be charged.
+    pub(super) fn available(&self) -> u64 {
+        self.budget - self.used
+    }
+
+    /// Bytes that are charged.
+    pub(super) fn used(&self) -> u64 {
+        self.used
+    }
+
+    /// Blocks begin at multiples of the granule; the last of a chunk ends anywhere.
+    fn granules(&self, bytes: &Range<u64>) -> Range<u64> {
+        debug_assert_eq!(bytes.start % self.granule, 0);
+        bytes.start..bytes.end.next_multiple_of(self.granule)
+    }
+}
+
+/// A set of addresses as disjoint runs that do not touch: start to end.
+#[derive(Debug, Default)]
+struct Runs {
+    runs: BTreeMap<u64, u64>,
+    bytes: u64,
+}
+
+impl Runs {
+    fn insert(&mut self, run: Range<u64>) {
+        if run.is_empty() {
+            return;
+        }
+        self.bytes += run.end - run.start;
+        let (mut start, mut end) = (run.start, run.end);
+        if let Some((&before, &before_end)) = self.runs.range(..start).next_back() {
+            debug_assert!(before_end <= start);
+            if before_end == start {
+                self.runs.remove(&before);
+                start = before;
+            }
+        }
+        if let Some(after_end) = self.runs.remove(&end) {
+            end = after_end;
+        }
+        self.runs.insert(start, end);
+    }
+
+    fn remove(&mut self, run: &Range<u64>) {
+        // The only run that may begin before ours.
+        let first = self.runs.range(..run.start).next_back().map(|(&start, _)| start);
+        let touched: Vec<_> = first
+            .into_iter()
+            .chain(self.runs.range(run.clone()).map(|(&start, _)| start))
+            .collect();
+        for start in touched {
+            let end = self.runs[&start];
+            if end <= run.start {
+                continue;
+            }
+            self.runs.remove(&start);
+            self.bytes -= end - start;
+            for rest in [start..run.start.min(end), run.end.max(start)..end] {
+                if rest.start < rest.end {
+                    self.bytes += rest.end - rest.start;
+                    self.runs.insert(rest.start, rest.end);
+                }
+            }
+        }
+    }
+
+    /// Takes `bytes` out, from the end: the largest classes, whose runs are the longest.
+    fn pop(&mut self, mut bytes: u64) -> Vec<Range<u64>> {
+        let mut popped = Vec::new();
+        while bytes > 0 {
+            let (start, end) = self.runs.pop_last().expect("no more is asked for than is idle");
+            let from = start.max(end.saturating_sub(bytes));
+            if start < from {
+                self.runs.insert(start, from);
+            }
+            self.bytes -= end - from;
+            bytes -= end - from;
+            popped.push(from..end);
+        }
+        popped
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn charge(slots: &mut Slots, bytes: Range<u64>) -> Result<Vec<Range<u64>>, Full> {
+        slots.charge(&[bytes])
+    }
+
+    fn slots() -> Slots {
+        Slots::new(16, 4, 4, 64)
+    }
+
+    #[test]
+    fn a_slot_given_back_is_the_next_one_taken() {
+        let mut slots = slots();
+        let (first, second) = (slots.take(16).unwrap(), slots.take(13).unwrap());
+        assert!(first.offset.abs_diff(second.offset) >= 16);
+        slots.give(&first);
+        assert_eq!(slots.take(9).unwrap(), first);
+    }
+
+    #[test]
+    fn slots_of_all_classes_are_disjoint_and_end() {
+        let mut slots = slots();
+        let mut taken = BTreeSet::new();
+        for (len, size) in [(1, 4), (5, 8), (16, 16)] {
+            while let Ok(slot) = slots.take(len) {
+                assert!(slot.offset + size <= slots.address_bytes());
+                assert!((slot.offset..slot.offset + size).all(|byte| taken.insert(byte)));
+            }
+        }
+        assert_eq!(taken.len() as u64, slots.address_bytes());
+    }
+
+    #[test]
+    fn warm_memory_costs_nothing_and_cold_memory_is_paid_by_idle_memory() {
+        let mut slots = slots();
+        let (a, b) = (slots.take(16).unwrap(), slots.take(16).unwrap());
+        assert_eq!(charge(&mut slots, a.offset..a.offset + 16), Ok(vec![]));
+        slots.discharge(&(a.offset..a.offset + 16));
+        assert_eq!(charge(&mut slots, a.offset..a.offset + 8), Ok(vec![]));
+        assert_eq!(slots.available(), 56);
+        // 8 used and 8 idle of 64: 48 more fit beside the idle ones.
+        for at in [b.offset, b.offset + 16, b.offset + 32] {
+            assert_eq!(charge(&mut slots, at..at + 16), Ok(vec![]));
+        }
+        let released = charge(&mut slots, b.offset + 48..b.offset + 52).unwrap();
+        assert_eq!(released, vec![a.offset + 12..a.offset + 16]);
+        assert_eq!(charge(&mut slots, b.offset + 64..b.offset + 80), Err(Full));
+    }
+
+    proptest! {
+        /// Against a set of granules: what is used and idle is exact, and within the budget.
+        #[test]
+        fn resident_memory_never_exceeds_the_budget(
+            steps in prop::collection::vec((0_u64..24, 1_u64..6), 1..60)
+        ) {
+            let mut slots = Slots::new(64, 4, 4, 48);
+            let (mut used, mut resident) = (BTreeSet::new(), BTreeSet::new());
+            for (start, len) in steps {
+                let granules = start..start + len;
+                let bytes = start * 4..(start + len) * 4;
+                if granules.clone().all(|granule| used.contains(&granule)) {
+                    slots.discharge(&bytes);
+                    for granule in granules {
+                        used.remove(&granule);
+                    }
+                } else if !granules.clone().any(|granule| used.contains(&granule)) {
+                    let fits = (used.len() as u64 + len) * 4 <= 48;
+                    let charged = charge(&mut slots, bytes.clone());
+                    prop_assert_eq!(charged.is_ok(), fits);
+                    let Ok(released) = charged else { continue };
+                    for range in released {
+                        for granule in range.start / 4..range.end / 4 {
+                            prop_assert!(!used.contains(&granule) && resident.remove(&granule));
+                        }
+                    }
+                    used.extend(granules.clone());
+                    resident.extend(granules);
+                }
+                prop_assert!(resident.len() * 4 <= 48);
+                prop_assert_eq!(slots.used(), used.len() as u64 * 4);
+                prop_assert_eq!(slots.idle.bytes, (resident.len() - used.len()) as u64 * 4);
+            }
+        }
+    }
+}
