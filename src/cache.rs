@@ -1,3 +1,398 @@
-//! cache
+//! The chunk cache: object bytes in recycled memory, least recently used chunks given up first,
+//! one budget for all of it, every byte fetched once however many ask for it.
+//!
+//! Invariants:
+//!
+//! - Object bytes live only in chunks, and a block is charged on the budget before its bytes are
+//!   requested. So one number bounds memory.
+//! - A block is fetched by at most one GET at a time: the right to fill it is an
+//!   [`arena::BlockWriter`], and whoever else wants it waits on the block.
+//! - A chunk that somebody holds a [`Lease`] of is not given up. Nobody waits for room while
+//!   holding one: so what they all hold can be given up, and the wait ends.
+//! - A fetch, once begun, goes on without its reader; a failed one leaves its blocks empty, tells
+//!   those who waited for it why, and the next reader tries again.
+
+use std::collections::VecDeque;
+use std::ops::{Deref, Range};
+use std::pin::pin;
+use std::sync::Arc;
+
+use bytes::BufMut;
+use lru::LruCache;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, Semaphore};
+
+use self::arena::{Arena, BlockWriter, Memory};
+use self::slots::Full;
+use crate::layout::{Layout, Span};
+use crate::stats::Stats;
+use crate::store::{ObjectMeta, ObjectStore, StoreError};
+
 mod arena;
 mod slots;
+
+/// Names one version of one object; the inode number serves as such.
+pub type ObjectId = u64;
+
+/// Why something is fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A reader waits for it.
+    Demand,
+    /// A reader will probably want it.
+    Ahead,
+}
+
+/// The chunk cache. Clones are the same cache.
+#[derive(Clone)]
+pub struct ChunkCache(Arc<Inner>);
+
+struct Inner {
+    store: Arc<dyn ObjectStore>,
+    layout: Layout,
+    arena: Arc<Arena>,
+    /// Every chunk that holds or awaits bytes, by recency of use.
+    chunks: Mutex<LruCache<(ObjectId, u32), Arc<Chunk>>>,
+    /// Told when a chunk may have become free to be given up, or a charge has ended.
+    freed: Notify,
+    /// GETs of readahead in flight: fewer than there are connections, so that a reader in need
+    /// finds one.
+    ahead: Semaphore,
+    runtime: Handle,
+    stats: Arc<Stats>,
+}
+
+impl ChunkCache {
+    /// Makes a cache that spawns its fetches on `runtime`. Fails when the address space cannot be
+    /// reserved.
+    pub fn new(
+        store: Arc<dyn ObjectStore>,
+        layout: Layout,
+        budget_bytes: u64,
+        max_connections: usize,
+        runtime: Handle,
+        stats: Arc<Stats>,
+    ) -> std::io::Result<Self> {
+        Ok(Self(Arc::new(Inner {
+            store,
+            layout,
+            arena: Arena::reserve(layout, budget_bytes)?,
+            chunks: Mutex::new(LruCache::unbounded()),
+            freed: Notify::new(),
+            ahead: Semaphore::new((max_connections * 3 / 4).max(1)),
+            runtime,
+            stats,
+        })))
+    }
+
+    /// Bytes that chunks hold or await.
+    #[must_use]
+    pub fn used_bytes(&self) -> u64 {
+        self.0.arena.used()
+    }
+
+    /// Begins to fetch what of `range` nobody has fetched, in GETs of at most `piece_bytes`, as
+    /// far as the budget allows.
+    pub fn fetch(
+        &self,
+        id: ObjectId,
+        object: &Arc<ObjectMeta>,
+        range: Range<u64>,
+        piece_bytes: u64,
+        purpose: Purpose,
+    ) {
+        let layout = Layout { part_bytes: piece_bytes, ..self.0.layout };
+        for span in layout.spans(range) {
+            let Ok(lease) = self.lease(id, object, span.chunk) else { return };
+            for piece in layout.parts(layout.blocks(&span.bytes)) {
+                let Ok(writers) = self.claim_making_room(&lease, piece) else { return };
+                self.spawn_fetches(&lease, object, span.chunk, writers, purpose);
+            }
+        }
+    }
+
+    /// The bytes of `range`, which lies inside the object, as soon as they are there.
+    pub async fn read(
+        &self,
+        id: ObjectId,
+        object: &Arc<ObjectMeta>,
+        range: Range<u64>,
+    ) -> Result<Data, StoreError> {
+        let length = range.end - range.start;
+        let mut spans = self.0.layout.spans(range);
+        let Some(first) = spans.next() else { return Ok(Data::Joined(Vec::new())) };
+        let first = self.read_span(id, object, first).await?;
+        if first.bytes.len() as u64 == length {
+            return Ok(Data::Slice(first));
+        }
+        // Over a chunk boundary, which the kernel's aligned reads of a default mount never are.
+        let mut joined = first.to_vec();
+        drop(first);
+        for span in spans {
+            joined.extend_from_slice(&self.read_span(id, object, span).await?);
+        }
+        Ok(Data::Joined(joined))
+    }
+
+    async fn read_span(
+        &self,
+        id: ObjectId,
+        object: &Arc<ObjectMeta>,
+        span: Span,
+    ) -> Result<Slice, StoreError> {
+        let blocks = self.0.layout.blocks(&span.bytes);
+        loop {
+            let mut freed = pin!(self.0.freed.notified());
+            freed.as_mut().enable();
+            if let Ok(lease) = self.lease(id, object, span.chunk) {
+                match self.wait_for_blocks(&lease, object, span.chunk, &blocks).await {
+                    Ok(()) => return Ok(Slice { lease, bytes: span.bytes }),
+                    Err(Wait::Failed(error)) => return Err(error),
+                    Err(Wait::Full) => {}
+                }
+            }
+            freed.await;
+        }
+    }
+
+    /// Returns when all the blocks are ready, having fetched what nobody fetches.
+    async fn wait_for_blocks(
+        &self,
+        lease: &Lease,
+        object: &Arc<ObjectMeta>,
+        chunk: u32,
+        blocks: &Range<usize>,
+    ) -> Result<(), Wait> {
+        let since = lease.failures.lock().count;
+        loop {
+            let mut progress = pin!(lease.memory.progress().notified());
+            progress.as_mut().enable();
+            if lease.memory.is_ready(blocks.clone()) {
+                return Ok(());
+            }
+            if let Some(error) = lease.failures.lock().find(since, blocks) {
+                return Err(Wait::Failed(error));
+            }
+            if lease.memory.has_empty(blocks.clone()) {
+                let writers =
+                    self.claim_making_room(lease, blocks.clone()).map_err(|Full| Wait::Full)?;
+                self.spawn_fetches(lease, object, chunk, writers, Purpose::Demand);
+            }
+            progress.await;
+        }
+    }
+
+    /// The chunk, made when it is not there, and now the most recently used one.
+    fn lease(&self, id: ObjectId, object: &ObjectMeta, chunk: u32) -> Result<Lease, Full> {
+        let mut chunks = self.0.chunks.lock();
+        let key = (id, chunk);
+        if let Some(found) = chunks.get(&key) {
+            return Ok(Lease::new(found.clone(), &self.0));
+        }
+        let len = self.0.layout.chunk_len(object.version.size_bytes, chunk);
+        let memory = loop {
+            match self.0.arena.memory(len) {
+                Ok(memory) => break memory,
+                Err(Full) => self.0.evict_oldest(&mut chunks)?,
+            }
+        };
+        let made = Arc::new(Chunk { memory, failures: Mutex::default() });
+        chunks.put(key, made.clone());
+        Ok(Lease::new(made, &self.0))
+    }
+
+    /// Claims the empty blocks of a run, giving up the oldest chunks for them where it must.
+    fn claim_making_room(
+        &self,
+        lease: &Lease,
+        blocks: Range<usize>,
+    ) -> Result<Vec<BlockWriter>, Full> {
+        loop {
+            match lease.memory.claim(blocks.clone()) {
+                Ok(writers) => return Ok(writers),
+                Err(Full) => self.0.evict_oldest(&mut self.0.chunks.lock())?,
+            }
+        }
+    }
+
+    fn spawn_fetches(
+        &self,
+        lease: &Lease,
+        object: &Arc<ObjectMeta>,
+        chunk: u32,
+        writers: Vec<BlockWriter>,
+        purpose: Purpose,
+    ) {
+        for writer in writers {
+            let (lease, object) = (lease.clone(), object.clone());
+            self.0.runtime.spawn(fetch(lease, object, chunk, writer, purpose));
+        }
+    }
+}
+
+/// Why a wait for blocks has ended without them.
+enum Wait {
+    /// There is no room for them now.
+    Full,
+    /// Their fetch has failed.
+    Failed(StoreError),
+}
+
+/// One GET into one run of blocks. Whatever ends it, the writer's drop leaves them ready or empty.
+async fn fetch(
+    lease: Lease,
+    object: Arc<ObjectMeta>,
+    chunk: u32,
+    mut writer: BlockWriter,
+    purpose: Purpose,
+) {
+    let inner = &lease.inner;
+    let _turn = match purpose {
+        Purpose::Demand => None,
+        Purpose::Ahead => inner.ahead.acquire().await.ok(),
+    };
+    let mut verdict = Verdict {
+        chunk: &lease,
+        blocks: writer.blocks().clone(),
+        failure: Some(StoreError::Unavailable("the fetch was abandoned".to_owned())),
+    };
+    let range = inner.layout.object_range(&Span { chunk, bytes: writer.bytes().clone() });
+    inner.stats.gets.add(1);
+    let outcome = inner.store.get_range(&object.version, range, &mut writer).await;
+    inner.stats.bytes_fetched.add(writer.written() as u64);
+    verdict.failure = match outcome {
+        Ok(()) if !writer.has_remaining_mut() => None,
+        Ok(()) => Some(StoreError::Protocol("the body ended early".to_owned())),
+        Err(error) => Some(error),
+    };
+}
+
+/// Tells those who wait for these blocks why they were not fetched, even when the fetch panics or
+/// is cancelled; it is dropped before the writer, whose drop wakes them.
+struct Verdict<'a> {
+    chunk: &'a Chunk,
+    blocks: Range<usize>,
+    failure: Option<StoreError>,
+}
+
+impl Drop for Verdict<'_> {
+    fn drop(&mut self) {
+        if let Some(error) = self.failure.take() {
+            self.chunk.failures.lock().add(self.blocks.clone(), error);
+        }
+    }
+}
+
+impl Inner {
+    /// Gives up the least recently used chunk that nobody holds.
+    fn evict_oldest(&self, chunks: &mut LruCache<(ObjectId, u32), Arc<Chunk>>) -> Result<(), Full> {
+        // No new lease can be taken while `chunks` is locked, so a count of one stays one.
+        let idle = |chunk: &Arc<Chunk>| Arc::strong_count(chunk) == 1;
+        let oldest = chunks.iter().rev().find(|(_, chunk)| idle(chunk)).map(|(&key, _)| key);
+        chunks.pop(&oldest.ok_or(Full)?);
+        self.stats.evictions.add(1);
+        Ok(())
+    }
+}
+
+/// A chunk: its memory, and why parts of it could not be fetched lately.
+struct Chunk {
+    memory: Arc<Memory>,
+    failures: Mutex<Failures>,
+}
+
+/// The last few failed fetches of a chunk, for those who waited for them.
+#[derive(Default)]
+struct Failures {
+    /// How many there have been.
+    count: u64,
+    recent: VecDeque<(u64, Range<usize>, StoreError)>,
+}
+
+impl Failures {
+    /// Who waits finds the failure before eight others have followed; if not, it tries itself.
+    const KEPT: usize = 8;
+
+    fn add(&mut self, blocks: Range<usize>, error: StoreError) {
+        self.count += 1;
+        self.recent.push_back((self.count, blocks, error));
+        if self.recent.len() > Self::KEPT {
+            self.recent.pop_front();
+        }
+    }
+
+    /// The latest failure of any of these blocks after the first `since` ones.
+    fn find(&self, since: u64, blocks: &Range<usize>) -> Option<StoreError> {
+        let overlaps = |other: &Range<usize>| other.start < blocks.end && blocks.start < other.end;
+        let mut latest = self.recent.iter().rev().take_while(|(number, ..)| *number > since);
+        latest.find(|(_, failed, _)| overlaps(failed)).map(|(.., error)| error.clone())
+    }
+}
+
+/// Holds a chunk in the cache; those who wait for room hear of its end.
+struct Lease {
+    chunk: Option<Arc<Chunk>>,
+    inner: Arc<Inner>,
+}
+
+impl Lease {
+    fn new(chunk: Arc<Chunk>, inner: &Arc<Inner>) -> Self {
+        Self { chunk: Some(chunk), inner: inner.clone() }
+    }
+}
+
+impl Clone for Lease {
+    fn clone(&self) -> Self {
+        Self { chunk: self.chunk.clone(), inner: self.inner.clone() }
+    }
+}
+
+impl Deref for Lease {
+    type Target = Chunk;
+
+    fn deref(&self) -> &Chunk {
+        self.chunk.as_ref().expect("taken only by drop")
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.chunk = None;
+        self.inner.freed.notify_waiters();
+    }
+}
+
+/// Bytes of one chunk, which stay where they are while this lives.
+pub struct Slice {
+    lease: Lease,
+    bytes: Range<usize>,
+}
+
+impl Deref for Slice {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        let ready = self.lease.memory.bytes(self.bytes.clone());
+        ready.expect("was ready when the slice was made, and stays so while it is leased")
+    }
+}
+
+/// What a read gives.
+pub enum Data {
+    /// A piece of a chunk, not copied.
+    Slice(Slice),
+    /// Pieces of several chunks, copied together.
+    Joined(Vec<u8>),
+}
+
+impl Deref for Data {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Slice(slice) => slice,
+            Self::Joined(joined) => joined,
+        }
+    }
+}

@@ -97,11 +97,6 @@ impl Arena {
         Ok(Arc::new(Memory { arena: self.clone(), slot, len, states, progress: Notify::new() }))
     }
 
-    /// Bytes that can still be charged.
-    pub(super) fn available(&self) -> u64 {
-        self.slots.lock().available()
-    }
-
     /// Bytes that are charged: those that blocks hold or await.
     pub(super) fn used(&self) -> u64 {
         self.slots.lock().used()
@@ -150,11 +145,6 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Length of the chunk.
-    pub(super) fn len(&self) -> usize {
-        self.len
-    }
-
     /// Told whenever a block has become ready, or empty again.
     pub(super) fn progress(&self) -> &Notify {
         &self.progress
@@ -163,8 +153,7 @@ impl Memory {
     /// The bytes of a range, when all of its blocks are ready.
     pub(super) fn bytes(&self, range: Range<usize>) -> Option<&[u8]> {
         assert!(range.start <= range.end && range.end <= self.len, "inside the chunk");
-        let blocks = self.arena.layout.blocks(&range);
-        if !self.states[blocks].iter().all(|state| state.load(Ordering::Acquire) == READY) {
+        if !self.is_ready(self.arena.layout.blocks(&range)) {
             return None;
         }
         // SAFETY: inside our slot. All the blocks were written whole before they were published
@@ -175,9 +164,14 @@ impl Memory {
         })
     }
 
+    /// Whether all blocks of this run are ready.
+    pub(super) fn is_ready(&self, blocks: Range<usize>) -> bool {
+        self.states[blocks].iter().all(|state| state.load(Ordering::Acquire) == READY)
+    }
+
     /// Whether a block of this run is neither ready nor awaited.
-    pub(super) fn has_empty(&self, mut blocks: Range<usize>) -> bool {
-        blocks.any(|block| self.states[block].load(Ordering::Acquire) == EMPTY)
+    pub(super) fn has_empty(&self, blocks: Range<usize>) -> bool {
+        self.states[blocks].iter().any(|state| state.load(Ordering::Acquire) == EMPTY)
     }
 
     /// Takes all empty blocks of a run, charged on the budget: a writer for each part of each
@@ -405,6 +399,6 @@ mod tests {
         assert!(
             small.iter().all(|memory| memory.bytes(0..128 << 10).unwrap().iter().all(|&b| b == 7))
         );
-        assert_eq!(arena.available(), 0);
+        assert_eq!(arena.used(), 1 << 20);
     }
 }
