@@ -167,10 +167,6 @@ mod tests {
         ListEntry::Prefix(prefix.to_owned())
     }
 
-    fn hidden(reason: Hidden) -> Option<Meaning<'static>> {
-        Some(Meaning::Hidden(reason))
-    }
-
     #[test]
     fn n1_components_name_directories_and_the_last_one_a_file() {
         assert_eq!(meaning("", &common("a/")), Some(Meaning::Directory("a")));
@@ -207,9 +203,15 @@ mod tests {
             ("a\0b", Hidden::Nul),
             (long.as_str(), Hidden::TooLong),
         ] {
-            assert_eq!(meaning("d/", &common(&format!("d/{name}/"))), hidden(reason));
+            assert_eq!(
+                meaning("d/", &common(&format!("d/{name}/"))),
+                Some(Meaning::Hidden(reason))
+            );
             if !name.is_empty() {
-                assert_eq!(meaning("d/", &object(&format!("d/{name}"))), hidden(reason));
+                assert_eq!(
+                    meaning("d/", &object(&format!("d/{name}"))),
+                    Some(Meaning::Hidden(reason))
+                );
             }
         }
         for name in

@@ -307,7 +307,7 @@ mod tests {
             let store = store.clone();
             async move { store.head("k").await }
         });
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        tokio::time::sleep(Duration::from_mins(1)).await;
         assert_eq!((store.calls(), memory.counts().heads), (1, 0));
         store.open_gate();
         let start = tokio::time::Instant::now();
