@@ -21,7 +21,7 @@ use bytes::BufMut;
 use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{MutexGuard, Notify, Semaphore};
 
 use self::arena::{Arena, BlockWriter, Memory};
 use self::slots::Full;
@@ -31,6 +31,8 @@ use crate::store::{ObjectMeta, ObjectStore, StoreError};
 
 mod arena;
 mod slots;
+#[cfg(test)]
+mod tests;
 
 /// Names one version of one object; the inode number serves as such.
 pub type ObjectId = u64;
@@ -56,6 +58,8 @@ struct Inner {
     chunks: Mutex<LruCache<(ObjectId, u32), Arc<Chunk>>>,
     /// Told when a chunk may have become free to be given up, or a charge has ended.
     freed: Notify,
+    /// Held by the one reader whose turn it is to wait for room; the others queue for it.
+    turn: tokio::sync::Mutex<()>,
     /// GETs of readahead in flight: fewer than there are connections, so that a reader in need
     /// finds one.
     ahead: Semaphore,
@@ -80,6 +84,7 @@ impl ChunkCache {
             arena: Arena::reserve(layout, budget_bytes)?,
             chunks: Mutex::new(LruCache::unbounded()),
             freed: Notify::new(),
+            turn: tokio::sync::Mutex::new(()),
             ahead: Semaphore::new((max_connections * 3 / 4).max(1)),
             runtime,
             stats,
@@ -92,6 +97,12 @@ impl ChunkCache {
         self.0.arena.used()
     }
 
+    /// The most that one GET asks for.
+    #[must_use]
+    pub fn part_bytes(&self) -> u64 {
+        self.0.layout.part_bytes
+    }
+
     /// Begins to fetch what of `range` nobody has fetched, in GETs of at most `piece_bytes`, as
     /// far as the budget allows.
     pub fn fetch(
@@ -102,6 +113,10 @@ impl ChunkCache {
         piece_bytes: u64,
         purpose: Purpose,
     ) {
+        // What little room there is belongs to those who wait for it.
+        if purpose == Purpose::Ahead && self.0.turn.try_lock().is_err() {
+            return;
+        }
         let layout = Layout { part_bytes: piece_bytes, ..self.0.layout };
         for span in layout.spans(range) {
             let Ok(lease) = self.lease(id, object, span.chunk) else { return };
@@ -142,27 +157,36 @@ impl ChunkCache {
         span: Span,
     ) -> Result<Slice, StoreError> {
         let blocks = self.0.layout.blocks(&span.bytes);
+        let mut turn = None;
         loop {
             let mut freed = pin!(self.0.freed.notified());
             freed.as_mut().enable();
             if let Ok(lease) = self.lease(id, object, span.chunk) {
-                match self.wait_for_blocks(&lease, object, span.chunk, &blocks).await {
+                match self.wait_for_blocks(&lease, object, span.chunk, &blocks, &mut turn).await {
                     Ok(()) => return Ok(Slice { lease, bytes: span.bytes }),
                     Err(Wait::Failed(error)) => return Err(error),
+                    // Whose turn it is must not be woken by the end of its own lease.
+                    Err(Wait::Full) if turn.is_some() => lease.end_quietly(),
                     Err(Wait::Full) => {}
                 }
             }
-            freed.await;
+            if turn.is_some() {
+                freed.await;
+            } else {
+                turn = Some(self.0.turn.lock().await);
+            }
         }
     }
 
-    /// Returns when all the blocks are ready, having fetched what nobody fetches.
+    /// Returns when all the blocks are ready, having fetched what nobody fetches. Ends the caller's
+    /// turn to wait for room when it has found some.
     async fn wait_for_blocks(
         &self,
         lease: &Lease,
         object: &Arc<ObjectMeta>,
         chunk: u32,
         blocks: &Range<usize>,
+        turn: &mut Option<MutexGuard<'_, ()>>,
     ) -> Result<(), Wait> {
         let since = lease.failures.lock().count;
         loop {
@@ -178,6 +202,7 @@ impl ChunkCache {
                 let writers =
                     self.claim_making_room(lease, blocks.clone()).map_err(|Full| Wait::Full)?;
                 self.spawn_fetches(lease, object, chunk, writers, Purpose::Demand);
+                *turn = None;
             }
             progress.await;
         }
@@ -340,6 +365,11 @@ impl Lease {
     fn new(chunk: Arc<Chunk>, inner: &Arc<Inner>) -> Self {
         Self { chunk: Some(chunk), inner: inner.clone() }
     }
+
+    /// Ends without a word to those who wait for room.
+    fn end_quietly(mut self) {
+        self.chunk = None;
+    }
 }
 
 impl Clone for Lease {
@@ -358,8 +388,9 @@ impl Deref for Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.chunk = None;
-        self.inner.freed.notify_waiters();
+        if self.chunk.take().is_some() {
+            self.inner.freed.notify_waiters();
+        }
     }
 }
 

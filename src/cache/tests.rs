@@ -1,0 +1,221 @@
+//! The cache over a store in memory, in tiny chunks: what an outsider sees is bytes, errors and
+//! requests.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use tokio::task::JoinSet;
+
+use super::*;
+use crate::store::fault::{Fault, FaultyStore, Operation};
+use crate::store::memory::MemoryStore;
+
+const LAYOUT: Layout = Layout { chunk_bytes: 16, block_bytes: 4, part_bytes: 8 };
+
+struct Rig {
+    memory: Arc<MemoryStore>,
+    faults: Arc<FaultyStore>,
+    cache: ChunkCache,
+    objects: HashMap<ObjectId, (Arc<ObjectMeta>, Vec<u8>)>,
+}
+
+impl Rig {
+    /// A cache of `budget` bytes over objects of these sizes, numbered from 0.
+    fn new(budget: u64, sizes: &[usize]) -> Self {
+        let memory = Arc::new(MemoryStore::new());
+        let faults = Arc::new(FaultyStore::new(memory.clone()));
+        let objects = sizes.iter().enumerate().map(|(id, &size)| {
+            let bytes: Vec<u8> =
+                (0..size).map(|at| u8::try_from((at * 7 + id) % 251).unwrap()).collect();
+            let meta = memory.put(&format!("object-{id}"), bytes.clone());
+            (id as ObjectId, (Arc::new(meta), bytes))
+        });
+        let objects = objects.collect();
+        let stats = Arc::new(Stats::default());
+        let runtime = Handle::current();
+        let cache = ChunkCache::new(faults.clone(), LAYOUT, budget, 4, runtime, stats).unwrap();
+        Self { memory, faults, cache, objects }
+    }
+
+    fn read(
+        &self,
+        id: ObjectId,
+        range: Range<u64>,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send + 'static + use<> {
+        let (cache, (object, bytes)) = (self.cache.clone(), self.objects[&id].clone());
+        async move {
+            let data = cache.read(id, &object, range.clone()).await?;
+            let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
+            assert_eq!(&*data, &bytes[range]);
+            Ok(())
+        }
+    }
+
+    fn gets(&self) -> u64 {
+        self.memory.counts().gets
+    }
+}
+
+#[tokio::test]
+async fn ten_readers_of_one_block_cost_one_get() {
+    let rig = Rig::new(64, &[16]);
+    let mut readers = JoinSet::new();
+    for start in 0..10 {
+        readers.spawn(rig.read(0, start % 4..4));
+    }
+    assert!(readers.join_all().await.iter().all(Result::is_ok));
+    assert_eq!(rig.gets(), 1);
+}
+
+#[tokio::test]
+async fn reading_twice_costs_no_request() {
+    let rig = Rig::new(64, &[40]);
+    rig.read(0, 0..40).await.unwrap();
+    let gets = rig.gets();
+    assert_eq!(gets, 5, "two parts for each whole chunk, and the tail");
+    rig.read(0, 3..39).await.unwrap();
+    assert_eq!(rig.gets(), gets);
+}
+
+#[tokio::test]
+async fn a_random_read_fetches_its_blocks_only() {
+    let rig = Rig::new(64, &[40]);
+    rig.read(0, 21..23).await.unwrap();
+    assert_eq!((rig.gets(), rig.cache.used_bytes()), (1, 4));
+}
+
+#[tokio::test]
+async fn what_is_fetched_ahead_is_not_fetched_again() {
+    let rig = Rig::new(64, &[40]);
+    let object = rig.objects[&0].0.clone();
+    rig.cache.fetch(0, &object, 0..40, 8, Purpose::Ahead);
+    rig.read(0, 0..40).await.unwrap();
+    assert_eq!(rig.gets(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_fetch_is_told_to_all_who_waited_and_the_next_reader_tries_again() {
+    let rig = Rig::new(64, &[16]);
+    rig.faults.delay(Operation::Get, Duration::from_secs(1));
+    rig.faults.fail_next(Operation::Get, StoreError::Changed);
+    let waiting = [tokio::spawn(rig.read(0, 0..4)), tokio::spawn(rig.read(0, 2..4))];
+    for reader in waiting {
+        assert_eq!(reader.await.unwrap(), Err(StoreError::Changed));
+    }
+    assert_eq!((rig.gets(), rig.cache.used_bytes()), (0, 0));
+    rig.read(0, 0..4).await.unwrap();
+    assert_eq!(rig.gets(), 1);
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_keeps_the_blocks_it_filled() {
+    let rig = Rig::new(64, &[16]);
+    let broken = StoreError::Unavailable("broken".to_owned());
+    rig.faults.next(Operation::Get, Fault::BreakAfter(5, broken.clone()));
+    assert_eq!(rig.read(0, 0..8).await, Err(broken));
+    assert_eq!(rig.cache.used_bytes(), 4);
+    rig.read(0, 0..8).await.unwrap();
+    assert_eq!(rig.gets(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fetch_goes_on_without_its_reader() {
+    let rig = Rig::new(64, &[16]);
+    rig.faults.delay(Operation::Get, Duration::from_secs(1));
+    let impatient = tokio::time::timeout(Duration::from_millis(1), rig.read(0, 0..4)).await;
+    assert!(impatient.is_err());
+    rig.read(0, 0..4).await.unwrap();
+    assert_eq!(rig.gets(), 1);
+}
+
+#[tokio::test]
+async fn the_least_recently_used_chunk_makes_room() {
+    let rig = Rig::new(48, &[16, 16, 16, 16]);
+    for id in [0, 1, 2, 0] {
+        rig.read(id, 0..16).await.unwrap();
+    }
+    // Fetch tasks give their leases back a moment after the reader has the bytes.
+    tokio::task::yield_now().await;
+    rig.read(3, 0..16).await.unwrap();
+    let gets = rig.gets();
+    rig.read(0, 0..16).await.unwrap();
+    rig.read(2, 0..16).await.unwrap();
+    assert_eq!(rig.gets(), gets, "1 was the oldest");
+    rig.read(1, 0..16).await.unwrap();
+    assert_eq!(rig.gets(), gets + 2);
+}
+
+#[tokio::test]
+async fn readers_of_far_more_than_the_budget_all_get_their_bytes() {
+    let rig = Rig::new(32, &[40; 64]);
+    let mut readers = JoinSet::new();
+    for id in 0..64 {
+        for start in [0, 10, 30] {
+            readers.spawn(rig.read(id, start..start + 10));
+        }
+        let object = rig.objects[&id].0.clone();
+        rig.cache.fetch(id, &object, 0..40, 8, Purpose::Ahead);
+    }
+    while let Some(read) = readers.join_next().await {
+        read.unwrap().unwrap();
+        assert!(rig.cache.used_bytes() <= 32);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Whatever is read at once, whatever fails and whatever is cancelled: right bytes or the
+    /// injected error, the budget is kept, and nothing is left hanging.
+    #[test]
+    fn any_interleaving_gives_the_bytes_or_the_error(
+        sizes in prop::collection::vec(1_usize..50, 1..5),
+        steps in prop::collection::vec((any::<u8>(), 0_u64..50, 1_u64..30, any::<u8>()), 1..40),
+        faults in prop::collection::vec(any::<u8>(), 40),
+    ) {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        runtime.unwrap().block_on(async {
+            let rig = Rig::new(32, &sizes);
+            rig.faults.hook(move |call| {
+                let n = faults[usize::try_from(call.number).unwrap() % faults.len()];
+                match n % 8 {
+                    0 => Fault::Fail(StoreError::Throttled),
+                    1 => Fault::BreakAfter(usize::from(n / 8), StoreError::Throttled),
+                    2 | 3 => Fault::Delay(Duration::from_millis(u64::from(n))),
+                    _ => Fault::None,
+                }
+            });
+            let mut readers = JoinSet::new();
+            for (id, start, len, how) in steps {
+                let id = ObjectId::from(id) % sizes.len() as u64;
+                let (object, bytes) = &rig.objects[&id];
+                let range = start.min(bytes.len() as u64)..(start + len).min(bytes.len() as u64);
+                match how % 4 {
+                    0 => rig.cache.fetch(id, object, range, 4, Purpose::Ahead),
+                    1 => {
+                        let patience = Duration::from_millis(u64::from(how));
+                        let read = tokio::time::timeout(patience, rig.read(id, range));
+                        readers.spawn(async { read.await.unwrap_or(Ok(())) });
+                    }
+                    _ => {
+                        readers.spawn(rig.read(id, range));
+                    }
+                }
+                if how % 3 == 0 {
+                    tokio::time::sleep(Duration::from_millis(u64::from(how))).await;
+                }
+                assert!(rig.cache.used_bytes() <= 32);
+            }
+            for outcome in readers.join_all().await {
+                assert!(matches!(outcome, Ok(()) | Err(StoreError::Throttled)), "{outcome:?}");
+            }
+            // Everything comes to rest: no charge is left for bytes that never came.
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            let mut chunks = rig.cache.0.chunks.lock();
+            while rig.cache.0.evict_oldest(&mut chunks).is_ok() {}
+            assert_eq!((chunks.len(), rig.cache.used_bytes()), (0, 0));
+        });
+    }
+}
