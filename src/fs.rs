@@ -1,1 +1,369 @@
-//! To come.
+//! The file system without FUSE: names, attributes and bytes by inode number, and the errno of
+//! every failure.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::runtime::Handle;
+
+use crate::cache::{ChunkCache, Data, Purpose};
+use crate::config::Config;
+use crate::layout::{BLOCK_BYTES, Layout};
+use crate::namespace::{Ino, NameError, Namespace, NamespaceConfig, Node, NodeKind, ScanEntry};
+use crate::reader::{Limits, Readers};
+use crate::stats::Stats;
+use crate::store::{ObjectStore, StoreError};
+
+/// A bucket as a file system.
+pub struct BucketFs {
+    namespace: Arc<Namespace>,
+    cache: ChunkCache,
+    readers: Readers,
+    look: Look,
+    stats: Arc<Stats>,
+}
+
+/// What every file and directory looks like.
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    uid: u32,
+    gid: u32,
+    file_mode: u16,
+    dir_mode: u16,
+}
+
+/// The sizes that reads and the memory for them are cut by.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadConfig {
+    /// Chunks, blocks and parts.
+    pub layout: Layout,
+    /// The bound on cached and in-flight object bytes.
+    pub memory_budget_bytes: u64,
+    /// Requests in flight at once.
+    pub max_connections: usize,
+}
+
+impl ReadConfig {
+    /// Takes the sizes from the configuration. A chunk larger than a quarter of the budget is
+    /// made smaller: chunks are what is given up for room, and there must be several.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        let quarter = (config.memory_budget_bytes / 4).max(BLOCK_BYTES);
+        let fitting = 1 << quarter.ilog2();
+        let chunk_bytes = config.chunk_bytes.min(fitting);
+        let layout = Layout {
+            chunk_bytes,
+            block_bytes: BLOCK_BYTES,
+            part_bytes: config.part_bytes.min(chunk_bytes),
+        };
+        Self {
+            layout,
+            memory_budget_bytes: config.memory_budget_bytes,
+            max_connections: config.max_connections,
+        }
+    }
+}
+
+/// File or directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File,
+}
+
+/// What stat(2) tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// The inode's number.
+    pub ino: Ino,
+    /// File or directory.
+    pub kind: Kind,
+    /// Length of a file; 0 for a directory.
+    pub size_bytes: u64,
+    /// `LastModified` of the object; for a directory, since when its listing is known as it is.
+    pub mtime: SystemTime,
+    /// Permission bits.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+impl Attributes {
+    /// Of nothing: what a negative answer carries.
+    pub const NONE: Self = Self {
+        ino: 0,
+        kind: Kind::File,
+        size_bytes: 0,
+        mtime: UNIX_EPOCH,
+        mode: 0,
+        uid: 0,
+        gid: 0,
+    };
+}
+
+/// Attributes, and how long they and the name that led to them may be believed without asking.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// The attributes.
+    pub attributes: Attributes,
+    /// Life of the name.
+    pub name_ttl: Duration,
+    /// Life of the attributes.
+    pub attributes_ttl: Duration,
+}
+
+/// One entry of a directory.
+#[derive(Clone, Copy, Debug)]
+pub struct DirectoryEntry<'a> {
+    /// Its name.
+    pub name: &'a [u8],
+    /// The number of its inode.
+    pub ino: Ino,
+    /// File or directory.
+    pub kind: Kind,
+    /// Where to go on reading behind this entry.
+    pub cookie: u64,
+}
+
+/// Every way in which a call can fail, and its errno (docs/semantics.md, "Errors").
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FsError {
+    /// ENOENT, by a complete answer that holds for `ttl`.
+    #[error("no such name")]
+    NotFound {
+        /// How long the kernel may believe it.
+        ttl: Duration,
+    },
+    /// ENOTDIR
+    #[error("not a directory")]
+    NotADirectory,
+    /// EISDIR
+    #[error("is a directory")]
+    IsADirectory,
+    /// ENAMETOOLONG
+    #[error("name too long")]
+    NameTooLong,
+    /// EACCES: the store refuses, or the object is archived.
+    #[error("access denied")]
+    Denied,
+    /// ESTALE: the object is no longer what its name led to.
+    #[error("the object has changed since it was looked up")]
+    Stale,
+    /// ETIMEDOUT: silence until the deadline.
+    #[error("timed out")]
+    TimedOut,
+    /// EIO: errors until the deadline, or nonsense.
+    #[error("input/output error")]
+    Io,
+}
+
+impl FsError {
+    /// The errno that a program sees.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::NotFound { .. } => libc::ENOENT,
+            Self::NotADirectory => libc::ENOTDIR,
+            Self::IsADirectory => libc::EISDIR,
+            Self::NameTooLong => libc::ENAMETOOLONG,
+            Self::Denied => libc::EACCES,
+            Self::Stale => libc::ESTALE,
+            Self::TimedOut => libc::ETIMEDOUT,
+            Self::Io => libc::EIO,
+        }
+    }
+}
+
+impl From<NameError> for FsError {
+    fn from(error: NameError) -> Self {
+        match error {
+            NameError::NotFound { ttl } => Self::NotFound { ttl },
+            NameError::TooLong => Self::NameTooLong,
+            NameError::NotADirectory => Self::NotADirectory,
+            NameError::IsADirectory => Self::IsADirectory,
+            NameError::Stale => Self::Stale,
+            // A listing or a HEAD knows no version, so nothing there is stale; "no such key" was
+            // made NotFound by the namespace where it is an answer.
+            NameError::Store(error) => Self::from_store(&error),
+        }
+    }
+}
+
+impl FsError {
+    fn from_store(error: &StoreError) -> Self {
+        match error {
+            // The name led to a version that is not there any more.
+            StoreError::NotFound | StoreError::Changed => Self::Stale,
+            StoreError::Denied(_) | StoreError::Archived | StoreError::NoCredentials(_) => {
+                Self::Denied
+            }
+            StoreError::TimedOut(_) => Self::TimedOut,
+            StoreError::Throttled
+            | StoreError::Unavailable(_)
+            | StoreError::Protocol(_)
+            | StoreError::NoSuchBucket
+            | StoreError::WrongRegion(_) => Self::Io,
+        }
+    }
+}
+
+impl BucketFs {
+    /// A file system over a store. Fails when the address space for the cache cannot be reserved.
+    pub fn new(
+        store: Arc<dyn ObjectStore>,
+        config: &Config,
+        names: NamespaceConfig,
+        reading: ReadConfig,
+        runtime: Handle,
+    ) -> std::io::Result<Arc<Self>> {
+        let stats = Arc::new(Stats::default());
+        let budget = reading.memory_budget_bytes;
+        let connections = reading.max_connections;
+        let limits = Limits {
+            block_bytes: reading.layout.block_bytes,
+            window_bytes: reading.layout.chunk_bytes,
+            part_bytes: reading.layout.part_bytes,
+            // The other half is for what was read and may be read again.
+            ahead_bytes: budget / 2,
+        };
+        let cache = ChunkCache::new(
+            store.clone(),
+            reading.layout,
+            budget,
+            connections,
+            runtime,
+            stats.clone(),
+        )?;
+        Ok(Arc::new(Self {
+            namespace: Namespace::new(store, names),
+            cache,
+            readers: Readers::new(limits),
+            look: Look {
+                uid: config.uid,
+                gid: config.gid,
+                file_mode: config.file_mode,
+                dir_mode: config.dir_mode,
+            },
+            stats,
+        }))
+    }
+
+    /// What was done so far.
+    #[must_use]
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// The entry of a name; counts one lookup, which the caller gives back with `forget`.
+    pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Entry, FsError> {
+        Ok(self.entry(&self.namespace.lookup(parent, name).await?))
+    }
+
+    /// Gives lookups back.
+    pub fn forget(&self, ino: Ino, lookups: u64) {
+        self.namespace.forget(ino, lookups);
+    }
+
+    /// The attributes of an inode.
+    pub fn attributes(&self, ino: Ino) -> Result<Entry, FsError> {
+        Ok(self.entry(&self.namespace.attributes(ino)?))
+    }
+
+    /// Bytes of a file: all that were asked for, less only at the end of the file.
+    pub async fn read(&self, ino: Ino, offset: u64, size: u32) -> Result<Data, FsError> {
+        let object = self.namespace.object(ino)?;
+        if object.archived {
+            return Err(FsError::Denied);
+        }
+        let length = object.version.size_bytes;
+        let want: Range<u64> = offset..length.min(offset.saturating_add(size.into()));
+        if want.is_empty() {
+            return Ok(Data::Joined(Vec::new()));
+        }
+        let plan = self.readers.plan(ino, length, want.clone());
+        let part = self.cache.part_bytes();
+        self.cache.fetch(ino, &object, plan.now, part, Purpose::Demand);
+        self.cache.fetch(ino, &object, plan.ahead, plan.ahead_piece_bytes, Purpose::Ahead);
+        match self.cache.read(ino, &object, want.clone()).await {
+            Ok(data) => {
+                self.stats.reads.add(1);
+                self.stats.bytes_served.add(data.len() as u64);
+                Ok(data)
+            }
+            Err(error) => {
+                let failure = FsError::from_store(&error);
+                if failure == FsError::Stale {
+                    self.namespace.changed(ino);
+                }
+                tracing::debug!(key = object.version.key, ?want, %error, "read failed");
+                Err(failure)
+            }
+        }
+    }
+
+    /// Hands out the entries of a directory behind `cookie`, until `add` takes no more.
+    pub async fn read_directory(
+        &self,
+        ino: Ino,
+        cookie: u64,
+        mut add: impl FnMut(&DirectoryEntry<'_>) -> bool,
+    ) -> Result<(), FsError> {
+        let scan = self.namespace.read_directory(ino, cookie).await?;
+        for item in scan.iter() {
+            if !add(&directory_entry(&item)) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same with everything that a lookup of each name would give; counts a lookup for each
+    /// that `add` takes.
+    pub async fn read_directory_plus(
+        &self,
+        ino: Ino,
+        cookie: u64,
+        mut add: impl FnMut(&DirectoryEntry<'_>, &Entry) -> bool,
+    ) -> Result<(), FsError> {
+        let scan = self.namespace.read_directory(ino, cookie).await?;
+        for item in scan.iter() {
+            if !add(&directory_entry(&item), &self.entry(&self.namespace.node(&item))) {
+                break;
+            }
+            self.namespace.remember(&item);
+        }
+        Ok(())
+    }
+
+    /// Forgets what is believed of all names, so that the next use asks the store.
+    pub fn drop_names(&self) {
+        self.namespace.drop_names();
+    }
+
+    fn entry(&self, node: &Node) -> Entry {
+        let Look { uid, gid, file_mode, dir_mode } = self.look;
+        let (kind, size_bytes, mtime, mode) = match &node.kind {
+            NodeKind::Directory { mtime } => (Kind::Directory, 0, *mtime, dir_mode),
+            NodeKind::File(object) => {
+                // Nobody can read it, and stat says so.
+                let mode = if object.archived { 0 } else { file_mode };
+                (Kind::File, object.version.size_bytes, object.last_modified, mode)
+            }
+        };
+        Entry {
+            attributes: Attributes { ino: node.ino, kind, size_bytes, mtime, mode, uid, gid },
+            name_ttl: node.name_ttl,
+            attributes_ttl: node.attr_ttl,
+        }
+    }
+}
+
+fn directory_entry<'a>(item: &ScanEntry<'a>) -> DirectoryEntry<'a> {
+    let kind = if item.is_directory { Kind::Directory } else { Kind::File };
+    DirectoryEntry { name: item.name, ino: item.ino, kind, cookie: item.cookie }
+}

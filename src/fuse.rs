@@ -1,1 +1,376 @@
-//! To come.
+//! The adapter: one kernel request, one [`BucketFs`] call, one reply. The only `use fuser`.
+//!
+//! There are no file handles: `open` and `opendir` answer ENOSYS, after which the kernel neither
+//! sends them again nor flush nor release, and keeps file and directory pages by itself (the
+//! kernel's `Documentation/filesystems/fuse`, `FUSE_NO_OPEN_SUPPORT`). The mount is read-only for
+//! the kernel too; the EROFS here is for what slips past it.
+
+use std::ffi::OsStr;
+use std::future::Future;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, MountOption, OpenFlags,
+    RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, SessionACL, SessionUnmounter, TimeOrNow, WriteFlags,
+};
+use nix::errno::Errno as SystemError;
+use nix::mount::{MntFlags, umount2};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use crate::config::{Access, Config};
+use crate::fs::{Attributes, BucketFs, DirectoryEntry, FsError, Kind};
+
+/// Inode numbers are never reused while mounted, so one generation does.
+const GENERATION: Generation = Generation(0);
+
+/// Requests that the kernel may have in flight on its own account (readahead, async direct I/O).
+/// Its default of 12 would hold eight readers with readahead back.
+const MAX_BACKGROUND: u16 = 64;
+
+/// A live mount; dropping it unmounts.
+pub struct Mounted {
+    mountpoint: PathBuf,
+    unmounter: Mutex<SessionUnmounter>,
+    ended: watch::Receiver<bool>,
+}
+
+/// Mounts `fs` and serves it on threads of its own; what cannot be answered at once goes on in
+/// `runtime`. Returns when the kernel has accepted the mount.
+pub fn mount(fs: Arc<BucketFs>, config: &Config, runtime: Handle) -> io::Result<Mounted> {
+    let mut options = fuser::Config::default();
+    options.mount_options = vec![
+        MountOption::RO,
+        MountOption::NoSuid,
+        MountOption::NoDev,
+        MountOption::NoAtime,
+        MountOption::DefaultPermissions,
+        MountOption::FSName(source(config)),
+        MountOption::Subtype("fasts3-mount".to_owned()),
+    ];
+    options.acl = match config.access {
+        Access::Owner => SessionACL::Owner,
+        Access::OwnerAndRoot => SessionACL::RootAndOwner,
+        Access::Everyone => SessionACL::All,
+    };
+    // More threads than cores gain nothing (measured), one makes small reads three times slower.
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    options.n_threads = Some(cores.clamp(2, 16));
+
+    let adapter = Adapter { fs, runtime, no_open: false, no_opendir: false };
+    let mut session = fuser::Session::new(adapter, &config.mountpoint, &options)?;
+    let unmounter = Mutex::new(session.unmount_callable());
+    let (end, ended) = watch::channel(false);
+    std::thread::Builder::new().name("fuse".to_owned()).spawn(move || {
+        if let Err(error) = session.run() {
+            tracing::error!(%error, "the FUSE session failed");
+        }
+        // Nobody may be waiting any more.
+        let _ = end.send(true);
+    })?;
+    Ok(Mounted { mountpoint: config.mountpoint.clone(), unmounter, ended })
+}
+
+/// What `mount` and `df` show. Commas separate mount options, so they cannot be shown.
+fn source(config: &Config) -> String {
+    format!("s3://{}/{}", config.bucket, config.prefix).replace([',', '\\'], "_")
+}
+
+impl Mounted {
+    /// Unmounts: plainly, or lazily when files are still open. A second call does nothing.
+    pub fn unmount(&self) -> io::Result<()> {
+        let Err(error) = self.unmounter.lock().unmount() else { return Ok(()) };
+        if error.raw_os_error() != Some(libc::EBUSY) {
+            return Err(error);
+        }
+        tracing::info!("the mount is busy: unmounting lazily");
+        match umount2(&self.mountpoint, MntFlags::MNT_DETACH) {
+            // Somebody else was faster.
+            Ok(()) | Err(SystemError::EINVAL) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Returns when the kernel has ended the session, be it by an unmount from outside.
+    pub async fn ended(&self) {
+        // An error means that the serving thread is gone, which is an end as well.
+        let _ = self.ended.clone().wait_for(|&ended| ended).await;
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Err(error) = self.unmount() {
+            tracing::warn!(%error, "could not unmount");
+        }
+    }
+}
+
+struct Adapter {
+    fs: Arc<BucketFs>,
+    runtime: Handle,
+    /// The kernel knows what ENOSYS to `open` means (since 3.16), and to `opendir` (5.1).
+    no_open: bool,
+    no_opendir: bool,
+}
+
+impl Adapter {
+    /// Runs what answers a request: on this very thread as long as it need not wait, for a task
+    /// switch costs more than a cached read does. A panic drops the reply, which fuser turns into
+    /// EIO, and ends neither the thread nor the mount.
+    fn answer(&self, request: impl Future<Output = ()> + Send + 'static) {
+        let mut request = Box::pin(request);
+        let _runtime = self.runtime.enter();
+        let first = catch_unwind(AssertUnwindSafe(|| {
+            request.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+        }));
+        if let Ok(Poll::Pending) = first {
+            // A task is polled when it is spawned, so no wake-up is lost.
+            self.runtime.spawn(request);
+        }
+    }
+}
+
+/// Methods whose only answer is one error.
+macro_rules! refuse {
+    ($errno:ident: $(fn $name:ident($($argument:ty),*) -> $reply:ty;)*) => {
+        $(fn $name(&self, _: &Request, $(_: $argument,)* reply: $reply) {
+            reply.error(Errno::$errno);
+        })*
+    };
+}
+
+impl fuser::Filesystem for Adapter {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let mut enable = |flag| config.add_capabilities(flag).is_ok();
+        self.no_open = enable(InitFlags::FUSE_NO_OPEN_SUPPORT);
+        self.no_opendir = enable(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        for flag in [
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_ASYNC_DIO,
+            // Attributes with the names when somebody asks for them, and only then.
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            // Makes the kernel compare a directory's mtime before it trusts its directory pages.
+            // A file's inode names one version, so for files it never fires.
+            InitFlags::FUSE_AUTO_INVAL_DATA,
+        ] {
+            if !enable(flag) {
+                tracing::debug!(?flag, "the kernel does not offer this");
+            }
+        }
+        // Neither can fail with a number that is not 0.
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        let _ = config.set_congestion_threshold(MAX_BACKGROUND / 4 * 3);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
+        self.answer(async move {
+            match fs.lookup(parent.0, &name).await {
+                Ok(entry) => reply.entry_with_ttls(
+                    &entry.attributes_ttl,
+                    &entry.name_ttl,
+                    &file_attr(&entry.attributes),
+                    GENERATION,
+                ),
+                // Inode 0 is how the protocol says "no such name, and you may remember it".
+                Err(FsError::NotFound { ttl }) if !ttl.is_zero() => reply.entry_with_ttls(
+                    &Duration::ZERO,
+                    &ttl,
+                    &file_attr(&Attributes::NONE),
+                    GENERATION,
+                ),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
+        self.fs.forget(ino.0, lookups);
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        match self.fs.attributes(ino.0) {
+            Ok(entry) => reply.attr(&entry.attributes_ttl, &file_attr(&entry.attributes)),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let fs = self.fs.clone();
+        self.answer(async move {
+            match fs.read(ino.0, offset, size).await {
+                Ok(data) => reply.data(&data),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    fn readdir(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let fs = self.fs.clone();
+        self.answer(async move {
+            let add = |entry: &DirectoryEntry<'_>| {
+                let name = OsStr::from_bytes(entry.name);
+                !reply.add(INodeNo(entry.ino), entry.cookie, file_type(entry.kind), name)
+            };
+            match fs.read_directory(ino.0, offset, add).await {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let fs = self.fs.clone();
+        self.answer(async move {
+            let add = |entry: &DirectoryEntry<'_>, known: &crate::fs::Entry| {
+                !reply.add(
+                    INodeNo(entry.ino),
+                    entry.cookie,
+                    OsStr::from_bytes(entry.name),
+                    // One field for both lives in fuser; the name's is the shorter one.
+                    &known.name_ttl.min(known.attributes_ttl),
+                    &file_attr(&known.attributes),
+                    GENERATION,
+                )
+            };
+            match fs.read_directory_plus(ino.0, offset, add).await {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        let block = u32::try_from(crate::layout::BLOCK_BYTES).unwrap_or(4096);
+        reply.statfs(0, 0, 0, 0, 0, block, 255, block);
+    }
+
+    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        if self.no_open {
+            reply.error(Errno::ENOSYS);
+        } else {
+            reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+        }
+    }
+
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        if self.no_opendir {
+            reply.error(Errno::ENOSYS);
+        } else {
+            reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
+        }
+    }
+
+    // Nothing is ever dirty.
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    // The kernel remembers ENOSYS and does not ask again.
+    refuse! { ENOSYS:
+        fn getxattr(INodeNo, &OsStr, u32) -> ReplyXattr;
+        fn listxattr(INodeNo, u32) -> ReplyXattr;
+        fn bmap(INodeNo, u32, u64) -> ReplyBmap;
+        fn lseek(INodeNo, FileHandle, i64, i32) -> ReplyLseek;
+    }
+    refuse! { ENOTTY:
+        fn ioctl(INodeNo, FileHandle, IoctlFlags, u32, &[u8], u32) -> ReplyIoctl;
+    }
+    refuse! { EINVAL:
+        fn readlink(INodeNo) -> ReplyData;
+    }
+    refuse! { EROFS:
+        fn setattr(INodeNo, Option<u32>, Option<u32>, Option<u32>, Option<u64>, Option<TimeOrNow>,
+            Option<TimeOrNow>, Option<SystemTime>, Option<FileHandle>, Option<SystemTime>,
+            Option<SystemTime>, Option<SystemTime>, Option<BsdFileFlags>) -> ReplyAttr;
+        fn mknod(INodeNo, &OsStr, u32, u32, u32) -> ReplyEntry;
+        fn mkdir(INodeNo, &OsStr, u32, u32) -> ReplyEntry;
+        fn unlink(INodeNo, &OsStr) -> ReplyEmpty;
+        fn rmdir(INodeNo, &OsStr) -> ReplyEmpty;
+        fn symlink(INodeNo, &OsStr, &Path) -> ReplyEntry;
+        fn rename(INodeNo, &OsStr, INodeNo, &OsStr, RenameFlags) -> ReplyEmpty;
+        fn link(INodeNo, INodeNo, &OsStr) -> ReplyEntry;
+        fn create(INodeNo, &OsStr, u32, u32, i32) -> ReplyCreate;
+        fn write(INodeNo, FileHandle, u64, &[u8], WriteFlags, OpenFlags, Option<LockOwner>)
+            -> ReplyWrite;
+        fn fallocate(INodeNo, FileHandle, u64, u64, i32) -> ReplyEmpty;
+        fn copy_file_range(INodeNo, FileHandle, u64, INodeNo, FileHandle, u64, u64,
+            CopyFileRangeFlags) -> ReplyWrite;
+        fn setxattr(INodeNo, &OsStr, &[u8], i32, u32) -> ReplyEmpty;
+        fn removexattr(INodeNo, &OsStr) -> ReplyEmpty;
+    }
+}
+
+fn errno(error: &FsError) -> Errno {
+    Errno::from_i32(error.errno())
+}
+
+fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::Directory => FileType::Directory,
+        Kind::File => FileType::RegularFile,
+    }
+}
+
+fn file_attr(attributes: &Attributes) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(attributes.ino),
+        size: attributes.size_bytes,
+        blocks: attributes.size_bytes.div_ceil(512),
+        atime: attributes.mtime,
+        mtime: attributes.mtime,
+        ctime: attributes.mtime,
+        crtime: UNIX_EPOCH,
+        kind: file_type(attributes.kind),
+        perm: attributes.mode,
+        // A directory's links are not counted; 1 is how a file system says so to find(1).
+        nlink: 1,
+        uid: attributes.uid,
+        gid: attributes.gid,
+        rdev: 0,
+        // What buffered readers such as Python's take as their buffer size.
+        blksize: 128 << 10,
+        flags: 0,
+    }
+}
