@@ -210,8 +210,8 @@ fn check_ca_bundle(path: &std::path::Path, named: &str) -> Result<(), String> {
     use rustls_pki_types::pem::PemObject as _;
 
     let shown = path.display();
-    let pem = std::fs::read(path)
-        .map_err(|error| format!("{named}: {shown} cannot be read: {error}"))?;
+    let pem =
+        std::fs::read(path).map_err(|error| format!("{named}: {shown} cannot be read: {error}"))?;
     match CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>() {
         Ok(certificates) if !certificates.is_empty() => Ok(()),
         Ok(_) => Err(format!("{named}: {shown} holds no PEM certificate")),

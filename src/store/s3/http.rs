@@ -53,8 +53,8 @@ pub(super) enum CallError {
     Broken(String),
     /// What came back is not HTTP.
     NotHttp(String),
-    /// Nothing came back in time.
-    Silent,
+    /// Nothing came back within this time.
+    Silent(Duration),
 }
 
 impl std::fmt::Display for CallError {
@@ -63,7 +63,7 @@ impl std::fmt::Display for CallError {
             Self::Unreachable(cause) => write!(f, "cannot connect: {cause}"),
             Self::Broken(cause) => write!(f, "the connection broke: {cause}"),
             Self::NotHttp(cause) => write!(f, "the answer is not HTTP: {cause}"),
-            Self::Silent => write!(f, "no response within {} s", HEAD_TIMEOUT.as_secs()),
+            Self::Silent(limit) => write!(f, "no response within {} s", limit.as_secs_f32()),
         }
     }
 }
@@ -83,25 +83,31 @@ pub(super) fn client(trust: &Trust<'_>) -> Result<SharedHttpClient, String> {
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE_TIMEOUT)
         .build(HttpsConnector::from((tcp, tls)));
-    let connector = SharedHttpConnector::new(Connector { client });
-    Ok(http_client_fn(move |_settings, _components| connector.clone()))
+    Ok(http_client_fn(move |settings, _components| {
+        // The credential providers set shorter limits of their own: the instance metadata service
+        // answers in milliseconds or does not exist.
+        let own = settings.connect_timeout().zip(settings.read_timeout());
+        let limit = own.map_or(HEAD_TIMEOUT, |(connect, read)| HEAD_TIMEOUT.min(connect + read));
+        SharedHttpConnector::new(Connector { client: client.clone(), limit })
+    }))
 }
 
 /// The SDK's view of the client.
 #[derive(Clone, Debug)]
 struct Connector {
     client: Client<HttpsConnector<HttpConnector>, SdkBody>,
+    limit: Duration,
 }
 
 impl SmithyConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let client = self.client.clone();
+        let Self { client, limit } = self.clone();
         HttpConnectorFuture::new(async move {
             let request =
                 request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()))?;
-            let response = tokio::time::timeout(HEAD_TIMEOUT, client.request(request))
+            let response = tokio::time::timeout(limit, client.request(request))
                 .await
-                .map_err(|_elapsed| ConnectorError::timeout(Box::new(CallError::Silent)))?
+                .map_err(|_elapsed| ConnectorError::timeout(Box::new(CallError::Silent(limit))))?
                 .map_err(|error| ConnectorError::io(Box::new(classify(&error))))?;
             HttpResponse::try_from(response.map(SdkBody::from_body_1_x))
                 .map_err(|error| ConnectorError::user(error.into()))
@@ -145,9 +151,9 @@ fn tls_config(trust: &Trust<'_>) -> Result<rustls::ClientConfig, String> {
         .map_err(|error| error.to_string())?;
     Ok(match trust {
         Trust::Roots(bundle) => builder.with_root_certificates(roots(*bundle)?),
-        Trust::Anybody => builder
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AcceptAnybody(provider))),
+        Trust::Anybody => {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAnybody(provider)))
+        }
     }
     .with_no_client_auth())
 }
