@@ -221,7 +221,7 @@ fn check_ca_bundle(path: &std::path::Path, named: &str) -> Result<(), String> {
 
 fn check_sizes(budget_bytes: u64, chunk_bytes: u64, part_bytes: u64) -> Result<(), String> {
     for (option, bytes) in [("--chunk-size", chunk_bytes), ("--part-size", part_bytes)] {
-        if bytes == 0 || bytes % BLOCK_BYTES != 0 {
+        if bytes == 0 || !bytes.is_multiple_of(BLOCK_BYTES) {
             return Err(format!("{option} must be a multiple of 128KiB, and is {bytes} bytes"));
         }
     }
@@ -278,7 +278,7 @@ fn user_allow_other(fuse_conf: &str) -> bool {
 pub(crate) fn size(bytes: u64) -> String {
     [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")]
         .into_iter()
-        .find(|&(unit, _)| bytes >= unit && bytes % unit == 0)
+        .find(|&(unit, _)| bytes >= unit && bytes.is_multiple_of(unit))
         .map_or_else(|| format!("{bytes} bytes"), |(unit, name)| format!("{}{name}", bytes / unit))
 }
 

@@ -23,6 +23,6 @@ impl Mounted {
 
     /// Resolves when the kernel has ended the session.
     pub async fn ended(&self) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }

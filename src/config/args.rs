@@ -1,5 +1,6 @@
 //! The options as clap sees them: names, groups, defaults, environment variables, and how one value
 //! is read. The texts here are what `--help` shows.
+#![allow(clippy::doc_markdown)] // backticks would be shown too
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -289,8 +290,11 @@ impl FromStr for LogLevel {
     fn from_str(text: &str) -> Result<Self, String> {
         let filter = match text.to_ascii_lowercase().as_str() {
             // A level speaks of this program. The libraries below it stay at warnings, for their
-            // debug output shows every request, and would bury ours.
-            level @ ("warn" | "info" | "debug" | "trace") => format!("warn,fasts3_mount={level}"),
+            // debug output shows every request, and would bury ours. aws_config warns of each
+            // provider of credentials that there is not.
+            level @ ("warn" | "info" | "debug" | "trace") => {
+                format!("warn,aws_config=error,fasts3_mount={level}")
+            }
             "error" => "error".to_owned(),
             _ => text.to_owned(),
         };
@@ -376,8 +380,8 @@ mod tests {
     #[test]
     fn levels_and_directives_are_told_apart() {
         for (text, want) in [
-            ("info", Some("warn,fasts3_mount=info")),
-            ("DEBUG", Some("warn,fasts3_mount=debug")),
+            ("info", Some("warn,aws_config=error,fasts3_mount=info")),
+            ("DEBUG", Some("warn,aws_config=error,fasts3_mount=debug")),
             ("error", Some("error")),
             ("hyper=info,fasts3_mount=trace", Some("hyper=info,fasts3_mount=trace")),
             ("loud", None),

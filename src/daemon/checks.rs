@@ -67,7 +67,7 @@ fn unusable(path: &Path, error: &Error) -> StartError {
     })
 }
 
-/// The type of the file system whose mount point a path is. Format: proc_pid_mountinfo(5).
+/// The type of the file system whose mount point a path is. Format: `proc_pid_mountinfo(5)`.
 fn mounted_kind(mountinfo: &[u8], path: &Path) -> Option<String> {
     mountinfo.split(|&byte| byte == b'\n').find_map(|line| {
         let mut fields = line.split(|&byte| byte == b' ');

@@ -109,6 +109,8 @@ fn what_to_check(cause: &str) -> &'static str {
     // rustls names the certificate in each of its errors about one.
     if cause.contains("certificate") {
         "the certificate, or trust it with --ca-bundle"
+    } else if cause.starts_with("TLS: ") {
+        "--endpoint-url, and that a server at that port speaks https"
     } else {
         "--endpoint-url and the network"
     }

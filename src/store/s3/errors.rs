@@ -7,7 +7,7 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::RequestId as _;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
-use super::http::{CallError, innermost};
+use super::http::{CallError, causes, innermost};
 use crate::store::StoreError;
 
 /// A failed request, with the one distinction that start-up makes beyond [`StoreError`]: whether
@@ -89,6 +89,7 @@ where
 /// What it means that a chain of providers gave no credentials.
 pub(super) fn credentials_failure(error: &CredentialsError) -> StoreError {
     let cause = innermost(error);
+    let cause = cause.trim_end_matches('.');
     match error {
         // A provider that exists and fails, such as an STS endpoint, may work a moment later.
         CredentialsError::ProviderTimedOut(_) => {
@@ -97,8 +98,27 @@ pub(super) fn credentials_failure(error: &CredentialsError) -> StoreError {
         CredentialsError::ProviderError(_) => {
             StoreError::Unavailable(format!("credentials: {cause}"))
         }
+        CredentialsError::CredentialsNotLoaded(_) => StoreError::NoCredentials(tried(cause)),
         // The enum is open: what it may grow is no reason to ask again.
-        _ => StoreError::NoCredentials(cause),
+        _ => StoreError::NoCredentials(cause.to_owned()),
+    }
+}
+
+/// The chain reports each of its providers in a line of its own; those that nobody has set up are
+/// what everybody sees, and say nothing.
+fn tried(report: &str) -> String {
+    let failed: Vec<&str> = report
+        .lines()
+        .skip(1)
+        .map(str::trim)
+        .filter(|line| !line.contains("was not enabled"))
+        .collect();
+    if failed.is_empty() {
+        "neither in the environment nor in a profile, and no web identity, container or instance \
+         role gave any"
+            .to_owned()
+    } else {
+        failed.join(", ")
     }
 }
 
@@ -195,8 +215,7 @@ fn region_of(body: &[u8]) -> Option<String> {
 
 /// The first error of a type in the chain of causes.
 fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
-    std::iter::successors(Some(error), |&error| error.source())
-        .find_map(|error| error.downcast_ref::<E>())
+    causes(error).find_map(|error| error.downcast_ref::<E>())
 }
 
 #[cfg(test)]

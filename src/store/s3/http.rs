@@ -117,6 +117,9 @@ impl SmithyConnector for Connector {
 
 fn classify(error: &hyper_util::client::legacy::Error) -> CallError {
     let cause = innermost(error);
+    if causes(error).any(|cause| cause.is::<rustls::Error>()) {
+        return CallError::Unreachable(format!("TLS: {cause}"));
+    }
     if error.is_connect() {
         return CallError::Unreachable(cause);
     }
@@ -128,20 +131,20 @@ fn classify(error: &hyper_util::client::legacy::Error) -> CallError {
     }
 }
 
+/// An error and what caused it, one after the other.
+pub(super) fn causes<'a>(
+    error: &'a (dyn Error + 'static),
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| {
+        // An io::Error hides the error it wraps: its `source` is that error's source.
+        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        wrapped.map(|inner| inner as &(dyn Error + 'static)).or_else(|| error.source())
+    })
+}
+
 /// The deepest cause an error knows of; what stands above it are layers of "something failed".
 pub(super) fn innermost(error: &(dyn Error + 'static)) -> String {
-    let mut deepest = error;
-    loop {
-        // An io::Error hides the error it wraps: `source` gives the source of that error.
-        let wrapped = deepest
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::get_ref)
-            .map(|inner| inner as &(dyn Error + 'static));
-        match wrapped.or_else(|| deepest.source()) {
-            Some(source) => deepest = source,
-            None => return deepest.to_string(),
-        }
-    }
+    causes(error).last().unwrap_or(error).to_string()
 }
 
 fn tls_config(trust: &Trust<'_>) -> Result<rustls::ClientConfig, String> {
