@@ -41,6 +41,21 @@ pub struct S3Store {
     endpoint: String,
 }
 
+/// Keys to sign with, for whoever has them at hand: tests, mostly.
+#[derive(Clone)]
+pub struct Keys {
+    /// `AWS_ACCESS_KEY_ID`.
+    pub access_key_id: String,
+    /// `AWS_SECRET_ACCESS_KEY`; never shown.
+    pub secret_access_key: String,
+}
+
+impl std::fmt::Debug for Keys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Keys").field(&self.access_key_id).finish()
+    }
+}
+
 impl S3Store {
     /// Finds endpoint, region and credentials by the AWS configuration's rules. Nothing is sent to
     /// the store yet.
@@ -56,10 +71,22 @@ impl S3Store {
         config: &StoreConfig,
         region: Option<&str>,
     ) -> Result<Self, StoreError> {
-        let connect::Connected { client, region, endpoint } =
-            connect::connect(config, region).await?;
+        Ok(Self::new(bucket, config, connect::connect(config, region, None).await?))
+    }
+
+    /// The same with these keys, whatever the environment says.
+    pub async fn connect_with(
+        bucket: &str,
+        config: &StoreConfig,
+        keys: &Keys,
+    ) -> Result<Self, StoreError> {
+        Ok(Self::new(bucket, config, connect::connect(config, None, Some(keys)).await?))
+    }
+
+    fn new(bucket: &str, config: &StoreConfig, connected: connect::Connected) -> Self {
+        let connect::Connected { client, region, endpoint } = connected;
         let requester_pays = config.requester_pays;
-        Ok(Self { client, bucket: bucket.to_owned(), requester_pays, region, endpoint })
+        Self { client, bucket: bucket.to_owned(), requester_pays, region, endpoint }
     }
 
     /// The region that requests are signed for.

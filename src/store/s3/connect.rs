@@ -11,12 +11,14 @@ use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::Credentials;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{
     ProvideCredentials as _, RequestChecksumCalculation, ResponseChecksumValidation,
 };
 use aws_types::service_config::ServiceConfigKey;
 
+use super::Keys;
 use super::errors::credentials_failure;
 use super::http::{self, Trust};
 use crate::config::{PathStyle, StoreConfig};
@@ -44,6 +46,7 @@ pub(super) struct Connected {
 pub(super) async fn connect(
     config: &StoreConfig,
     region: Option<&str>,
+    keys: Option<&Keys>,
 ) -> Result<Connected, StoreError> {
     let wrong = |cause: String| StoreError::Unavailable(cause);
     let roots = Trust::Roots(config.ca_bundle.as_deref());
@@ -76,6 +79,14 @@ pub(super) async fn connect(
     }
     if config.no_sign_request {
         loader = loader.no_credentials();
+    } else if let Some(Keys { access_key_id, secret_access_key }) = keys {
+        loader = loader.credentials_provider(Credentials::new(
+            access_key_id,
+            secret_access_key,
+            None,
+            None,
+            "given keys",
+        ));
     }
     let sdk = loader.load().await;
 

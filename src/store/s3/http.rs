@@ -117,7 +117,7 @@ impl SmithyConnector for Connector {
 
 fn classify(error: &hyper_util::client::legacy::Error) -> CallError {
     let cause = innermost(error);
-    if causes(error).any(|cause| cause.is::<rustls::Error>()) {
+    if causes(error).any(<dyn Error>::is::<rustls::Error>) {
         return CallError::Unreachable(format!("TLS: {cause}"));
     }
     if error.is_connect() {
