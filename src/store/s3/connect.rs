@@ -16,6 +16,7 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{
     ProvideCredentials as _, RequestChecksumCalculation, ResponseChecksumValidation,
 };
+use aws_types::os_shim_internal::{Env, Fs};
 use aws_types::service_config::ServiceConfigKey;
 
 use super::Keys;
@@ -59,6 +60,9 @@ pub(super) async fn connect(
     };
 
     let profile = config.profile.as_deref();
+    if let Some(name) = profile {
+        check_profile(name).await?;
+    }
     let mut profile_region = ProfileFileRegionProvider::builder();
     if let Some(profile) = profile {
         profile_region = profile_region.profile_name(profile);
@@ -119,6 +123,19 @@ pub(super) async fn connect(
     let region = region.to_string();
     let endpoint = endpoint.unwrap_or_else(|| format!("AWS, {region}"));
     Ok(Connected { client: Client::from_conf(builder.build()), region, endpoint })
+}
+
+/// A profile that was asked for by name must exist; the SDK would go on to whatever else it finds.
+async fn check_profile(name: &str) -> Result<(), StoreError> {
+    #[allow(clippy::default_trait_access)] // the type is of a crate that nothing else is used of
+    let files = Default::default();
+    let profiles = aws_config::profile::load(&Fs::real(), &Env::real(), &files, None)
+        .await
+        .map_err(|error| StoreError::NoCredentials(http::innermost(&error)))?;
+    if profiles.get_profile(name).is_some() {
+        return Ok(());
+    }
+    Err(StoreError::NoCredentials(format!("the AWS configuration files have no profile {name:?}")))
 }
 
 /// `AWS_ENDPOINT_URL_S3`, the `s3` service section of the profile, `AWS_ENDPOINT_URL`, the profile:
