@@ -15,7 +15,7 @@ async fn body(stream: ByteStream) -> Vec<u8> {
 
 #[tokio::test]
 async fn get_and_head_tell_the_same_about_an_object() {
-    let (server, client) = server().await;
+    let (server, client) = server();
     let bucket = server.bucket("data");
     let info = bucket.put("dir/hello", "hello, world");
     let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
@@ -39,7 +39,7 @@ async fn get_and_head_tell_the_same_about_an_object() {
 
 #[tokio::test]
 async fn every_key_that_s3_allows_can_be_put_and_read() {
-    let (server, client) = server().await;
+    let (server, client) = server();
     let bucket = server.bucket("data");
     let long = "k".repeat(1024);
     let keys = [
@@ -65,7 +65,7 @@ async fn every_key_that_s3_allows_can_be_put_and_read() {
 
 #[tokio::test]
 async fn ranges_are_answered_as_s3_does() {
-    let (server, client) = server().await;
+    let (server, client) = server();
     let bucket = server.bucket("data");
     bucket.put_synthetic("ten", 10);
     bucket.put("empty", "");
@@ -104,7 +104,7 @@ async fn ranges_are_answered_as_s3_does() {
 
 #[tokio::test]
 async fn synthetic_bytes_are_the_same_however_they_are_read() {
-    let (server, client) = server().await;
+    let (server, client) = server();
     let bucket = server.bucket("data");
     let info = bucket.put_synthetic("big", 10 << 30);
     bucket.put_family(Family { prefix: "f/".into(), count: 10, size: 777, suffix: ".x".into() });
@@ -121,7 +121,7 @@ async fn synthetic_bytes_are_the_same_however_they_are_read() {
 
 #[tokio::test]
 async fn if_match_is_refused_once_the_object_was_overwritten() {
-    let (server, client) = server().await;
+    let (server, client) = server();
     let bucket = server.bucket("data");
     let first = bucket.put_synthetic("a", 100);
     let get = |etag: &str| {
@@ -138,7 +138,7 @@ async fn if_match_is_refused_once_the_object_was_overwritten() {
 
 #[tokio::test]
 async fn what_is_missing_is_404_with_a_body_only_for_get() {
-    let (server, client) = server().await;
+    let (server, client) = server();
     let bucket = server.bucket("data");
     bucket.set_public(true);
     let get = client.get_object().bucket("data").key("none").send().await;
@@ -160,7 +160,7 @@ async fn what_is_missing_is_404_with_a_body_only_for_get() {
 
 #[tokio::test]
 async fn archived_objects_have_a_head_but_no_body() {
-    let (server, client) = server().await;
+    let (server, client) = server();
     let bucket = server.bucket("data");
     bucket.put("cold", "x");
     for class in ["GLACIER", "DEEP_ARCHIVE"] {
@@ -177,7 +177,7 @@ async fn archived_objects_have_a_head_but_no_body() {
 
 #[tokio::test]
 async fn wrong_signatures_and_missing_ones_are_403() {
-    let (server, _) = server().await;
+    let (server, _) = server();
     let bucket = server.bucket("data");
     bucket.put("a", "x");
     let url = server.endpoint_url();
@@ -199,7 +199,7 @@ async fn wrong_signatures_and_missing_ones_are_403() {
 
 #[tokio::test]
 async fn requests_for_another_region_are_sent_away() {
-    let (server, client) = server().await;
+    let (server, client) = server();
     let bucket = server.bucket("data");
     bucket.put("a", "x");
     bucket.set_public(true);
@@ -222,7 +222,7 @@ async fn requests_for_another_region_are_sent_away() {
 
 #[tokio::test]
 async fn requests_beyond_the_rate_limit_are_503() {
-    let (server, client) = server().await;
+    let (server, client) = server();
     server.bucket("data").put("a", "x");
     // So few a second that none is earned while the test runs, unless it takes a second.
     server.set_rate_limit(Some(1));
@@ -235,7 +235,7 @@ async fn requests_beyond_the_rate_limit_are_503() {
 
 #[tokio::test]
 async fn requests_bytes_and_connections_are_counted_and_logged() {
-    let (server, client) = server().await;
+    let (server, client) = server();
     let bucket = server.bucket("data");
     bucket.put_synthetic("a b", 1000);
     let get = client.get_object().bucket("data").key("a b").range("bytes=10-109").send().await;

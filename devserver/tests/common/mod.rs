@@ -11,11 +11,11 @@ use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use devserver::Server;
 
-pub fn client(endpoint: &str) -> Client {
+pub(crate) fn client(endpoint: &str) -> Client {
     client_with(endpoint, devserver::ACCESS_KEY, devserver::SECRET_KEY, "us-east-1")
 }
 
-pub fn client_with(endpoint: &str, access_key: &str, secret_key: &str, region: &str) -> Client {
+pub(crate) fn client_with(endpoint: &str, access_key: &str, secret_key: &str, region: &str) -> Client {
     let config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .credentials_provider(Credentials::new(access_key, secret_key, None, None, "test"))
@@ -27,14 +27,15 @@ pub fn client_with(endpoint: &str, access_key: &str, secret_key: &str, region: &
     Client::from_conf(config)
 }
 
-pub async fn server() -> (Server, Client) {
-    let server = Server::builder().start().await.unwrap();
+pub(crate) fn server() -> (Server, Client) {
+    // On threads of its own, so that `raw` may block.
+    let server = Server::builder().start_blocking().unwrap();
     let client = client(&server.endpoint_url());
     (server, client)
 }
 
 /// The status and the error code of an answer that is an error.
-pub fn refusal<T: std::fmt::Debug, E: ProvideErrorMetadata + std::fmt::Debug>(
+pub(crate) fn refusal<T: std::fmt::Debug, E: ProvideErrorMetadata + std::fmt::Debug>(
     result: Result<T, SdkError<E>>,
 ) -> (u16, String) {
     match result {
@@ -47,7 +48,7 @@ pub fn refusal<T: std::fmt::Debug, E: ProvideErrorMetadata + std::fmt::Debug>(
 }
 
 /// Sends a request without a signature; the head and the body of the answer, as they came.
-pub fn raw(address: &str, method: &str, path: &str, headers: &str) -> (String, Vec<u8>) {
+pub(crate) fn raw(address: &str, method: &str, path: &str, headers: &str) -> (String, Vec<u8>) {
     let mut stream = TcpStream::connect(address.trim_start_matches("http://")).unwrap();
     write!(
         stream,
