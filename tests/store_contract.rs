@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use fasts3_mount::config::StoreConfig;
 use fasts3_mount::store::memory::MemoryStore;
 use fasts3_mount::store::retry::{RetryPolicy, Retrying};
-use fasts3_mount::store::s3::{Keys, S3Store};
+use fasts3_mount::store::s3::{Failure, Keys, S3Store};
 use fasts3_mount::store::{
     ListEntry, ListFrom, ListPage, ListRequest, ObjectStore, ObjectVersion, StoreError, check_page,
 };
@@ -341,6 +341,66 @@ async fn one_call_of_the_store_is_one_request() {
     store.head("a").await.unwrap_err();
     assert_eq!(server.counts().head, 2);
     assert_eq!(server.counts().connections, 1, "connections are kept");
+}
+
+/// Puts TLS in front of a server, with a certificate that nobody knows; its URL and the certificate.
+async fn behind_tls(server: &devserver::Server) -> (String, String) {
+    use tokio_rustls::TlsAcceptor;
+    use tokio_rustls::rustls::ServerConfig;
+    use tokio_rustls::rustls::crypto::aws_lc_rs;
+    use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
+
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key.into())
+        .unwrap();
+    // As MinIO does: who offers HTTP/2 gets it, and this one could not speak it.
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    let behind = server.address();
+    tokio::spawn(async move {
+        loop {
+            let (plain, _) = listener.accept().await.unwrap();
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                // A client that refuses the certificate is what some tests are about.
+                let Ok(mut front) = acceptor.accept(plain).await else { return };
+                let mut back = tokio::net::TcpStream::connect(behind).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut front, &mut back).await;
+            });
+        }
+    });
+    (url, made.cert.pem())
+}
+
+#[tokio::test]
+async fn a_certificate_is_believed_only_when_somebody_says_so() {
+    let server = devserver::Server::builder().start().await.unwrap();
+    let bucket = server.bucket("contract");
+    let (url, certificate) = behind_tls(&server).await;
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = folder.path().join("ca.pem");
+    std::fs::write(&bundle, certificate).unwrap();
+
+    let unknown = config(&url);
+    let store = S3Store::connect_with("contract", &unknown, &keys(&server)).await.unwrap();
+    let Err(Failure::Unreachable(why)) = store.probe("").await else { panic!("believed") };
+    assert!(why.contains("certificate"), "{why}");
+    assert_eq!(server.counts().requests(), 0);
+
+    let trusted = StoreConfig { ca_bundle: Some(bundle), ..config(&url) };
+    let store = S3Store::connect_with("contract", &trusted, &keys(&server)).await.unwrap();
+    contract(Arc::new(store), bucket).await;
+
+    let anybody = StoreConfig { no_verify_tls: true, ..config(&url) };
+    let store = S3Store::connect_with("contract", &anybody, &keys(&server)).await.unwrap();
+    assert_eq!(store.probe("").await, Ok(true));
 }
 
 /// Through the SDK itself, since another server has no other door.
