@@ -1,9 +1,18 @@
 //! Command-line arguments and environment variables, checked at the door, become one plain value.
+//!
+//! [`args`] holds the options as clap sees them; what needs more than one of them, or the machine,
+//! is checked here by [`parse`].
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Everything the daemon needs to know, valid by construction of `Args`.
+use clap::Parser as _;
+
+pub(crate) mod args;
+mod memory;
+
+/// Everything the daemon needs to know, valid by construction in [`parse`].
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The bucket's name.
@@ -36,6 +45,8 @@ pub struct Config {
     pub dir_mode: u16,
     /// Who may use the mount.
     pub access: Access,
+    /// What is logged, and how.
+    pub log: LogConfig,
 }
 
 /// Who may use the mount.
@@ -52,7 +63,7 @@ pub enum Access {
 /// How to reach the store.
 #[derive(Clone, Debug, Default)]
 pub struct StoreConfig {
-    /// The store's address; AWS when absent.
+    /// The store's address; when absent, that of the AWS configuration, and AWS itself.
     pub endpoint_url: Option<String>,
     /// Region, when not left to the usual chain.
     pub region: Option<String>,
@@ -80,4 +91,272 @@ pub enum PathStyle {
     Always,
     /// `https://bucket.host/key`
     Never,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug)]
+pub struct LogConfig {
+    /// Directives of `tracing_subscriber::EnvFilter`.
+    pub filter: String,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Why there is no [`Config`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoConfig {
+    /// `--help` or `--version` was asked for: print this to standard output and end well.
+    Shown(String),
+    /// One sentence that names the option and says what is wrong with it.
+    Wrong(String),
+}
+
+/// A block is the unit of the cache: chunks and parts are made of whole ones.
+const BLOCK_BYTES: u64 = 128 * 1024;
+/// Parts that must fit into the budget together: two being read and two ahead of them. With less
+/// a stream would wait for its own readahead.
+const PARTS_IN_BUDGET: u64 = 4;
+/// Below this nothing but the smallest files would stay cached.
+const MIN_BUDGET_BYTES: u64 = 16 << 20;
+/// A chunk is also the readahead window of a stream; 1 GiB in flight is beyond any network card.
+const MAX_CHUNK_BYTES: u64 = 1 << 30;
+
+/// Reads the arguments (the program's name first) and the environment, and checks everything.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Config, NoConfig> {
+    let args = args::Args::try_parse_from(arguments).map_err(|error| no_config(&error))?;
+    validate(args).map_err(NoConfig::Wrong)
+}
+
+/// clap's message in one line: what stands above its first empty line.
+fn no_config(error: &clap::Error) -> NoConfig {
+    if !error.use_stderr() {
+        return NoConfig::Shown(error.render().to_string());
+    }
+    let text = error.render().to_string();
+    let lines: Vec<&str> =
+        text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
+    let sentence = lines.join(" ");
+    NoConfig::Wrong(sentence.strip_prefix("error: ").unwrap_or(&sentence).to_owned())
+}
+
+fn validate(args: args::Args) -> Result<Config, String> {
+    let args::Args { bucket, mountpoint, store, cache, names, permissions, log } = args;
+    let budget_bytes = cache.memory_budget.unwrap_or_else(|| {
+        // On a very small machine the default still has to hold what the other defaults need.
+        memory::default_budget_bytes().max(cache.part_size.saturating_mul(PARTS_IN_BUDGET))
+    });
+    check_sizes(budget_bytes, cache.chunk_size, cache.part_size)?;
+    let access = match (permissions.allow_other, permissions.allow_root) {
+        (true, _) => Access::Everyone,
+        (false, true) => Access::OwnerAndRoot,
+        (false, false) => Access::Owner,
+    };
+    check_access(access)?;
+    Ok(Config {
+        bucket: bucket.name,
+        prefix: bucket.prefix,
+        mountpoint,
+        store: store_config(store)?,
+        memory_budget_bytes: budget_bytes,
+        chunk_bytes: cache.chunk_size,
+        part_bytes: cache.part_size,
+        max_connections: usize::from(cache.max_connections),
+        metadata_ttl: names.metadata_ttl.0,
+        negative_ttl: names.negative_ttl,
+        uid: permissions.uid.unwrap_or_else(|| nix::unistd::getuid().as_raw()),
+        gid: permissions.gid.unwrap_or_else(|| nix::unistd::getgid().as_raw()),
+        file_mode: permissions.file_mode,
+        dir_mode: permissions.dir_mode,
+        access,
+        log: LogConfig { filter: log.log_level.0, format: log.log_format },
+    })
+}
+
+fn store_config(args: args::StoreArgs) -> Result<StoreConfig, String> {
+    // An empty variable means "not set", as in a systemd EnvironmentFile with every line present.
+    let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+    let (ca_bundle, named) = match args.ca_bundle {
+        Some(path) => (Some(path), "--ca-bundle"),
+        None => (std::env::var_os("AWS_CA_BUNDLE").map(PathBuf::from), "AWS_CA_BUNDLE"),
+    };
+    let ca_bundle = ca_bundle.filter(|path| !path.as_os_str().is_empty());
+    if let Some(path) = &ca_bundle {
+        check_ca_bundle(path, named)?;
+    }
+    Ok(StoreConfig {
+        endpoint_url: given(args.endpoint_url),
+        region: given(args.region),
+        profile: given(args.profile),
+        no_sign_request: args.no_sign_request,
+        requester_pays: args.requester_pays,
+        path_style: args.path_style,
+        ca_bundle,
+        no_verify_tls: args.no_verify_tls,
+    })
+}
+
+fn check_ca_bundle(path: &std::path::Path, named: &str) -> Result<(), String> {
+    use rustls_pki_types::CertificateDer;
+    use rustls_pki_types::pem::PemObject as _;
+
+    let shown = path.display();
+    let pem =
+        std::fs::read(path).map_err(|error| format!("{named}: {shown} cannot be read: {error}"))?;
+    match CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>() {
+        Ok(certificates) if !certificates.is_empty() => Ok(()),
+        Ok(_) => Err(format!("{named}: {shown} holds no PEM certificate")),
+        Err(error) => Err(format!("{named}: {shown} is not a PEM file: {error}")),
+    }
+}
+
+fn check_sizes(budget_bytes: u64, chunk_bytes: u64, part_bytes: u64) -> Result<(), String> {
+    for (option, bytes) in [("--chunk-size", chunk_bytes), ("--part-size", part_bytes)] {
+        if bytes == 0 || !bytes.is_multiple_of(BLOCK_BYTES) {
+            return Err(format!("{option} must be a multiple of 128KiB, and is {bytes} bytes"));
+        }
+    }
+    if part_bytes > chunk_bytes {
+        return Err(format!(
+            "--part-size ({}) must not be larger than --chunk-size ({})",
+            size(part_bytes),
+            size(chunk_bytes),
+        ));
+    }
+    if chunk_bytes > MAX_CHUNK_BYTES {
+        return Err(format!(
+            "--chunk-size must be at most {}, and is {}",
+            size(MAX_CHUNK_BYTES),
+            size(chunk_bytes),
+        ));
+    }
+    // A chunk may be larger than the budget: only its blocks that hold or await bytes count.
+    let least_bytes = MIN_BUDGET_BYTES.max(part_bytes.saturating_mul(PARTS_IN_BUDGET));
+    if budget_bytes < least_bytes {
+        return Err(format!(
+            "--memory-budget must be at least {} ({PARTS_IN_BUDGET} parts of --part-size {}, and \
+             never below {}), and is {}",
+            size(least_bytes),
+            size(part_bytes),
+            size(MIN_BUDGET_BYTES),
+            size(budget_bytes),
+        ));
+    }
+    Ok(())
+}
+
+/// fusermount3 lets an ordinary user share a mount only when the machine's owner has said so; root
+/// needs no leave.
+fn check_access(access: Access) -> Result<(), String> {
+    let option = match access {
+        Access::Owner => return Ok(()),
+        Access::OwnerAndRoot => "--allow-root",
+        Access::Everyone => "--allow-other",
+    };
+    let allowed = nix::unistd::geteuid().is_root()
+        || std::fs::read_to_string("/etc/fuse.conf").is_ok_and(|conf| user_allow_other(&conf));
+    if allowed {
+        return Ok(());
+    }
+    Err(format!("{option} needs a line `user_allow_other` in /etc/fuse.conf, or to be run as root"))
+}
+
+fn user_allow_other(fuse_conf: &str) -> bool {
+    fuse_conf.lines().any(|line| line.trim() == "user_allow_other")
+}
+
+/// A size as people write it, exact.
+pub(crate) fn size(bytes: u64) -> String {
+    [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")]
+        .into_iter()
+        .find(|&(unit, _)| bytes >= unit && bytes.is_multiple_of(unit))
+        .map_or_else(|| format!("{bytes} bytes"), |(unit, name)| format!("{}{name}", bytes / unit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(arguments: &[&str]) -> Result<Config, NoConfig> {
+        let all = ["fasts3-mount", "bucket", "/mnt"].into_iter().chain(arguments.iter().copied());
+        parse(all.map(OsString::from))
+    }
+
+    fn wrong(arguments: &[&str]) -> String {
+        match config(arguments) {
+            Err(NoConfig::Wrong(sentence)) => sentence,
+            other => panic!("{arguments:?} gave {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_the_documented_ones() {
+        let config = config(&[]).unwrap();
+        assert_eq!(config.chunk_bytes, 128 << 20);
+        assert_eq!(config.part_bytes, 8 << 20);
+        assert_eq!(config.max_connections, 64);
+        assert_eq!(config.metadata_ttl, Some(Duration::from_mins(1)));
+        assert_eq!(config.negative_ttl, Duration::from_secs(5));
+        assert_eq!((config.file_mode, config.dir_mode), (0o444, 0o555));
+        assert_eq!(config.access, Access::Owner);
+        assert_eq!(config.uid, nix::unistd::getuid().as_raw());
+        assert!(config.memory_budget_bytes <= 8 << 30);
+    }
+
+    #[test]
+    fn sizes_and_durations_are_read_as_people_write_them() {
+        let config = config(&[
+            "--memory-budget=4GiB",
+            "--chunk-size=64M",
+            "--part-size=1MiB",
+            "--metadata-ttl=indefinite",
+            "--negative-ttl=2m",
+        ])
+        .unwrap();
+        assert_eq!(config.memory_budget_bytes, 4 << 30);
+        assert_eq!(config.chunk_bytes, 64 << 20);
+        assert_eq!(config.part_bytes, 1 << 20);
+        assert_eq!(config.metadata_ttl, None);
+        assert_eq!(config.negative_ttl, Duration::from_mins(2));
+    }
+
+    #[test]
+    fn relations_are_checked_and_the_sentence_names_the_option() {
+        for (arguments, says) in [
+            (&["--part-size=256MiB"][..], "--part-size (256MiB) must not be larger"),
+            (&["--part-size=100KiB"], "--part-size must be a multiple of 128KiB"),
+            (&["--chunk-size=100KiB"], "--chunk-size must be a multiple of 128KiB"),
+            (&["--chunk-size=2GiB"], "--chunk-size must be at most 1GiB"),
+            (&["--memory-budget=16MiB"], "--memory-budget must be at least 32MiB"),
+            (&["--memory-budget=1MiB", "--part-size=128KiB"], "at least 16MiB"),
+            (&["--file-mode=0644"], "--file-mode"),
+            (&["--dir-mode=9"], "--dir-mode"),
+            (&["--allow-other", "--allow-root"], "--allow-other"),
+        ] {
+            let sentence = wrong(arguments);
+            assert!(sentence.contains(says), "{arguments:?}: {sentence}");
+            assert!(!sentence.contains('\n'), "{sentence}");
+        }
+    }
+
+    #[test]
+    fn a_chunk_may_be_larger_than_the_budget() {
+        let config = config(&["--memory-budget=32MiB", "--chunk-size=128MiB"]).unwrap();
+        assert_eq!(config.memory_budget_bytes, 32 << 20);
+    }
+
+    #[test]
+    fn only_a_whole_line_of_fuse_conf_allows_others() {
+        assert!(user_allow_other("mount_max = 10\n  user_allow_other \n"));
+        assert!(!user_allow_other("# user_allow_other\n"));
+    }
 }

@@ -1,1 +1,151 @@
-//! To come.
+//! The life of the daemon: check, assemble, mount, say so, wait, unmount.
+//!
+//! What can fail at the start fails before anything is mounted, within 10 s, with one sentence and
+//! an exit code ([`StartError`]).
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio::runtime::{Builder, Handle};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::config::{self, Config, NoConfig};
+use crate::fs::BucketFs;
+use crate::fuse;
+use crate::store::ObjectStore;
+use crate::store::retry::{RetryPolicy, Retrying};
+use crate::store::s3::S3Store;
+
+mod bucket;
+mod checks;
+mod error;
+mod logging;
+
+pub use error::StartError;
+
+/// The whole program: from its arguments (its own name first) to its exit code.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let outcome = match config::parse(arguments) {
+        Ok(config) => start(&config),
+        Err(NoConfig::Shown(text)) => {
+            use std::io::Write as _;
+            // Whoever closed the pipe has read enough.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            return ExitCode::SUCCESS;
+        }
+        Err(NoConfig::Wrong(sentence)) => Err(StartError::Usage(sentence)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("fasts3-mount: {error}");
+            error.exit_code()
+        }
+    }
+}
+
+fn start(config: &Config) -> Result<(), StartError> {
+    logging::init(&config.log)
+        .map_err(|cause| StartError::Internal(format!("logging cannot be started: {cause}")))?;
+    let runtime = Builder::new_multi_thread().enable_all().build().map_err(|error| {
+        StartError::Internal(format!("the threads of the daemon cannot be started: {error}"))
+    })?;
+    let outcome = runtime.block_on(run(config));
+    // A look-up of a host name may hang in a thread that nothing can end.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Mounts, and returns when the mount has ended.
+pub async fn run(config: &Config) -> Result<(), StartError> {
+    checks::fuse_device()?;
+    checks::mountpoint(&config.mountpoint)?;
+    if config.store.no_verify_tls {
+        tracing::warn!(
+            "--no-verify-tls: the store's certificate is NOT checked, so anybody on the way can \
+             read and alter the data"
+        );
+    }
+    let store = bucket::open(config).await?;
+    let (endpoint, region) = (store.endpoint().to_owned(), store.region().to_owned());
+
+    // From here on a signal must find somebody who unmounts.
+    let mut signals = Signals::new()
+        .map_err(|error| StartError::Internal(format!("signals cannot be received: {error}")))?;
+    let fs = stack(store, config);
+    let mounted = fuse::mount(fs, config, Handle::current())
+        .map_err(|error| StartError::NoFuse(refused(config, &error)))?;
+    tracing::info!(
+        endpoint,
+        region,
+        memory_budget = config::size(config.memory_budget_bytes),
+        chunk_size = config::size(config.chunk_bytes),
+        part_size = config::size(config.part_bytes),
+        max_connections = config.max_connections,
+        metadata_ttl = ?config.metadata_ttl,
+        "mounted s3://{}/{} on {}",
+        config.bucket,
+        config.prefix,
+        config.mountpoint.display(),
+    );
+
+    tokio::select! {
+        name = signals.next() => tracing::info!("{name}: unmounting"),
+        () = mounted.ended() => tracing::info!("unmounted from outside"),
+    }
+    // Unmounting waits for the kernel, which may be waiting for a reply from this runtime.
+    let unmounted = tokio::task::spawn_blocking(move || mounted.unmount()).await;
+    match unmounted {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(StartError::Internal(format!(
+            "{} cannot be unmounted: {error}; free it with `umount -l`",
+            config.mountpoint.display()
+        ))),
+        Err(error) => Err(StartError::Internal(format!("unmounting failed: {error}"))),
+    }
+}
+
+/// The layers between the kernel's requests and the network, outermost last: one request, its
+/// retries, the file system on them.
+fn stack(store: S3Store, config: &Config) -> Arc<BucketFs> {
+    let store: Arc<dyn ObjectStore> = Arc::new(store);
+    let policy = RetryPolicy { max_connections: config.max_connections, ..RetryPolicy::default() };
+    let store: Arc<dyn ObjectStore> = Arc::new(Retrying::new(store, policy));
+    BucketFs::new(store, config, SystemTime::now())
+}
+
+fn refused(config: &Config, error: &std::io::Error) -> String {
+    let remedy = if nix::unistd::geteuid().is_root() {
+        "in a container, start it with `--cap-add SYS_ADMIN --device /dev/fuse`"
+    } else {
+        "an ordinary user needs fusermount3, of the package fuse3, and a mountpoint of their own"
+    };
+    format!("mounting on {} was refused: {error}; {remedy}", config.mountpoint.display())
+}
+
+/// The signals that mean "end": from a terminal, from systemd, and from a terminal that is gone.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.hangup.recv() => "SIGHUP",
+        }
+    }
+}

@@ -1,3 +1,5 @@
-//! The binary.
+//! The binary; everything is in [`fasts3_mount::daemon`].
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    fasts3_mount::daemon::main(std::env::args_os())
+}

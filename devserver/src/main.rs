@@ -1,2 +1,2 @@
-//! x
+//! The server as a program.
 fn main() {}

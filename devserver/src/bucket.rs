@@ -1,0 +1,161 @@
+//! Buckets, as tests and the binary handle them.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+
+use crate::content;
+use crate::objects::{Content, Family, Object, Objects};
+
+/// A bucket. Clones are the same bucket; changes are seen by the next request.
+#[derive(Clone, Debug)]
+pub struct Bucket {
+    state: Arc<RwLock<State>>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub(crate) objects: Objects,
+    pub(crate) public: bool,
+    /// The region that requests must be for; `None` if any will do.
+    pub(crate) region: Option<String>,
+}
+
+/// What the bucket knows of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectInfo {
+    /// Its length in bytes.
+    pub size: u64,
+    /// Its `ETag` without the quotes: 32 hex digits.
+    pub etag: String,
+    /// When it was written: a whole second, the same in every run.
+    pub last_modified: SystemTime,
+    /// Its storage class, `STANDARD` unless set.
+    pub storage_class: String,
+    /// Of a synthetic object, what [`content::fill`] computes its bytes from.
+    pub seed: Option<u64>,
+}
+
+impl Bucket {
+    pub(crate) fn new(region: Option<String>) -> Self {
+        let state = State { region, ..State::default() };
+        Self { state: Arc::new(RwLock::new(state)) }
+    }
+
+    /// Stores an object, or overwrites it.
+    ///
+    /// Panics if the key is not 1 to 1024 bytes long, as [`put_synthetic`](Self::put_synthetic).
+    #[allow(clippy::must_use_candidate)] // it is the putting that matters
+    pub fn put(&self, key: &str, bytes: impl Into<Bytes>) -> ObjectInfo {
+        ObjectInfo::of(&self.write().objects.put(key, bytes.into()))
+    }
+
+    /// Puts an object whose bytes are computed. Overwriting one gives it other bytes.
+    #[allow(clippy::must_use_candidate)]
+    pub fn put_synthetic(&self, key: &str, size: u64) -> ObjectInfo {
+        ObjectInfo::of(&self.write().objects.put_synthetic(key, size))
+    }
+
+    /// Puts any number of synthetic objects at the cost of one. A key that was put or deleted by
+    /// itself, before or after, stays as it is.
+    pub fn put_family(&self, family: Family) {
+        self.write().objects.put_family(family);
+    }
+
+    /// Deletes an object; whether there was one.
+    #[allow(clippy::must_use_candidate)]
+    pub fn delete(&self, key: &str) -> bool {
+        self.write().objects.delete(key)
+    }
+
+    /// What the bucket knows of an object, if it has it.
+    #[must_use]
+    pub fn info(&self, key: &str) -> Option<ObjectInfo> {
+        self.read().objects.get(key).map(|object| ObjectInfo::of(&object))
+    }
+
+    /// The bytes that a GET of this range of an object answers; panics unless the object has them.
+    #[must_use]
+    pub fn bytes(&self, key: &str, range: Range<u64>) -> Bytes {
+        let object = self.read().objects.get(key).expect("the bucket has the key");
+        assert!(range.start <= range.end && range.end <= object.size(), "{range:?} of {key}");
+        let index = |offset| usize::try_from(offset).expect("a range that fits into memory");
+        match &object.content {
+            Content::Stored(bytes) => bytes.slice(index(range.start)..index(range.end)),
+            Content::Synthetic { seed, .. } => {
+                let mut bytes = vec![0; index(range.end - range.start)];
+                content::fill(*seed, range.start, &mut bytes);
+                bytes.into()
+            }
+        }
+    }
+
+    /// Changes an object's storage class, as a lifecycle rule would. A GET of an object in
+    /// `GLACIER` or `DEEP_ARCHIVE` is refused. Panics if there is no such object.
+    pub fn set_storage_class(&self, key: &str, class: &str) {
+        self.amend(key, |object| object.storage_class = class.into());
+    }
+
+    /// Changes when an object says it was written. Panics if there is no such object.
+    pub fn set_last_modified(&self, key: &str, time: SystemTime) {
+        self.amend(key, |object| object.last_modified = time);
+    }
+
+    /// Whether requests without a signature may read the bucket; at first they may not.
+    pub fn set_public(&self, public: bool) {
+        self.write().public = public;
+    }
+
+    /// The region that requests must be signed for; at first any will do. The endpoint itself is
+    /// in `us-east-1`, so requests without a signature are sent away from any other region.
+    pub fn set_region(&self, region: Option<&str>) {
+        self.write().region = region.map(str::to_owned);
+    }
+
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, State> {
+        // Only a key of a wrong length panics under the lock, and before it changes anything.
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn amend(&self, key: &str, change: impl FnOnce(&mut Object)) {
+        assert!(self.write().objects.amend(key, change), "the bucket has no key {key:?}");
+    }
+}
+
+impl ObjectInfo {
+    fn of(object: &Object) -> Self {
+        Self {
+            size: object.size(),
+            etag: object.etag.clone(),
+            last_modified: object.last_modified,
+            storage_class: object.storage_class.clone(),
+            seed: match object.content {
+                Content::Stored(_) => None,
+                Content::Synthetic { seed, .. } => Some(seed),
+            },
+        }
+    }
+}
+
+/// All buckets of a server.
+#[derive(Debug, Default)]
+pub(crate) struct Buckets(RwLock<HashMap<String, Bucket>>);
+
+impl Buckets {
+    pub(crate) fn get(&self, name: &str) -> Option<Bucket> {
+        self.0.read().expect("no panic while it is held").get(name).cloned()
+    }
+
+    pub(crate) fn get_or_create(&self, name: &str, region: Option<&str>) -> Bucket {
+        let mut buckets = self.0.write().expect("no panic while it is held");
+        let new = || Bucket::new(region.map(str::to_owned));
+        buckets.entry(name.to_owned()).or_insert_with(new).clone()
+    }
+}

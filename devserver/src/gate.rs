@@ -1,0 +1,162 @@
+//! What stands before s3s: counting, delays, throttling, the wrong-region answers; and behind it:
+//! what S3 answers otherwise than s3s.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use http::header::{AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, RANGE};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
+use hyper::body::Incoming;
+use percent_encoding::percent_decode_str;
+use s3s::service::{S3Service, S3ServiceBuilder};
+use s3s::{Body, HttpError, HttpResponse, s3_error};
+
+use crate::ENDPOINT_REGION;
+use crate::bucket::Buckets;
+use crate::counts::{Counters, Kind, LoggedRequest};
+use crate::service::Service;
+use crate::settings::Settings;
+use crate::target::{LocalhostDomains, Target};
+
+const BUCKET_REGION: &str = "x-amz-bucket-region";
+const REQUEST_ID: &str = "x-amz-request-id";
+
+pub(crate) struct Gate {
+    s3: S3Service,
+    buckets: Arc<Buckets>,
+    counters: Arc<Counters>,
+    settings: Arc<Settings>,
+    requests: AtomicU64,
+}
+
+impl Gate {
+    pub(crate) fn new(service: Service, settings: Arc<Settings>) -> Self {
+        let Service { buckets, counters } = service.clone();
+        let mut s3 = S3ServiceBuilder::new(service.clone());
+        s3.set_auth(service.clone());
+        s3.set_access(service);
+        s3.set_host(LocalhostDomains);
+        Self { s3: s3.build(), buckets, counters, settings, requests: AtomicU64::new(1) }
+    }
+
+    pub(crate) async fn answer(
+        &self,
+        request: Request<Incoming>,
+    ) -> Result<HttpResponse, HttpError> {
+        let id = format!("{:016X}", self.requests.fetch_add(1, Relaxed));
+        let target = Target::of(request.uri(), request.headers());
+        let kind = kind(request.method(), request.uri(), &target);
+        let is_head = request.method() == Method::HEAD;
+        self.counters.request(logged(kind, &request, &target));
+
+        let latency = match kind {
+            Kind::List => self.settings.list_latency(),
+            Kind::Head | Kind::Get => self.settings.first_byte_latency(),
+            Kind::Other => std::time::Duration::ZERO,
+        };
+        if !latency.is_zero() {
+            tokio::time::sleep(latency).await;
+        }
+
+        let mut response = if !self.settings.admits_request() {
+            let refusal = s3_error!(SlowDown, "Please reduce your request rate.");
+            refusal.to_http_response().map_err(|error| HttpError::new(Box::new(error)))?
+        } else if let Some(refusal) = self.wrong_region(&request, &target) {
+            refusal
+        } else {
+            self.s3.call(request.map(Body::from)).await?
+        };
+
+        if is_head && response.headers().contains_key(CONTENT_RANGE) {
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+        }
+        let silent = is_head && response.status().as_u16() >= 300;
+        if silent || response.status() == StatusCode::NOT_MODIFIED {
+            *response.body_mut() = Body::empty();
+            response.headers_mut().remove(CONTENT_TYPE);
+        }
+        let id = HeaderValue::try_from(id).expect("hexadecimal digits");
+        response.headers_mut().insert(REQUEST_ID, id);
+        Ok(response)
+    }
+
+    /// The refusal, if the bucket is in another region than the request is for.
+    fn wrong_region<B>(&self, request: &Request<B>, target: &Target) -> Option<HttpResponse> {
+        let region = self.buckets.get(&target.bucket)?.read().region.clone()?;
+        let asked = signed_region(request);
+        if asked.as_deref().unwrap_or(ENDPOINT_REGION) == region {
+            return None;
+        }
+        let (status, body) = match asked {
+            Some(asked) if request.method() != Method::HEAD => (
+                StatusCode::BAD_REQUEST,
+                format!(
+                    "<Code>AuthorizationHeaderMalformed</Code><Message>The authorization header \
+                     is malformed; the region '{asked}' is wrong; expecting '{region}'</Message>\
+                     <Region>{region}</Region>"
+                ),
+            ),
+            _ => (
+                StatusCode::MOVED_PERMANENTLY,
+                format!(
+                    "<Code>PermanentRedirect</Code><Message>The bucket you are attempting to \
+                     access must be addressed using the specified endpoint. Please send all \
+                     future requests to this endpoint.</Message><Bucket>{}</Bucket>\
+                     <Endpoint>s3.{region}.amazonaws.com</Endpoint>",
+                    target.bucket
+                ),
+            ),
+        };
+        let declared = r#"<?xml version="1.0" encoding="UTF-8"?>"#;
+        let body = format!("{declared}\n<Error>{body}</Error>");
+        let response = Response::builder()
+            .status(status)
+            .header(CONTENT_TYPE, "application/xml")
+            .header(BUCKET_REGION, &region)
+            .body(Body::from(body));
+        Some(response.expect("regions are set by the test and fit a header"))
+    }
+}
+
+fn kind(method: &Method, uri: &Uri, target: &Target) -> Kind {
+    let has = |name: &str| query(uri, name).is_some();
+    match *method {
+        Method::GET if target.is_object() => Kind::Get,
+        Method::HEAD if target.is_object() => Kind::Head,
+        Method::GET if !target.bucket.is_empty() && !has("location") => Kind::List,
+        _ => Kind::Other,
+    }
+}
+
+fn logged<B>(kind: Kind, request: &Request<B>, target: &Target) -> LoggedRequest {
+    let header = request.headers().get(RANGE).and_then(|value| value.to_str().ok());
+    let is_list = kind == Kind::List;
+    let of_list = |name| query(request.uri(), name).filter(|_| is_list);
+    LoggedRequest {
+        kind,
+        bucket: target.bucket.clone(),
+        key: of_list("prefix").unwrap_or_else(|| target.key.clone()),
+        delimiter: of_list("delimiter").unwrap_or_default(),
+        range: header.map(str::to_owned),
+    }
+}
+
+/// The region that the signature in the header or in the query is for.
+fn signed_region<B>(request: &Request<B>) -> Option<String> {
+    let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let scope = match header {
+        Some(header) => header.split_once("Credential=")?.1.split([',', ' ']).next()?.to_owned(),
+        None => query(request.uri(), "X-Amz-Credential")?,
+    };
+    // access key / day / region / service / aws4_request
+    scope.rsplit('/').nth(2).map(str::to_owned)
+}
+
+/// A decoded parameter; empty if it has no value.
+fn query(uri: &Uri, name: &str) -> Option<String> {
+    uri.query()?.split('&').find_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let spaced = value.replace('+', " ");
+        (key == name).then(|| percent_decode_str(&spaced).decode_utf8_lossy().into_owned())
+    })
+}

@@ -1,0 +1,184 @@
+//! Sockets: listening, pacing, and serving connections until the server is gone.
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, Sleep};
+use tracing::warn;
+
+use crate::counts::Counters;
+use crate::gate::Gate;
+use crate::settings::Settings;
+
+/// At most so much is written at once when a connection is paced. At least 16 KiB and otherwise a
+/// millisecond's worth, for that is how exactly tokio's timer wakes.
+const MAX_QUANTUM_BYTES: u64 = 256 * 1024;
+const MIN_QUANTUM_BYTES: u64 = 16 * 1024;
+/// A wait shorter than this is not begun but added to the next one.
+const SHORTEST_WAIT: Duration = Duration::from_micros(200);
+/// A connection that wrote nothing for so long has been idle, and idle time earns no bandwidth.
+const IDLE: Duration = Duration::from_millis(1);
+/// How far a busy connection may be behind its schedule and still catch up.
+const CATCH_UP: Duration = Duration::from_millis(5);
+
+/// A listening socket whose connections are not slowed by the machine: reno, since other
+/// congestion controls pace even on loopback.
+pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    if let Err(error) = socket.set_tcp_nodelay(true) {
+        warn!(%error, "cannot set TCP_NODELAY");
+    }
+    if let Err(error) = socket.set_tcp_congestion(b"reno") {
+        warn!(%error, "cannot set TCP_CONGESTION to reno");
+    }
+    socket.bind(&address.into())?;
+    socket.listen(1024)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Serves until it is dropped, and every connection with it.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    gate: Arc<Gate>,
+    settings: Arc<Settings>,
+    counters: Arc<Counters>,
+) {
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
+        };
+        let Ok((stream, _)) = accepted else {
+            // Out of file descriptors, most likely: let connections end first.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            continue;
+        };
+        counters.connection();
+        let _ = stream.set_nodelay(true);
+        let io = TokioIo::new(Paced::new(stream, settings.clone()));
+        let gate = gate.clone();
+        connections.spawn(async move {
+            let service = service_fn(|request| {
+                let gate = gate.clone();
+                async move { gate.answer(request).await }
+            });
+            // A client that hangs up is no error of the server.
+            let _ = http1::Builder::new().serve_connection(io, service).await;
+        });
+    }
+}
+
+/// A connection that writes no faster than the bandwidth that is set.
+struct Paced {
+    stream: TcpStream,
+    settings: Arc<Settings>,
+    /// When all that was written so far would have left, at the bandwidth.
+    schedule: Instant,
+    written_at: Instant,
+    /// Waited for but not yet written.
+    granted: usize,
+    /// Until `schedule`, while a grant waits.
+    wait: Option<(Pin<Box<Sleep>>, usize)>,
+}
+
+impl Paced {
+    fn new(stream: TcpStream, settings: Arc<Settings>) -> Self {
+        let now = Instant::now();
+        Self { stream, settings, schedule: now, written_at: now, granted: 0, wait: None }
+    }
+
+    /// How many of `wanted` bytes may be written now.
+    fn poll_grant(
+        &mut self,
+        context: &mut Context<'_>,
+        wanted: usize,
+        bandwidth: u64,
+    ) -> Poll<usize> {
+        if self.granted == 0 && self.wait.is_none() {
+            let quantum = (bandwidth / 1000).clamp(MIN_QUANTUM_BYTES, MAX_QUANTUM_BYTES);
+            let bytes = wanted.min(usize::try_from(quantum).expect("at most 256 KiB"));
+            let now = Instant::now();
+            let behind = if now - self.written_at > IDLE { Duration::ZERO } else { CATCH_UP };
+            let begin = self.schedule.max(now.checked_sub(behind).unwrap_or(now));
+            #[allow(clippy::cast_precision_loss)] // a rounding error far below the timer's
+            let takes = Duration::from_secs_f64(bytes as f64 / bandwidth as f64);
+            self.schedule = begin + takes;
+            if self.schedule > now + SHORTEST_WAIT {
+                self.wait = Some((Box::pin(tokio::time::sleep_until(self.schedule)), bytes));
+            } else {
+                self.granted = bytes;
+            }
+        }
+        if let Some((sleep, bytes)) = &mut self.wait {
+            ready!(sleep.as_mut().poll(context));
+            self.granted = *bytes;
+            self.wait = None;
+        }
+        Poll::Ready(self.granted.min(wanted))
+    }
+}
+
+impl AsyncRead for Paced {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, into)
+    }
+}
+
+impl AsyncWrite for Paced {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let Some(bandwidth) = self.settings.bandwidth() else {
+            return Pin::new(&mut self.stream).poll_write(context, bytes);
+        };
+        let allowed = ready!(self.poll_grant(context, bytes.len(), bandwidth));
+        let written = ready!(Pin::new(&mut self.stream).poll_write(context, &bytes[..allowed]))?;
+        self.granted -= written;
+        self.written_at = Instant::now();
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.settings.bandwidth().is_none() {
+            return Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        }
+        let first = slices.iter().find(|slice| !slice.is_empty());
+        self.poll_write(context, first.map_or(&[], |slice| slice))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

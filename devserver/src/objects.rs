@@ -1,0 +1,336 @@
+//! What a bucket holds, in key order. Pure: no I/O, no locks, no clock.
+//!
+//! Objects are in a map; a [`Family`] stands for any number of keys without a map entry each. A
+//! [`Cursor`] walks both as one sequence and can jump.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map;
+use std::fmt::Write as _;
+use std::iter::Peekable;
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use md5::{Digest, Md5};
+
+use crate::content;
+
+/// 2024-01-01T00:00:00Z. The n-th change of a bucket happened n seconds later, so that times are
+/// the same in every run and differ between versions.
+const FIRST_CHANGE: Duration = Duration::from_secs(1_704_067_200);
+
+/// A range of keys that exist without being stored: `prefix`, a number from 0 to `count` − 1 with
+/// leading zeros, `suffix`. Every one is a synthetic object of `size` bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Family {
+    /// What every key starts with.
+    pub prefix: String,
+    /// How many keys there are. All numbers have as many digits as `count` − 1.
+    pub count: u64,
+    /// The bytes of each object.
+    pub size: u64,
+    /// What every key ends with.
+    pub suffix: String,
+}
+
+impl Family {
+    /// The key number `index`.
+    #[must_use]
+    pub fn key(&self, index: u64) -> String {
+        format!("{}{index:0width$}{}", self.prefix, self.suffix, width = self.digits())
+    }
+
+    fn digits(&self) -> usize {
+        self.count.saturating_sub(1).checked_ilog10().unwrap_or(0) as usize + 1
+    }
+
+    /// The number of the first key inside the bound. The numbers have one width, so their order is
+    /// the order of the keys and halving finds it.
+    fn first_at(&self, from: Bound<&[u8]>) -> u64 {
+        let before = |index| match from {
+            Bound::Included(key) => self.key(index).as_bytes() < key,
+            Bound::Excluded(key) => self.key(index).as_bytes() <= key,
+            Bound::Unbounded => false,
+        };
+        let (mut low, mut high) = (0, self.count);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if before(middle) { low = middle + 1 } else { high = middle }
+        }
+        low
+    }
+
+    fn index_of(&self, key: &[u8]) -> Option<u64> {
+        let index = self.first_at(Bound::Included(key));
+        (index < self.count && self.key(index).as_bytes() == key).then_some(index)
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Content {
+    Stored(Bytes),
+    Synthetic { seed: u64, size: u64 },
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Object {
+    pub(crate) content: Content,
+    /// 32 hex digits, without the quotes.
+    pub(crate) etag: String,
+    pub(crate) last_modified: SystemTime,
+    pub(crate) storage_class: String,
+    pub(crate) content_type: String,
+    /// How often the key had been written before.
+    version: u64,
+}
+
+impl Object {
+    pub(crate) fn size(&self) -> u64 {
+        match &self.content {
+            Content::Stored(bytes) => bytes.len() as u64,
+            Content::Synthetic { size, .. } => *size,
+        }
+    }
+
+    /// In a class whose objects must be restored before they can be read.
+    pub(crate) fn is_archived(&self) -> bool {
+        matches!(self.storage_class.as_str(), "GLACIER" | "DEEP_ARCHIVE")
+    }
+
+    fn new(content: Content, etag: String, last_modified: SystemTime, version: u64) -> Self {
+        Self {
+            content,
+            etag,
+            last_modified,
+            storage_class: "STANDARD".into(),
+            content_type: "binary/octet-stream".into(),
+            version,
+        }
+    }
+
+    fn synthetic(key: &str, size: u64, last_modified: SystemTime, version: u64) -> Self {
+        let seed = content::seed(key, version);
+        let other = content::seed(key, !size ^ version.rotate_left(32));
+        let etag = format!("{seed:016x}{other:016x}");
+        Self::new(Content::Synthetic { seed, size }, etag, last_modified, version)
+    }
+}
+
+/// The objects of one bucket.
+#[derive(Debug, Default)]
+pub(crate) struct Objects {
+    /// `None` hides a key of a family: it was deleted.
+    map: BTreeMap<Vec<u8>, Option<Arc<Object>>>,
+    /// With the time at which each was put. The first that has a key supplies it.
+    families: Vec<(Family, SystemTime)>,
+    /// How often the bucket was changed.
+    changes: u32,
+}
+
+impl Objects {
+    pub(crate) fn get(&self, key: &str) -> Option<Arc<Object>> {
+        if let Some(slot) = self.map.get(key.as_bytes()) {
+            return slot.clone();
+        }
+        self.member(key)
+    }
+
+    pub(crate) fn put(&mut self, key: &str, bytes: Bytes) -> Arc<Object> {
+        let etag = Md5::digest(&bytes).iter().fold(String::new(), |mut hex, byte| {
+            write!(hex, "{byte:02x}").expect("writing to a string does not fail");
+            hex
+        });
+        let version = self.next_version(key);
+        let object = Object::new(Content::Stored(bytes), etag, self.tick(), version);
+        self.insert(key, object)
+    }
+
+    pub(crate) fn put_synthetic(&mut self, key: &str, size: u64) -> Arc<Object> {
+        let version = self.next_version(key);
+        let object = Object::synthetic(key, size, self.tick(), version);
+        self.insert(key, object)
+    }
+
+    pub(crate) fn put_family(&mut self, family: Family) {
+        let now = self.tick();
+        self.families.push((family, now));
+    }
+
+    /// Whether there was such an object.
+    pub(crate) fn delete(&mut self, key: &str) -> bool {
+        let existed = self.get(key).is_some();
+        if existed {
+            self.tick();
+            if self.member(key).is_some() {
+                self.map.insert(key.into(), None);
+            } else {
+                self.map.remove(key.as_bytes());
+            }
+        }
+        existed
+    }
+
+    /// Changes what is said about an object but not its bytes. Whether there was such an object.
+    pub(crate) fn amend(&mut self, key: &str, change: impl FnOnce(&mut Object)) -> bool {
+        let Some(mut object) = self.get(key) else { return false };
+        change(Arc::make_mut(&mut object));
+        self.map.insert(key.into(), Some(object));
+        true
+    }
+
+    /// The objects from `from` on.
+    pub(crate) fn cursor(&self, from: Bound<&[u8]>) -> Cursor<'_> {
+        Cursor { objects: self, stored: self.stored(from), members: self.members(from) }
+    }
+
+    fn stored(&self, from: Bound<&[u8]>) -> Peekable<Stored<'_>> {
+        self.map.range::<[u8], _>((from, Bound::Unbounded)).peekable()
+    }
+
+    fn members(&self, from: Bound<&[u8]>) -> Vec<Member<'_>> {
+        let members = self.families.iter().map(|(family, put_at)| {
+            let index = family.first_at(from);
+            Member { family, put_at: *put_at, index, key: family.key(index) }
+        });
+        members.filter(|member| member.index < member.family.count).collect()
+    }
+
+    fn insert(&mut self, key: &str, object: Object) -> Arc<Object> {
+        assert!((1..=1024).contains(&key.len()), "S3 keys have 1 to 1024 bytes");
+        let object = Arc::new(object);
+        self.map.insert(key.into(), Some(object.clone()));
+        object
+    }
+
+    fn member(&self, key: &str) -> Option<Arc<Object>> {
+        let (family, put_at) =
+            self.families.iter().find(|(family, _)| family.index_of(key.as_bytes()).is_some())?;
+        Some(Arc::new(Object::synthetic(key, family.size, *put_at, 0)))
+    }
+
+    fn next_version(&self, key: &str) -> u64 {
+        self.get(key).map_or(0, |object| object.version + 1)
+    }
+
+    fn tick(&mut self) -> SystemTime {
+        let now = SystemTime::UNIX_EPOCH + FIRST_CHANGE + Duration::from_secs(1) * self.changes;
+        self.changes += 1;
+        now
+    }
+}
+
+type Stored<'a> = btree_map::Range<'a, Vec<u8>, Option<Arc<Object>>>;
+
+/// A place in the key order of a bucket.
+pub(crate) struct Cursor<'a> {
+    objects: &'a Objects,
+    stored: Peekable<Stored<'a>>,
+    /// The next number and key of each family that is not yet at its end.
+    members: Vec<Member<'a>>,
+}
+
+struct Member<'a> {
+    family: &'a Family,
+    put_at: SystemTime,
+    index: u64,
+    key: String,
+}
+
+impl Cursor<'_> {
+    /// Goes to the first key inside the bound, in time logarithmic in the number of keys.
+    pub(crate) fn seek(&mut self, from: Bound<&[u8]>) {
+        self.stored = self.objects.stored(from);
+        self.members = self.objects.members(from);
+    }
+}
+
+impl Iterator for Cursor<'_> {
+    type Item = (Vec<u8>, Arc<Object>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let stored = self.stored.peek().map(|(key, _)| key.as_slice());
+            let member = self.members.iter().map(|member| member.key.as_bytes()).min();
+            let key = [stored, member].into_iter().flatten().min()?.to_vec();
+
+            let mut found = None;
+            for member in self.members.iter_mut().filter(|m| m.key.as_bytes() == key) {
+                found.get_or_insert_with(|| {
+                    let Member { family, put_at, key, .. } = &*member;
+                    Some(Arc::new(Object::synthetic(key, family.size, *put_at, 0)))
+                });
+                member.index += 1;
+                member.key = member.family.key(member.index);
+            }
+            self.members.retain(|member| member.index < member.family.count);
+            if let Some((_, slot)) = self.stored.next_if(|(stored, _)| **stored == key) {
+                found = Some(slot.clone());
+            }
+            if let Some(object) = found.flatten() {
+                return Some((key, object));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(objects: &Objects, from: Bound<&[u8]>) -> Vec<String> {
+        objects.cursor(from).map(|(key, _)| String::from_utf8(key).unwrap()).collect()
+    }
+
+    fn family(prefix: &str, count: u64, suffix: &str) -> Family {
+        Family { prefix: prefix.into(), count, size: 3, suffix: suffix.into() }
+    }
+
+    #[test]
+    fn a_family_is_walked_in_key_order_with_the_stored_keys() {
+        let mut objects = Objects::default();
+        objects.put_family(family("f", 11, ""));
+        objects.put_family(family("f0", 2, ""));
+        objects.put("f", Bytes::new());
+        objects.put("f05x", Bytes::new());
+        objects.delete("f03");
+        assert_eq!(
+            keys(&objects, Bound::Unbounded),
+            ["f", "f00", "f01", "f02", "f04", "f05", "f05x", "f06", "f07", "f08", "f09", "f10"]
+        );
+        assert_eq!(keys(&objects, Bound::Included(b"f08")), ["f08", "f09", "f10"]);
+        assert_eq!(keys(&objects, Bound::Excluded(b"f08")), ["f09", "f10"]);
+        assert!(objects.get("f03").is_none());
+        assert!(objects.get("f11").is_none());
+        assert_eq!(objects.get("f10").unwrap().size(), 3);
+    }
+
+    #[test]
+    fn overwriting_changes_the_etag_and_the_time_and_so_does_not_repeating_the_bytes() {
+        let mut objects = Objects::default();
+        let first = objects.put_synthetic("a", 9);
+        let second = objects.put_synthetic("a", 9);
+        assert_ne!(first.etag, second.etag);
+        assert!(first.last_modified < second.last_modified);
+        let stored = objects.put("b", Bytes::from_static(b"hello"));
+        assert_eq!(stored.etag, "5d41402abc4b2a76b9719d911017c592");
+        assert_eq!(objects.put("b", Bytes::from_static(b"hello")).etag, stored.etag);
+    }
+
+    #[test]
+    fn a_key_of_a_family_can_be_overwritten_amended_deleted_and_put_again() {
+        let mut objects = Objects::default();
+        objects.put_family(family("f", 1_000_000_000_000, ".bin"));
+        let key = "f123456789012.bin";
+        let member = objects.get(key).unwrap();
+        assert!(objects.amend(key, |object| object.storage_class = "GLACIER".into()));
+        assert!(objects.get(key).unwrap().is_archived());
+        assert_eq!(objects.get(key).unwrap().etag, member.etag);
+        assert_ne!(objects.put_synthetic(key, 3).etag, member.etag);
+        assert!(objects.delete(key));
+        assert!(!objects.delete(key));
+        assert!(objects.get(key).is_none());
+        objects.put(key, Bytes::new());
+        assert_eq!(objects.get(key).unwrap().size(), 0);
+    }
+}

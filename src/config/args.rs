@@ -1,0 +1,393 @@
+//! The options as clap sees them: names, groups, defaults, environment variables, and how one value
+//! is read. The texts here are what `--help` shows.
+#![allow(clippy::doc_markdown)] // backticks would be shown too
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::builder::BoolishValueParser;
+use clap::{ArgAction, Args as Group, Parser};
+
+use super::{LogFormat, PathStyle};
+
+/// Mounts an S3 bucket read-only, so that any program reads objects with plain open().
+///
+/// Every option can also be given by an environment variable, shown in brackets; an option on the
+/// command line wins. Sizes are written like 512MiB or 4GiB (K, M, G mean KiB, MiB, GiB; MB and GB
+/// are decimal), durations like 500ms, 60s or 5m.
+#[derive(Debug, Parser)]
+#[command(name = "fasts3-mount", version, max_term_width = 100)]
+pub(crate) struct Args {
+    /// What to mount: bucket, bucket/prefix or s3://bucket/prefix/
+    #[arg(value_name = "BUCKET")]
+    pub(crate) bucket: Bucket,
+
+    /// Where to mount it: an existing directory
+    #[arg(value_name = "MOUNTPOINT")]
+    pub(crate) mountpoint: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
+    #[command(flatten)]
+    pub(crate) names: NameArgs,
+    #[command(flatten)]
+    pub(crate) permissions: PermissionArgs,
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
+
+#[derive(Debug, Group)]
+#[command(next_help_heading = "Store")]
+pub(crate) struct StoreArgs {
+    /// The store's address [default: from the AWS configuration, or AWS itself]
+    #[arg(long, value_name = "URL", env = "FASTS3_ENDPOINT_URL", value_parser = endpoint_url)]
+    pub(crate) endpoint_url: Option<String>,
+
+    /// The bucket's region [default: from the AWS configuration, corrected by the bucket's answer]
+    #[arg(long, value_name = "REGION", env = "FASTS3_REGION")]
+    pub(crate) region: Option<String>,
+
+    /// Profile of the AWS configuration files [default: AWS_PROFILE, or "default"]
+    #[arg(long, value_name = "NAME", env = "FASTS3_PROFILE")]
+    pub(crate) profile: Option<String>,
+
+    /// Send requests unsigned, for public buckets [default: false]
+    #[arg(long, env = "FASTS3_NO_SIGN_REQUEST", value_parser = BoolishValueParser::new(),
+          action = ArgAction::SetTrue)]
+    pub(crate) no_sign_request: bool,
+
+    /// Agree to pay for the requests to a requester-pays bucket [default: false]
+    #[arg(long, env = "FASTS3_REQUESTER_PAYS", value_parser = BoolishValueParser::new(),
+          action = ArgAction::SetTrue)]
+    pub(crate) requester_pays: bool,
+
+    /// Bucket in the URL's path rather than its host; auto: when the endpoint is an address or a
+    /// host outside AWS
+    #[arg(long, value_name = "WHEN", env = "FASTS3_PATH_STYLE", default_value = "auto")]
+    pub(crate) path_style: PathStyle,
+
+    /// PEM file of certificates to trust besides the system's [default: AWS_CA_BUNDLE]
+    #[arg(long, value_name = "FILE", env = "FASTS3_CA_BUNDLE")]
+    pub(crate) ca_bundle: Option<PathBuf>,
+
+    /// Accept any TLS certificate of the store: anybody on the way can read and alter the data
+    /// [default: false]
+    #[arg(long, env = "FASTS3_NO_VERIFY_TLS", value_parser = BoolishValueParser::new(),
+          action = ArgAction::SetTrue)]
+    pub(crate) no_verify_tls: bool,
+}
+
+#[derive(Debug, Group)]
+#[command(next_help_heading = "Cache and reading")]
+pub(crate) struct CacheArgs {
+    /// The one bound on cached and in-flight bytes [default: a quarter of the memory of the machine
+    /// or its cgroup, at most 8GiB]
+    #[arg(long, value_name = "SIZE", env = "FASTS3_MEMORY_BUDGET", value_parser = size)]
+    pub(crate) memory_budget: Option<u64>,
+
+    /// Unit of the cache, and how far a stream reads ahead
+    #[arg(long, value_name = "SIZE", env = "FASTS3_CHUNK_SIZE", default_value = "128MiB",
+          value_parser = size)]
+    pub(crate) chunk_size: u64,
+
+    /// Size of one request of a sequential stream
+    #[arg(long, value_name = "SIZE", env = "FASTS3_PART_SIZE", default_value = "8MiB",
+          value_parser = size)]
+    pub(crate) part_size: u64,
+
+    /// Requests in flight at once
+    #[arg(long, value_name = "NUMBER", env = "FASTS3_MAX_CONNECTIONS", default_value = "64",
+          value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(crate) max_connections: u16,
+}
+
+#[derive(Debug, Group)]
+#[command(next_help_heading = "Names")]
+pub(crate) struct NameArgs {
+    /// How long a listing is believed: a duration, or indefinite
+    #[arg(long, value_name = "DURATION", env = "FASTS3_METADATA_TTL", default_value = "60s")]
+    pub(crate) metadata_ttl: Ttl,
+
+    /// How long the absence of a name is believed
+    #[arg(long, value_name = "DURATION", env = "FASTS3_NEGATIVE_TTL", default_value = "5s",
+          value_parser = duration)]
+    pub(crate) negative_ttl: Duration,
+}
+
+#[derive(Debug, Group)]
+#[command(next_help_heading = "Permissions")]
+pub(crate) struct PermissionArgs {
+    /// Owner of every file [default: the caller]
+    #[arg(long, value_name = "ID", env = "FASTS3_UID")]
+    pub(crate) uid: Option<u32>,
+
+    /// Group of every file [default: the caller's]
+    #[arg(long, value_name = "ID", env = "FASTS3_GID")]
+    pub(crate) gid: Option<u32>,
+
+    /// Permission bits of files, octal
+    #[arg(long, value_name = "MODE", env = "FASTS3_FILE_MODE", default_value = "0444",
+          value_parser = mode)]
+    pub(crate) file_mode: u16,
+
+    /// Permission bits of directories, octal
+    #[arg(long, value_name = "MODE", env = "FASTS3_DIR_MODE", default_value = "0555",
+          value_parser = mode)]
+    pub(crate) dir_mode: u16,
+
+    /// Let every user of the machine use the mount [default: false]
+    #[arg(long, env = "FASTS3_ALLOW_OTHER", value_parser = BoolishValueParser::new(),
+          action = ArgAction::SetTrue, conflicts_with = "allow_root")]
+    pub(crate) allow_other: bool,
+
+    /// Let root use the mount besides the caller [default: false]
+    #[arg(long, env = "FASTS3_ALLOW_ROOT", value_parser = BoolishValueParser::new(),
+          action = ArgAction::SetTrue)]
+    pub(crate) allow_root: bool,
+}
+
+#[derive(Debug, Group)]
+#[command(next_help_heading = "Logging")]
+pub(crate) struct LogArgs {
+    /// error, warn, info, debug or trace; or directives such as fasts3_mount=debug,hyper=info
+    #[arg(long, value_name = "LEVEL", env = "FASTS3_LOG_LEVEL", default_value = "info")]
+    pub(crate) log_level: LogLevel,
+
+    /// How a log line looks
+    #[arg(long, value_name = "FORMAT", env = "FASTS3_LOG_FORMAT", default_value = "text")]
+    pub(crate) log_format: LogFormat,
+}
+
+/// A bucket and the prefix under which it is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Bucket {
+    pub(crate) name: String,
+    /// Empty, or ends with `/`.
+    pub(crate) prefix: String,
+}
+
+impl FromStr for Bucket {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let path = text.strip_prefix("s3://").unwrap_or(text);
+        if path.starts_with("arn:") {
+            return Err("an ARN is not supported, give the access point's alias".to_owned());
+        }
+        let (name, prefix) = path.split_once('/').unwrap_or((path, ""));
+        // The general rules for bucket names, and the letters that old buckets of us-east-1 and
+        // other makers' stores allow: the store has the last word.
+        // https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
+        let bytes = name.as_bytes();
+        let ends_well = [bytes.first(), bytes.last()]
+            .into_iter()
+            .all(|byte| byte.is_some_and(u8::is_ascii_alphanumeric));
+        let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._".contains(byte);
+        if !(3..=63).contains(&bytes.len()) || !ends_well || !bytes.iter().all(allowed) {
+            return Err(format!(
+                "{name:?} is not a bucket name: 3 to 63 letters, digits, dots and hyphens, \
+                 beginning and ending with a letter or digit"
+            ));
+        }
+        Ok(Self { name: name.to_owned(), prefix: root_prefix(prefix)? })
+    }
+}
+
+/// A prefix must be a path itself, or nothing below it could ever be shown.
+fn root_prefix(prefix: &str) -> Result<String, String> {
+    if prefix.is_empty() {
+        return Ok(String::new());
+    }
+    let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+    for component in prefix.split('/') {
+        if matches!(component, "" | "." | "..") || component.contains('\0') {
+            return Err(format!("the prefix {prefix:?} is not a path: it contains {component:?}"));
+        }
+        if component.len() > 255 {
+            return Err("a component of the prefix is longer than 255 bytes".to_owned());
+        }
+    }
+    if prefix.len() >= 1024 {
+        return Err("the prefix is longer than a key may be, 1024 bytes".to_owned());
+    }
+    Ok(format!("{prefix}/"))
+}
+
+fn endpoint_url(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Ok(String::new());
+    }
+    let uri: http::Uri = text.parse().map_err(|error| format!("not a URL: {error}"))?;
+    if !matches!(uri.scheme_str(), Some("http" | "https")) {
+        return Err("a URL begins with http:// or https://".to_owned());
+    }
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err("credentials do not belong in the URL".to_owned());
+    }
+    if uri.query().is_some() {
+        return Err("an endpoint has no query".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// `512M` is 512 MiB, as for dd, systemd and mount; bytesize takes a bare letter as decimal.
+fn size(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let binary = match text.chars().last() {
+        Some('k' | 'K' | 'm' | 'M' | 'g' | 'G' | 't' | 'T') => format!("{text}iB"),
+        _ => text.to_owned(),
+    };
+    binary
+        .parse::<bytesize::ByteSize>()
+        .map(|size| size.as_u64())
+        .map_err(|_| "a size is written like 512MiB or 4GiB".to_owned())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|_| "a duration is written with its unit, like 500ms, 60s or 5m".to_owned())
+}
+
+/// A duration, or for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ttl(pub(crate) Option<Duration>);
+
+impl FromStr for Ttl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "indefinite" => Ok(Self(None)),
+            _ => duration(text)
+                .map(|ttl| Self(Some(ttl)))
+                .map_err(|error| format!("{error}, or is `indefinite`")),
+        }
+    }
+}
+
+fn mode(text: &str) -> Result<u16, String> {
+    let digits = text.strip_prefix("0o").unwrap_or(text);
+    let mode = u16::from_str_radix(digits, 8)
+        .ok()
+        .filter(|&mode| mode <= 0o777)
+        .ok_or("permission bits are written in octal, 0000 to 0777")?;
+    if mode & 0o222 != 0 {
+        return Err("the mount is read-only, so nobody can have permission to write".to_owned());
+    }
+    Ok(mode)
+}
+
+/// Directives for `EnvFilter`, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LogLevel(pub(crate) String);
+
+impl FromStr for LogLevel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let filter = match text.to_ascii_lowercase().as_str() {
+            // A level speaks of this program. The libraries below it stay at warnings, for their
+            // debug output shows every request, and would bury ours. aws_config warns of each
+            // provider of credentials that there is not.
+            level @ ("warn" | "info" | "debug" | "trace") => {
+                format!("warn,aws_config=error,fasts3_mount={level}")
+            }
+            "error" => "error".to_owned(),
+            _ => text.to_owned(),
+        };
+        tracing_subscriber::EnvFilter::try_new(&filter)
+            .map_err(|_| "neither a level nor a list of target=level".to_owned())?;
+        // EnvFilter takes a lone unknown word for the name of a target, and would log nothing.
+        if !filter.contains('=') && filter != "error" && filter != "off" {
+            return Err("neither a level nor a list of target=level".to_owned());
+        }
+        Ok(Self(filter))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_is_written_in_three_ways() {
+        let long = "b".repeat(64);
+        for (text, want) in [
+            ("data", Some(("data", ""))),
+            ("data/", Some(("data", ""))),
+            ("data/a/b", Some(("data", "a/b/"))),
+            ("s3://data/a/b/", Some(("data", "a/b/"))),
+            ("s3://data", Some(("data", ""))),
+            ("s3://my.data-1/ä ö", Some(("my.data-1", "ä ö/"))),
+            ("", None),
+            ("s3://", None),
+            ("/data", None),
+            ("ab", None),
+            (long.as_str(), None),
+            ("-data", None),
+            ("da ta", None),
+            ("data//", None),
+            ("data/a//b", None),
+            ("data/../b", None),
+            ("data/.", None),
+            ("arn:aws:s3:eu-west-1:1:accesspoint/x", None),
+        ] {
+            let parsed = text.parse::<Bucket>();
+            let shown = parsed.as_ref().ok().map(|b| (b.name.as_str(), b.prefix.as_str()));
+            assert_eq!(shown, want, "{text}: {parsed:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_mean_what_they_say() {
+        for (text, want) in [
+            ("128KiB", Some(128 << 10)),
+            ("8MiB", Some(8 << 20)),
+            ("4 GiB", Some(4 << 30)),
+            ("512M", Some(512 << 20)),
+            ("2g", Some(2 << 30)),
+            ("10MB", Some(10_000_000)),
+            ("1.5GiB", Some(3 << 29)),
+            ("4096", Some(4096)),
+            ("0", Some(0)),
+            ("", None),
+            ("-1", None),
+            ("lots", None),
+            ("3x", None),
+        ] {
+            assert_eq!(size(text).ok(), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn endpoints_are_http_urls() {
+        for (url, good) in [
+            ("http://127.0.0.1:9000", true),
+            ("https://s3.example.com/", true),
+            ("localhost:9000", false),
+            ("ftp://x", false),
+            ("http://user:pass@x", false),
+            ("https://x/?a=b", false),
+            ("http://", false),
+        ] {
+            assert_eq!(endpoint_url(url).is_ok(), good, "{url}");
+        }
+    }
+
+    #[test]
+    fn levels_and_directives_are_told_apart() {
+        for (text, want) in [
+            ("info", Some("warn,aws_config=error,fasts3_mount=info")),
+            ("DEBUG", Some("warn,aws_config=error,fasts3_mount=debug")),
+            ("error", Some("error")),
+            ("hyper=info,fasts3_mount=trace", Some("hyper=info,fasts3_mount=trace")),
+            ("loud", None),
+            ("fasts3_mount=loud", None),
+        ] {
+            assert_eq!(text.parse::<LogLevel>().ok().map(|level| level.0).as_deref(), want);
+        }
+    }
+}

@@ -1,0 +1,297 @@
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::store::{ListEntry, ListFrom};
+
+/// The object of these tests.
+const BODY: &[u8] = b"0123456789";
+
+/// What the next call does.
+enum Step {
+    /// Answers as it should.
+    Well,
+    /// Gives so many bytes (of a body), then fails.
+    Fail(usize, StoreError),
+    /// Never answers.
+    Hang,
+    /// Answers when told to.
+    Wait(oneshot::Receiver<()>),
+    /// Answers a listing with this page.
+    Page(ListPage),
+}
+
+/// Follows a script, then does well; and remembers when it was called and for what.
+#[derive(Default)]
+struct Scripted {
+    steps: Mutex<VecDeque<Step>>,
+    calls: Mutex<Vec<(Instant, Range<u64>)>>,
+    running: AtomicUsize,
+    most_running: AtomicUsize,
+}
+
+impl Scripted {
+    fn new(steps: impl IntoIterator<Item = Step>) -> Arc<Self> {
+        Arc::new(Self { steps: Mutex::new(steps.into_iter().collect()), ..Self::default() })
+    }
+
+    fn under(self: &Arc<Self>, policy: RetryPolicy) -> Retrying {
+        Retrying::new(Arc::clone(self) as Arc<dyn ObjectStore>, policy)
+    }
+
+    fn calls(&self) -> usize {
+        self.calls.lock().len()
+    }
+
+    fn ranges(&self) -> Vec<Range<u64>> {
+        self.calls.lock().iter().map(|(_, range)| range.clone()).collect()
+    }
+
+    fn pauses(&self) -> Vec<Duration> {
+        self.calls.lock().windows(2).map(|pair| pair[1].0 - pair[0].0).collect()
+    }
+
+    async fn step(&self, range: Range<u64>) -> Result<Option<ListPage>, (usize, StoreError)> {
+        let running = self.running.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most_running.fetch_max(running, Ordering::SeqCst);
+        self.calls.lock().push((Instant::now(), range));
+        let step = self.steps.lock().pop_front().unwrap_or(Step::Well);
+        let outcome = match step {
+            Step::Well => Ok(None),
+            Step::Fail(bytes, error) => Err((bytes, error)),
+            Step::Hang => std::future::pending().await,
+            Step::Wait(until) => {
+                until.await.expect("the test tells when");
+                Ok(None)
+            }
+            Step::Page(page) => Ok(Some(page)),
+        };
+        self.running.fetch_sub(1, Ordering::SeqCst);
+        outcome
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Scripted {
+    async fn list_page(&self, _request: &ListRequest) -> Result<ListPage, StoreError> {
+        let page = self.step(0..0).await.map_err(|(_, error)| error)?;
+        Ok(page.unwrap_or_default())
+    }
+
+    async fn head(&self, key: &str) -> Result<ObjectMeta, StoreError> {
+        self.step(0..0).await.map_err(|(_, error)| error)?;
+        let version = ObjectVersion { key: key.to_owned(), ..version() };
+        Ok(ObjectMeta { version, last_modified: SystemTime::UNIX_EPOCH, archived: false })
+    }
+
+    async fn get_range(
+        &self,
+        _version: &ObjectVersion,
+        range: Range<u64>,
+        into: &mut (dyn BufMut + Send),
+    ) -> Result<(), StoreError> {
+        let body =
+            &BODY[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()];
+        match self.step(range).await {
+            Ok(_) => {
+                into.put_slice(body);
+                Ok(())
+            }
+            Err((bytes, error)) => {
+                into.put_slice(&body[..bytes]);
+                Err(error)
+            }
+        }
+    }
+}
+
+fn version() -> ObjectVersion {
+    ObjectVersion { key: "k".to_owned(), etag: "\"e\"".to_owned(), size_bytes: 10 }
+}
+
+fn request() -> ListRequest {
+    ListRequest { prefix: "p/".to_owned(), delimited: true, from: ListFrom::Start, max_keys: 10 }
+}
+
+fn broken() -> StoreError {
+    StoreError::Unavailable("broken".to_owned())
+}
+
+fn failures(count: usize, error: &StoreError) -> Vec<Step> {
+    (0..count).map(|_| Step::Fail(0, error.clone())).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn transient_failures_are_retried_with_growing_pauses() {
+    let store = Scripted::new(failures(9, &broken()));
+    store.under(RetryPolicy::default()).head("k").await.unwrap();
+    let pauses = store.pauses();
+    for (failure, pause) in pauses.iter().enumerate() {
+        let whole = Duration::from_millis((50 << failure).min(5000));
+        assert!(*pause >= whole / 2 && *pause <= whole + Duration::from_millis(1), "{pauses:?}");
+    }
+    assert_eq!(pauses.len(), 9);
+}
+
+#[tokio::test(start_paused = true)]
+async fn throttling_waits_longer_from_the_start() {
+    let store = Scripted::new(failures(1, &StoreError::Throttled));
+    store.under(RetryPolicy::default()).head("k").await.unwrap();
+    assert!(store.pauses()[0] >= Duration::from_millis(100), "{:?}", store.pauses());
+}
+
+#[tokio::test(start_paused = true)]
+async fn pauses_repeat_exactly_and_differ_by_key() {
+    let mut seen = Vec::new();
+    for key in ["a", "a", "b"] {
+        let store = Scripted::new(failures(5, &broken()));
+        store.under(RetryPolicy::default()).head(key).await.unwrap();
+        seen.push(store.pauses());
+    }
+    assert_eq!(seen[0], seen[1]);
+    assert_ne!(seen[0], seen[2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_transient_is_reported_at_once() {
+    for error in [
+        StoreError::NotFound,
+        StoreError::Changed,
+        StoreError::Denied(String::new()),
+        StoreError::Archived,
+        StoreError::NoSuchBucket,
+    ] {
+        let store = Scripted::new([Step::Fail(0, error.clone())]);
+        assert_eq!(store.under(RetryPolicy::default()).head("k").await, Err(error));
+        assert_eq!(store.calls(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_error_comes_back_at_the_deadline() {
+    let store = Scripted::new(failures(1000, &StoreError::Throttled));
+    let start = Instant::now();
+    let got = store.under(RetryPolicy::default()).list_page(&request()).await;
+    assert_eq!(got, Err(StoreError::Throttled));
+    let took = start.elapsed();
+    assert!((Duration::from_secs(24)..=Duration::from_secs(30)).contains(&took), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_never_answers_is_given_up_at_the_deadline() {
+    let store = Scripted::new([Step::Hang]);
+    let start = Instant::now();
+    let got = store.under(RetryPolicy::default()).head("k").await;
+    assert!(matches!(got, Err(StoreError::TimedOut(_))), "{got:?}");
+    assert_eq!(start.elapsed().as_secs(), 30);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broken_body_goes_on_from_where_it_stopped() {
+    let store =
+        Scripted::new([Step::Fail(3, broken()), Step::Fail(0, broken()), Step::Fail(4, broken())]);
+    let mut into = Vec::new();
+    store.under(RetryPolicy::default()).get_range(&version(), 1..10, &mut into).await.unwrap();
+    assert_eq!(into, &BODY[1..]);
+    assert_eq!(store.ranges(), [1..10, 4..10, 4..10, 8..10]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_after_the_last_byte_is_no_failure() {
+    let store = Scripted::new([Step::Fail(10, broken())]);
+    let mut into = Vec::new();
+    store.under(RetryPolicy::default()).get_range(&version(), 0..10, &mut into).await.unwrap();
+    assert_eq!((into.as_slice(), store.calls()), (BODY, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn progress_renews_the_deadline() {
+    // A byte, and then failures for most of the deadline, ten times over.
+    let mut steps = Vec::new();
+    for _ in 0..9 {
+        steps.push(Step::Fail(1, broken()));
+        steps.extend(failures(8, &broken()));
+    }
+    let store = Scripted::new(steps);
+    let start = Instant::now();
+    let mut into = Vec::new();
+    store.under(RetryPolicy::default()).get_range(&version(), 0..10, &mut into).await.unwrap();
+    assert_eq!(into, BODY);
+    assert!(start.elapsed() > Duration::from_secs(30), "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listing_page_that_leads_nowhere_is_asked_for_again() {
+    let outside =
+        ListPage { entries: vec![ListEntry::Prefix("q/".to_owned())], ..ListPage::default() };
+    let store = Scripted::new([Step::Page(outside.clone())]);
+    let page = store.under(RetryPolicy::default()).list_page(&request()).await;
+    assert_eq!((page, store.calls()), (Ok(ListPage::default()), 2));
+
+    let store = Scripted::new((0..1000).map(|_| Step::Page(outside.clone())));
+    let page = store.under(RetryPolicy::default()).list_page(&request()).await;
+    assert!(matches!(page, Err(StoreError::Protocol(_))), "{page:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_requests_run_at_once_than_there_are_connections() {
+    let (go, waits): (Vec<_>, Vec<_>) = (0..6).map(|_| oneshot::channel()).unzip();
+    let store = Scripted::new(waits.into_iter().map(Step::Wait));
+    let policy = RetryPolicy { max_connections: 2, ..RetryPolicy::default() };
+    let retrying = Arc::new(store.under(policy));
+    let heads: Vec<_> = (0..6)
+        .map(|_| {
+            let retrying = Arc::clone(&retrying);
+            tokio::spawn(async move { retrying.head("k").await.map(drop) })
+        })
+        .collect();
+    for go in go {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        go.send(()).unwrap();
+    }
+    for head in heads {
+        head.await.unwrap().unwrap();
+    }
+    assert_eq!(store.most_running.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_holds_no_connection() {
+    let store = Scripted::new([Step::Fail(0, StoreError::Throttled)]);
+    let policy = RetryPolicy { max_connections: 1, ..RetryPolicy::default() };
+    let retrying = store.under(policy);
+    let start = Instant::now();
+    let (first, second) = tokio::join!(retrying.head("a"), async {
+        tokio::task::yield_now().await;
+        let head = retrying.head("b").await;
+        (head, start.elapsed())
+    });
+    first.unwrap();
+    second.0.unwrap();
+    assert!(second.1 < Duration::from_millis(100), "{:?}", second.1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_for_a_connection_is_not_the_stores_fault() {
+    let (go, wait) = oneshot::channel();
+    let store = Scripted::new([Step::Wait(wait)]);
+    let policy = RetryPolicy {
+        max_connections: 1,
+        deadline: Duration::from_mins(5),
+        ..RetryPolicy::default()
+    };
+    let retrying = store.under(policy);
+    let mut into = Vec::new();
+    let version = version();
+    let (first, second, ()) =
+        tokio::join!(retrying.get_range(&version, 0..10, &mut into), retrying.head("b"), async {
+            tokio::time::sleep(Duration::from_mins(10)).await;
+            go.send(()).unwrap();
+        });
+    first.unwrap();
+    second.unwrap();
+}

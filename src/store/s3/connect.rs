@@ -1,0 +1,229 @@
+//! From the configuration to a client: endpoint, region, credentials, certificates.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use aws_config::environment::region::EnvironmentVariableRegionProvider;
+use aws_config::imds::region::ImdsRegionProvider;
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::region::ProfileFileRegionProvider;
+use aws_config::retry::RetryConfig;
+use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::Credentials;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::{
+    ProvideCredentials as _, RequestChecksumCalculation, ResponseChecksumValidation,
+};
+use aws_types::os_shim_internal::{Env, Fs};
+use aws_types::service_config::ServiceConfigKey;
+
+use super::Keys;
+use super::errors::credentials_failure;
+use super::http::{self, Trust};
+use crate::config::{PathStyle, StoreConfig};
+use crate::store::StoreError;
+
+/// Start-up must end within 10 s, and the bucket is asked after this.
+const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(5);
+/// The instance metadata service answers at once, or this is not an EC2 instance.
+const IMDS_REGION_TIMEOUT: Duration = Duration::from_secs(1);
+/// A listing or a HEAD, its body included: no page takes so long that is still coming.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(20);
+/// Where a bucket is asked for when nobody has said where it is; the answer corrects it.
+const FIRST_REGION: &str = "us-east-1";
+
+/// A client, and what it was made of.
+#[derive(Debug)]
+pub(super) struct Connected {
+    pub(super) client: Client,
+    pub(super) region: String,
+    /// Where requests go, for people.
+    pub(super) endpoint: String,
+}
+
+/// Finds endpoint, region and credentials, and makes a client of them; sends nothing to the store.
+pub(super) async fn connect(
+    config: &StoreConfig,
+    region: Option<&str>,
+    keys: Option<&Keys>,
+) -> Result<Connected, StoreError> {
+    let wrong = |cause: String| StoreError::Unavailable(cause);
+    let roots = Trust::Roots(config.ca_bundle.as_deref());
+    // Credentials are never fetched from an unverified peer, whatever is said of the store.
+    let verified = http::client(&roots).map_err(wrong)?;
+    let to_store = if config.no_verify_tls {
+        http::client(&Trust::Anybody).map_err(wrong)?
+    } else {
+        verified.clone()
+    };
+
+    let profile = config.profile.as_deref();
+    if let Some(name) = profile {
+        check_profile(name).await?;
+    }
+    let mut profile_region = ProfileFileRegionProvider::builder();
+    if let Some(profile) = profile {
+        profile_region = profile_region.profile_name(profile);
+    }
+    let told = RegionProviderChain::first_try(region.map(|name| Region::new(name.to_owned())))
+        .or_else(config.region.clone().map(Region::new))
+        .or_else(EnvironmentVariableRegionProvider::new())
+        .or_else(profile_region.build())
+        .region()
+        .await;
+
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .http_client(verified)
+        // Something must be set, or the loader asks the metadata service for as long as it likes.
+        .region(told.clone().unwrap_or(Region::from_static(FIRST_REGION)));
+    if let Some(profile) = profile {
+        loader = loader.profile_name(profile);
+    }
+    if config.no_sign_request {
+        loader = loader.no_credentials();
+    } else if let Some(Keys { access_key_id, secret_access_key }) = keys {
+        loader = loader.credentials_provider(Credentials::new(
+            access_key_id,
+            secret_access_key,
+            None,
+            None,
+            "given keys",
+        ));
+    }
+    let sdk = loader.load().await;
+
+    let endpoint = config.endpoint_url.clone().or_else(|| configured_endpoint(&sdk));
+    let region = match told {
+        Some(region) => region,
+        None => guess_region(endpoint.as_deref()).await,
+    };
+    if !config.no_sign_request {
+        check_credentials(&sdk).await?;
+    }
+
+    let mut builder = aws_sdk_s3::config::Builder::from(&sdk)
+        .http_client(to_store)
+        .region(region.clone())
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(TimeoutConfig::builder().operation_attempt_timeout(ATTEMPT_TIMEOUT).build())
+        // Silence is watched where bodies are received.
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+        // A SHA-256 that the store sends would cost 1 s/GB to check.
+        .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+        .force_path_style(path_style(config.path_style, endpoint.as_deref()));
+    if let Some(url) = &endpoint {
+        builder = builder.endpoint_url(url);
+    }
+    if config.no_sign_request {
+        builder = builder.allow_no_auth();
+    }
+    let region = region.to_string();
+    let endpoint = endpoint.unwrap_or_else(|| format!("AWS, {region}"));
+    Ok(Connected { client: Client::from_conf(builder.build()), region, endpoint })
+}
+
+/// A profile that was asked for by name must exist; the SDK would go on to whatever else it finds.
+async fn check_profile(name: &str) -> Result<(), StoreError> {
+    #[allow(clippy::default_trait_access)] // the type is of a crate that nothing else is used of
+    let files = Default::default();
+    let profiles = aws_config::profile::load(&Fs::real(), &Env::real(), &files, None)
+        .await
+        .map_err(|error| StoreError::NoCredentials(http::innermost(&error)))?;
+    if profiles.get_profile(name).is_some() {
+        return Ok(());
+    }
+    Err(StoreError::NoCredentials(format!("the AWS configuration files have no profile {name:?}")))
+}
+
+/// `AWS_ENDPOINT_URL_S3`, the `s3` service section of the profile, `AWS_ENDPOINT_URL`, the profile:
+/// the order of the AWS SDKs' reference guide.
+fn configured_endpoint(sdk: &SdkConfig) -> Option<String> {
+    let key = ServiceConfigKey::builder()
+        .service_id("S3")
+        .env("AWS_ENDPOINT_URL")
+        .profile("endpoint_url")
+        .build()
+        .expect("all three fields are set");
+    sdk.service_config()
+        .and_then(|service| service.load_config(key))
+        .or_else(|| sdk.endpoint_url().map(str::to_owned))
+        .filter(|url| !url.is_empty())
+}
+
+/// Nobody has told a region: other makers' stores do not care, and on AWS the instance's own is the
+/// best guess.
+async fn guess_region(endpoint: Option<&str>) -> Region {
+    let fallback = Region::from_static(FIRST_REGION);
+    if endpoint.is_some_and(is_custom) {
+        return fallback;
+    }
+    let imds = ImdsRegionProvider::builder().build();
+    tokio::time::timeout(IMDS_REGION_TIMEOUT, imds.region())
+        .await
+        .ok()
+        .flatten()
+        .unwrap_or(fallback)
+}
+
+async fn check_credentials(sdk: &SdkConfig) -> Result<(), StoreError> {
+    let none = |cause: &str| StoreError::NoCredentials(cause.to_owned());
+    let Some(provider) = sdk.credentials_provider() else {
+        return Err(none("no provider is configured"));
+    };
+    match tokio::time::timeout(CREDENTIALS_TIMEOUT, provider.provide_credentials()).await {
+        Ok(Ok(_credentials)) => Ok(()),
+        // At the start it does not matter whether they may come later.
+        Ok(Err(error)) => match credentials_failure(&error) {
+            StoreError::TimedOut(cause) | StoreError::Unavailable(cause) => Err(none(&cause)),
+            other => Err(other),
+        },
+        Err(_elapsed) => Err(none("no provider answered in time")),
+    }
+}
+
+fn path_style(style: PathStyle, endpoint: Option<&str>) -> bool {
+    match style {
+        PathStyle::Always => true,
+        PathStyle::Never => false,
+        PathStyle::Auto => endpoint.is_some_and(is_custom),
+    }
+}
+
+/// Whether an endpoint is an address or a host outside AWS, where names of buckets are seldom names
+/// of hosts.
+fn is_custom(endpoint: &str) -> bool {
+    let uri: Option<::http::Uri> = endpoint.parse().ok();
+    let Some(host) = uri.as_ref().and_then(::http::Uri::host) else { return true };
+    let bare = host.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
+    let aws = ["amazonaws.com", "amazonaws.com.cn", "api.aws"]
+        .iter()
+        .any(|domain| bare == *domain || bare.ends_with(&format!(".{domain}")));
+    bare.parse::<IpAddr>().is_ok() || !aws
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_aws_has_buckets_in_host_names() {
+        for (endpoint, custom) in [
+            ("https://s3.eu-west-1.amazonaws.com", false),
+            ("https://bucket.vpce-1.s3.us-east-1.vpce.amazonaws.com", false),
+            ("https://s3.cn-north-1.amazonaws.com.cn", false),
+            ("http://127.0.0.1:9000", true),
+            ("http://[::1]:9000", true),
+            ("https://minio.example.com", true),
+            ("https://amazonaws.com.example.org", true),
+            ("http://localhost", true),
+        ] {
+            assert_eq!(is_custom(endpoint), custom, "{endpoint}");
+        }
+        assert!(!path_style(PathStyle::Auto, None));
+        assert!(path_style(PathStyle::Always, None));
+        assert!(!path_style(PathStyle::Never, Some("http://127.0.0.1")));
+    }
+}

@@ -1,0 +1,297 @@
+//! What the SDK reports becomes a [`StoreError`], in one place.
+
+use std::error::Error;
+
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::operation::RequestId as _;
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+
+use super::http::{CallError, causes, innermost};
+use crate::store::StoreError;
+
+/// A failed request, with the one distinction that start-up makes beyond [`StoreError`]: whether
+/// the endpoint was reached at all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// No connection to the endpoint; the cause.
+    Unreachable(String),
+    /// Every other failure.
+    Store(StoreError),
+}
+
+impl From<Failure> for StoreError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Unreachable(cause) => Self::Unavailable(format!("cannot connect: {cause}")),
+            Failure::Store(error) => error,
+        }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// What was asked: a 404 without an S3 error code means "no such key" only for a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum About {
+    Bucket,
+    Key,
+}
+
+/// What a failed request means.
+pub(super) fn failure<E>(about: About, error: &SdkError<E, HttpResponse>) -> Failure
+where
+    E: ProvideErrorMetadata + Error + 'static,
+{
+    if let Some(credentials) = find::<CredentialsError>(error) {
+        return Failure::Store(credentials_failure(credentials));
+    }
+    if let Some(call) = find::<CallError>(error) {
+        return match call {
+            CallError::Unreachable(cause) => Failure::Unreachable(cause.clone()),
+            CallError::Broken(_) => StoreError::Unavailable(call.to_string()).into(),
+            CallError::NotHttp(_) => StoreError::Protocol(call.to_string()).into(),
+            CallError::Silent(_) => StoreError::TimedOut(call.to_string()).into(),
+        };
+    }
+    if let Some(response) = error.raw_response() {
+        let answer = Answer {
+            status: response.status().as_u16(),
+            code: error.code().unwrap_or_default(),
+            message: error.message().unwrap_or_default(),
+            request_id: error.request_id(),
+            region: response
+                .headers()
+                .get("x-amz-bucket-region")
+                .map(str::to_owned)
+                .or_else(|| region_of(response.body().bytes()?)),
+        };
+        // A good status whose body could not be understood.
+        if response.status().is_success() {
+            return StoreError::Protocol(innermost(error)).into();
+        }
+        return answer.meaning(about).into();
+    }
+    match error {
+        SdkError::TimeoutError(_) => StoreError::TimedOut(innermost(error)).into(),
+        SdkError::DispatchFailure(dispatch) if dispatch.is_timeout() => {
+            StoreError::TimedOut(innermost(error)).into()
+        }
+        // Without a response and without a failed call: the request could not be built or signed.
+        _ => StoreError::Protocol(format!("no request could be made: {}", innermost(error))).into(),
+    }
+}
+
+/// What it means that a chain of providers gave no credentials.
+pub(super) fn credentials_failure(error: &CredentialsError) -> StoreError {
+    let cause = innermost(error);
+    let cause = cause.trim_end_matches('.');
+    match error {
+        // A provider that exists and fails, such as an STS endpoint, may work a moment later.
+        CredentialsError::ProviderTimedOut(_) => {
+            StoreError::TimedOut(format!("credentials: {cause}"))
+        }
+        CredentialsError::ProviderError(_) => {
+            StoreError::Unavailable(format!("credentials: {cause}"))
+        }
+        CredentialsError::CredentialsNotLoaded(_) => StoreError::NoCredentials(tried(cause)),
+        // The enum is open: what it may grow is no reason to ask again.
+        _ => StoreError::NoCredentials(cause.to_owned()),
+    }
+}
+
+/// The chain reports each of its providers in a line of its own; those that nobody has set up are
+/// what everybody sees, and say nothing.
+fn tried(report: &str) -> String {
+    let failed: Vec<&str> = report
+        .lines()
+        .skip(1)
+        .map(str::trim)
+        .filter(|line| !line.contains("was not enabled"))
+        .collect();
+    if failed.is_empty() {
+        "neither in the environment nor in a profile, and no web identity, container or instance \
+         role gave any"
+            .to_owned()
+    } else {
+        failed.join(", ")
+    }
+}
+
+/// The response of a failed request.
+struct Answer<'a> {
+    status: u16,
+    /// Empty when the body holds none, as after a HEAD.
+    code: &'a str,
+    message: &'a str,
+    request_id: Option<&'a str>,
+    /// Where the bucket lives, when the answer tells.
+    region: Option<String>,
+}
+
+impl Answer<'_> {
+    /// Codes: <https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>. The code says
+    /// more than the status; stores that send a bare status are understood by that.
+    fn meaning(self, about: About) -> StoreError {
+        match self.code {
+            "AuthorizationHeaderMalformed" if self.region.is_none() => {
+                return StoreError::Denied(self.to_string());
+            }
+            "AuthorizationHeaderMalformed"
+            | "IllegalLocationConstraintException"
+            | "PermanentRedirect"
+            | "TemporaryRedirect"
+            | "Redirect" => return StoreError::WrongRegion(self.region),
+            "NoSuchBucket" => return StoreError::NoSuchBucket,
+            "InvalidObjectState" => return StoreError::Archived,
+            "SlowDown"
+            | "ServiceUnavailable"
+            | "RequestLimitExceeded"
+            | "Throttling"
+            | "ThrottlingException"
+            | "TooManyRequests"
+            | "TooManyRequestsException"
+            | "BandwidthLimitExceeded" => return StoreError::Throttled,
+            "RequestTimeout" => return StoreError::TimedOut(self.to_string()),
+            "RequestTimeTooSkewed" => {
+                return StoreError::Denied(format!("{self}; is this machine's clock right?"));
+            }
+            "ExpiredToken"
+            | "InvalidToken"
+            | "TokenRefreshRequired"
+            | "InvalidAccessKeyId"
+            | "SignatureDoesNotMatch"
+            | "AccessDenied" => {
+                return StoreError::Denied(self.to_string());
+            }
+            _ => {}
+        }
+        match self.status {
+            301 | 302 | 307 | 308 => StoreError::WrongRegion(self.region),
+            // A HEAD has no body, so a wrong region and a stale token look alike.
+            400 if self.code.is_empty() && self.region.is_some() => {
+                StoreError::WrongRegion(self.region)
+            }
+            401 | 403 => StoreError::Denied(self.to_string()),
+            404 | 410 if about == About::Key => StoreError::NotFound,
+            408 => StoreError::TimedOut(self.to_string()),
+            412 => StoreError::Changed,
+            429 | 503 => StoreError::Throttled,
+            500 | 502 | 504 => StoreError::Unavailable(self.to_string()),
+            // Among them 416: `If-Match` held, and yet the object is shorter than that version.
+            _ => StoreError::Protocol(self.to_string()),
+        }
+    }
+}
+
+impl std::fmt::Display for Answer<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.status)?;
+        if !self.code.is_empty() {
+            write!(f, " {}", self.code)?;
+        }
+        if !self.message.is_empty() {
+            write!(f, ": {}", self.message.trim_end_matches('.'))?;
+        }
+        match self.request_id {
+            Some(id) => write!(f, " (request {id})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// `<Region>` of an error document: the SDK keeps code and message of it only.
+fn region_of(body: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(body).ok()?;
+    let (_, rest) = text.split_once("<Region>")?;
+    let (region, _) = rest.split_once("</Region>")?;
+    let letters = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    (!region.is_empty() && region.chars().all(letters)).then(|| region.to_owned())
+}
+
+/// The first error of a type in the chain of causes.
+fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
+    causes(error).find_map(|error| error.downcast_ref::<E>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meaning(status: u16, code: &str, region: Option<&str>, about: About) -> StoreError {
+        let region = region.map(str::to_owned);
+        Answer { status, code, message: "Why.", request_id: Some("1A"), region }.meaning(about)
+    }
+
+    #[test]
+    fn every_answer_has_its_meaning() {
+        use About::{Bucket, Key};
+        let denied = |text: &str| StoreError::Denied(text.to_owned());
+        let west = || StoreError::WrongRegion(Some("eu-west-1".to_owned()));
+        for (status, code, region, about, want) in [
+            (404, "NoSuchKey", None, Key, StoreError::NotFound),
+            (404, "", None, Key, StoreError::NotFound),
+            (404, "NoSuchBucket", None, Key, StoreError::NoSuchBucket),
+            (404, "NoSuchBucket", None, Bucket, StoreError::NoSuchBucket),
+            (403, "AccessDenied", None, Key, denied("403 AccessDenied: Why (request 1A)")),
+            (403, "", None, Key, denied("403: Why (request 1A)")),
+            (400, "ExpiredToken", None, Key, denied("400 ExpiredToken: Why (request 1A)")),
+            (
+                403,
+                "RequestTimeTooSkewed",
+                None,
+                Key,
+                denied(
+                    "403 RequestTimeTooSkewed: Why (request 1A); is this machine's clock right?",
+                ),
+            ),
+            (403, "InvalidObjectState", None, Key, StoreError::Archived),
+            (412, "PreconditionFailed", None, Key, StoreError::Changed),
+            (429, "", None, Key, StoreError::Throttled),
+            (503, "", None, Key, StoreError::Throttled),
+            (503, "SlowDown", None, Key, StoreError::Throttled),
+            (301, "PermanentRedirect", Some("eu-west-1"), Bucket, west()),
+            (307, "", Some("eu-west-1"), Bucket, west()),
+            (400, "AuthorizationHeaderMalformed", Some("eu-west-1"), Bucket, west()),
+            (400, "", Some("eu-west-1"), Key, west()),
+            (
+                400,
+                "IllegalLocationConstraintException",
+                None,
+                Bucket,
+                StoreError::WrongRegion(None),
+            ),
+        ] {
+            assert_eq!(meaning(status, code, region, about), want, "{status} {code}");
+        }
+    }
+
+    #[test]
+    fn what_may_heal_is_transient() {
+        for (status, code, about) in [
+            (500, "InternalError", About::Key),
+            (502, "", About::Key),
+            (503, "SlowDown", About::Bucket),
+            (504, "", About::Bucket),
+            (400, "RequestTimeout", About::Key),
+            // A web server that knows nothing of buckets.
+            (404, "", About::Bucket),
+            (405, "", About::Bucket),
+            (416, "InvalidRange", About::Key),
+        ] {
+            assert!(meaning(status, code, None, about).is_transient(), "{status} {code}");
+        }
+    }
+
+    #[test]
+    fn the_region_is_found_in_the_body() {
+        let body = b"<Error><Code>AuthorizationHeaderMalformed</Code><Region>eu-west-1</Region>";
+        assert_eq!(region_of(body).as_deref(), Some("eu-west-1"));
+        assert_eq!(region_of(b"<Error/>"), None);
+        assert_eq!(region_of(b"<Region>a b</Region>"), None);
+    }
+}

@@ -1,0 +1,144 @@
+use super::*;
+
+fn keys(page: &ListPage) -> Vec<&str> {
+    page.entries.iter().map(ListEntry::key).collect()
+}
+
+fn object(key: &str) -> Object {
+    Object::builder()
+        .key(key)
+        .size(3)
+        .e_tag("\"e\"")
+        .last_modified(DateTime::from_secs_and_nanos(7, 5_000_000))
+        .build()
+}
+
+fn listing(keys: &[&str], prefixes: &[&str]) -> ListObjectsV2Output {
+    ListObjectsV2Output::builder()
+        .set_contents(Some(keys.iter().map(|key| object(key)).collect()))
+        .set_common_prefixes(Some(
+            prefixes
+                .iter()
+                .map(|prefix| aws_sdk_s3::types::CommonPrefix::builder().prefix(*prefix).build())
+                .collect(),
+        ))
+        .encoding_type(EncodingType::Url)
+        .build()
+}
+
+#[test]
+fn keys_and_prefixes_become_one_ascending_list() {
+    let merged = page(listing(&["a", "b", "d"], &["a/", "c/", "e/"])).unwrap();
+    assert_eq!(keys(&merged), ["a", "a/", "b", "c/", "d", "e/"]);
+    let disordered = page(listing(&["d", "b"], &["c/"])).unwrap();
+    let request =
+        ListRequest { prefix: String::new(), delimited: true, from: ListFrom::Start, max_keys: 9 };
+    assert!(crate::store::check_page(&request, &disordered).is_err(), "{disordered:?}");
+}
+
+#[test]
+fn keys_are_decoded_only_when_the_store_says_it_encoded() {
+    let encoded = page(listing(&["a+b%2Bc%25%01"], &["%C3%A4%2F"])).unwrap();
+    assert_eq!(keys(&encoded), ["a b+c%\u{1}", "ä/"]);
+    let mut plain = listing(&["a+b%2Bc"], &[]);
+    plain.encoding_type = None;
+    assert_eq!(keys(&page(plain).unwrap()), ["a+b%2Bc"]);
+}
+
+#[test]
+fn keys_that_are_not_utf8_are_counted() {
+    let page = page(listing(&["%FF", "a"], &["%FE/"])).unwrap();
+    assert_eq!((keys(&page), page.undecodable), (vec!["a"], 2));
+}
+
+#[test]
+fn a_listed_object_without_its_attributes_is_a_contradiction() {
+    for object in [
+        Object::builder().key("a").size(1).e_tag("e").build(),
+        Object::builder().key("a").size(1).last_modified(DateTime::from_secs(1)).build(),
+        Object::builder().key("a").e_tag("e").last_modified(DateTime::from_secs(1)).build(),
+        Object::builder().size(1).e_tag("e").last_modified(DateTime::from_secs(1)).build(),
+    ] {
+        let output = ListObjectsV2Output::builder().contents(object).build();
+        assert!(matches!(page(output), Err(StoreError::Protocol(_))));
+    }
+    let truncated = ListObjectsV2Output::builder().is_truncated(true).build();
+    assert!(matches!(page(truncated), Err(StoreError::Protocol(_))));
+}
+
+#[test]
+fn archived_objects_are_told_by_their_class_and_restore() {
+    let archived = |class: &str, restore: Option<&str>, status: Option<&str>| {
+        let output = HeadObjectOutput::builder()
+            .content_length(1)
+            .e_tag("e")
+            .last_modified(DateTime::from_secs(1))
+            .storage_class(class.into())
+            .set_restore(restore.map(str::to_owned))
+            .set_archive_status(status.map(Into::into))
+            .build();
+        head_meta("a", &output).unwrap().archived
+    };
+    let restored = r#"ongoing-request="false", expiry-date="Fri, 21 Dec 2012 00:00:00 GMT""#;
+    assert!(archived("GLACIER", None, None));
+    assert!(archived("DEEP_ARCHIVE", Some(r#"ongoing-request="true""#), None));
+    assert!(!archived("GLACIER", Some(restored), None));
+    assert!(!archived("GLACIER_IR", None, None));
+    assert!(archived("INTELLIGENT_TIERING", None, Some("ARCHIVE_ACCESS")));
+    assert!(!archived("STANDARD", None, None));
+}
+
+#[test]
+fn etags_differ_only_by_what_is_between_the_quotes() {
+    for etag in ["\"x-1\"", "x-1", "W/\"x-1\"", " \"x-1\" "] {
+        assert_eq!(quoted(etag), "\"x-1\"");
+    }
+}
+
+fn version() -> ObjectVersion {
+    ObjectVersion { key: "k".to_owned(), etag: "\"e\"".to_owned(), size_bytes: 10 }
+}
+
+fn response(range: Option<&str>, length: i64, etag: &str) -> GetObjectOutput {
+    GetObjectOutput::builder()
+        .set_content_range(range.map(str::to_owned))
+        .content_length(length)
+        .e_tag(etag)
+        .build()
+}
+
+#[test]
+fn a_response_must_be_exactly_what_was_asked_for() {
+    let right = response(Some("bytes 2-4/10"), 3, "\"e\"");
+    assert_eq!(check_response(&version(), &(2..5), &right), Ok(()));
+    let whole = response(None, 10, "e");
+    assert_eq!(check_response(&version(), &(0..10), &whole), Ok(()));
+
+    for (wrong, range) in [
+        (response(Some("bytes 3-5/10"), 3, "\"e\""), 2..5),
+        (response(Some("bytes 2-4/11"), 3, "\"e\""), 2..5),
+        (response(Some("bytes 2-4/*"), 3, "\"e\""), 2..5),
+        (response(Some("bytes 2-4/10"), 4, "\"e\""), 2..5),
+        (response(None, 3, "\"e\""), 2..5),
+        (response(None, 11, "\"e\""), 0..10),
+    ] {
+        let checked = check_response(&version(), &range, &wrong);
+        assert!(matches!(checked, Err(StoreError::Protocol(_))), "{wrong:?}: {checked:?}");
+    }
+    let changed = response(Some("bytes 2-4/10"), 3, "\"f\"");
+    assert_eq!(check_response(&version(), &(2..5), &changed), Err(StoreError::Changed));
+}
+
+#[tokio::test]
+async fn never_more_than_the_range_is_taken_and_never_less_is_success() {
+    let mut into = Vec::new();
+    let body = || ByteStream::from_static(b"12345");
+    assert_eq!(receive(body(), 5, &mut into).await, Ok(()));
+    assert_eq!(into, b"12345");
+    into.clear();
+    assert!(matches!(receive(body(), 3, &mut into).await, Err(StoreError::Protocol(_))));
+    assert_eq!(into, b"123");
+    into.clear();
+    assert!(matches!(receive(body(), 9, &mut into).await, Err(StoreError::Unavailable(_))));
+    assert_eq!(into, b"12345");
+}
