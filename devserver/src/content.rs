@@ -15,10 +15,8 @@ const MIX: u64 = 0xD6E8_FEB8_6659_FD93;
 #[must_use]
 pub fn seed(key: &str, version: u64) -> u64 {
     // FNV-1a, which is the same on every machine and in every process.
-    let hash = key
-        .bytes()
-        .chain(version.to_le_bytes())
-        .fold(0xCBF2_9CE4_8422_2325, |hash: u64, byte| {
+    let hash =
+        key.bytes().chain(version.to_le_bytes()).fold(0xCBF2_9CE4_8422_2325, |hash: u64, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
         });
     finish(hash)

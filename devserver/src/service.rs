@@ -88,8 +88,7 @@ impl Service {
         let Some(range) = request.range else {
             return Ok(Found { object, range: 0..size, content_range: None });
         };
-        let not_satisfiable =
-            |_| s3_error!(InvalidRange, "The requested range is not satisfiable");
+        let not_satisfiable = |_| s3_error!(InvalidRange, "The requested range is not satisfiable");
         let range = range.check(size).map_err(not_satisfiable)?;
         if range.is_empty() {
             return Err(s3_error!(InvalidRange, "The requested range is not satisfiable"));
@@ -380,8 +379,9 @@ fn render(page: Page, encoded: bool) -> (Vec<Object>, Vec<CommonPrefix>) {
                 storage_class: Some(object.storage_class.clone().into()),
                 ..Object::default()
             }),
-            Item::CommonPrefix(prefix) => common_prefixes
-                .push(CommonPrefix { prefix: Some(encode(text(prefix), encoded)) }),
+            Item::CommonPrefix(prefix) => {
+                common_prefixes.push(CommonPrefix { prefix: Some(encode(text(prefix), encoded)) })
+            }
         }
     }
     (contents, common_prefixes)
@@ -391,9 +391,7 @@ fn is_encoded(encoding: Option<&EncodingType>) -> S3Result<bool> {
     match encoding.map(EncodingType::as_str) {
         None => Ok(false),
         Some(EncodingType::URL) => Ok(true),
-        Some(_) => {
-            Err(s3_error!(InvalidArgument, "Invalid Encoding Method specified in Request"))
-        }
+        Some(_) => Err(s3_error!(InvalidArgument, "Invalid Encoding Method specified in Request")),
     }
 }
 
@@ -406,7 +404,8 @@ fn encode(text: String, encoded: bool) -> String {
 
 fn max_keys(asked: Option<i32>) -> S3Result<usize> {
     let asked = usize::try_from(asked.unwrap_or(1000));
-    let negative = |_| s3_error!(InvalidArgument, "Argument maxKeys must be between 0 and 2147483647");
+    let negative =
+        |_| s3_error!(InvalidArgument, "Argument maxKeys must be between 0 and 2147483647");
     Ok(asked.map_err(negative)?.min(MAX_KEYS))
 }
 

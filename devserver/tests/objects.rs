@@ -43,8 +43,26 @@ async fn every_key_that_s3_allows_can_be_put_and_read() {
     let bucket = server.bucket("data");
     let long = "k".repeat(1024);
     let keys = [
-        "a", "a/b", "a//b", "/", "//", "/a", "..", "../a", ".", "a/./b", "a/", "a b", "a+b", "a%20b",
-        "a\u{1}\n\t\r\u{7f}b", "ü/日本/🦀", "a?b#c&d=e", "~*'()!$,;:@[]", "\u{0}", &long,
+        "a",
+        "a/b",
+        "a//b",
+        "/",
+        "//",
+        "/a",
+        "..",
+        "../a",
+        ".",
+        "a/./b",
+        "a/",
+        "a b",
+        "a+b",
+        "a%20b",
+        "a\u{1}\n\t\r\u{7f}b",
+        "ü/日本/🦀",
+        "a?b#c&d=e",
+        "~*'()!$,;:@[]",
+        "\u{0}",
+        &long,
     ];
     for key in keys {
         client
@@ -83,12 +101,17 @@ async fn ranges_are_answered_as_s3_does() {
         assert_eq!(get.content_range(), Some(told.as_str()), "{range}");
         assert_eq!(get.content_length(), Some(i64::try_from(end - first).unwrap()));
         assert_eq!(body(get.body).await, bucket.bytes("ten", first..end), "{range}");
-        let head = client.head_object().bucket("data").key("ten").range(range).send().await.unwrap();
+        let head =
+            client.head_object().bucket("data").key("ten").range(range).send().await.unwrap();
         assert_eq!(head.content_range(), Some(told.as_str()), "{range}");
     }
-    for (key, range) in
-        [("ten", "bytes=10-10"), ("ten", "bytes=10-"), ("ten", "bytes=-0"), ("empty", "bytes=0-"), ("empty", "bytes=-5")]
-    {
+    for (key, range) in [
+        ("ten", "bytes=10-10"),
+        ("ten", "bytes=10-"),
+        ("ten", "bytes=-0"),
+        ("empty", "bytes=0-"),
+        ("empty", "bytes=-5"),
+    ] {
         let get = client.get_object().bucket("data").key(key).range(range).send().await;
         assert_eq!(refusal(get), (416, "InvalidRange".into()), "{key} {range}");
     }
@@ -108,7 +131,9 @@ async fn synthetic_bytes_are_the_same_however_they_are_read() {
     let bucket = server.bucket("data");
     let info = bucket.put_synthetic("big", 10 << 30);
     bucket.put_family(Family { prefix: "f/".into(), count: 10, size: 777, suffix: ".x".into() });
-    for (first, last) in [(0, 300_000), ((1 << 32) - 77, (1 << 32) + 200_001), ((10 << 30) - 5, (10 << 30) - 1)] {
+    for (first, last) in
+        [(0, 300_000), ((1 << 32) - 77, (1 << 32) + 200_001), ((10 << 30) - 5, (10 << 30) - 1)]
+    {
         let range = format!("bytes={first}-{last}");
         let get = client.get_object().bucket("data").key("big").range(range).send().await.unwrap();
         let bytes = body(get.body).await;
@@ -253,7 +278,10 @@ async fn requests_bytes_and_connections_are_counted_and_logged() {
     assert_eq!(log.len(), 4);
     assert_eq!((log[0].kind, log[0].key.as_str()), (Kind::Get, "a b"));
     assert_eq!(log[0].bytes(), Some(10..110));
-    assert_eq!((log[2].kind, log[2].key.as_str(), log[2].delimiter.as_str()), (Kind::List, "a ", "/"));
+    assert_eq!(
+        (log[2].kind, log[2].key.as_str(), log[2].delimiter.as_str()),
+        (Kind::List, "a ", "/")
+    );
     server.reset();
     assert_eq!(server.counts(), devserver::Counts::default());
     assert!(server.log().is_empty());

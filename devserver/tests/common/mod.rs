@@ -15,7 +15,12 @@ pub(crate) fn client(endpoint: &str) -> Client {
     client_with(endpoint, devserver::ACCESS_KEY, devserver::SECRET_KEY, "us-east-1")
 }
 
-pub(crate) fn client_with(endpoint: &str, access_key: &str, secret_key: &str, region: &str) -> Client {
+pub(crate) fn client_with(
+    endpoint: &str,
+    access_key: &str,
+    secret_key: &str,
+    region: &str,
+) -> Client {
     let config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .credentials_provider(Credentials::new(access_key, secret_key, None, None, "test"))
