@@ -19,9 +19,10 @@
 //! and `listing` cuts pages from them, both pure; `bucket`, `settings` and `counts` are what tests
 //! set and read; `body` streams an object; `service` is the S3 operations, called by s3s, which
 //! does routing, signatures and XML; `gate` stands around s3s, `net` around connections, `server`
-//! starts it all.
+//! starts it all. [`proxy`] stands apart: it breaks answers on their way to the client.
 
 pub mod content;
+pub mod proxy;
 
 mod body;
 mod bucket;
