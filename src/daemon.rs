@@ -12,8 +12,9 @@ use tokio::runtime::{Builder, Handle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{self, Config, NoConfig};
-use crate::fs::BucketFs;
+use crate::fs::{BucketFs, ReadConfig};
 use crate::fuse;
+use crate::namespace::NamespaceConfig;
 use crate::store::ObjectStore;
 use crate::store::retry::{RetryPolicy, Retrying};
 use crate::store::s3::S3Store;
@@ -74,8 +75,10 @@ pub async fn run(config: &Config) -> Result<(), StartError> {
     // From here on a signal must find somebody who unmounts.
     let mut signals = Signals::new()
         .map_err(|error| StartError::Internal(format!("signals cannot be received: {error}")))?;
-    let fs = stack(store, config);
-    let mounted = fuse::mount(fs, config, Handle::current())
+    let fs = stack(store, config).map_err(|error| {
+        StartError::Internal(format!("address space for the cache cannot be reserved: {error}"))
+    })?;
+    let mounted = fuse::mount(fs.clone(), config, Handle::current())
         .map_err(|error| StartError::NoFuse(refused(config, &error)))?;
     tracing::info!(
         endpoint,
@@ -109,11 +112,18 @@ pub async fn run(config: &Config) -> Result<(), StartError> {
 
 /// The layers between the kernel's requests and the network, outermost last: one request, its
 /// retries, the file system on them.
-fn stack(store: S3Store, config: &Config) -> Arc<BucketFs> {
+fn stack(store: S3Store, config: &Config) -> std::io::Result<Arc<BucketFs>> {
     let store: Arc<dyn ObjectStore> = Arc::new(store);
     let policy = RetryPolicy { max_connections: config.max_connections, ..RetryPolicy::default() };
     let store: Arc<dyn ObjectStore> = Arc::new(Retrying::new(store, policy));
-    BucketFs::new(store, config, SystemTime::now())
+    let names = NamespaceConfig {
+        root_prefix: config.prefix.clone(),
+        metadata_ttl: config.metadata_ttl,
+        negative_ttl: config.negative_ttl,
+        mounted_at: SystemTime::now(),
+        page_keys: 1000,
+    };
+    BucketFs::new(store, config, names, ReadConfig::new(config), Handle::current())
 }
 
 fn refused(config: &Config, error: &std::io::Error) -> String {
