@@ -122,8 +122,12 @@ impl Directories {
         }
     }
 
-    /// The directory's epoch, which changes when its names are dropped. From here on there is a
-    /// state that [`Self::release`] must remove.
+    /// The kernel knows a directory from here on, until [`Self::release`].
+    pub(super) fn known(&mut self, prefix: &Arc<str>) {
+        self.state(prefix);
+    }
+
+    /// The directory's epoch, which changes when its names are dropped.
     pub(super) fn epoch(&mut self, prefix: &Arc<str>) -> u64 {
         self.state(prefix).epoch
     }

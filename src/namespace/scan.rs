@@ -121,7 +121,7 @@ impl Namespace {
         let Some(index) = entry.index else { return };
         debug_assert_ne!(entry.ino, ROOT, "the root is nobody's entry");
         let inode = entry.scan.listing.inode(index);
-        self.state.lock().inodes.remember(entry.ino, &inode);
+        self.state.lock().remember(entry.ino, &inode);
     }
 }
 

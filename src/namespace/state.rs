@@ -78,12 +78,21 @@ impl State {
         now: Instant,
     ) -> Result<Node, NameError> {
         let (ino, inode) = found.ok_or(NameError::NotFound { ttl })?;
-        self.inodes.remember(ino, &inode);
+        self.remember(ino, &inode);
         // What the kernel knows by a number does not change, were it only a fraction of a second.
         let inode = self.inodes.get(ino).cloned().unwrap_or(inode);
         Ok(self.node(ino, &inode, ttl, now))
     }
 
+    /// Counts one kernel lookup.
+    pub(super) fn remember(&mut self, ino: Ino, inode: &Inode) {
+        self.inodes.remember(ino, inode);
+        if let Inode::Directory(prefix) = inode {
+            self.directories.known(prefix);
+        }
+    }
+
+    /// An inode as the kernel is told of it.
     pub(super) fn node(
         &mut self,
         ino: Ino,

@@ -159,6 +159,21 @@ async fn a_directory_is_one_whatever_the_head_says_and_a_file_only_by_both_answe
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_directory_wins_whichever_answer_comes_first() {
+    for (slow, quick) in [(Operation::List, Operation::Head), (Operation::Head, Operation::List)] {
+        let mount = mount(&["a", "a/x", "f"]);
+        mount.faults.delay(slow, Duration::from_secs(2));
+        mount.faults.delay(quick, Duration::from_secs(1));
+        let [a, f] = [mount.look("a").await, mount.look("f").await];
+        assert!(matches!(a.expect("exists").kind, NodeKind::Directory { .. }));
+        assert!(matches!(f.expect("exists").kind, NodeKind::File(_)));
+        mount.names.drop_names();
+        mount.faults.fail_next(Operation::List, StoreError::Throttled);
+        assert_eq!(mount.look("f").await.unwrap_err(), NameError::Store(StoreError::Throttled));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn point_answers_are_believed_for_their_ttl() {
     let mount = mount(&["f"]);
     let first = mount.look("f").await.expect("exists");
@@ -236,6 +251,17 @@ async fn an_unchanged_object_keeps_its_number_however_it_is_found() {
         mount.names.drop_names();
         let listed = mount.scan(ROOT, 0).await.expect("listed");
         assert_eq!(listed[2..].iter().map(|entry| entry.1).collect::<Vec<_>>(), [d, f]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_point_answer_keeps_its_number_for_a_kernel_that_forgets() {
+    let mount = mount(&["f"]);
+    let f = mount.ino("f").await;
+    for pause in [Duration::ZERO, TTL] {
+        mount.names.forget(f, 1);
+        pass(pause).await;
+        assert_eq!(mount.ino("f").await, f);
     }
 }
 
@@ -522,6 +548,16 @@ async fn an_mtime_never_comes_back_with_its_directory() {
     assert_eq!(mount.names.attributes(d).unwrap_err(), NameError::Stale);
     pass(TTL).await;
     assert!(mount.mtime(mount.ino("d").await) > before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_keeps_its_mtime_whatever_becomes_of_others() {
+    let mount = mount(&["d/1", "e/1"]);
+    let (d, e) = (mount.ino("d").await, mount.ino("e").await);
+    let before = mount.mtime(d);
+    pass(TTL).await;
+    mount.names.forget(e, 1);
+    assert_eq!(mount.mtime(d), before);
 }
 
 #[tokio::test(start_paused = true)]
