@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn overwriting_changes_the_etag_and_the_time_and_so_does_not_repeating_the_bytes() {
+    fn overwriting_changes_the_etag_unless_the_bytes_are_the_same() {
         let mut objects = Objects::default();
         let first = objects.put_synthetic("a", 9);
         let second = objects.put_synthetic("a", 9);
