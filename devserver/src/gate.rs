@@ -118,7 +118,7 @@ impl Gate {
     }
 }
 
-fn kind(method: &Method, uri: &Uri, target: &Target) -> Kind {
+pub(crate) fn kind(method: &Method, uri: &Uri, target: &Target) -> Kind {
     let has = |name: &str| query(uri, name).is_some();
     match *method {
         Method::GET if target.is_object() => Kind::Get,
@@ -153,7 +153,7 @@ fn signed_region<B>(request: &Request<B>) -> Option<String> {
 }
 
 /// A decoded parameter; empty if it has no value.
-fn query(uri: &Uri, name: &str) -> Option<String> {
+pub(crate) fn query(uri: &Uri, name: &str) -> Option<String> {
     uri.query()?.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         let spaced = value.replace('+', " ");

@@ -1,2 +1,171 @@
-//! The server as a program.
-fn main() {}
+//! The server as a program, for demos and benchmarks.
+
+use std::io;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::{Parser, ValueEnum};
+use devserver::{Family, Server};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// An S3 server on this machine that holds what its flags say and forgets it when it ends.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9000")]
+    listen: SocketAddr,
+    /// The bucket
+    #[arg(long, value_name = "NAME", default_value = "data")]
+    bucket: String,
+    /// An object with computed bytes, such as models/7b.safetensors=13GiB; may be repeated
+    #[arg(long, value_name = "KEY=SIZE", value_parser = object)]
+    object: Vec<(String, u64)>,
+    /// Objects named PREFIX, a number from 0 to COUNT - 1 with leading zeros, SUFFIX; may be
+    /// repeated
+    #[arg(long, value_name = "PREFIX:COUNT:SIZE[:SUFFIX]", value_parser = family)]
+    family: Vec<Family>,
+    /// Latency and bandwidth of a network, which the flags below override
+    #[arg(long, value_enum)]
+    network: Option<Network>,
+    /// Time to the first byte of a GET or HEAD, such as 15ms
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    first_byte_latency: Option<Duration>,
+    /// Time that a page of a listing takes
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    list_latency: Option<Duration>,
+    /// Bytes per second that a connection sends, such as 90MB
+    #[arg(long, value_name = "SIZE", value_parser = bandwidth)]
+    bandwidth_per_connection: Option<u64>,
+    /// Requests per second beyond which the answer is 503
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rate_limit: Option<u32>,
+    /// The region that requests must be signed for; any, unless given
+    #[arg(long, value_name = "REGION")]
+    region: Option<String>,
+    /// Lets everybody read, without a signature
+    #[arg(long)]
+    public: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Network {
+    /// 15 ms to the first byte, 40 ms a page of a listing, 90 MB/s a connection
+    S3,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("devserver: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: Args) -> io::Result<()> {
+    let mut builder = Server::builder().listen(args.listen);
+    if let Some(Network::S3) = args.network {
+        builder = builder
+            .first_byte_latency(Duration::from_millis(15))
+            .list_latency(Duration::from_millis(40))
+            .bandwidth_per_connection(Some(90_000_000));
+    }
+    if let Some(latency) = args.first_byte_latency {
+        builder = builder.first_byte_latency(latency);
+    }
+    if let Some(latency) = args.list_latency {
+        builder = builder.list_latency(latency);
+    }
+    if args.bandwidth_per_connection.is_some() {
+        builder = builder.bandwidth_per_connection(args.bandwidth_per_connection);
+    }
+    if let Some(region) = &args.region {
+        builder = builder.region(region);
+    }
+    let started = builder.rate_limit(args.rate_limit).start().await;
+    let explain = |error| io::Error::other(format!("cannot listen on {}: {error}", args.listen));
+    let server = started.map_err(explain)?;
+
+    let bucket = server.bucket(&args.bucket);
+    bucket.set_public(args.public);
+    for (key, size) in &args.object {
+        bucket.put_synthetic(key, *size);
+    }
+    for family in args.family {
+        bucket.put_family(family);
+    }
+
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let keys = server.credentials();
+    println!("# bucket {} at {}", args.bucket, server.endpoint_url());
+    println!("export AWS_ENDPOINT_URL={}", server.endpoint_url());
+    println!("export AWS_ACCESS_KEY_ID={}", keys.access_key);
+    println!("export AWS_SECRET_ACCESS_KEY={}", keys.secret_key);
+    println!("export AWS_REGION={}", args.region.as_deref().unwrap_or(devserver::ENDPOINT_REGION));
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    text.parse::<ByteSize>().map(|size| size.0).map_err(|error| format!("{text:?}: {error}"))
+}
+
+fn bandwidth(text: &str) -> Result<u64, String> {
+    match size(text.strip_suffix("/s").unwrap_or(text))? {
+        0 => Err("must be more than nothing".into()),
+        bandwidth => Ok(bandwidth),
+    }
+}
+
+fn object(text: &str) -> Result<(String, u64), String> {
+    // A key may hold the sign, a size may not.
+    let (key, bytes) = text.rsplit_once('=').ok_or("must have the form KEY=SIZE")?;
+    Ok((checked(key)?.into(), size(bytes)?))
+}
+
+fn family(text: &str) -> Result<Family, String> {
+    let mut fields = text.splitn(4, ':');
+    let mut field = || fields.next().ok_or("must have the form PREFIX:COUNT:SIZE[:SUFFIX]");
+    let (prefix, count, bytes) = (field()?.to_owned(), field()?, field()?);
+    let suffix = field().unwrap_or_default().to_owned();
+    let count = count.parse().map_err(|error| format!("the count {count:?}: {error}"))?;
+    let family = Family { prefix, count, size: size(bytes)?, suffix };
+    checked(&family.key(count.saturating_sub(1)))?;
+    Ok(family)
+}
+
+fn checked(key: &str) -> Result<&str, String> {
+    match key.len() {
+        1..=1024 => Ok(key),
+        length => Err(format!("a key has 1 to 1024 bytes, this one {length}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_say_objects_and_families() {
+        assert_eq!(object("a=b=1GiB"), Ok(("a=b".into(), 1 << 30)));
+        let suffix = ".jpg".to_owned();
+        let expected = Family { prefix: "t/".into(), count: 10, size: 110_000, suffix };
+        assert_eq!(family("t/:10:110KB:.jpg"), Ok(expected));
+        assert_eq!(family("t/:10:1").map(|family| family.key(3)), Ok("t/3".into()));
+        assert_eq!(bandwidth("90MB/s"), Ok(90_000_000));
+        for wrong in ["", "a", "a:1", "a:x:1", "a:1:x"] {
+            assert!(family(wrong).is_err(), "{wrong}");
+        }
+        assert!(object("=1").is_err());
+        assert!(object("a=1XB").is_err());
+    }
+}

@@ -13,6 +13,7 @@ use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
 use tracing::warn;
@@ -79,6 +80,29 @@ pub(crate) async fn serve(
             // A client that hangs up is no error of the server.
             let _ = http1::Builder::new().serve_connection(io, service).await;
         });
+    }
+}
+
+/// Runs `start` on a runtime of its own with two threads, and leaves that running. On a thread of
+/// its own too, because a thread of another runtime must not block on this one.
+pub(crate) fn start_on_own_threads<T: Send>(
+    start: impl Future<Output = io::Result<T>> + Send,
+) -> io::Result<(Runtime, T)> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("devserver")
+        .enable_all()
+        .build()?;
+    let started = std::thread::scope(|scope| {
+        let starting = scope.spawn(|| runtime.block_on(start));
+        starting.join().expect("starting does not panic")
+    });
+    match started {
+        Ok(started) => Ok((runtime, started)),
+        Err(error) => {
+            runtime.shutdown_background(); // waiting for it may not be allowed here
+            Err(error)
+        }
     }
 }
 

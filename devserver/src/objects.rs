@@ -18,7 +18,7 @@ use crate::content;
 
 /// 2024-01-01T00:00:00Z. The n-th change of a bucket happened n seconds later, so that times are
 /// the same in every run and differ between versions.
-const FIRST_CHANGE: Duration = Duration::from_secs(1_704_067_200);
+const FIRST_CHANGE: Duration = Duration::from_hours(473_352);
 
 /// A range of keys that exist without being stored: `prefix`, a number from 0 to `count` − 1 with
 /// leading zeros, `suffix`. Every one is a synthetic object of `size` bytes.

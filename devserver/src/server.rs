@@ -119,16 +119,7 @@ impl Builder {
     /// Starts the server on two threads of its own, so that neither a blocking test nor a paused
     /// clock holds it up. Fails as [`start`](Self::start) does.
     pub fn start_blocking(self) -> io::Result<Server> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .thread_name("devserver")
-            .enable_all()
-            .build()?;
-        // On a thread of its own, because a thread of another runtime must not block on this one.
-        let mut server = std::thread::scope(|scope| {
-            let start = scope.spawn(|| runtime.block_on(self.start()));
-            start.join().expect("starting does not panic")
-        })?;
+        let (runtime, mut server) = net::start_on_own_threads(self.start())?;
         server.runtime = Some(runtime);
         Ok(server)
     }

@@ -1,0 +1,255 @@
+//! Faults below HTTP: a proxy that breaks chosen answers on their way.
+//!
+//! ```no_run
+//! # async fn example() -> std::io::Result<()> {
+//! use devserver::proxy::{Fault, FaultProxy, Rule};
+//! # let server = devserver::Server::builder().start().await?;
+//! let proxy = FaultProxy::start(server.address()).await?;
+//! let reset = proxy.add(Rule::on_get("a/b", Fault::Reset { after: 100_000 }).times(2));
+//! // … point the client at proxy.endpoint_url() and read …
+//! assert_eq!(reset.hits(), 2);
+//! # Ok(())
+//! # }
+//! ```
+
+mod connection;
+mod wire;
+
+use std::fmt;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::counts::Kind;
+use crate::net;
+pub use wire::RequestHead;
+
+/// What is done to an answer. Lengths count bytes of the body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The connection is closed instead of an answer.
+    Hangup,
+    /// The connection is reset (RST) after so many bytes.
+    Reset {
+        /// Bytes sent before.
+        after: u64,
+    },
+    /// The connection is closed in good order after so many bytes.
+    Truncate {
+        /// Bytes sent before.
+        after: u64,
+    },
+    /// Nothing more comes after so many bytes.
+    Stall {
+        /// Bytes sent before.
+        after: u64,
+        /// Then the rest follows; `None` for never.
+        pause: Option<Duration>,
+    },
+    /// The answer, its head included, comes so much later.
+    Delay(Duration),
+    /// `Content-Range` says this instead.
+    ContentRange(String),
+    /// `Content-Length` says this instead; the connection is closed after the true body.
+    ContentLength(u64),
+    /// The body is cut or filled up with zeros to this length, and `Content-Length` admits it.
+    BodyLength(u64),
+    /// The body's byte at this offset is another.
+    Corrupt {
+        /// Which byte.
+        at: u64,
+    },
+    /// The answer is 200 with a body that is no XML.
+    Garbage,
+    /// The request goes no further, and the answer is this error.
+    Status {
+        /// Such as 503.
+        status: u16,
+        /// Such as `SlowDown`.
+        code: String,
+    },
+    /// A GET of a range is answered with 200 and the whole object. Only in front of a
+    /// [`Server`](crate::Server), as the two below: removing a header would break the signature.
+    IgnoreRange,
+    /// A page of a listing says that it is followed by itself.
+    RepeatToken,
+    /// A page of a listing is the first one again.
+    BackwardsPage,
+}
+
+impl Fault {
+    /// 503 `SlowDown`, as S3 throttles.
+    #[must_use]
+    pub fn slow_down() -> Self {
+        Self::Status { status: 503, code: "SlowDown".into() }
+    }
+}
+
+type Matcher = Arc<dyn Fn(&RequestHead) -> bool + Send + Sync>;
+
+/// Which requests meet with which fault.
+#[derive(Clone)]
+pub struct Rule {
+    matches: Matcher,
+    fault: Fault,
+    /// How often it still applies.
+    left: u64,
+}
+
+impl Rule {
+    /// Applies to every request for which `matches` says so.
+    #[must_use]
+    pub fn new(
+        matches: impl Fn(&RequestHead) -> bool + Send + Sync + 'static,
+        fault: Fault,
+    ) -> Self {
+        Self { matches: Arc::new(matches), fault, left: u64::MAX }
+    }
+
+    /// Applies to every GET of this object.
+    #[must_use]
+    pub fn on_get(key: &str, fault: Fault) -> Self {
+        let key = key.to_owned();
+        Self::new(move |request| request.kind() == Kind::Get && request.key() == key, fault)
+    }
+
+    /// Applies to every page of every listing.
+    #[must_use]
+    pub fn on_list(fault: Fault) -> Self {
+        Self::new(|request| request.kind() == Kind::List, fault)
+    }
+
+    /// Applies to every request.
+    #[must_use]
+    pub fn on_all(fault: Fault) -> Self {
+        Self::new(|_| true, fault)
+    }
+
+    /// Applies only to the next so many of them.
+    #[must_use]
+    pub fn times(mut self, times: u64) -> Self {
+        self.left = times;
+        self
+    }
+}
+
+impl fmt::Debug for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rule").field("fault", &self.fault).finish_non_exhaustive()
+    }
+}
+
+/// What became of a rule.
+#[derive(Clone, Debug)]
+pub struct Applied(Arc<AtomicU64>);
+
+impl Applied {
+    /// How many requests met with the fault so far.
+    #[must_use]
+    pub fn hits(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+#[derive(Default)]
+struct Rules(Mutex<Vec<(Rule, Applied)>>);
+
+impl Rules {
+    /// The fault of the first rule that is for this request and not used up.
+    fn fault_for(&self, request: &RequestHead) -> Option<Fault> {
+        let mut rules = self.0.lock().expect("no panic while it is held");
+        let (rule, applied) =
+            rules.iter_mut().find(|(rule, _)| rule.left > 0 && (rule.matches)(request))?;
+        rule.left -= 1;
+        applied.0.fetch_add(1, Relaxed);
+        Some(rule.fault.clone())
+    }
+}
+
+/// A proxy on a port of 127.0.0.1. Dropping it closes every connection through it.
+///
+/// Signatures stay right, for the `Host` header passes as the client wrote it.
+pub struct FaultProxy {
+    address: SocketAddr,
+    rules: Arc<Rules>,
+    accepting: AbortHandle,
+    runtime: Option<Runtime>,
+}
+
+impl FaultProxy {
+    /// Starts a proxy in front of `target` on the runtime that this is called on.
+    #[allow(clippy::unused_async)] // a listener can only be made on a runtime
+    pub async fn start(target: SocketAddr) -> io::Result<Self> {
+        let listener = net::listen((Ipv4Addr::LOCALHOST, 0).into())?;
+        let address = listener.local_addr()?;
+        let rules = Arc::new(Rules::default());
+        let accepting = tokio::spawn(serve(listener, target, rules.clone())).abort_handle();
+        Ok(Self { address, rules, accepting, runtime: None })
+    }
+
+    /// Starts a proxy on a thread of its own.
+    pub fn start_blocking(target: SocketAddr) -> io::Result<Self> {
+        let (runtime, mut proxy) = net::start_on_own_threads(Self::start(target))?;
+        proxy.runtime = Some(runtime);
+        Ok(proxy)
+    }
+
+    /// What to give a client as its endpoint.
+    #[must_use]
+    pub fn endpoint_url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Adds a rule behind those added before: a request meets with the first that is for it.
+    #[allow(clippy::must_use_candidate)]
+    pub fn add(&self, rule: Rule) -> Applied {
+        let applied = Applied(Arc::default());
+        let mut rules = self.rules.0.lock().expect("no panic while it is held");
+        rules.push((rule, applied.clone()));
+        applied
+    }
+
+    /// Removes all rules. Answers already on their way keep their fault.
+    pub fn clear(&self) {
+        self.rules.0.lock().expect("no panic while it is held").clear();
+    }
+}
+
+impl fmt::Debug for FaultProxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FaultProxy").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Drop for FaultProxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+async fn serve(listener: TcpListener, target: SocketAddr, rules: Arc<Rules>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            Ok((client, _)) = listener.accept() => {
+                let _ = client.set_nodelay(true);
+                let rules = rules.clone();
+                connections.spawn(async move {
+                    // Either side may hang up at any time; that is what the proxy is for.
+                    let _ = connection::relay(client, target, &rules).await;
+                });
+            }
+            Some(_) = connections.join_next() => {}
+            else => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! One connection through the proxy: request, answer, fault, and again.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_RANGE};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::wire::{Framing, Reader, RequestHead, ResponseHead, invalid};
+use super::{Fault, Rules};
+use crate::service::{BACKWARDS, FAULT_HEADER, IGNORE_RANGE, REPEAT_TOKEN};
+
+const GARBAGE: &[u8] = b"this is <not XML";
+/// A reset throws away what the client's side has not yet received, so it waits a little.
+const BEFORE_RESET: Duration = Duration::from_millis(10);
+
+/// Returns when either side is gone or a fault ended the connection.
+pub(super) async fn relay(client: TcpStream, target: SocketAddr, rules: &Rules) -> io::Result<()> {
+    let server = TcpStream::connect(target).await?;
+    server.set_nodelay(true)?;
+    let (mut client, mut server) = (Reader::new(client), Reader::new(server));
+    while let Some(mut head) = client.head().await? {
+        let request = RequestHead::parse(&head)?;
+        let fault = rules.fault_for(&request);
+        let Framing::Length(length) = Framing::of(&request.headers)? else {
+            return tunnel(client, server, &head).await;
+        };
+        match &fault {
+            Some(Fault::Hangup) => return Ok(()),
+            Some(Fault::Status { status, code }) => {
+                skip(&mut client, length).await?;
+                let with_body = request.method != http::Method::HEAD;
+                client.stream.write_all(&refusal(*status, code, with_body)).await?;
+                continue;
+            }
+            Some(Fault::IgnoreRange) => ask_for(&mut head, IGNORE_RANGE),
+            Some(Fault::RepeatToken) => ask_for(&mut head, REPEAT_TOKEN),
+            Some(Fault::BackwardsPage) => ask_for(&mut head, BACKWARDS),
+            _ => {}
+        }
+        server.stream.write_all(&head).await?;
+        client.copy(&mut server.stream, length).await?;
+
+        let head = loop {
+            let head = server.head().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
+            let parsed = ResponseHead::parse(&head)?;
+            if parsed.status >= 200 {
+                break parsed;
+            }
+            client.stream.write_all(&head).await?; // 100 Continue
+        };
+        let length = match Framing::of(&head.headers)? {
+            _ if request.method == http::Method::HEAD || matches!(head.status, 204 | 304) => 0,
+            Framing::Length(length) => length,
+            Framing::Chunked => return Err(invalid("chunked answers are not understood")),
+        };
+        if !answer(&mut client, &mut server, head, length, fault).await? {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Hands the answer on, with its fault; whether the connection may go on.
+async fn answer(
+    client: &mut Reader,
+    server: &mut Reader,
+    mut head: ResponseHead,
+    length: u64,
+    fault: Option<Fault>,
+) -> io::Result<bool> {
+    match &fault {
+        Some(Fault::Delay(delay)) => tokio::time::sleep(*delay).await,
+        Some(Fault::ContentRange(value)) => head.set(CONTENT_RANGE, value)?,
+        Some(Fault::ContentLength(value) | Fault::BodyLength(value)) => {
+            head.set(CONTENT_LENGTH, &value.to_string())?;
+        }
+        Some(Fault::Garbage) => {
+            head.status = 200;
+            head.set(CONTENT_LENGTH, &GARBAGE.len().to_string())?;
+        }
+        _ => {}
+    }
+    let to = &mut client.stream;
+    to.write_all(&head.to_bytes()).await?;
+    match fault {
+        Some(Fault::Reset { after }) => {
+            server.copy(to, after.min(length)).await?;
+            tokio::time::sleep(BEFORE_RESET).await;
+            to.set_zero_linger()?;
+            return Ok(false);
+        }
+        Some(Fault::Truncate { after }) => {
+            server.copy(to, after.min(length)).await?;
+            to.shutdown().await?;
+            return Ok(false);
+        }
+        Some(Fault::Stall { after, pause }) => {
+            let after = after.min(length);
+            server.copy(to, after).await?;
+            let pause = pause.unwrap_or(Duration::MAX);
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                // Nothing is sent by a client that waits, so this is its hanging up.
+                _ = to.read_u8() => return Ok(false),
+            }
+            server.copy(to, length - after).await?;
+        }
+        Some(Fault::ContentLength(_)) => {
+            // What follows on the connection would be taken for a part of this answer.
+            server.copy(to, length).await?;
+            to.shutdown().await?;
+            return Ok(false);
+        }
+        Some(Fault::BodyLength(wanted)) => {
+            server.copy(to, wanted.min(length)).await?;
+            skip(server, length.saturating_sub(wanted)).await?;
+            let zeros = usize::try_from(wanted.saturating_sub(length)).map_err(invalid)?;
+            to.write_all(&vec![0; zeros]).await?;
+        }
+        Some(Fault::Corrupt { at }) if at < length => {
+            server.copy(to, at).await?;
+            let byte = server.some(1).await?;
+            to.write_all(&[!byte[0]]).await?;
+            server.copy(to, length - at - 1).await?;
+        }
+        Some(Fault::Garbage) => {
+            skip(server, length).await?;
+            to.write_all(GARBAGE).await?;
+        }
+        _ => server.copy(to, length).await?,
+    }
+    let closes = head.headers.get(CONNECTION).is_some_and(|value| value == "close");
+    Ok(!closes)
+}
+
+/// Reads `length` bytes of body for nobody.
+async fn skip(from: &mut Reader, length: u64) -> io::Result<()> {
+    let mut left = length;
+    while left > 0 {
+        left -= from.some(left).await?.len() as u64;
+    }
+    Ok(())
+}
+
+/// Puts the header before the empty line.
+fn ask_for(head: &mut Vec<u8>, fault: &str) {
+    head.truncate(head.len() - 2);
+    head.extend_from_slice(format!("{FAULT_HEADER}: {fault}\r\n\r\n").as_bytes());
+}
+
+fn refusal(status: u16, code: &str, with_body: bool) -> Vec<u8> {
+    let body = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
+         <Error><Code>{code}</Code><Message>A fault of the test</Message></Error>"
+    );
+    let body = if with_body { body } else { String::new() };
+    format!(
+        "HTTP/1.1 {status} \r\nContent-Type: application/xml\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+/// Lets a request whose end cannot be told, and all after it, pass as they are.
+async fn tunnel(mut client: Reader, mut server: Reader, head: &[u8]) -> io::Result<()> {
+    server.stream.write_all(head).await?;
+    server.stream.write_all(&client.take_buffer()).await?;
+    tokio::io::copy_bidirectional(&mut client.stream, &mut server.stream).await?;
+    Ok(())
+}
