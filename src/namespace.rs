@@ -1,13 +1,53 @@
-//! Names to inodes.
+//! Names to inodes: listings with TTLs, point lookups, negative answers.
+//!
+//! A complete, fresh listing of the parent answers a lookup without a request. Without one, a HEAD
+//! of the key and a LIST below it go out together, and after the second such lookup in one
+//! directory its listing is fetched in the background.
+//!
+//! Callers that need the same answer share one flight, run by a task of its own: an interrupted
+//! caller does not take the answer from the others. The one lock is never held across an `.await`.
+//!
+//! Invariants: an inode number names one version of one object, only names expire; and an answer
+//! is believed no longer than its TTL from the moment it was *asked* for. A failure is handed to
+//! those who waited for it and is not remembered.
 
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::store::{ObjectMeta, StoreError};
+use lru::LruCache;
+use parking_lot::Mutex;
+use tokio::time::Instant;
 
+use self::directories::{Directories, Expiry, Resume};
+use self::flight::{Flight, Landing};
+use self::inodes::{Inode, InodeRef, Inodes};
+use self::listing::{Builder, Complete, Listing, Pager};
+use self::scan::Position;
+pub use self::scan::{Scan, ScanEntry};
+use self::state::{ListingFlight, Point, PointFlight, State};
+use self::tree::Asked;
+use crate::store::{ObjectMeta, ObjectStore, StoreError};
+
+mod directories;
+mod flight;
 pub mod inodes;
 pub mod listing;
+mod scan;
+mod state;
+#[cfg(test)]
+mod tests;
 pub mod tree;
+
+/// "Practically for ever", as a TTL for the kernel: ten years.
+pub const FOREVER: Duration = Duration::from_hours(10 * 365 * 24);
+
+/// Point answers that are kept, negative ones included: 100,000 of some 300 bytes are 30 MB.
+const MAX_POINT_ANSWERS: NonZeroUsize = NonZeroUsize::new(100_000).expect("not zero");
+
+/// Listed entries that are kept in all: 8 million of some 120 bytes are 1 GB.
+const MAX_LISTED_ENTRIES: usize = 8_000_000;
 
 /// An inode number: names one version of one object, or one directory; never reused while mounted.
 pub type Ino = u64;
@@ -80,4 +120,300 @@ pub enum NameError {
     /// The store could not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// The names of a bucket, as inodes.
+///
+/// Its asynchronous methods need a tokio runtime, on which they start tasks.
+pub struct Namespace {
+    store: Arc<dyn ObjectStore>,
+    config: NamespaceConfig,
+    state: Mutex<State>,
+}
+
+impl Namespace {
+    /// The names of the bucket behind `store`; asks nothing yet.
+    #[must_use]
+    pub fn new(store: Arc<dyn ObjectStore>, config: NamespaceConfig) -> Arc<Self> {
+        Self::with_max_listed(store, config, MAX_LISTED_ENTRIES)
+    }
+
+    fn with_max_listed(
+        store: Arc<dyn ObjectStore>,
+        config: NamespaceConfig,
+        max_listed_entries: usize,
+    ) -> Arc<Self> {
+        let directories = Directories::new(config.mounted_at, Instant::now(), max_listed_entries);
+        let state = State {
+            inodes: Inodes::new(&config.root_prefix),
+            directories,
+            points: LruCache::new(MAX_POINT_ANSWERS),
+            lookups: HashMap::new(),
+            listings: HashMap::new(),
+        };
+        Arc::new(Self { store, config, state: Mutex::new(state) })
+    }
+
+    /// Looks a name up; on success one kernel lookup is counted, which [`Self::forget`] takes back
+    /// if the kernel is never told.
+    pub async fn lookup(self: &Arc<Self>, parent: Ino, name: &[u8]) -> Result<Node, NameError> {
+        let flight = {
+            let mut state = self.state.lock();
+            let prefix = state.directory(parent)?;
+            let key = match tree::asked(&prefix, name) {
+                Asked::Key(key) => key,
+                Asked::Nothing => return Err(NameError::NotFound { ttl: FOREVER }),
+                Asked::TooLong => return Err(NameError::TooLong),
+            };
+            let now = Instant::now();
+            if let Some((found, ttl)) = state.believed(&prefix, name, &key, now) {
+                return state.give(found, ttl, now);
+            }
+            self.point_flight(&mut state, &prefix, key, now)
+        };
+        let point = flight.land().await.ok_or_else(shut_down)??;
+        let now = Instant::now();
+        let ttl = point.expiry.remaining(now).unwrap_or_default();
+        self.state.lock().give(point.found, ttl, now)
+    }
+
+    /// Takes back so many lookups that the kernel has counted.
+    pub fn forget(&self, ino: Ino, lookups: u64) {
+        let mut state = self.state.lock();
+        if let Some(Inode::Directory(prefix)) = state.inodes.forget(ino, lookups) {
+            state.directories.release(&prefix, Instant::now());
+        }
+    }
+
+    /// Attributes of an inode that the kernel knows. Sends no request.
+    pub fn attributes(&self, ino: Ino) -> Result<Node, NameError> {
+        let mut state = self.state.lock();
+        let inode = state.inodes.get(ino).ok_or(NameError::Stale)?.clone();
+        let name_ttl = self.config.metadata_ttl.unwrap_or(FOREVER);
+        Ok(state.node(ino, &inode, name_ttl, Instant::now()))
+    }
+
+    /// The object behind a file's inode.
+    pub fn object(&self, ino: Ino) -> Result<Arc<ObjectMeta>, NameError> {
+        match self.state.lock().inodes.get(ino) {
+            Some(Inode::File(meta)) => Ok(meta.clone()),
+            Some(Inode::Directory(_)) => Err(NameError::IsADirectory),
+            None => Err(NameError::Stale),
+        }
+    }
+
+    /// A directory's entries from a position on: 0 is the beginning, any other position is the
+    /// cookie of the last entry that the caller has taken.
+    ///
+    /// A beginning lists anew what is not believed any more. A continuation goes on with what is
+    /// there, however old, unless its names were dropped; if there is another listing by now, it
+    /// goes on behind the name it came to. So no scan repeats or skips what stays as it is.
+    pub async fn read_directory(
+        self: &Arc<Self>,
+        ino: Ino,
+        cookie: u64,
+    ) -> Result<Scan, NameError> {
+        let position = Position::of_cookie(cookie);
+        let dots = position.map_or(0, |position| position.dots);
+        let (numbers, delivered, flight) = {
+            let mut state = self.state.lock();
+            let prefix = state.directory(ino)?;
+            let numbers = (ino, state.parent(ino, &prefix));
+            let now = Instant::now();
+            let resume = match (position, state.directories.fresh(&prefix, now)) {
+                (Some(at), _) => state.directories.resume(&prefix, at.generation, at.entries),
+                (None, Some((listing, _))) => Resume::At(listing, 0),
+                (None, None) => Resume::Relist(None),
+            };
+            match resume {
+                Resume::At(listing, index) => {
+                    let ttl = state.listing_ttl(&listing, now);
+                    return Ok(Scan::new(listing, (dots, index), numbers, ttl));
+                }
+                Resume::Relist(delivered) => {
+                    (numbers, delivered, self.listing_flight(&mut state, &prefix, now))
+                }
+                Resume::Stale => return Err(NameError::Stale),
+            }
+        };
+        let listing = flight.land().await.ok_or_else(shut_down)??;
+        let index = delivered.map_or(0, |(old, last)| listing.behind(&old, last));
+        let ttl = self.state.lock().listing_ttl(&listing, Instant::now());
+        Ok(Scan::new(listing, (dots, index), numbers, ttl))
+    }
+
+    /// The object of this inode is not what it was, or is gone (412, or 404 on a GET): what is
+    /// believed of its directory's names is dropped, so that the next lookup sees the new truth.
+    pub fn changed(&self, ino: Ino) {
+        let mut state = self.state.lock();
+        let State { inodes, directories, .. } = &mut *state;
+        if let Some(Inode::File(meta)) = inodes.get(ino)
+            && let Some((parent, _)) = tree::parent_and_name(&meta.version.key)
+        {
+            directories.drop_names(parent);
+        }
+    }
+
+    /// Drops what is believed of all names, negative answers included. Inodes stay: whoever has
+    /// one open goes on reading the version it names.
+    pub fn drop_names(&self) {
+        self.state.lock().directories.drop_all_names();
+    }
+
+    /// The flight that finds out about a key; counts as a miss if it has to start.
+    fn point_flight(
+        self: &Arc<Self>,
+        state: &mut State,
+        prefix: &Arc<str>,
+        key: String,
+        now: Instant,
+    ) -> PointFlight {
+        let epoch = state.directories.epoch(prefix);
+        if let Some(flight) = state.lookups.get(&key).filter(|flight| flight.takes_on(epoch)) {
+            return flight.clone();
+        }
+        let (flight, landing) = Flight::new(epoch);
+        state.lookups.insert(key.clone(), flight.clone());
+        tokio::spawn(self.clone().look_up(prefix.clone(), key, now, epoch, landing));
+        if state.directories.missed(prefix, self.config.metadata_ttl) {
+            self.listing_flight(state, prefix, now);
+        }
+        flight
+    }
+
+    async fn look_up(
+        self: Arc<Self>,
+        prefix: Arc<str>,
+        key: String,
+        asked: Instant,
+        epoch: u64,
+        landing: Landing<Result<Point, StoreError>>,
+    ) {
+        let found = ask(&*self.store, &key).await;
+        let mut state = self.state.lock();
+        if state.lookups.get(&key).is_some_and(|flight| flight.epoch() == epoch) {
+            state.lookups.remove(&key);
+        }
+        let point = found.map(|found| {
+            let ttl = if found.is_some() {
+                self.config.metadata_ttl
+            } else {
+                Some(self.config.negative_ttl)
+            };
+            let found = found.map(|inode| {
+                let ino = state.number(inode.by_ref());
+                state.directories.issued(&prefix, ino, &inode);
+                (ino, inode)
+            });
+            let point = Point { found, expiry: Expiry::after(asked, ttl), epoch };
+            if state.directories.is_current(&prefix, epoch) {
+                state.points.put(key, point.clone());
+            }
+            point
+        });
+        drop(state);
+        landing.send_replace(Some(point));
+    }
+
+    /// The flight that lists a directory.
+    fn listing_flight(
+        self: &Arc<Self>,
+        state: &mut State,
+        prefix: &Arc<str>,
+        now: Instant,
+    ) -> ListingFlight {
+        let epoch = state.directories.epoch(prefix);
+        if let Some(flight) = state.listings.get(prefix).filter(|flight| flight.takes_on(epoch)) {
+            return flight.clone();
+        }
+        let (flight, landing) = Flight::new(epoch);
+        state.listings.insert(prefix.clone(), flight.clone());
+        state.directories.listing_begins(prefix);
+        tokio::spawn(self.clone().list(prefix.clone(), now, epoch, landing));
+        flight
+    }
+
+    async fn list(
+        self: Arc<Self>,
+        prefix: Arc<str>,
+        asked: Instant,
+        epoch: u64,
+        landing: Landing<Result<Arc<Listing>, NameError>>,
+    ) {
+        let listed = self.pages(&prefix).await;
+        let mut state = self.state.lock();
+        if state.listings.get(&prefix).is_some_and(|flight| flight.epoch() == epoch) {
+            state.listings.remove(&prefix);
+        }
+        let State { inodes, directories, .. } = &mut *state;
+        let outcome = match listed {
+            Ok(complete) if complete.exists || *prefix == *self.config.root_prefix => {
+                for keys in &complete.hidden {
+                    if directories.is_first_warning(&prefix, keys.reason) {
+                        let (count, example) = (keys.count, keys.example.as_deref());
+                        let directory = &*prefix;
+                        tracing::warn!(directory, count, example, "hidden keys: {}", keys.reason);
+                    }
+                }
+                let knows = |prefix: &str| inodes.number(InodeRef::Directory(prefix)).is_some();
+                let belief = (epoch, asked, self.config.metadata_ttl);
+                Ok(directories.install(complete.listing, belief, Instant::now(), knows))
+            }
+            Ok(_) => {
+                directories.listing_failed(&prefix, epoch, true);
+                Err(NameError::NotFound { ttl: Duration::ZERO })
+            }
+            Err(error) => {
+                // Those who wait log or answer it; a background listing has nobody.
+                tracing::debug!(directory = &*prefix, %error, "listing failed");
+                directories.listing_failed(&prefix, epoch, false);
+                Err(NameError::Store(error))
+            }
+        };
+        drop(state);
+        landing.send_replace(Some(outcome));
+    }
+
+    async fn pages(&self, prefix: &Arc<str>) -> Result<Complete, StoreError> {
+        let mut pager = Pager::new(&*self.store, prefix, self.config.page_keys);
+        let mut builder = Builder::new(prefix.clone());
+        while let Some(page) = pager.next().await? {
+            let mut state = self.state.lock();
+            builder.add(&page, |of| state.number(of))?;
+        }
+        Ok(builder.finish())
+    }
+}
+
+/// Asks the store what a key is: HEAD and LIST together, in one round trip. The directory wins
+/// (N3), so nothing is certain before the LIST has answered, and nothing more is needed when it
+/// has found a key.
+async fn ask(store: &dyn ObjectStore, key: &str) -> Result<Option<Inode>, StoreError> {
+    let below = tree::directory_prefix(key);
+    let list = async {
+        match &below {
+            Some(prefix) => listing::any_key_below(store, prefix).await,
+            None => Ok(false),
+        }
+    };
+    tokio::pin!(list);
+    let mut head = store.head(key);
+    let (is_directory, file) = tokio::select! {
+        biased;
+        found = &mut list => {
+            if found? { (true, Err(StoreError::NotFound)) } else { (false, head.await) }
+        }
+        file = &mut head => (list.await?, file),
+    };
+    match file {
+        _ if is_directory => Ok(below.as_deref().map(|prefix| Inode::Directory(prefix.into()))),
+        Ok(meta) => Ok(Some(Inode::File(Arc::new(meta)))),
+        Err(StoreError::NotFound) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A task died before it had its answer.
+fn shut_down() -> StoreError {
+    StoreError::Unavailable("shutting down".to_owned())
 }

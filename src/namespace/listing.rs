@@ -211,14 +211,14 @@ impl Listing {
     }
 
     /// Gives an entry the number under which a lookup has meanwhile shown the same thing.
-    pub fn adopt(&mut self, ino: Ino, of: InodeRef<'_>) {
+    pub(super) fn adopt(&mut self, ino: Ino, of: InodeRef<'_>) {
         if let Some(index) = self.same(of) {
             self.records[index].ino = ino;
         }
     }
 
     /// Gives the finished listing its generation.
-    pub fn set_generation(&mut self, generation: u32) {
+    pub(super) fn set_generation(&mut self, generation: u32) {
         self.generation = generation;
     }
 

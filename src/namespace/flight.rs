@@ -1,0 +1,41 @@
+//! Work that several callers wait for and one task does.
+
+use tokio::sync::watch;
+
+/// A task's outcome to come. The task runs to its end even when every caller has gone, for what it
+/// learns is worth keeping.
+#[derive(Clone, Debug)]
+pub(super) struct Flight<T> {
+    /// The epoch of the directory when the work began: who comes after its names were dropped
+    /// must not be told what was true before.
+    epoch: u64,
+    outcome: watch::Receiver<Option<T>>,
+}
+
+/// Where the task delivers its outcome, once.
+pub(super) type Landing<T> = watch::Sender<Option<T>>;
+
+impl<T: Clone> Flight<T> {
+    /// Work that begins in `epoch`.
+    pub(super) fn new(epoch: u64) -> (Self, Landing<T>) {
+        let (landing, outcome) = watch::channel(None);
+        (Self { epoch, outcome }, landing)
+    }
+
+    /// The epoch in which it began.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Whether a caller of this epoch may wait for it: not if it began in another one, nor if its
+    /// task has died and left the slot as if nobody were at work.
+    pub(super) fn takes_on(&self, epoch: u64) -> bool {
+        self.epoch == epoch
+            && (self.outcome.has_changed().is_ok() || self.outcome.borrow().is_some())
+    }
+
+    /// The outcome; `None` if the task died, which it does only when the runtime shuts down.
+    pub(super) async fn land(mut self) -> Option<T> {
+        self.outcome.wait_for(Option::is_some).await.ok()?.clone()
+    }
+}

@@ -1,0 +1,138 @@
+//! What is known at this moment, behind the namespace's one lock; nothing here waits.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lru::LruCache;
+use tokio::time::Instant;
+
+use super::directories::{Directories, Expiry};
+use super::flight::Flight;
+use super::inodes::{Inode, InodeRef, Inodes};
+use super::listing::Listing;
+use super::{FOREVER, Ino, NameError, Node, NodeKind, ROOT, tree};
+use crate::store::StoreError;
+
+/// Everything that is known, behind one lock.
+pub(super) struct State {
+    pub(super) inodes: Inodes,
+    pub(super) directories: Directories,
+    /// What single lookups have found, by key (a directory's without its `/`).
+    pub(super) points: LruCache<String, Point>,
+    pub(super) lookups: HashMap<String, PointFlight>,
+    pub(super) listings: HashMap<Arc<str>, ListingFlight>,
+}
+
+/// The answer of a single lookup.
+#[derive(Clone)]
+pub(super) struct Point {
+    pub(super) found: Option<(Ino, Inode)>,
+    pub(super) expiry: Expiry,
+    pub(super) epoch: u64,
+}
+
+pub(super) type PointFlight = Flight<Result<Point, StoreError>>;
+pub(super) type ListingFlight = Flight<Result<Arc<Listing>, NameError>>;
+
+impl State {
+    /// The prefix of a directory that the kernel knows.
+    pub(super) fn directory(&self, ino: Ino) -> Result<Arc<str>, NameError> {
+        match self.inodes.get(ino) {
+            Some(Inode::Directory(prefix)) => Ok(prefix.clone()),
+            Some(Inode::File(_)) => Err(NameError::NotADirectory),
+            None => Err(NameError::Stale),
+        }
+    }
+
+    /// The number behind `..`. The kernel knows a directory's parent as long as the directory.
+    pub(super) fn parent(&self, ino: Ino, prefix: &str) -> Ino {
+        let above = tree::parent_and_name(prefix).filter(|_| ino != ROOT);
+        above.and_then(|(above, _)| self.inodes.number(InodeRef::Directory(above))).unwrap_or(ROOT)
+    }
+
+    /// What is believed of a name without asking, and for how long: of what it names, or that
+    /// there is no such name.
+    pub(super) fn believed(
+        &mut self,
+        prefix: &str,
+        name: &[u8],
+        key: &str,
+        now: Instant,
+    ) -> Option<(Option<(Ino, Inode)>, Duration)> {
+        if let Some((listing, ttl)) = self.directories.fresh(prefix, now) {
+            let found = listing.find(name).map(|at| (listing.ino(at), listing.inode(at)));
+            return Some((found, ttl));
+        }
+        let point = self.points.get(key)?;
+        let ttl = point.expiry.remaining(now)?;
+        let current = self.directories.is_current(prefix, point.epoch);
+        current.then(|| (point.found.clone(), ttl))
+    }
+
+    /// Answers a lookup and counts it.
+    pub(super) fn give(
+        &mut self,
+        found: Option<(Ino, Inode)>,
+        ttl: Duration,
+        now: Instant,
+    ) -> Result<Node, NameError> {
+        let (ino, inode) = found.ok_or(NameError::NotFound { ttl })?;
+        self.remember(ino, &inode);
+        // What the kernel knows by a number does not change, were it only a fraction of a second.
+        let inode = self.inodes.get(ino).cloned().unwrap_or(inode);
+        Ok(self.node(ino, &inode, ttl, now))
+    }
+
+    /// Counts one kernel lookup.
+    pub(super) fn remember(&mut self, ino: Ino, inode: &Inode) {
+        self.inodes.remember(ino, inode);
+        if let Inode::Directory(prefix) = inode {
+            self.directories.known(prefix);
+        }
+    }
+
+    /// An inode as the kernel is told of it.
+    pub(super) fn node(
+        &mut self,
+        ino: Ino,
+        inode: &Inode,
+        name_ttl: Duration,
+        now: Instant,
+    ) -> Node {
+        match inode {
+            Inode::File(meta) => {
+                let kind = NodeKind::File(meta.clone());
+                Node { ino, kind, name_ttl, attr_ttl: FOREVER }
+            }
+            Inode::Directory(prefix) => {
+                let (mtime, attr_ttl) = self.directories.attributes(prefix, name_ttl, now);
+                Node { ino, kind: NodeKind::Directory { mtime }, name_ttl, attr_ttl }
+            }
+        }
+    }
+
+    /// How long the names of a listing are believed: not at all when there is a newer one.
+    pub(super) fn listing_ttl(&mut self, listing: &Listing, now: Instant) -> Duration {
+        let fresh = self.directories.fresh(listing.prefix(), now);
+        fresh
+            .filter(|(newest, _)| newest.generation() == listing.generation())
+            .map_or(Duration::ZERO, |(_, ttl)| ttl)
+    }
+
+    /// The number of what a listing or a HEAD has shown: the one that anybody still holds for it,
+    /// else a new one.
+    pub(super) fn number(&mut self, of: InodeRef<'_>) -> Ino {
+        let key = of.key();
+        let held = self.inodes.number(of).or_else(|| {
+            let (directory, _) = tree::parent_and_name(key)?;
+            self.directories.number(directory, of)
+        });
+        let held = held.or_else(|| {
+            let point = self.points.peek(key.strip_suffix('/').unwrap_or(key))?;
+            let (ino, inode) = point.found.as_ref()?;
+            inode.by_ref().is_same(of).then_some(*ino)
+        });
+        held.unwrap_or_else(|| self.inodes.issue())
+    }
+}

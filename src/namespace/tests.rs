@@ -1,0 +1,671 @@
+//! Behaviour, in requests counted and answers given.
+
+use super::*;
+use crate::store::fault::{BadPage, Fault, FaultyStore, Operation};
+use crate::store::memory::{Counts, MemoryStore};
+
+const TTL: Duration = Duration::from_mins(1);
+const NEGATIVE_TTL: Duration = Duration::from_secs(5);
+
+struct Mount {
+    memory: Arc<MemoryStore>,
+    faults: Arc<FaultyStore>,
+    names: Arc<Namespace>,
+}
+
+fn mount_with(keys: &[&str], adjust: impl FnOnce(&mut NamespaceConfig) -> usize) -> Mount {
+    let memory = Arc::new(MemoryStore::new());
+    for key in keys {
+        memory.put(key, "x");
+    }
+    let faults = Arc::new(FaultyStore::new(memory.clone()));
+    let mut config = NamespaceConfig {
+        root_prefix: String::new(),
+        metadata_ttl: Some(TTL),
+        negative_ttl: NEGATIVE_TTL,
+        mounted_at: SystemTime::UNIX_EPOCH + Duration::from_hours(1),
+        page_keys: 1000,
+    };
+    let max_listed = adjust(&mut config);
+    let names = Namespace::with_max_listed(faults.clone(), config, max_listed);
+    Mount { memory, faults, names }
+}
+
+fn mount(keys: &[&str]) -> Mount {
+    mount_with(keys, |_| MAX_LISTED_ENTRIES)
+}
+
+fn mount_with_ttl(keys: &[&str], ttl: Option<Duration>) -> Mount {
+    mount_with(keys, |config| {
+        config.metadata_ttl = ttl;
+        MAX_LISTED_ENTRIES
+    })
+}
+
+impl Mount {
+    async fn look(&self, path: &str) -> Result<Node, NameError> {
+        let (mut ino, mut node) = (ROOT, Err(NameError::Stale));
+        for name in path.split('/') {
+            node = self.names.lookup(ino, name.as_bytes()).await;
+            ino = node.as_ref().map_err(Clone::clone)?.ino;
+        }
+        node
+    }
+
+    async fn ino(&self, path: &str) -> Ino {
+        self.look(path).await.expect("the path exists").ino
+    }
+
+    async fn scan(&self, ino: Ino, cookie: u64) -> Result<Vec<(String, Ino, u64)>, NameError> {
+        let scan = self.names.read_directory(ino, cookie).await?;
+        let entry = |entry: ScanEntry<'_>| {
+            (String::from_utf8_lossy(entry.name).into_owned(), entry.ino, entry.cookie)
+        };
+        Ok(scan.iter().map(entry).collect())
+    }
+
+    async fn list(&self, ino: Ino) -> Result<Vec<String>, NameError> {
+        Ok(self.scan(ino, 0).await?.into_iter().skip(2).map(|(name, ..)| name).collect())
+    }
+
+    fn mtime(&self, ino: Ino) -> SystemTime {
+        match self.names.attributes(ino).expect("known").kind {
+            NodeKind::Directory { mtime } => mtime,
+            NodeKind::File(_) => panic!("a file"),
+        }
+    }
+
+    fn requests(&self) -> (u64, u64) {
+        let Counts { lists, heads, .. } = self.memory.counts();
+        (lists, heads)
+    }
+}
+
+async fn pass(time: Duration) {
+    tokio::time::sleep(time).await;
+}
+
+/// Lets background work that needs no time come to its end.
+async fn settle() {
+    pass(Duration::from_millis(1)).await;
+}
+
+fn is_absent(answer: &Result<Node, NameError>) -> bool {
+    matches!(answer, Err(NameError::NotFound { .. }))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listed_directory_answers_lookups_without_a_request() {
+    let mount = mount(&["a", "d/b"]);
+    assert_eq!(mount.list(ROOT).await, Ok(vec!["a".to_owned(), "d".to_owned()]));
+    assert!(mount.look("a").await.is_ok());
+    assert!(mount.look("d").await.is_ok());
+    assert_eq!(mount.look("no").await.unwrap_err(), NameError::NotFound { ttl: TTL });
+    assert_eq!(mount.requests(), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_thousand_files_cost_two_lists_and_no_head() {
+    let keys: Vec<_> = (0..2000).map(|n| format!("d/{n:04}")).collect();
+    let mount = mount(&keys.iter().map(String::as_str).collect::<Vec<_>>());
+    let directory = mount.ino("d").await;
+    let (lists, heads) = mount.requests();
+    assert_eq!(mount.list(directory).await.expect("listed").len(), 2000);
+    for key in &keys {
+        let node = mount.names.lookup(directory, &key.as_bytes()[2..]).await.expect("exists");
+        assert!(matches!(node.kind, NodeKind::File(meta) if meta.version.key == *key));
+    }
+    assert_eq!(mount.requests(), (lists + 2, heads));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lookup_costs_one_round_trip() {
+    let mount = mount(&["a"]);
+    mount.faults.delay(Operation::Head, Duration::from_millis(20));
+    mount.faults.delay(Operation::List, Duration::from_millis(20));
+    let start = Instant::now();
+    mount.look("a").await.expect("exists");
+    assert_eq!(start.elapsed(), Duration::from_millis(20));
+    assert_eq!(mount.requests(), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn n3_the_directory_wins() {
+    let mount = mount(&["a", "a-b", "a/x"]);
+    let node = mount.look("a").await.expect("exists");
+    assert!(matches!(node.kind, NodeKind::Directory { .. }));
+    assert_eq!(mount.list(ROOT).await, Ok(vec!["a-b".to_owned(), "a".to_owned()]));
+    let listed = mount.look("a").await.expect("exists");
+    assert!(matches!(listed.kind, NodeKind::Directory { .. }));
+    assert_eq!(listed.ino, node.ino);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_is_one_whatever_the_head_says_and_a_file_only_by_both_answers() {
+    let mount = mount(&["d/x", "f"]);
+    let down = || StoreError::Unavailable("down".to_owned());
+    mount.faults.fail_next(Operation::Head, down());
+    assert!(mount.look("d").await.is_ok());
+
+    mount.faults.fail_next(Operation::List, down());
+    assert_eq!(mount.look("f").await.unwrap_err(), NameError::Store(down()));
+
+    let denied = StoreError::Denied("no ListBucket".to_owned());
+    mount.faults.fail_next(Operation::Head, denied.clone());
+    assert_eq!(mount.look("f").await.unwrap_err(), NameError::Store(denied));
+
+    mount.faults.next(Operation::Head, Fault::Hang);
+    assert!(mount.look("d").await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_directory_wins_whichever_answer_comes_first() {
+    for (slow, quick) in [(Operation::List, Operation::Head), (Operation::Head, Operation::List)] {
+        let mount = mount(&["a", "a/x", "f"]);
+        mount.faults.delay(slow, Duration::from_secs(2));
+        mount.faults.delay(quick, Duration::from_secs(1));
+        let [a, f] = [mount.look("a").await, mount.look("f").await];
+        assert!(matches!(a.expect("exists").kind, NodeKind::Directory { .. }));
+        assert!(matches!(f.expect("exists").kind, NodeKind::File(_)));
+        mount.names.drop_names();
+        mount.faults.fail_next(Operation::List, StoreError::Throttled);
+        assert_eq!(mount.look("f").await.unwrap_err(), NameError::Store(StoreError::Throttled));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn point_answers_are_believed_for_their_ttl() {
+    let mount = mount(&["f"]);
+    let first = mount.look("f").await.expect("exists");
+    assert_eq!((first.name_ttl, first.attr_ttl), (TTL, FOREVER));
+    pass(TTL / 2).await;
+    assert_eq!(mount.look("f").await.expect("exists").name_ttl, TTL / 2);
+    assert_eq!(mount.requests(), (1, 1));
+    pass(TTL / 2).await;
+    assert_eq!(mount.ino("f").await, first.ino);
+    // The second miss lists the directory, too.
+    settle().await;
+    assert_eq!(mount.requests(), (3, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn negative_answers_expire() {
+    let mount = mount(&[]);
+    assert_eq!(mount.look("f").await.unwrap_err(), NameError::NotFound { ttl: NEGATIVE_TTL });
+    mount.memory.put("f", "");
+    pass(Duration::from_secs(4)).await;
+    let ttl = Duration::from_secs(1);
+    assert_eq!(mount.look("f").await.unwrap_err(), NameError::NotFound { ttl });
+    assert_eq!(mount.requests(), (1, 1));
+    pass(Duration::from_secs(1)).await;
+    assert!(mount.look("f").await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_second_miss_lists_the_directory_in_the_background() {
+    let mount = mount(&["1", "2", "3"]);
+    mount.ino("1").await;
+    settle().await;
+    assert_eq!(mount.requests(), (1, 1));
+    mount.ino("2").await;
+    settle().await;
+    assert_eq!(mount.requests(), (3, 2));
+    mount.ino("3").await;
+    assert!(is_absent(&mount.look("4").await));
+    assert_eq!(mount.requests(), (3, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listing_that_would_not_be_believed_is_not_made_in_the_background() {
+    let mount = mount_with_ttl(&["1", "2", "3"], Some(Duration::ZERO));
+    for _ in 0..3 {
+        mount.ino("1").await;
+    }
+    settle().await;
+    assert_eq!(mount.requests(), (3, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_overwritten_object_is_a_new_inode() {
+    let mount = mount(&["f", "g"]);
+    mount.list(ROOT).await.expect("listed");
+    let (f, g) = (mount.ino("f").await, mount.ino("g").await);
+    let new = mount.memory.put("f", "new");
+    pass(TTL).await;
+    mount.list(ROOT).await.expect("listed");
+    assert_eq!(mount.ino("g").await, g);
+    let renewed = mount.ino("f").await;
+    assert_ne!(renewed, f);
+    assert_eq!(*mount.names.object(renewed).expect("known"), new);
+    assert_ne!(*mount.names.object(f).expect("still known"), new);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unchanged_object_keeps_its_number_however_it_is_found() {
+    let mount = mount(&["f", "d/x"]);
+    let (f, d) = (mount.ino("f").await, mount.ino("d").await);
+    settle().await;
+    for _ in 0..3 {
+        pass(TTL).await;
+        assert_eq!((mount.ino("f").await, mount.ino("d").await), (f, d));
+        mount.names.drop_names();
+        let listed = mount.scan(ROOT, 0).await.expect("listed");
+        assert_eq!(listed[2..].iter().map(|entry| entry.1).collect::<Vec<_>>(), [d, f]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_point_answer_keeps_its_number_for_a_kernel_that_forgets() {
+    let mount = mount(&["f"]);
+    let f = mount.ino("f").await;
+    for pause in [Duration::ZERO, TTL] {
+        mount.names.forget(f, 1);
+        pass(pause).await;
+        assert_eq!(mount.ino("f").await, f);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_number_given_out_while_a_listing_is_made_is_the_listings_too() {
+    let mount = mount_with(&["d/1", "f", "g", "z"], |config| {
+        config.page_keys = 1;
+        MAX_LISTED_ENTRIES
+    });
+    mount.faults.delay(Operation::List, Duration::from_secs(1));
+    let names = mount.names.clone();
+    let listing = tokio::spawn(async move { names.read_directory(ROOT, 0).await.map(|_| ()) });
+    // Three pages have come when the lookups end.
+    pass(Duration::from_millis(2500)).await;
+    let (d, f) = tokio::join!(mount.ino("d"), mount.ino("f"));
+    listing.await.expect("no panic").expect("listed");
+    let listed = mount.scan(ROOT, 0).await.expect("listed");
+    assert_eq!((listed[2].1, listed[3].1), (d, f));
+    assert_eq!((mount.ino("d").await, mount.ino("f").await), (d, f));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_number_is_never_used_for_anything_else() {
+    let mount = mount(&["f", "d/x"]);
+    let old = [mount.ino("f").await, mount.ino("d").await];
+    for ino in old {
+        mount.names.forget(ino, 1);
+        assert_eq!(mount.names.attributes(ino).unwrap_err(), NameError::Stale);
+        assert_eq!(mount.names.object(ino).unwrap_err(), NameError::Stale);
+    }
+    mount.memory.put("f", "other");
+    mount.names.drop_names();
+    assert!(!old.contains(&mount.ino("f").await));
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_concurrent_lookups_cost_one_head_and_one_list() {
+    let mount = mount(&["f"]);
+    mount.faults.close_gate();
+    let lookups: Vec<_> = (0..10)
+        .map(|_| {
+            let names = mount.names.clone();
+            tokio::spawn(async move { names.lookup(ROOT, b"f").await.map(|node| node.ino) })
+        })
+        .collect();
+    settle().await;
+    // The one who started it is interrupted; nobody else notices.
+    lookups[0].abort();
+    mount.faults.open_gate();
+    let mut found = Vec::new();
+    for lookup in lookups.into_iter().skip(1) {
+        found.push(lookup.await.expect("no panic").expect("exists"));
+    }
+    found.dedup();
+    assert_eq!((found.len(), mount.requests()), (1, (1, 1)));
+    mount.names.forget(found[0], 9);
+    assert_eq!(mount.names.attributes(found[0]).unwrap_err(), NameError::Stale);
+}
+
+#[tokio::test(start_paused = true)]
+async fn concurrent_listings_are_one_and_its_failure_is_everybodys_but_not_remembered() {
+    let mount = mount(&["f"]);
+    mount.faults.close_gate();
+    mount.faults.fail_next(Operation::List, StoreError::Throttled);
+    let scans: Vec<_> = (0..10)
+        .map(|_| {
+            let names = mount.names.clone();
+            tokio::spawn(async move { names.read_directory(ROOT, 0).await.map(|_| ()) })
+        })
+        .collect();
+    settle().await;
+    mount.faults.open_gate();
+    for scan in scans {
+        let answer = scan.await.expect("no panic");
+        assert_eq!(answer, Err(NameError::Store(StoreError::Throttled)));
+    }
+    assert_eq!(mount.faults.calls(), 1);
+    assert_eq!(mount.list(ROOT).await, Ok(vec!["f".to_owned()]));
+    assert_eq!(mount.faults.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_page_is_an_error_never_a_shorter_directory() {
+    let mount = mount_with(&["1", "2", "3"], |config| {
+        config.page_keys = 1;
+        MAX_LISTED_ENTRIES
+    });
+    for fault in [
+        Fault::Fail(StoreError::TimedOut("30 s".to_owned())),
+        Fault::Page(BadPage::RepeatsToken),
+        Fault::Page(BadPage::GoesBackwards),
+    ] {
+        mount.faults.next(Operation::List, Fault::None);
+        mount.faults.next(Operation::List, fault);
+        assert!(matches!(mount.list(ROOT).await, Err(NameError::Store(_))));
+    }
+    assert_eq!(mount.list(ROOT).await.expect("listed").len(), 3);
+    // An old listing is no answer when the new one fails.
+    pass(TTL).await;
+    mount.faults.fail_next(Operation::List, StoreError::Throttled);
+    assert_eq!(mount.list(ROOT).await, Err(NameError::Store(StoreError::Throttled)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_believed_for_ever_are_asked_once() {
+    let mount = mount_with_ttl(&["d/1", "f"], None);
+    let directory = mount.look("d").await.expect("exists");
+    assert_eq!(directory.name_ttl, FOREVER);
+    mount.list(directory.ino).await.expect("listed");
+    mount.list(ROOT).await.expect("listed");
+    let requests = mount.requests();
+    pass(FOREVER).await;
+    mount.ino("d/1").await;
+    mount.list(directory.ino).await.expect("listed");
+    assert!(is_absent(&mount.look("no").await));
+    assert_eq!(mount.names.attributes(directory.ino).expect("known").attr_ttl, FOREVER);
+    assert_eq!(mount.requests(), requests);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_ttl_every_answer_is_new() {
+    let mount = mount_with_ttl(&["a", "b", "c"], Some(Duration::ZERO));
+    let scan = mount.scan(ROOT, 0).await.expect("listed");
+    mount.memory.put("bb", "");
+    // The scan goes on with what it began, and costs nothing more.
+    let rest = mount.scan(ROOT, scan[2].2).await.expect("goes on");
+    assert_eq!(rest.iter().map(|entry| entry.0.as_str()).collect::<Vec<_>>(), ["b", "c"]);
+    assert_eq!(mount.requests(), (1, 0));
+    assert_eq!(mount.list(ROOT).await.expect("listed").len(), 4);
+    assert_eq!(mount.look("bb").await.expect("exists").name_ttl, Duration::ZERO);
+    assert_eq!(mount.requests(), (3, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_that_is_gone_is_not_an_empty_one() {
+    let mount = mount(&["d/x"]);
+    let directory = mount.ino("d").await;
+    mount.list(directory).await.expect("listed");
+    mount.memory.delete("d/x");
+    pass(TTL).await;
+    assert!(matches!(mount.list(directory).await, Err(NameError::NotFound { .. })));
+    mount.memory.put("d/", "");
+    assert_eq!(mount.list(directory).await, Ok(vec![]));
+    assert!(is_absent(&mount.look("no").await));
+}
+
+#[tokio::test(start_paused = true)]
+async fn n12_the_root_exists_without_a_key() {
+    let mount = mount(&[]);
+    assert_eq!(mount.list(ROOT).await, Ok(vec![]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mount_of_a_prefix_sees_nothing_else() {
+    let mount = mount_with(&["p/a/b", "p/", "q", "p"], |config| {
+        config.root_prefix = "p/".to_owned();
+        MAX_LISTED_ENTRIES
+    });
+    assert_eq!(mount.list(ROOT).await, Ok(vec!["a".to_owned()]));
+    let scan = mount.scan(mount.ino("a").await, 0).await.expect("listed");
+    let dots: Vec<_> = scan[..2].iter().map(|entry| (entry.0.as_str(), entry.1)).collect();
+    assert_eq!(dots, [(".", mount.ino("a").await), ("..", ROOT)]);
+    assert_eq!(scan[2].0, "b");
+}
+
+#[tokio::test(start_paused = true)]
+async fn n7_n8_n11_impossible_names_cost_no_request() {
+    let mount = mount(&[]);
+    for name in [&b"\xff"[..], b"a\0", b"..", b"."] {
+        let answer = mount.names.lookup(ROOT, name).await;
+        assert_eq!(answer.unwrap_err(), NameError::NotFound { ttl: FOREVER });
+    }
+    assert_eq!(mount.names.lookup(ROOT, &[b'x'; 256]).await.unwrap_err(), NameError::TooLong);
+    assert_eq!(mount.requests(), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn n11_a_key_of_1024_bytes_can_be_a_file_only() {
+    let root = format!("{}/", vec!["x".repeat(255); 3].join("/")) + "y/";
+    let name = "z".repeat(1024 - root.len());
+    let mount = mount_with(&[&format!("{root}{name}")], |config| {
+        config.root_prefix = root;
+        MAX_LISTED_ENTRIES
+    });
+    assert!(mount.look(&name).await.is_ok());
+    assert_eq!(mount.requests(), (0, 1));
+    let longer = mount.look(&(name + "z")).await;
+    assert_eq!(longer.unwrap_err(), NameError::NotFound { ttl: FOREVER });
+    assert_eq!(mount.requests(), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_object_drops_its_directorys_names_only() {
+    let mount = mount(&["d/f", "d/g", "e/h"]);
+    let (d, f) = (mount.ino("d").await, mount.ino("d/f").await);
+    mount.list(d).await.expect("listed");
+    mount.ino("e/h").await;
+    settle().await;
+    let new = mount.memory.put("d/f", "new");
+    let requests = mount.requests();
+    mount.names.changed(f);
+    assert_eq!(*mount.names.object(mount.ino("d/f").await).expect("known"), new);
+    assert_eq!(mount.requests(), (requests.0 + 1, requests.1 + 1));
+    mount.ino("e/h").await;
+    assert_eq!(mount.requests(), (requests.0 + 1, requests.1 + 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_after_names_were_dropped_is_not_told_of_before() {
+    let mount = mount(&["f", "g"]);
+    mount.faults.close_gate();
+    let names = mount.names.clone();
+    let before = tokio::spawn(async move {
+        let scan = names.read_directory(ROOT, 0).await.expect("listed");
+        (scan.iter().count(), scan.iter().next().expect("`.`").cookie)
+    });
+    let names = mount.names.clone();
+    let lookup = tokio::spawn(async move { names.lookup(ROOT, b"no").await.map(|_| ()) });
+    settle().await;
+    mount.names.drop_names();
+    let names = mount.names.clone();
+    let after = tokio::spawn(async move { names.lookup(ROOT, b"no").await.map(|_| ()) });
+    settle().await;
+    assert_eq!(mount.faults.calls(), 5, "the second lookup asks for itself");
+    mount.faults.open_gate();
+    let (entries, cookie) = before.await.expect("no panic");
+    assert_eq!(entries, 4);
+    assert!(lookup.await.expect("no panic").is_err() && after.await.expect("no panic").is_err());
+    // What was listed for those before is good for their scan and for nothing else.
+    let calls = mount.faults.calls();
+    assert_eq!(mount.scan(ROOT, cookie).await.expect("goes on").len(), 3);
+    assert_eq!(mount.faults.calls(), calls);
+    mount.ino("f").await;
+    assert_eq!(mount.faults.calls(), calls + 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_mtime_changes_when_the_listing_may_have_changed_and_only_then() {
+    let mount = mount(&["d/1"]);
+    let d = mount.ino("d").await;
+    let first = mount.mtime(d);
+    assert_eq!(first, SystemTime::UNIX_EPOCH + Duration::from_hours(1), "mounted then");
+    mount.list(d).await.expect("listed");
+    assert_eq!(mount.mtime(d), first);
+    assert_eq!(mount.names.attributes(d).expect("known").attr_ttl, TTL);
+    pass(TTL / 2).await;
+    assert_eq!(mount.names.attributes(d).expect("known").attr_ttl, TTL / 2);
+
+    // Expired: the kernel may keep its pages no longer. Once, without a request.
+    pass(TTL / 2).await;
+    let requests = mount.requests();
+    let second = mount.mtime(d);
+    assert!(second > first);
+    pass(TTL).await;
+    assert_eq!(mount.mtime(d), second);
+    assert_eq!(mount.names.attributes(d).expect("known").attr_ttl, Duration::ZERO);
+    assert_eq!(mount.requests(), requests);
+    mount.memory.put("d/2", "");
+    mount.list(d).await.expect("listed");
+    assert_eq!(mount.mtime(d), second, "it has moved already");
+
+    // Listed anew before anybody asked: it moves if there is anything new.
+    pass(TTL).await;
+    mount.list(d).await.expect("listed");
+    assert_eq!(mount.mtime(d), second, "nothing new");
+    pass(TTL).await;
+    mount.memory.put("d/2", "");
+    mount.list(d).await.expect("listed");
+    let third = mount.mtime(d);
+    assert!(third > second);
+
+    mount.names.drop_names();
+    assert!(mount.mtime(d) > third);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_mtime_never_comes_back_with_its_directory() {
+    let mount = mount(&["d/1"]);
+    let d = mount.ino("d").await;
+    mount.ino("d/1").await;
+    pass(TTL).await;
+    let before = mount.mtime(d);
+    mount.names.forget(d, 2);
+    assert_eq!(mount.names.attributes(d).unwrap_err(), NameError::Stale);
+    pass(TTL).await;
+    assert!(mount.mtime(mount.ino("d").await) > before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_keeps_its_mtime_whatever_becomes_of_others() {
+    let mount = mount(&["d/1", "e/1"]);
+    let (d, e) = (mount.ino("d").await, mount.ino("e").await);
+    let before = mount.mtime(d);
+    pass(TTL).await;
+    mount.names.forget(e, 1);
+    assert_eq!(mount.mtime(d), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_scan_goes_on_across_new_listings_behind_the_name_it_came_to() {
+    let mount = mount(&["a", "c", "e/1", "g"]);
+    let scan = mount.scan(ROOT, 0).await.expect("listed");
+    let behind_c = scan[3].2;
+    mount.memory.delete("c");
+    mount.memory.put("b", "");
+    mount.memory.put("d", "");
+    let rest = |scan: Vec<(String, Ino, u64)>| {
+        scan.into_iter().map(|entry| entry.0).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(rest(mount.scan(ROOT, behind_c).await.expect("goes on")), "e g");
+    pass(TTL).await;
+    assert_eq!(rest(mount.scan(ROOT, behind_c).await.expect("goes on, though old")), "e g");
+    mount.list(ROOT).await.expect("listed");
+    assert_eq!(rest(mount.scan(ROOT, behind_c).await.expect("translated")), "d e g");
+    mount.memory.delete("d");
+    mount.names.drop_names();
+    assert_eq!(rest(mount.scan(ROOT, behind_c).await.expect("listed and translated")), "e g");
+    // Dots have positions, too.
+    assert_eq!(rest(mount.scan(ROOT, scan[0].2).await.expect("translated")), ".. a b e g");
+
+    for key in ["1", "2"] {
+        mount.memory.put(key, "");
+        mount.names.drop_names();
+        mount.list(ROOT).await.expect("listed");
+    }
+    let stale = mount.scan(ROOT, behind_c).await;
+    assert_eq!(stale.unwrap_err(), NameError::Stale, "three listings ago");
+    assert_eq!(mount.scan(ROOT, 77).await.unwrap_err(), NameError::Stale);
+    assert_eq!(mount.scan(ROOT, u64::MAX).await.unwrap_err(), NameError::Stale);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listing_that_finds_nothing_new_keeps_all_cookies() {
+    let mount = mount(&["a", "b"]);
+    let scan = mount.scan(ROOT, 0).await.expect("listed");
+    for _ in 0..10 {
+        pass(TTL).await;
+        assert_eq!(mount.scan(ROOT, 0).await.expect("listed"), scan);
+    }
+    assert_eq!(mount.requests(), (11, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn readdirplus_counts_a_lookup_for_each_entry_but_the_dots() {
+    let mount = mount(&["d/1", "f"]);
+    let scan = mount.names.read_directory(ROOT, 0).await.expect("listed");
+    for entry in scan.iter() {
+        let node = mount.names.node(&entry);
+        assert_eq!((node.ino, node.name_ttl), (entry.ino, TTL));
+        assert_eq!(entry.is_directory, matches!(node.kind, NodeKind::Directory { .. }));
+        mount.names.remember(&entry);
+    }
+    for entry in scan.iter().skip(2) {
+        assert!(mount.names.attributes(entry.ino).is_ok());
+        mount.names.forget(entry.ino, 1);
+        assert_eq!(mount.names.attributes(entry.ino).unwrap_err(), NameError::Stale);
+    }
+    assert_eq!(mount.requests(), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_is_no_directory_and_a_directory_no_file() {
+    let mount = mount(&["d/1", "f"]);
+    let (d, f) = (mount.ino("d").await, mount.ino("f").await);
+    assert_eq!(mount.names.object(d).unwrap_err(), NameError::IsADirectory);
+    assert_eq!(mount.list(f).await.unwrap_err(), NameError::NotADirectory);
+    assert_eq!(mount.names.lookup(f, b"x").await.unwrap_err(), NameError::NotADirectory);
+    assert_eq!(mount.names.lookup(12345, b"x").await.unwrap_err(), NameError::Stale);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_that_becomes_a_file_is_a_new_inode() {
+    let mount = mount(&["d/1"]);
+    let d = mount.ino("d").await;
+    mount.memory.delete("d/1");
+    mount.memory.put("d", "");
+    mount.names.drop_names();
+    let node = mount.look("d").await.expect("exists");
+    assert!(node.ino != d && matches!(node.kind, NodeKind::File(_)));
+    assert!(matches!(mount.list(d).await, Err(NameError::NotFound { .. })));
+    assert!(is_absent(&mount.names.lookup(d, b"1").await));
+}
+
+#[tokio::test(start_paused = true)]
+async fn listings_are_thrown_away_by_last_use_when_there_are_too_many() {
+    // An empty listing weighs 16 entries.
+    let mount = mount_with(&["a/1", "b/1", "c/1"], |_| 40);
+    let directories = [mount.ino("a").await, mount.ino("b").await, mount.ino("c").await];
+    // Two misses have listed the root, which weighs 19; forget it by using others.
+    settle().await;
+    let [a, b, c] = directories;
+    let mtimes = [mount.mtime(a), mount.mtime(b)];
+    mount.list(a).await.expect("listed");
+    let cookie = mount.scan(a, 0).await.expect("listed")[2].2;
+    mount.list(b).await.expect("listed");
+    let requests = mount.requests();
+    mount.list(a).await.expect("listed");
+    assert_eq!(mount.requests(), requests, "used before c came");
+    mount.list(c).await.expect("listed");
+    mount.list(a).await.expect("listed");
+    assert_eq!(mount.requests(), (requests.0 + 1, requests.1), "b was thrown away, not a");
+    assert!(mount.mtime(b) > mtimes[1], "or the kernel would keep b's pages for ever");
+    assert_eq!(mount.mtime(a), mtimes[0]);
+    assert!(mount.scan(a, cookie).await.is_ok());
+    mount.list(b).await.expect("listed");
+    assert_eq!(mount.requests(), (requests.0 + 2, requests.1));
+}
