@@ -448,9 +448,7 @@ fn started(command: &mut Command) -> Daemon {
         log
     });
     let daemon = Daemon { child, log };
-    if heard.recv_timeout(Duration::from_secs(30)).is_err() {
-        panic!("not mounted");
-    }
+    assert!(heard.recv_timeout(Duration::from_secs(30)).is_ok(), "not mounted");
     daemon
 }
 

@@ -178,6 +178,9 @@ impl FromStr for Bucket {
             return Err("an ARN is not supported, give the access point's alias".to_owned());
         }
         let (name, prefix) = path.split_once('/').unwrap_or((path, ""));
+        if name.ends_with("--x-s3") {
+            return Err("a directory bucket lists its keys in no order and is not supported".into());
+        }
         // The general rules for bucket names, and the letters that old buckets of us-east-1 and
         // other makers' stores allow: the store has the last word.
         // https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
@@ -334,6 +337,7 @@ mod tests {
             ("data/../b", None),
             ("data/.", None),
             ("arn:aws:s3:eu-west-1:1:accesspoint/x", None),
+            ("data--use1-az4--x-s3", None),
         ] {
             let parsed = text.parse::<Bucket>();
             let shown = parsed.as_ref().ok().map(|b| (b.name.as_str(), b.prefix.as_str()));
