@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use clap::Parser as _;
 
+use crate::layout::BLOCK_BYTES;
+
 pub(crate) mod args;
 mod memory;
 
@@ -121,8 +123,6 @@ pub enum NoConfig {
     Wrong(String),
 }
 
-/// A block is the unit of the cache: chunks and parts are made of whole ones.
-const BLOCK_BYTES: u64 = 128 * 1024;
 /// Parts that must fit into the budget together: two being read and two ahead of them. With less
 /// a stream would wait for its own readahead.
 const PARTS_IN_BUDGET: u64 = 4;
