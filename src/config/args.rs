@@ -98,6 +98,11 @@ pub(crate) struct CacheArgs {
           value_parser = size)]
     pub(crate) part_size: u64,
 
+    /// How far the kernel reads ahead of a file, if root may set it; 0 leaves the kernel's 128KiB
+    #[arg(long, value_name = "SIZE", env = "FASTS3_KERNEL_READAHEAD", default_value = "1MiB",
+          value_parser = size)]
+    pub(crate) kernel_readahead: u64,
+
     /// Requests in flight at once
     #[arg(long, value_name = "NUMBER", env = "FASTS3_MAX_CONNECTIONS", default_value = "64",
           value_parser = clap::value_parser!(u16).range(1..=4096))]
