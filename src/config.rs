@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use clap::Parser as _;
 
+use crate::layout::BLOCK_BYTES;
+
 pub(crate) mod args;
 mod memory;
 
@@ -29,6 +31,8 @@ pub struct Config {
     pub chunk_bytes: u64,
     /// Size of one range GET of a sequential stream, a multiple of the block, at most a chunk.
     pub part_bytes: u64,
+    /// How far the kernel reads ahead of a file; 0 leaves it to the kernel.
+    pub kernel_readahead_bytes: u64,
     /// Requests in flight at once, at least 1.
     pub max_connections: usize,
     /// How long names are believed; `None` is for ever.
@@ -121,8 +125,8 @@ pub enum NoConfig {
     Wrong(String),
 }
 
-/// A block is the unit of the cache: chunks and parts are made of whole ones.
-const BLOCK_BYTES: u64 = 128 * 1024;
+/// A random fault of a mapped file fetches as much, so more only costs.
+const MAX_KERNEL_READAHEAD_BYTES: u64 = 16 << 20;
 /// Parts that must fit into the budget together: two being read and two ahead of them. With less
 /// a stream would wait for its own readahead.
 const PARTS_IN_BUDGET: u64 = 4;
@@ -156,6 +160,13 @@ fn validate(args: args::Args) -> Result<Config, String> {
         memory::default_budget_bytes().max(cache.part_size.saturating_mul(PARTS_IN_BUDGET))
     });
     check_sizes(budget_bytes, cache.chunk_size, cache.part_size)?;
+    if cache.kernel_readahead > MAX_KERNEL_READAHEAD_BYTES {
+        return Err(format!(
+            "--kernel-readahead must be at most {}, and is {}",
+            size(MAX_KERNEL_READAHEAD_BYTES),
+            size(cache.kernel_readahead),
+        ));
+    }
     let access = match (permissions.allow_other, permissions.allow_root) {
         (true, _) => Access::Everyone,
         (false, true) => Access::OwnerAndRoot,
@@ -170,6 +181,7 @@ fn validate(args: args::Args) -> Result<Config, String> {
         memory_budget_bytes: budget_bytes,
         chunk_bytes: cache.chunk_size,
         part_bytes: cache.part_size,
+        kernel_readahead_bytes: cache.kernel_readahead,
         max_connections: usize::from(cache.max_connections),
         metadata_ttl: names.metadata_ttl.0,
         negative_ttl: names.negative_ttl,

@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::runtime::{Builder, Handle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -25,6 +25,9 @@ mod error;
 mod logging;
 
 pub use error::StartError;
+
+/// How long files that are still open are served after a lazy unmount.
+const DRAIN: Duration = Duration::from_secs(2);
 
 /// The whole program: from its arguments (its own name first) to its exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -75,7 +78,8 @@ pub async fn run(config: &Config) -> Result<(), StartError> {
     // From here on a signal must find somebody who unmounts.
     let mut signals = Signals::new()
         .map_err(|error| StartError::Internal(format!("signals cannot be received: {error}")))?;
-    let fs = stack(store, config).map_err(|error| {
+    let reading = ReadConfig::new(config);
+    let fs = stack(store, config, reading).map_err(|error| {
         StartError::Internal(format!("address space for the cache cannot be reserved: {error}"))
     })?;
     let mounted = fuse::mount(fs.clone(), config, Handle::current())
@@ -84,8 +88,8 @@ pub async fn run(config: &Config) -> Result<(), StartError> {
         endpoint,
         region,
         memory_budget = config::size(config.memory_budget_bytes),
-        chunk_size = config::size(config.chunk_bytes),
-        part_size = config::size(config.part_bytes),
+        chunk_size = config::size(reading.layout.chunk_bytes),
+        part_size = config::size(reading.layout.part_bytes),
         max_connections = config.max_connections,
         metadata_ttl = ?config.metadata_ttl,
         "mounted s3://{}/{} on {}",
@@ -98,21 +102,43 @@ pub async fn run(config: &Config) -> Result<(), StartError> {
         name = signals.next() => tracing::info!("{name}: unmounting"),
         () = mounted.ended() => tracing::info!("unmounted from outside"),
     }
+    unmount(Arc::new(mounted), config).await?;
+    let stats = fs.stats();
+    tracing::info!(
+        reads = stats.reads.get(),
+        bytes_served = stats.bytes_served.get(),
+        gets = stats.gets.get(),
+        bytes_fetched = stats.bytes_fetched.get(),
+        evictions = stats.evictions.get(),
+        "unmounted {}",
+        config.mountpoint.display(),
+    );
+    Ok(())
+}
+
+/// Unmounts, and lets readers that are under way have their answers for a moment.
+async fn unmount(mounted: Arc<fuse::Mounted>, config: &Config) -> Result<(), StartError> {
+    let unmounting = mounted.clone();
     // Unmounting waits for the kernel, which may be waiting for a reply from this runtime.
-    let unmounted = tokio::task::spawn_blocking(move || mounted.unmount()).await;
-    match unmounted {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(StartError::Internal(format!(
-            "{} cannot be unmounted: {error}; free it with `umount -l`",
-            config.mountpoint.display()
-        ))),
-        Err(error) => Err(StartError::Internal(format!("unmounting failed: {error}"))),
-    }
+    let unmounted = tokio::task::spawn_blocking(move || unmounting.unmount()).await;
+    let failure = match unmounted {
+        Ok(Ok(())) => {
+            // After a lazy unmount the session ends with the last open file, if ever.
+            let _ = tokio::time::timeout(DRAIN, mounted.ended()).await;
+            return Ok(());
+        }
+        Ok(Err(error)) => error.to_string(),
+        Err(panicked) => panicked.to_string(),
+    };
+    Err(StartError::Internal(format!(
+        "{} cannot be unmounted: {failure}; free it with `umount -l`",
+        config.mountpoint.display()
+    )))
 }
 
 /// The layers between the kernel's requests and the network, outermost last: one request, its
 /// retries, the file system on them.
-fn stack(store: S3Store, config: &Config) -> std::io::Result<Arc<BucketFs>> {
+fn stack(store: S3Store, config: &Config, reading: ReadConfig) -> std::io::Result<Arc<BucketFs>> {
     let store: Arc<dyn ObjectStore> = Arc::new(store);
     let policy = RetryPolicy { max_connections: config.max_connections, ..RetryPolicy::default() };
     let store: Arc<dyn ObjectStore> = Arc::new(Retrying::new(store, policy));
@@ -123,7 +149,7 @@ fn stack(store: S3Store, config: &Config) -> std::io::Result<Arc<BucketFs>> {
         mounted_at: SystemTime::now(),
         page_keys: 1000,
     };
-    BucketFs::new(store, config, names, ReadConfig::new(config), Handle::current())
+    BucketFs::new(store, config, names, reading, Handle::current())
 }
 
 fn refused(config: &Config, error: &std::io::Error) -> String {

@@ -9,6 +9,7 @@ use std::ffi::OsStr;
 use std::future::Future;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use fuser::{
 };
 use nix::errno::Errno as SystemError;
 use nix::mount::{MntFlags, umount2};
+use nix::sys::stat::{major, minor};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -78,7 +80,28 @@ pub fn mount(fs: Arc<BucketFs>, config: &Config, runtime: Handle) -> io::Result<
         // Nobody may be waiting any more.
         let _ = end.send(true);
     })?;
+    raise_readahead(config);
     Ok(Mounted { mountpoint: config.mountpoint.clone(), unmounter, ended })
+}
+
+/// Raises how far the kernel reads ahead of a file, which halves the CPU of a sequential read
+/// (docs/performance.md) and which the protocol does not let a daemon ask for. Only root may.
+fn raise_readahead(config: &Config) {
+    if config.kernel_readahead_bytes == 0 {
+        return;
+    }
+    let kib = config.kernel_readahead_bytes.div_ceil(1024);
+    let raised = std::fs::metadata(&config.mountpoint).and_then(|root| {
+        let device = root.dev();
+        let file = format!("/sys/class/bdi/{}:{}/read_ahead_kb", major(device), minor(device));
+        std::fs::write(&file, kib.to_string())
+            .map_err(|error| io::Error::other(format!("{error}; as root: `echo {kib} > {file}`")))
+    });
+    if let Err(error) = raised {
+        tracing::info!(
+            "the kernel's readahead stays at 128KiB, so large files are slower: {error}"
+        );
+    }
 }
 
 /// What `mount` and `df` show. Commas separate mount options, so they cannot be shown.

@@ -184,6 +184,7 @@ mod tests {
         plans.iter().map(|plan| plan.ahead.end - plan.ahead.start).sum()
     }
 
+    /// R3
     #[tokio::test]
     async fn a_small_object_is_fetched_whole_at_its_first_read() {
         let plan = readers().plan(2, 110_000, 16_384..32_768);
@@ -214,6 +215,7 @@ mod tests {
         assert_eq!(asked, SIZE);
     }
 
+    /// R5
     #[tokio::test]
     async fn the_window_doubles_up_to_the_limit() {
         let plans = stream(&readers(), 2, 0, 512 * MIB);

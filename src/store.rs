@@ -185,7 +185,13 @@ pub fn check_page(request: &ListRequest, page: &ListPage) -> Result<(), StoreErr
     let wrong = |what: String| Err(StoreError::Protocol(what));
     let (mut last, token) = match &request.from {
         ListFrom::Start => (None, None),
-        ListFrom::After(key) => (Some(key.as_str()), None),
+        ListFrom::After(key) => {
+            // S3 filters before it rolls up: a common prefix that holds the key comes again.
+            let again = page.entries.first().is_some_and(
+                |entry| matches!(entry, ListEntry::Prefix(prefix) if key.starts_with(prefix)),
+            );
+            ((!again).then_some(key.as_str()), None)
+        }
         ListFrom::Token { token, last } => (Some(last.as_str()), Some(token)),
     };
     for entry in &page.entries {
@@ -231,6 +237,7 @@ mod tests {
             (ListFrom::Start, &["q"], None, false),
             (ListFrom::After("pa".to_owned()), &["pa"], None, false),
             (ListFrom::After("pa".to_owned()), &["pb"], None, true),
+            (ListFrom::After("pa/x".to_owned()), &["pa/", "pb"], None, true),
             (token(), &["pb"], None, false),
             (token(), &["pc"], Some("t"), false),
             (token(), &["pc"], Some("u"), true),

@@ -194,8 +194,8 @@ async fn ranges(subject: &Subject) {
     subject.writer.put("ranges/object", &bytes).await;
     let version = subject.version("ranges/object").await;
     for range in [0..1, 0..100_000, 1..99_999, 50_000..50_001, 99_999..100_000, 65_000..66_000] {
-        let want =
-            &bytes[usize::try_from(range.start).unwrap()..][..(range.end - range.start) as usize];
+        let at = |offset| usize::try_from(offset).unwrap();
+        let want = &bytes[at(range.start)..at(range.end)];
         assert_eq!(subject.get(&version, range.clone()).await.unwrap(), want, "{range:?}");
     }
     // A target with no room to spare gets exactly the range.
@@ -341,6 +341,101 @@ async fn one_call_of_the_store_is_one_request() {
     store.head("a").await.unwrap_err();
     assert_eq!(server.counts().head, 2);
     assert_eq!(server.counts().connections, 1, "connections are kept");
+}
+
+/// A server that answers every request with these bytes and closes.
+async fn answering(answer: String) -> S3Store {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        loop {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            let mut request = [0; 8192];
+            let _ = connection.read(&mut request).await;
+            let _ = connection.write_all(answer.as_bytes()).await;
+        }
+    });
+    let config = StoreConfig { no_sign_request: true, ..config(&url) };
+    S3Store::connect("contract", &config).await.unwrap()
+}
+
+/// An answer to `bytes=2-5` of `0123456789`, with this head and body.
+async fn got(head: &str, body: &str) -> (Result<(), StoreError>, Vec<u8>) {
+    let store = answering(format!("HTTP/1.1 {head}\r\n\r\n{body}")).await;
+    let version = ObjectVersion { key: "k".to_owned(), etag: "\"e\"".to_owned(), size_bytes: 10 };
+    let mut into = Vec::new();
+    (store.get_range(&version, 2..6, &mut into).await, into)
+}
+
+#[tokio::test]
+async fn a_body_that_is_not_what_was_asked_for_is_never_taken() {
+    for (head, body) in [
+        // Another range, a clipped one, another length of the object, none told.
+        ("206 P\r\nContent-Range: bytes 3-6/10\r\nContent-Length: 4\r\nETag: \"e\"", "3456"),
+        ("206 P\r\nContent-Range: bytes 2-4/10\r\nContent-Length: 3\r\nETag: \"e\"", "234"),
+        ("206 P\r\nContent-Range: bytes 2-5/11\r\nContent-Length: 4\r\nETag: \"e\"", "2345"),
+        ("206 P\r\nContent-Range: bytes 2-5/*\r\nContent-Length: 4\r\nETag: \"e\"", "2345"),
+        ("206 P\r\nContent-Length: 4\r\nETag: \"e\"", "2345"),
+        // Range ignored.
+        ("200 OK\r\nContent-Length: 10\r\nETag: \"e\"", "0123456789"),
+        // A longer body than the range; one of unknown length; one without a version.
+        ("206 P\r\nContent-Range: bytes 2-5/10\r\nContent-Length: 5\r\nETag: \"e\"", "23456"),
+        ("206 P\r\nContent-Range: bytes 2-5/10\r\nETag: \"e\"", "2345"),
+        ("206 P\r\nContent-Range: bytes 2-5/10\r\nContent-Length: 4", "2345"),
+        ("416 R\r\nContent-Length: 0", ""),
+        ("418 T\r\nContent-Length: 0", ""),
+    ] {
+        let (result, taken) = got(head, body).await;
+        assert!(matches!(result, Err(StoreError::Protocol(_))), "{head}: {result:?}");
+        assert_eq!(taken, b"", "{head}");
+    }
+    let other = "206 P\r\nContent-Range: bytes 2-5/10\r\nContent-Length: 4\r\nETag: \"f\"";
+    assert_eq!(got(other, "2345").await, (Err(StoreError::Changed), Vec::new()));
+}
+
+#[tokio::test]
+async fn what_a_broken_body_has_brought_is_a_beginning_of_the_range() {
+    let head = "206 P\r\nContent-Range: bytes 2-5/10\r\nContent-Length: 4\r\nETag: \"e\"";
+    let (result, taken) = got(head, "23").await;
+    assert!(matches!(result, Err(StoreError::Unavailable(_))), "{result:?}");
+    assert_eq!(taken, b"23");
+    assert_eq!(got(head, "2345").await, (Ok(()), b"2345".to_vec()));
+}
+
+#[tokio::test]
+async fn a_listing_that_makes_no_sense_is_a_contradiction() {
+    let head = "<KeyCount>1</KeyCount><IsTruncated>false</IsTruncated>";
+    let entry = "<Contents><Key>k</Key><Size>1</Size><ETag>e</ETag>\
+                 <LastModified>2024-01-01T00:00:00.000Z</LastModified></Contents>";
+    let whole = |inner: &str| format!("<ListBucketResult>{inner}</ListBucketResult>");
+    for (body, good) in [
+        (whole(&format!("{head}{entry}")), true),
+        (whole(&head.replace('1', "0")), true),
+        ("It works!".to_owned(), false),
+        ("<html></html>".to_owned(), false),
+        (format!("<ListBucketResult>{head}"), false),
+        (whole(&format!("{head}<Contents><Key>k</Key></Contents>")), false),
+        (whole("<IsTruncated>true</IsTruncated>"), false),
+        (whole(entry), false),
+        (String::new(), false),
+    ] {
+        let length = body.len();
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}");
+        let request = ListRequest {
+            prefix: String::new(),
+            delimited: true,
+            from: ListFrom::Start,
+            max_keys: 10,
+        };
+        let page = answering(answer).await.list_page(&request).await;
+        match page {
+            Ok(_) => assert!(good, "{body}"),
+            Err(StoreError::Protocol(_)) => assert!(!good, "{body}"),
+            Err(other) => panic!("{body}: {other}"),
+        }
+    }
 }
 
 /// Puts TLS in front of a server, with a certificate that nobody knows; its URL and the certificate.

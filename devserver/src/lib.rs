@@ -17,13 +17,15 @@
 //!
 //! From the bottom up: [`content`] computes bytes; `objects` holds a bucket's objects in key order
 //! and `listing` cuts pages from them, both pure; `bucket`, `settings` and `counts` are what tests
-//! set and read; `body` streams an object; `service` is the S3 operations, called by s3s, which
-//! does routing, signatures and XML; `gate` stands around s3s, `net` around connections, `server`
-//! starts it all. [`proxy`] stands apart: it breaks answers on their way to the client.
+//! set and read; `body` streams an object; `service` is the S3 operations and `auth` who may call
+//! them, both for s3s, which does routing, signatures and XML; `gate` stands around s3s, `net`
+//! around connections, and `server` starts it all. [`proxy`] stands apart: it breaks answers on
+//! their way to the client.
 
 pub mod content;
 pub mod proxy;
 
+mod auth;
 mod body;
 mod bucket;
 mod counts;

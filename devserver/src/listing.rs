@@ -1,4 +1,4 @@
-//! One page of a listing, by the rules of ListObjectsV2. Pure.
+//! One page of a listing, by the rules of `ListObjectsV2`. Pure.
 
 use std::ops::Bound;
 use std::sync::Arc;

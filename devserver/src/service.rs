@@ -8,8 +8,6 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body_util::BodyExt;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use s3s::access::{S3Access, S3AccessContext};
-use s3s::auth::{S3Auth, SecretKey};
 use s3s::dto::{
     BucketLocationConstraint, CommonPrefix, DeleteObjectInput, DeleteObjectOutput, ETag,
     ETagCondition, EncodingType, GetBucketLocationInput, GetBucketLocationOutput, GetObjectInput,
@@ -19,12 +17,12 @@ use s3s::dto::{
 };
 use s3s::{Body, S3, S3Request, S3Response, S3Result, s3_error};
 
+use crate::ENDPOINT_REGION;
 use crate::body::ContentBody;
 use crate::bucket::{Bucket, Buckets};
 use crate::counts::Counters;
 use crate::listing::{Item, MAX_KEYS, Page, Position, Query};
 use crate::objects;
-use crate::{ACCESS_KEY, ENDPOINT_REGION, SECRET_KEY};
 
 /// A request header by which the fault proxy asks for answers that only the server can give. It is
 /// not part of any signature.
@@ -62,7 +60,7 @@ struct Conditions<'a> {
 }
 
 impl Service {
-    fn bucket(&self, name: &str) -> S3Result<Bucket> {
+    pub(crate) fn bucket(&self, name: &str) -> S3Result<Bucket> {
         let missing = || s3_error!(NoSuchBucket, "The specified bucket does not exist");
         self.buckets.get(name).ok_or_else(missing)
     }
@@ -329,33 +327,6 @@ impl S3 for Service {
     }
 }
 
-#[async_trait::async_trait]
-impl S3Auth for Service {
-    async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
-        if access_key == ACCESS_KEY {
-            return Ok(SecretKey::from(SECRET_KEY));
-        }
-        Err(s3_error!(
-            InvalidAccessKeyId,
-            "The AWS Access Key Id you provided does not exist in our records."
-        ))
-    }
-}
-
-#[async_trait::async_trait]
-impl S3Access for Service {
-    async fn check(&self, context: &mut S3AccessContext<'_>) -> S3Result<()> {
-        let denied = || s3_error!(AccessDenied, "Access Denied");
-        let Some(name) = context.s3_path().get_bucket_name() else {
-            return context.credentials().map(|_| ()).ok_or_else(denied);
-        };
-        let public = self.bucket(name)?.read().public;
-        let reads = matches!(context.method().as_str(), "GET" | "HEAD");
-        let allowed = context.credentials().is_some() || (public && reads);
-        if allowed { Ok(()) } else { Err(denied()) }
-    }
-}
-
 /// A listing request, of either version.
 struct Listing<'a> {
     prefix: &'a str,
@@ -380,7 +351,7 @@ fn render(page: Page, encoded: bool) -> (Vec<Object>, Vec<CommonPrefix>) {
                 ..Object::default()
             }),
             Item::CommonPrefix(prefix) => {
-                common_prefixes.push(CommonPrefix { prefix: Some(encode(text(prefix), encoded)) })
+                common_prefixes.push(CommonPrefix { prefix: Some(encode(text(prefix), encoded)) });
             }
         }
     }

@@ -98,6 +98,11 @@ pub(crate) struct CacheArgs {
           value_parser = size)]
     pub(crate) part_size: u64,
 
+    /// How far the kernel reads ahead of a file, if root may set it; 0 leaves the kernel's 128KiB
+    #[arg(long, value_name = "SIZE", env = "FASTS3_KERNEL_READAHEAD", default_value = "1MiB",
+          value_parser = size)]
+    pub(crate) kernel_readahead: u64,
+
     /// Requests in flight at once
     #[arg(long, value_name = "NUMBER", env = "FASTS3_MAX_CONNECTIONS", default_value = "64",
           value_parser = clap::value_parser!(u16).range(1..=4096))]
@@ -178,6 +183,9 @@ impl FromStr for Bucket {
             return Err("an ARN is not supported, give the access point's alias".to_owned());
         }
         let (name, prefix) = path.split_once('/').unwrap_or((path, ""));
+        if name.ends_with("--x-s3") {
+            return Err("a directory bucket lists its keys in no order and is not supported".into());
+        }
         // The general rules for bucket names, and the letters that old buckets of us-east-1 and
         // other makers' stores allow: the store has the last word.
         // https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
@@ -334,6 +342,7 @@ mod tests {
             ("data/../b", None),
             ("data/.", None),
             ("arn:aws:s3:eu-west-1:1:accesspoint/x", None),
+            ("data--use1-az4--x-s3", None),
         ] {
             let parsed = text.parse::<Bucket>();
             let shown = parsed.as_ref().ok().map(|b| (b.name.as_str(), b.prefix.as_str()));

@@ -94,6 +94,7 @@ fn is_absent(answer: &Result<Node, NameError>) -> bool {
     matches!(answer, Err(NameError::NotFound { .. }))
 }
 
+/// F1, A1
 #[tokio::test(start_paused = true)]
 async fn a_listed_directory_answers_lookups_without_a_request() {
     let mount = mount(&["a", "d/b"]);
@@ -104,6 +105,7 @@ async fn a_listed_directory_answers_lookups_without_a_request() {
     assert_eq!(mount.requests(), (1, 0));
 }
 
+/// A1
 #[tokio::test(start_paused = true)]
 async fn two_thousand_files_cost_two_lists_and_no_head() {
     let keys: Vec<_> = (0..2000).map(|n| format!("d/{n:04}")).collect();
@@ -118,6 +120,7 @@ async fn two_thousand_files_cost_two_lists_and_no_head() {
     assert_eq!(mount.requests(), (lists + 2, heads));
 }
 
+/// F2
 #[tokio::test(start_paused = true)]
 async fn a_lookup_costs_one_round_trip() {
     let mount = mount(&["a"]);
@@ -173,6 +176,7 @@ async fn the_directory_wins_whichever_answer_comes_first() {
     }
 }
 
+/// F1
 #[tokio::test(start_paused = true)]
 async fn point_answers_are_believed_for_their_ttl() {
     let mount = mount(&["f"]);
@@ -188,6 +192,7 @@ async fn point_answers_are_believed_for_their_ttl() {
     assert_eq!(mount.requests(), (3, 2));
 }
 
+/// F3
 #[tokio::test(start_paused = true)]
 async fn negative_answers_expire() {
     let mount = mount(&[]);
@@ -201,6 +206,7 @@ async fn negative_answers_expire() {
     assert!(mount.look("f").await.is_ok());
 }
 
+/// F2
 #[tokio::test(start_paused = true)]
 async fn the_second_miss_lists_the_directory_in_the_background() {
     let mount = mount(&["1", "2", "3"]);
@@ -225,6 +231,7 @@ async fn a_listing_that_would_not_be_believed_is_not_made_in_the_background() {
     assert_eq!(mount.requests(), (3, 3));
 }
 
+/// F5
 #[tokio::test(start_paused = true)]
 async fn an_overwritten_object_is_a_new_inode() {
     let mount = mount(&["f", "g"]);
@@ -240,6 +247,7 @@ async fn an_overwritten_object_is_a_new_inode() {
     assert_ne!(*mount.names.object(f).expect("still known"), new);
 }
 
+/// F5
 #[tokio::test(start_paused = true)]
 async fn an_unchanged_object_keeps_its_number_however_it_is_found() {
     let mount = mount(&["f", "d/x"]);
@@ -283,6 +291,7 @@ async fn a_number_given_out_while_a_listing_is_made_is_the_listings_too() {
     assert_eq!((mount.ino("d").await, mount.ino("f").await), (d, f));
 }
 
+/// F5
 #[tokio::test(start_paused = true)]
 async fn a_number_is_never_used_for_anything_else() {
     let mount = mount(&["f", "d/x"]);
@@ -297,6 +306,7 @@ async fn a_number_is_never_used_for_anything_else() {
     assert!(!old.contains(&mount.ino("f").await));
 }
 
+/// F7
 #[tokio::test(start_paused = true)]
 async fn ten_concurrent_lookups_cost_one_head_and_one_list() {
     let mount = mount(&["f"]);
@@ -343,6 +353,7 @@ async fn concurrent_listings_are_one_and_its_failure_is_everybodys_but_not_remem
     assert_eq!(mount.faults.calls(), 2);
 }
 
+/// E7
 #[tokio::test(start_paused = true)]
 async fn a_failed_page_is_an_error_never_a_shorter_directory() {
     let mount = mount_with(&["1", "2", "3"], |config| {
@@ -365,6 +376,7 @@ async fn a_failed_page_is_an_error_never_a_shorter_directory() {
     assert_eq!(mount.list(ROOT).await, Err(NameError::Store(StoreError::Throttled)));
 }
 
+/// F4
 #[tokio::test(start_paused = true)]
 async fn names_believed_for_ever_are_asked_once() {
     let mount = mount_with_ttl(&["d/1", "f"], None);
@@ -498,6 +510,7 @@ async fn who_comes_after_names_were_dropped_is_not_told_of_before() {
     assert_eq!(mount.faults.calls(), calls + 2);
 }
 
+/// A4
 #[tokio::test(start_paused = true)]
 async fn the_mtime_changes_when_the_listing_may_have_changed_and_only_then() {
     let mount = mount(&["d/1"]);
@@ -560,6 +573,7 @@ async fn a_directory_keeps_its_mtime_whatever_becomes_of_others() {
     assert_eq!(mount.mtime(d), before);
 }
 
+/// F6
 #[tokio::test(start_paused = true)]
 async fn a_scan_goes_on_across_new_listings_behind_the_name_it_came_to() {
     let mount = mount(&["a", "c", "e/1", "g"]);

@@ -221,8 +221,19 @@ fn page(output: ListObjectsV2Output) -> Result<ListPage, StoreError> {
     let next = match (output.is_truncated, output.next_continuation_token) {
         (Some(true), Some(token)) if !token.is_empty() => Some(token),
         (Some(true), _) => return Err(protocol("a truncated listing page without a token")),
-        (Some(false) | None, _) => None,
+        (Some(false), _) => None,
+        // S3 always says; a document that was cut off may not.
+        (None, _) => return Err(protocol("a listing page that does not say whether more follow")),
     };
+    // The SDK takes a document that was cut off between two entries for a whole one, and what a
+    // proxy sends without a length looks complete when it breaks.
+    let listed = objects.len() + prefixes.len() + undecodable;
+    let promised = output.key_count.unwrap_or_default();
+    if usize::try_from(promised).is_ok_and(|promised| promised > listed) {
+        return Err(protocol(format!(
+            "a listing page of {listed} entries that promises {promised}"
+        )));
+    }
     Ok(ListPage { entries: merge(objects, prefixes), next, undecodable })
 }
 

@@ -175,6 +175,6 @@ fn statfs_says_read_only_and_names_of_255_bytes() {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let mountpoint = mount.scene.mountpoint();
     let line = mounts.lines().find(|line| line.contains(mountpoint.to_str().unwrap())).unwrap();
-    assert!(line.contains("- fuse.fasts3-mount s3://data/ ro"), "{line}");
+    assert!(line.contains(" s3://data/ ro"), "{line}");
     assert!(line.contains("nosuid") && line.contains("nodev"), "{line}");
 }

@@ -11,6 +11,9 @@ use crate::store::{ListEntry, ListFrom};
 /// The object of these tests.
 const BODY: &[u8] = b"0123456789";
 
+/// Stands for "and never ends" between [`Scripted::step`] and its caller; no store reports it.
+const TRICKLE: StoreError = StoreError::TimedOut(String::new());
+
 /// What the next call does.
 enum Step {
     /// Answers as it should.
@@ -19,6 +22,8 @@ enum Step {
     Fail(usize, StoreError),
     /// Never answers.
     Hang,
+    /// Gives so many bytes of a body, and never ends.
+    Trickle(usize),
     /// Answers when told to.
     Wait(oneshot::Receiver<()>),
     /// Answers a listing with this page.
@@ -64,6 +69,7 @@ impl Scripted {
             Step::Well => Ok(None),
             Step::Fail(bytes, error) => Err((bytes, error)),
             Step::Hang => std::future::pending().await,
+            Step::Trickle(bytes) => Err((bytes, TRICKLE)),
             Step::Wait(until) => {
                 until.await.expect("the test tells when");
                 Ok(None)
@@ -103,6 +109,9 @@ impl ObjectStore for Scripted {
             }
             Err((bytes, error)) => {
                 into.put_slice(&body[..bytes]);
+                if error == TRICKLE {
+                    std::future::pending::<()>().await;
+                }
                 Err(error)
             }
         }
@@ -188,6 +197,26 @@ async fn a_store_that_never_answers_is_given_up_at_the_deadline() {
     let got = store.under(RetryPolicy::default()).head("k").await;
     assert!(matches!(got, Err(StoreError::TimedOut(_))), "{got:?}");
     assert_eq!(start.elapsed().as_secs(), 30);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_never_comes_is_given_up_at_the_deadline() {
+    let store = Scripted::new([Step::Fail(3, broken()), Step::Hang]);
+    let start = Instant::now();
+    let mut into = Vec::new();
+    let policy = RetryPolicy::default();
+    let got = store.under(policy).get_range(&version(), 0..10, &mut into).await;
+    assert!(matches!(got, Err(StoreError::TimedOut(_))), "{got:?}");
+    assert_eq!((into.as_slice(), start.elapsed().as_secs()), (&BODY[..3], 30));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_flows_beyond_the_deadline_is_completed() {
+    let store = Scripted::new([Step::Trickle(4), Step::Trickle(4)]);
+    let mut into = Vec::new();
+    store.under(RetryPolicy::default()).get_range(&version(), 0..10, &mut into).await.unwrap();
+    assert_eq!(into, BODY);
+    assert_eq!(store.ranges(), [0..10, 4..10, 8..10]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -277,21 +306,17 @@ async fn a_pause_holds_no_connection() {
 
 #[tokio::test(start_paused = true)]
 async fn waiting_for_a_connection_is_not_the_stores_fault() {
-    let (go, wait) = oneshot::channel();
-    let store = Scripted::new([Step::Wait(wait)]);
-    let policy = RetryPolicy {
-        max_connections: 1,
-        deadline: Duration::from_mins(5),
-        ..RetryPolicy::default()
-    };
-    let retrying = store.under(policy);
-    let mut into = Vec::new();
-    let version = version();
-    let (first, second, ()) =
-        tokio::join!(retrying.get_range(&version, 0..10, &mut into), retrying.head("b"), async {
-            tokio::time::sleep(Duration::from_mins(10)).await;
-            go.send(()).unwrap();
+    // Three requests of 20 s each, one after the other: the last waits for longer than a deadline.
+    let (go, waits): (Vec<_>, Vec<_>) = (0..3).map(|_| oneshot::channel()).unzip();
+    let store = Scripted::new(waits.into_iter().map(Step::Wait));
+    let retrying = store.under(RetryPolicy { max_connections: 1, ..RetryPolicy::default() });
+    let (first, second, third, ()) =
+        tokio::join!(retrying.head("a"), retrying.head("b"), retrying.head("c"), async {
+            for go in go {
+                tokio::time::sleep(Duration::from_secs(20)).await;
+                go.send(()).unwrap();
+            }
         });
-    first.unwrap();
-    second.unwrap();
+    assert!(first.is_ok() && second.is_ok() && third.is_ok(), "{first:?} {second:?} {third:?}");
+    assert_eq!(store.calls(), 3);
 }

@@ -23,6 +23,7 @@ fn listing(keys: &[&str], prefixes: &[&str]) -> ListObjectsV2Output {
                 .collect(),
         ))
         .encoding_type(EncodingType::Url)
+        .is_truncated(false)
         .build()
 }
 
@@ -52,18 +53,28 @@ fn keys_that_are_not_utf8_are_counted() {
 }
 
 #[test]
-fn a_listed_object_without_its_attributes_is_a_contradiction() {
+fn a_page_that_lacks_something_is_a_contradiction() {
     for object in [
         Object::builder().key("a").size(1).e_tag("e").build(),
         Object::builder().key("a").size(1).last_modified(DateTime::from_secs(1)).build(),
         Object::builder().key("a").e_tag("e").last_modified(DateTime::from_secs(1)).build(),
         Object::builder().size(1).e_tag("e").last_modified(DateTime::from_secs(1)).build(),
     ] {
-        let output = ListObjectsV2Output::builder().contents(object).build();
+        let output = ListObjectsV2Output::builder().is_truncated(false).contents(object).build();
         assert!(matches!(page(output), Err(StoreError::Protocol(_))));
     }
-    let truncated = ListObjectsV2Output::builder().is_truncated(true).build();
-    assert!(matches!(page(truncated), Err(StoreError::Protocol(_))));
+    let mut whole = listing(&["a"], &["b/"]);
+    whole.key_count = Some(2);
+    assert!(page(whole.clone()).is_ok());
+    let mut no_token = whole.clone();
+    no_token.is_truncated = Some(true);
+    let mut untold = whole.clone();
+    untold.is_truncated = None;
+    let mut cut_off = whole;
+    cut_off.key_count = Some(3);
+    for wrong in [no_token, untold, cut_off] {
+        assert!(matches!(page(wrong), Err(StoreError::Protocol(_))));
+    }
 }
 
 #[test]
@@ -141,4 +152,34 @@ async fn never_more_than_the_range_is_taken_and_never_less_is_success() {
     into.clear();
     assert!(matches!(receive(body(), 9, &mut into).await, Err(StoreError::Unavailable(_))));
     assert_eq!(into, b"12345");
+}
+
+/// A body that gives some bytes and then nothing, for ever.
+struct Stalling(Option<&'static [u8]>);
+
+impl hyper::body::Body for Stalling {
+    type Data = bytes::Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        _context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<hyper::body::Frame<bytes::Bytes>, std::io::Error>>> {
+        match self.0.take() {
+            Some(bytes) => std::task::Poll::Ready(Some(Ok(hyper::body::Frame::data(
+                bytes::Bytes::from_static(bytes),
+            )))),
+            None => std::task::Poll::Pending,
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_body_is_given_up_and_keeps_what_it_brought() {
+    let body = aws_smithy_types::body::SdkBody::from_body_1_x(Stalling(Some(b"123")));
+    let mut into = Vec::new();
+    let start = tokio::time::Instant::now();
+    let result = receive(ByteStream::new(body), 9, &mut into).await;
+    assert!(matches!(result, Err(StoreError::TimedOut(_))), "{result:?}");
+    assert_eq!((into.as_slice(), start.elapsed()), (&b"123"[..], SILENCE));
 }

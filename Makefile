@@ -1,0 +1,29 @@
+# What CI calls, one target at a time. `make help` lists them.
+SHELL := bash
+.ONESHELL:
+.SHELLFLAGS := -euo pipefail -c
+.PHONY: help fmt lint test contract deny demo
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+fmt: ## check the formatting
+	cargo fmt --all --check
+
+lint: ## clippy, pedantic, warnings as errors
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+test: ## every test, as the README says
+	cargo test --workspace --locked
+
+contract: ## the store contract against moto, an S3 server that others wrote
+	tests/contract-moto.sh
+
+deny: ## licences, sources and banned packages of the dependencies
+	command -v cargo-deny >/dev/null || cargo install --quiet --locked cargo-deny@$(CARGO_DENY)
+	cargo deny --locked check bans licenses sources
+
+demo: ## the demo of the README
+	cargo run --release --locked --example demo
+
+CARGO_DENY := 0.20.2
