@@ -274,6 +274,13 @@ impl BucketFs {
         Ok(self.entry(&self.namespace.attributes(ino)?))
     }
 
+    /// The directory and the name by which the kernel may know a file: what it must be told to
+    /// forget when the file is [`FsError::Stale`], or it would open it by that name again.
+    #[must_use]
+    pub fn name_of(&self, ino: Ino) -> Option<(Ino, String)> {
+        self.namespace.name_of(ino)
+    }
+
     /// Bytes of a file: all that were asked for, less only at the end of the file.
     pub async fn read(&self, ino: Ino, offset: u64, size: u32) -> Result<Data, FsError> {
         let object = self.namespace.object(ino)?;

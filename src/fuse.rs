@@ -12,16 +12,16 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, MountOption, OpenFlags,
-    RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
-    Request, SessionACL, SessionUnmounter, TimeOrNow, WriteFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, MountOption, Notifier,
+    OpenFlags, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, SessionACL, SessionUnmounter, TimeOrNow, WriteFlags,
 };
 use nix::errno::Errno as SystemError;
 use nix::mount::{MntFlags, umount2};
@@ -29,9 +29,11 @@ use nix::sys::stat::{major, minor};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 
 use crate::config::{Access, Config};
 use crate::fs::{Attributes, BucketFs, DirectoryEntry, FsError, Kind};
+use crate::namespace::Ino;
 
 /// Inode numbers are never reused while mounted, so one generation does.
 const GENERATION: Generation = Generation(0);
@@ -39,6 +41,10 @@ const GENERATION: Generation = Generation(0);
 /// Requests that the kernel may have in flight on its own account (readahead, async direct I/O).
 /// Its default of 12 would hold eight readers with readahead back.
 const MAX_BACKGROUND: u16 = 64;
+
+/// The reply to a stale read waits so long for the kernel to forget the name, which it mostly does
+/// in microseconds.
+const LONGEST_FORGETTING: Duration = Duration::from_secs(1);
 
 /// A live mount; dropping it unmounts.
 pub struct Mounted {
@@ -69,8 +75,11 @@ pub fn mount(fs: Arc<BucketFs>, config: &Config, runtime: Handle) -> io::Result<
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     options.n_threads = Some(cores.clamp(2, 16));
 
-    let adapter = Adapter { fs, runtime, no_open: false, no_opendir: false };
+    let kernel = Arc::new(OnceLock::new());
+    let adapter =
+        Adapter { fs, runtime, kernel: kernel.clone(), no_open: false, no_opendir: false };
     let mut session = fuser::Session::new(adapter, &config.mountpoint, &options)?;
+    let _ = kernel.set(session.notifier());
     let unmounter = Mutex::new(session.unmount_callable());
     let (end, ended) = watch::channel(false);
     std::thread::Builder::new().name("fuse".to_owned()).spawn(move || {
@@ -142,6 +151,8 @@ impl Drop for Mounted {
 struct Adapter {
     fs: Arc<BucketFs>,
     runtime: Handle,
+    /// Whom to tell of names that are no longer true; set once there is a session.
+    kernel: Arc<OnceLock<Notifier>>,
     /// The kernel knows what ENOSYS to `open` means (since 3.16), and to `opendir` (5.1).
     no_open: bool,
     no_opendir: bool,
@@ -242,11 +253,16 @@ impl fuser::Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let fs = self.fs.clone();
+        let (fs, kernel) = (self.fs.clone(), self.kernel.clone());
         self.answer(async move {
             match fs.read(ino.0, offset, size).await {
                 Ok(data) => reply.data(&data),
-                Err(error) => reply.error(errno(&error)),
+                Err(error) => {
+                    if error == FsError::Stale {
+                        forget_name(fs.name_of(ino.0), kernel).await;
+                    }
+                    reply.error(errno(&error));
+                }
             }
         });
     }
@@ -363,6 +379,21 @@ impl fuser::Filesystem for Adapter {
         fn setxattr(INodeNo, &OsStr, &[u8], i32, u32) -> ReplyEmpty;
         fn removexattr(INodeNo, &OsStr) -> ReplyEmpty;
     }
+}
+
+/// Makes the kernel ask anew for a name before its life is over. `open` is never sent, so without
+/// this it would lead to the same stale file again.
+async fn forget_name(name: Option<(Ino, String)>, kernel: Arc<OnceLock<Notifier>>) {
+    let Some((parent, name)) = name else { return };
+    // The kernel takes the directory's lock, for which it may wait: not on this thread.
+    let telling = spawn_blocking(move || {
+        let outcome = kernel.get().map(|kernel| kernel.inval_entry(INodeNo(parent), name.as_ref()));
+        if let Some(Err(error)) = outcome {
+            tracing::debug!(parent, name, %error, "the kernel did not forget a name");
+        }
+    });
+    // Nor for ever: whoever holds that lock may be waiting for the very read that this is about.
+    let _ = tokio::time::timeout(LONGEST_FORGETTING, telling).await;
 }
 
 fn errno(error: &FsError) -> Errno {

@@ -254,6 +254,14 @@ impl Namespace {
         }
     }
 
+    /// The directory and the name by which the kernel may know this file.
+    pub fn name_of(&self, ino: Ino) -> Option<(Ino, String)> {
+        let state = self.state.lock();
+        let Some(Inode::File(meta)) = state.inodes.get(ino) else { return None };
+        let (parent, name) = tree::parent_and_name(&meta.version.key)?;
+        Some((state.inodes.number(InodeRef::Directory(parent))?, name.to_owned()))
+    }
+
     /// Drops what is believed of all names, negative answers included. Inodes stay: whoever has
     /// one open goes on reading the version it names.
     pub fn drop_names(&self) {

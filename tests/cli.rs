@@ -1,22 +1,14 @@
 //! The command line, by running the real program: what it says and what it exits with.
 
 use std::io::Read as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use devserver::Server;
-use tempfile::TempDir;
+use rustix::process::Signal;
 
-/// The program in an environment of its own, so that nothing of the developer's AWS configuration
-/// or machine role is ever asked.
-fn program(home: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fasts3-mount"));
-    command.env_clear().env("HOME", home).env("PATH", std::env::var_os("PATH").unwrap_or_default());
-    command.env("AWS_EC2_METADATA_DISABLED", "true");
-    command.stdin(Stdio::null());
-    command
-}
+use common::{Daemon, Scene, can_mount, has_fuse, is_mounted, program};
+
+mod common;
 
 struct Said {
     code: i32,
@@ -145,7 +137,7 @@ fn flags_by_variable_are_true_or_false() {
     for no in ["0", "false"] {
         // The next thing that is wrong is the mountpoint.
         let said = run_with(&[("FASTS3_NO_VERIFY_TLS", no), ("FASTS3_REQUESTER_PAYS", "1")]);
-        assert_eq!(said.code, if fuse() { 72 } else { 71 }, "{}", said.log);
+        assert_eq!(said.code, if has_fuse() { 72 } else { 71 }, "{}", said.log);
     }
     assert_eq!(both("maybe", "0").code, 64);
 }
@@ -171,42 +163,7 @@ fn help_groups_the_options_and_shows_each_default() {
     assert!(run(&["--version"]).stdout.contains(env!("CARGO_PKG_VERSION")));
 }
 
-fn fuse() -> bool {
-    std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok()
-}
-
-/// A bucket on a server, and an empty place to mount it.
-struct Scene {
-    server: Server,
-    folder: TempDir,
-}
-
 impl Scene {
-    fn new() -> Self {
-        let server = Server::builder().start_blocking().unwrap();
-        server.bucket("data").put("a", "hello");
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("mnt")).unwrap();
-        std::fs::create_dir(folder.path().join("home")).unwrap();
-        Self { server, folder }
-    }
-
-    fn mountpoint(&self) -> PathBuf {
-        self.folder.path().join("mnt")
-    }
-
-    /// The program with the right endpoint and keys.
-    fn program(&self) -> Command {
-        let mut command = program(&self.folder.path().join("home"));
-        let keys = self.server.credentials();
-        command
-            .env("FASTS3_ENDPOINT_URL", self.server.endpoint_url())
-            .env("AWS_ACCESS_KEY_ID", keys.access_key)
-            .env("AWS_SECRET_ACCESS_KEY", keys.secret_key)
-            .env("AWS_REGION", "us-east-1");
-        command
-    }
-
     /// Runs what must fail at the start, within the time that users are promised, with nothing
     /// mounted.
     fn fails(&self, command: &mut Command) -> Said {
@@ -219,16 +176,9 @@ impl Scene {
     }
 }
 
-fn is_mounted(path: &Path) -> bool {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let path = path.to_str().unwrap();
-    mounts.lines().any(|line| line.split(' ').nth(4) == Some(path))
-}
-
 /// Checks one way to fail; there is none to see without a FUSE device, which is looked for first.
 fn failure(code: i32, says: &[&str], change: impl FnOnce(&Scene, &mut Command)) {
-    if !fuse() {
-        eprintln!("no /dev/fuse: nothing to do");
+    if !can_mount() {
         return;
     }
     let scene = Scene::new();
@@ -405,7 +355,7 @@ fn a_mountpoint_in_use_is_73() {
 
 #[test]
 fn a_missing_device_is_71() {
-    if fuse() {
+    if has_fuse() {
         eprintln!("/dev/fuse is here: nothing to see");
         return;
     }
@@ -415,87 +365,41 @@ fn a_missing_device_is_71() {
     assert!(said.sentence.contains("/dev/fuse"), "{}", said.log);
 }
 
-/// A daemon that has started; killed when the test fails.
-struct Daemon {
-    child: Child,
-    log: std::thread::JoinHandle<String>,
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // Only a test that has failed leaves it running.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// Starts the program and waits until it says that it has mounted.
-fn started(command: &mut Command) -> Daemon {
-    use std::io::{BufRead as _, BufReader};
-
-    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let (said, heard) = std::sync::mpsc::channel();
-    let log = std::thread::spawn(move || {
-        let mut log = String::new();
-        for line in lines.map_while(Result::ok) {
-            log.push_str(&line);
-            log.push('\n');
-            if line.contains("mounted s3://") {
-                let _ = said.send(());
-            }
-        }
-        log
-    });
-    let daemon = Daemon { child, log };
-    assert!(heard.recv_timeout(Duration::from_secs(30)).is_ok(), "not mounted");
-    daemon
-}
-
-impl Daemon {
-    /// Sends a signal and waits for the end: exit code and log.
-    fn end(mut self, signal: &str) -> (Option<i32>, String) {
-        let kill = format!("kill -{signal} {}", self.child.id());
-        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
-        let status = self.child.wait().unwrap();
-        let log = std::mem::replace(&mut self.log, std::thread::spawn(String::new));
-        (status.code(), log.join().unwrap())
-    }
+fn started(scene: &Scene, command: &mut Command) -> Daemon {
+    Daemon::start(command, &scene.mountpoint())
 }
 
 #[test]
 fn a_signal_ends_the_mount_with_0() {
-    if !fuse() {
-        eprintln!("no /dev/fuse: nothing to do");
+    if !can_mount() {
         return;
     }
-    for signal in ["TERM", "INT", "HUP"] {
+    for (name, signal) in [("TERM", Signal::TERM), ("INT", Signal::INT), ("HUP", Signal::HUP)] {
         let scene = Scene::new();
-        let daemon = started(scene.program().arg("s3://data/").arg(scene.mountpoint()));
+        let daemon = started(&scene, scene.program().arg("s3://data/").arg(scene.mountpoint()));
         let (code, log) = daemon.end(signal);
         assert_eq!(code, Some(0), "{log}");
-        assert!(log.contains(&format!("SIG{signal}: unmounting")), "{log}");
+        assert!(log.contains(&format!("SIG{name}: unmounting")), "{log}");
         assert!(!is_mounted(&scene.mountpoint()));
     }
 }
 
 #[test]
 fn start_up_costs_one_listing() {
-    if !fuse() {
-        eprintln!("no /dev/fuse: nothing to do");
+    if !can_mount() {
         return;
     }
     let scene = Scene::new();
-    let daemon = started(scene.program().arg("data").arg(scene.mountpoint()));
+    let daemon = started(&scene, scene.program().arg("data").arg(scene.mountpoint()));
     let counts = scene.server.counts();
     assert_eq!((counts.list, counts.requests()), (1, 1));
-    assert_eq!(daemon.end("TERM").0, Some(0));
+    assert_eq!(daemon.end(Signal::TERM).0, Some(0));
 }
 
 #[test]
 fn a_wrong_region_is_corrected_by_the_buckets_answer() {
-    if !fuse() {
-        eprintln!("no /dev/fuse: nothing to do");
+    if !can_mount() {
         return;
     }
     for unsigned in [false, true] {
@@ -513,7 +417,7 @@ fn a_wrong_region_is_corrected_by_the_buckets_answer() {
             assert_eq!(said.code, 65, "{}", said.log);
             assert!(said.sentence.contains("eu-central-1"), "{}", said.log);
         } else {
-            let (code, log) = started(&mut command).end("TERM");
+            let (code, log) = started(&scene, &mut command).end(Signal::TERM);
             assert_eq!(code, Some(0), "{log}");
             assert!(log.contains("eu-central-1"), "{log}");
         }
@@ -522,8 +426,7 @@ fn a_wrong_region_is_corrected_by_the_buckets_answer() {
 
 #[test]
 fn the_endpoint_may_come_from_the_aws_configuration() {
-    if !fuse() {
-        eprintln!("no /dev/fuse: nothing to do");
+    if !can_mount() {
         return;
     }
     for place in ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "profile"] {
@@ -547,7 +450,7 @@ fn the_endpoint_may_come_from_the_aws_configuration() {
         } else {
             command.env(place, url);
         }
-        let (code, log) = started(&mut command).end("TERM");
+        let (code, log) = started(&scene, &mut command).end(Signal::TERM);
         assert_eq!(code, Some(0), "{place}: {log}");
         assert_eq!(log.contains("eu-west-3"), place == "profile", "{log}");
     }
@@ -555,14 +458,13 @@ fn the_endpoint_may_come_from_the_aws_configuration() {
 
 #[test]
 fn log_lines_are_json_on_request() {
-    if !fuse() {
-        eprintln!("no /dev/fuse: nothing to do");
+    if !can_mount() {
         return;
     }
     let scene = Scene::new();
     let mut command = scene.program();
     command.args(["data", "--log-format=json"]).arg(scene.mountpoint());
-    let (code, log) = started(&mut command).end("TERM");
+    let (code, log) = started(&scene, &mut command).end(Signal::TERM);
     assert_eq!(code, Some(0), "{log}");
     for line in log.lines() {
         assert!(line.starts_with('{') && line.ends_with('}'), "{line}");
@@ -571,14 +473,13 @@ fn log_lines_are_json_on_request() {
 
 #[test]
 fn an_unverified_store_is_warned_of_loudly() {
-    if !fuse() {
-        eprintln!("no /dev/fuse: nothing to do");
+    if !can_mount() {
         return;
     }
     let scene = Scene::new();
     let mut command = scene.program();
     command.args(["data", "--no-verify-tls"]).arg(scene.mountpoint());
-    let (code, log) = started(&mut command).end("TERM");
+    let (code, log) = started(&scene, &mut command).end(Signal::TERM);
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("WARN") && log.contains("NOT checked"), "{log}");
 }

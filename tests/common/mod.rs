@@ -1,0 +1,294 @@
+//! What the tests of the real program share: a bucket on a server, the program started against it
+//! in an environment of its own, and a mount that is gone when its test ends, however it ends.
+#![allow(dead_code)] // each test binary uses its part
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use devserver::proxy::{Applied, FaultProxy, Rule};
+use devserver::{Bucket, Counts, Server};
+use rustix::mount::UnmountFlags;
+use rustix::process::{Pid, Signal};
+use tempfile::TempDir;
+
+/// What is waited for comes in a fraction of a second; a machine may be very busy.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// The program in an environment of its own, so that nothing of the developer's AWS configuration
+/// or machine role is ever asked.
+pub(crate) fn program(home: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fasts3-mount"));
+    command.env_clear().env("HOME", home).env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command.env("AWS_EC2_METADATA_DISABLED", "true");
+    command.stdin(Stdio::null());
+    command
+}
+
+pub(crate) fn has_fuse() -> bool {
+    std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok()
+}
+
+/// Whether a test that mounts can run. In CI, which must be able to, it fails instead.
+pub(crate) fn can_mount() -> bool {
+    has_fuse() || skipped_but_not_in_ci("there is no /dev/fuse to open")
+}
+
+/// Says that the calling test is skipped, past the test harness's capture of output. Always false.
+pub(crate) fn skipped(reason: &str) -> bool {
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {reason}");
+    false
+}
+
+/// The same of what every machine that runs CI must have: there the test fails.
+pub(crate) fn skipped_but_not_in_ci(reason: &str) -> bool {
+    assert!(std::env::var_os("CI").is_none(), "CI must run every test, but {reason}");
+    skipped(reason)
+}
+
+/// Whether a test that needs to be root, or somebody else in turn, can run.
+pub(crate) fn is_root() -> bool {
+    rustix::process::geteuid().is_root() || skipped("only root can do this")
+}
+
+/// Waits until it is so.
+pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "waited for too long: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+pub(crate) fn is_mounted(path: &Path) -> bool {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let path = path.to_str().unwrap();
+    mounts.lines().any(|line| line.split(' ').nth(4) == Some(path))
+}
+
+/// Unmounts whatever is there, as the kernel or fusermount3 allows.
+fn unmount_lazily(path: &Path) {
+    if rustix::mount::unmount(path, UnmountFlags::DETACH).is_err() {
+        let _ = Command::new("fusermount3").args(["-u", "-z"]).arg(path).status();
+    }
+}
+
+/// The bucket `data` on a server, and an empty place to mount it.
+pub(crate) struct Scene {
+    pub(crate) server: Server,
+    pub(crate) folder: TempDir,
+    proxy: Option<FaultProxy>,
+}
+
+impl Scene {
+    pub(crate) fn new() -> Self {
+        let server = Server::builder().start_blocking().unwrap();
+        let _ = server.bucket("data");
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("mnt")).unwrap();
+        std::fs::create_dir(folder.path().join("home")).unwrap();
+        Self { server, folder, proxy: None }
+    }
+
+    /// With a proxy between program and server, which breaks nothing yet.
+    pub(crate) fn with_proxy() -> Self {
+        let scene = Self::new();
+        let proxy = FaultProxy::start_blocking(scene.server.address()).unwrap();
+        Self { proxy: Some(proxy), ..scene }
+    }
+
+    pub(crate) fn mountpoint(&self) -> PathBuf {
+        self.folder.path().join("mnt")
+    }
+
+    pub(crate) fn bucket(&self) -> Bucket {
+        self.server.bucket("data")
+    }
+
+    /// The program with the right endpoint and keys.
+    pub(crate) fn program(&self) -> Command {
+        let mut command = program(&self.folder.path().join("home"));
+        let keys = self.server.credentials();
+        let endpoint = match &self.proxy {
+            Some(proxy) => proxy.endpoint_url(),
+            None => self.server.endpoint_url(),
+        };
+        command
+            .env("FASTS3_ENDPOINT_URL", endpoint)
+            .env("AWS_ACCESS_KEY_ID", keys.access_key)
+            .env("AWS_SECRET_ACCESS_KEY", keys.secret_key)
+            .env("AWS_REGION", "us-east-1");
+        command
+    }
+
+    /// Mounts the whole bucket; what it was asked for so far is forgotten.
+    pub(crate) fn mount(self, options: &[&str]) -> Mount {
+        self.mount_as("data", options)
+    }
+
+    /// The same with another way to name the bucket, or a prefix in it.
+    pub(crate) fn mount_as(self, bucket: &str, options: &[&str]) -> Mount {
+        let mut command = self.program();
+        command.arg(bucket).arg(self.mountpoint()).args(options);
+        let daemon = Daemon::start(&mut command, &self.mountpoint());
+        self.server.reset();
+        Mount { daemon, scene: self }
+    }
+}
+
+/// A daemon that has mounted. Ended when dropped, and its mount with it.
+pub(crate) struct Daemon {
+    child: Child,
+    mountpoint: PathBuf,
+    /// Gives the whole log when the daemon has closed it.
+    log: Option<std::thread::JoinHandle<String>>,
+}
+
+impl Daemon {
+    /// Starts the program and waits until it says that it has mounted.
+    pub(crate) fn start(command: &mut Command, mountpoint: &Path) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = child.stderr.take().expect("was piped");
+        let (said, heard) = channel();
+        let log = std::thread::spawn(move || {
+            let mut log = String::new();
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                log.push_str(&line);
+                log.push('\n');
+                if line.contains("mounted s3://") {
+                    let _ = said.send(());
+                }
+            }
+            log
+        });
+        let mut daemon = Self { child, mountpoint: mountpoint.to_owned(), log: Some(log) };
+        if !is_told(&heard) {
+            let _ = daemon.child.kill();
+            panic!("not mounted: {}", daemon.log());
+        }
+        daemon
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Waits for the end that something else has brought about: exit code and log.
+    pub(crate) fn ended(&mut self) -> (Option<i32>, String) {
+        let status = self.wait().expect("the daemon ends");
+        (status.code(), self.log())
+    }
+
+    /// Sends a signal and waits for the end.
+    pub(crate) fn end(mut self, signal: Signal) -> (Option<i32>, String) {
+        self.signal(signal);
+        self.ended()
+    }
+
+    fn wait(&mut self) -> Option<ExitStatus> {
+        let start = Instant::now();
+        loop {
+            match self.child.try_wait().unwrap() {
+                Some(status) => return Some(status),
+                None if start.elapsed() > PATIENCE => return None,
+                None => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+
+    fn log(&mut self) -> String {
+        self.log.take().map(|log| log.join().unwrap()).unwrap_or_default()
+    }
+}
+
+fn is_told(heard: &Receiver<()>) -> bool {
+    heard.recv_timeout(PATIENCE).is_ok()
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.signal(Signal::TERM);
+            if self.wait().is_none() {
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+            }
+        }
+        if is_mounted(&self.mountpoint) {
+            unmount_lazily(&self.mountpoint);
+        }
+        let log = self.log();
+        if std::thread::panicking() {
+            eprintln!("the daemon's log:\n{log}");
+        }
+    }
+}
+
+/// A mounted bucket.
+pub(crate) struct Mount {
+    // Before the server, which it would otherwise miss while it ends.
+    pub(crate) daemon: Daemon,
+    pub(crate) scene: Scene,
+}
+
+impl Mount {
+    /// Where a key is found.
+    pub(crate) fn path(&self, key: &str) -> PathBuf {
+        self.scene.mountpoint().join(key)
+    }
+
+    pub(crate) fn bucket(&self) -> Bucket {
+        self.scene.bucket()
+    }
+
+    /// What was asked of the server since the mount, or the last call of [`Self::forget_counts`].
+    pub(crate) fn counts(&self) -> Counts {
+        self.scene.server.counts()
+    }
+
+    pub(crate) fn forget_counts(&self) {
+        self.scene.server.reset();
+    }
+
+    /// Breaks answers from now on.
+    pub(crate) fn add(&self, rule: Rule) -> Applied {
+        self.scene.proxy.as_ref().expect("made with a proxy").add(rule)
+    }
+
+    pub(crate) fn read(&self, key: &str) -> std::io::Result<Vec<u8>> {
+        std::fs::read(self.path(key))
+    }
+
+    /// The names in a directory, in the order in which the file system gives them.
+    pub(crate) fn names(&self, directory: &str) -> Vec<String> {
+        names(&self.path(directory)).unwrap()
+    }
+
+    /// Sends a signal and waits for the end: exit code and log. The scene stays.
+    pub(crate) fn end(self, signal: Signal) -> (Option<i32>, String, Scene) {
+        let Self { daemon, scene } = self;
+        let (code, log) = daemon.end(signal);
+        (code, log, scene)
+    }
+}
+
+/// The names in a directory, in the order in which the file system gives them.
+pub(crate) fn names(directory: &Path) -> std::io::Result<Vec<String>> {
+    let name = |entry: std::io::Result<std::fs::DirEntry>| {
+        Ok(entry?.file_name().into_string().expect("keys are UTF-8"))
+    };
+    std::fs::read_dir(directory)?.map(name).collect()
+}
+
+/// The errno of a failure.
+pub(crate) fn errno<T>(outcome: std::io::Result<T>) -> Option<i32> {
+    outcome.err().and_then(|error| error.raw_os_error())
+}

@@ -1,0 +1,180 @@
+//! What stat(2) and statfs(2) tell, and who may read.
+
+use std::collections::HashMap;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use crate::common::{Scene, can_mount, errno, eventually, is_root};
+
+const NOBODY: u32 = 65_534;
+
+/// `cat` of a file as a user without rights; only root can be somebody else.
+fn cat_as_nobody(path: &Path) -> Output {
+    Command::new("cat").arg(path).uid(NOBODY).gid(NOBODY).output().unwrap()
+}
+
+/// Lets everybody reach the mountpoint, which is in a private folder.
+fn open_the_way(scene: &Scene) {
+    let everybody = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(scene.folder.path(), everybody).unwrap();
+}
+
+#[test]
+fn stat_tells_what_the_store_knows() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    let listed = scene.bucket().put("listed/file", vec![7; 1001]);
+    let asked = scene.bucket().put("asked/file", vec![7; 2002]);
+    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    let mount = scene.mount(&[]);
+    assert_eq!(mount.names("listed"), ["file"]);
+    for (key, info) in [("listed/file", listed), ("asked/file", asked)] {
+        let stat = std::fs::metadata(mount.path(key)).unwrap();
+        assert_eq!(stat.len(), info.size);
+        assert_eq!(stat.modified().unwrap(), info.last_modified);
+        assert_eq!(stat.mode(), libc::S_IFREG | 0o444);
+        assert_eq!((stat.uid(), stat.gid(), stat.nlink()), (uid, gid, 1));
+        assert_eq!(stat.blocks(), info.size.div_ceil(512));
+    }
+    for directory in ["", "listed", "asked"] {
+        let stat = std::fs::metadata(mount.path(directory)).unwrap();
+        assert_eq!(stat.mode(), libc::S_IFDIR | 0o555);
+        assert_eq!((stat.uid(), stat.gid()), (uid, gid));
+    }
+}
+
+#[test]
+fn owner_and_modes_are_as_configured() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.bucket().put("d/f", "bytes");
+    let mount = scene.mount(&["--uid=1234", "--gid=2345", "--file-mode=0440", "--dir-mode=0550"]);
+    let root = std::fs::metadata(mount.path("")).unwrap();
+    assert_eq!((root.mode(), root.uid(), root.gid()), (libc::S_IFDIR | 0o550, 1234, 2345));
+    if !is_root() {
+        return;
+    }
+    let file = std::fs::metadata(mount.path("d/f")).unwrap();
+    assert_eq!((file.mode(), file.uid(), file.gid()), (libc::S_IFREG | 0o440, 1234, 2345));
+}
+
+#[test]
+fn others_may_use_the_mount_only_when_allowed() {
+    if !can_mount() || !is_root() {
+        return;
+    }
+    for (options, allowed) in [(&["--allow-other"][..], true), (&[], false)] {
+        let scene = Scene::new();
+        open_the_way(&scene);
+        scene.bucket().put("f", "bytes");
+        let mount = scene.mount(options);
+        let output = cat_as_nobody(&mount.path("f"));
+        assert_eq!(output.status.success(), allowed, "{output:?}");
+        assert_eq!(output.stdout, if allowed { &b"bytes"[..] } else { b"" });
+    }
+}
+
+#[test]
+fn modes_are_enforced_for_others() {
+    if !can_mount() || !is_root() {
+        return;
+    }
+    let scene = Scene::new();
+    open_the_way(&scene);
+    scene.bucket().put("f", "bytes");
+    let mount = scene.mount(&["--allow-other", "--file-mode=0440"]);
+    assert_eq!(mount.read("f").unwrap(), b"bytes");
+    let output = cat_as_nobody(&mount.path("f"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("Permission denied"), "{output:?}");
+}
+
+#[test]
+fn an_archived_object_has_mode_000_and_cannot_be_read() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    open_the_way(&scene);
+    for (key, class) in [
+        ("glacier", "GLACIER"),
+        ("deep", "DEEP_ARCHIVE"),
+        ("instant", "GLACIER_IR"),
+        ("dir/asked", "GLACIER"),
+    ] {
+        scene.bucket().put(key, "bytes");
+        scene.bucket().set_storage_class(key, class);
+    }
+    let root = is_root();
+    let mount = scene.mount(if root { &["--allow-other"] } else { &[] });
+    assert_eq!(mount.names(""), ["deep", "dir", "glacier", "instant"]);
+    for key in ["glacier", "deep", "dir/asked"] {
+        let stat = std::fs::metadata(mount.path(key)).unwrap();
+        assert_eq!((stat.mode() & 0o7777, stat.len()), (0, 5), "{key}");
+        // The kernel refuses to open it; root may open everything, and then the daemon refuses.
+        assert_eq!(errno(mount.read(key)), Some(libc::EACCES), "{key}");
+        if root {
+            let output = cat_as_nobody(&mount.path(key));
+            assert!(String::from_utf8_lossy(&output.stderr).contains("Permission denied"));
+        }
+    }
+    assert_eq!(mount.counts().get, 0, "what is known to be refused is not asked for");
+    assert_eq!(mount.read("instant").unwrap(), b"bytes");
+}
+
+#[test]
+fn inode_numbers_are_stable_and_name_one_thing_each() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    for index in 0..300 {
+        scene.bucket().put(&format!("d/{index}"), "x");
+        scene.bucket().put(&format!("e/{index}/x"), "x");
+    }
+    let mount = scene.mount(&["--metadata-ttl=1s"]);
+    let numbers = || {
+        let mut numbers = HashMap::new();
+        for directory in ["d", "e"] {
+            for entry in std::fs::read_dir(mount.path(directory)).unwrap() {
+                use std::os::unix::fs::DirEntryExt as _;
+                let entry = entry.unwrap();
+                assert_eq!(entry.ino(), entry.metadata().unwrap().ino());
+                numbers.insert(entry.path(), entry.ino());
+            }
+        }
+        numbers
+    };
+    let first = numbers();
+    assert_eq!(first.len(), 600);
+    assert_eq!(first.values().collect::<std::collections::HashSet<_>>().len(), 600);
+    assert_eq!(numbers(), first);
+    // Over the end of the listing's life as well, by which it has been fetched again.
+    let lists = mount.counts().list;
+    eventually("another listing", || {
+        assert_eq!(numbers(), first);
+        mount.counts().list > lists
+    });
+    assert_eq!(numbers(), first);
+}
+
+#[test]
+fn statfs_says_read_only_and_names_of_255_bytes() {
+    if !can_mount() {
+        return;
+    }
+    let mount = Scene::new().mount(&[]);
+    let statvfs = rustix::fs::statvfs(mount.path("")).unwrap();
+    assert_eq!(statvfs.f_namemax, 255);
+    assert!(statvfs.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mountpoint = mount.scene.mountpoint();
+    let line = mounts.lines().find(|line| line.contains(mountpoint.to_str().unwrap())).unwrap();
+    assert!(line.contains(" s3://data/ ro"), "{line}");
+    assert!(line.contains("nosuid") && line.contains("nodev"), "{line}");
+}

@@ -1,0 +1,214 @@
+//! What reading costs, in requests and bytes, as the server counts them.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+
+use devserver::{Counts, Family, Kind};
+
+use crate::common::{Mount, Scene, can_mount};
+use crate::reads::open_directly;
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+/// Pages of listings, HEADs, GETs, others.
+fn requests(counts: Counts) -> (u64, u64, u64, u64) {
+    (counts.list, counts.head, counts.get, counts.other)
+}
+
+/// The ranges of an object that were asked for, in order.
+fn ranges(mount: &Mount, key: &str) -> Vec<std::ops::Range<u64>> {
+    let log = mount.scene.server.log();
+    let gets = log.iter().filter(|request| request.kind == Kind::Get && request.key == key);
+    let mut ranges: Vec<_> = gets.map(|request| request.bytes().unwrap()).collect();
+    ranges.sort_by_key(|range| range.start);
+    ranges
+}
+
+fn two_thousand(prefix: &str) -> Family {
+    Family { prefix: prefix.to_owned(), count: 2000, size: 5_000, suffix: ".jpg".to_owned() }
+}
+
+/// Lists, stats and reads 2,000 files, and counts.
+fn list_stat_and_read(mount: &Mount, directory: &str) {
+    mount.forget_counts();
+    let path = mount.path(directory);
+    let entries: Vec<_> = std::fs::read_dir(path).unwrap().map(Result::unwrap).collect();
+    assert_eq!(entries.len(), 2000);
+    assert!(entries.iter().all(|entry| entry.metadata().unwrap().len() == 5_000));
+    assert_eq!(requests(mount.counts()), (2, 0, 0, 0), "two pages, and every stat from them");
+    for entry in &entries {
+        assert_eq!(std::fs::read(entry.path()).unwrap().len(), 5_000);
+    }
+    assert_eq!(requests(mount.counts()), (2, 0, 2000, 0), "one GET a file");
+    assert_eq!(mount.counts().body_bytes, 2000 * 5_000);
+    for entry in &entries {
+        assert_eq!(std::fs::read(entry.path()).unwrap().len(), 5_000);
+    }
+    assert_eq!(requests(mount.counts()), (2, 0, 2000, 0), "the second epoch costs nothing");
+}
+
+#[test]
+fn two_thousand_files_cost_two_lists_and_a_get_each() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.bucket().put_family(two_thousand("train/"));
+    let mount = scene.mount_as("data/train", &["--metadata-ttl=1h"]);
+    list_stat_and_read(&mount, "");
+}
+
+#[test]
+fn the_same_below_a_root_that_was_listed() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.bucket().put_family(two_thousand("train/"));
+    let mount = scene.mount(&["--metadata-ttl=1h"]);
+    assert_eq!(mount.names(""), ["train"]);
+    assert_eq!(requests(mount.counts()), (1, 0, 0, 0));
+    list_stat_and_read(&mount, "train");
+}
+
+#[test]
+fn a_file_opened_by_its_path_costs_a_head_and_a_list_and_a_get() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.bucket().put("file", "bytes");
+    let mount = scene.mount(&[]);
+    assert_eq!(mount.read("file").unwrap(), b"bytes");
+    assert_eq!(requests(mount.counts()), (1, 1, 1, 0));
+    assert_eq!(mount.read("file").unwrap(), b"bytes");
+    assert_eq!(mount.counts().requests(), 3);
+}
+
+#[test]
+fn reading_twice_costs_nothing_even_past_the_page_cache() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    for (key, size) in [("small", 10), ("middle", 3 * MIB + 1), ("large", 20 * MIB)] {
+        scene.bucket().put_synthetic(key, size);
+    }
+    let mount = scene.mount(&["--memory-budget=256MiB", "--metadata-ttl=1h"]);
+    for key in ["small", "middle", "large"] {
+        let first = mount.read(key).unwrap();
+        mount.forget_counts();
+        assert!(mount.read(key).unwrap() == first);
+        assert_eq!(mount.counts().requests(), 0, "{key} from the kernel's page cache");
+
+        let file = open_directly(&mount.path(key));
+        let mut direct = vec![0; first.len()];
+        file.read_exact_at(&mut direct, 0).unwrap();
+        assert!(direct == first);
+        assert_eq!(mount.counts().requests(), 0, "{key} from the daemon's chunks");
+    }
+}
+
+#[test]
+fn an_empty_object_costs_no_get() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.bucket().put("empty", "");
+    let mount = scene.mount(&[]);
+    assert_eq!(mount.names(""), ["empty"]);
+    assert_eq!(mount.read("empty").unwrap(), b"");
+    let file = open_directly(&mount.path("empty"));
+    assert_eq!(file.read_at(&mut [0; 10], 0).unwrap(), 0);
+    assert_eq!(requests(mount.counts()), (1, 0, 0, 0));
+}
+
+#[test]
+fn a_sequential_read_fetches_each_byte_once() {
+    if !can_mount() {
+        return;
+    }
+    let size = 64 * MIB;
+    let scene = Scene::new();
+    scene.bucket().put_synthetic("object", size);
+    let mount = scene.mount(&["--memory-budget=512MiB"]);
+    let read = std::io::copy(&mut File::open(mount.path("object")).unwrap(), &mut std::io::sink());
+    assert_eq!(read.unwrap(), size);
+    let mut until = 0;
+    for range in ranges(&mount, "object") {
+        assert_eq!(range.start, until, "neither a gap nor an overlap");
+        until = range.end;
+    }
+    assert_eq!(until, size);
+    assert_eq!(mount.counts().body_bytes, size);
+    assert!(mount.counts().get <= 64 / 2, "{:?}", mount.counts());
+}
+
+#[test]
+fn a_random_read_fetches_little() {
+    if !can_mount() {
+        return;
+    }
+    let size = 4 << 30;
+    let scene = Scene::new();
+    scene.bucket().put_synthetic("object", size);
+    let mount = scene.mount(&[]);
+    let file = File::open(mount.path("object")).unwrap();
+    let mut at = 1;
+    for _ in 0..50 {
+        // Any multiplier that jumps about; never near to where it was.
+        at = (at * 2_654_435_761) % size;
+        mount.forget_counts();
+        let mut page = [0; 4096];
+        file.read_exact_at(&mut page, at).unwrap();
+        assert!(mount.bucket().bytes("object", at..at + 4096) == page[..], "at {at}");
+        let ranges = ranges(&mount, "object");
+        let fetched: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+        assert!(fetched <= 256 * KIB, "{ranges:?} for 4 KiB at {at}");
+        assert!(ranges.len() <= 2, "{ranges:?} for 4 KiB at {at}");
+    }
+}
+
+#[test]
+fn readers_of_one_block_share_one_get() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.bucket().put_synthetic("object", 100 * KIB);
+    scene.server.set_first_byte_latency(std::time::Duration::from_millis(300));
+    let mount = scene.mount(&[]);
+    assert_eq!(mount.names(""), ["object"]);
+    std::thread::scope(|threads| {
+        for _ in 0..64 {
+            threads.spawn(|| {
+                let mut page = vec![0; 4096];
+                open_directly(&mount.path("object")).read_exact_at(&mut page, 50_000).unwrap();
+                assert!(mount.bucket().bytes("object", 50_000..54_096) == page);
+            });
+        }
+    });
+    assert_eq!(requests(mount.counts()), (1, 0, 1, 0));
+}
+
+#[test]
+fn what_is_not_there_is_asked_for_once() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.bucket().put("d/file", "bytes");
+    let mount = scene.mount(&["--negative-ttl=1h", "--metadata-ttl=1h"]);
+    for _ in 0..5 {
+        assert!(!mount.path("none").exists());
+    }
+    assert_eq!(requests(mount.counts()), (1, 1, 0, 0), "HEAD and LIST, and then it is known");
+    assert_eq!(mount.names("d"), ["file"]);
+    mount.forget_counts();
+    for name in 0..100 {
+        assert!(!mount.path(&format!("d/{name}")).exists());
+    }
+    assert_eq!(mount.counts().requests(), 0, "a listed directory knows what it has not");
+}

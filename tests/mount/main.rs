@@ -1,0 +1,14 @@
+//! A real mount of a real daemon, driven with `std::fs` as programs drive it, on a server that
+//! counts what it is asked. Each file is about one thing that users rely on.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod attributes;
+mod changes;
+mod counts;
+mod faults;
+mod life;
+mod names;
+mod read_only;
+mod reads;

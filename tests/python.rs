@@ -1,0 +1,73 @@
+//! Real Python programs read a real mount. The scripts are in `tests/python`: one fills a folder,
+//! which becomes the bucket; the other reads the mount, one way a case, and compares.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use common::{Scene, can_mount, skipped, skipped_but_not_in_ci};
+
+mod common;
+
+fn python(script: &str) -> Command {
+    let mut command = Command::new("python3");
+    command.arg("-B").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python").join(script));
+    command
+}
+
+fn has_python() -> bool {
+    Command::new("python3").arg("--version").output().is_ok_and(|output| output.status.success())
+        || skipped_but_not_in_ci("there is no python3")
+}
+
+/// Puts every file below a folder into the bucket, under its path.
+fn put_all(scene: &Scene, folder: &Path, below: &Path) {
+    for entry in std::fs::read_dir(below).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            put_all(scene, folder, &path);
+        } else {
+            let key = path.strip_prefix(folder).unwrap().to_str().unwrap();
+            scene.bucket().put(key, std::fs::read(&path).unwrap());
+        }
+    }
+}
+
+fn check(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+/// Mounts the data set in small chunks, so that its files have several, and runs a case on it.
+fn run(case: &str) {
+    if !can_mount() || !has_python() {
+        return;
+    }
+    let scene = Scene::new();
+    let folder = scene.folder.path().join("local");
+    check(&python("fill.py").arg(&folder).output().unwrap());
+    put_all(&scene, &folder, &folder);
+    let mount = scene.mount(&["--chunk-size=1MiB", "--part-size=256KiB"]);
+    let mut command = python("read.py");
+    let said = check(&command.arg(case).arg(mount.path("")).arg(&folder).output().unwrap());
+    if let Some(reason) = said.trim().strip_prefix("SKIPPED: ") {
+        skipped(reason);
+    }
+}
+
+/// A test for each case of `read.py`.
+macro_rules! cases {
+    ($($case:ident)*) => { $(#[test] fn $case() { run(stringify!($case)); })* };
+}
+
+cases! {
+    open_and_read
+    seek_and_read
+    map_into_memory
+    scan_and_stat
+    walk
+    glob_recursively
+    archives
+    numpy
+    read_in_processes
+}
