@@ -16,12 +16,13 @@ use std::collections::VecDeque;
 use std::ops::{Deref, Range};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::BufMut;
 use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::{MutexGuard, Notify, Semaphore};
+use tokio::sync::{MutexGuard, Notify, Semaphore, SemaphorePermit};
 
 use self::arena::{Arena, BlockWriter, Memory};
 use self::slots::Full;
@@ -204,6 +205,7 @@ impl ChunkCache {
                 self.spawn_fetches(lease, object, chunk, writers, Purpose::Demand);
                 *turn = None;
             }
+            lease.want(blocks);
             progress.await;
         }
     }
@@ -222,7 +224,7 @@ impl ChunkCache {
                 Err(Full) => self.0.evict_oldest(&mut chunks)?,
             }
         };
-        let made = Arc::new(Chunk { memory, failures: Mutex::default() });
+        let made = Arc::new(Chunk::new(memory));
         chunks.put(key, made.clone());
         Ok(Lease::new(made, &self.0))
     }
@@ -275,7 +277,7 @@ async fn fetch(
     let inner = &lease.inner;
     let _turn = match purpose {
         Purpose::Demand => None,
-        Purpose::Ahead => inner.ahead.acquire().await.ok(),
+        Purpose::Ahead => turn_or_demand(&lease, writer.blocks()).await,
     };
     let mut verdict = Verdict {
         chunk: &lease,
@@ -291,6 +293,26 @@ async fn fetch(
         Ok(()) => Some(StoreError::Protocol("the body ended early".to_owned())),
         Err(error) => Some(error),
     };
+}
+
+/// Waits for the turn of a GET of readahead; or only until a reader wants its bytes, for readers
+/// go before readahead.
+async fn turn_or_demand<'a>(
+    lease: &'a Lease,
+    blocks: &Range<usize>,
+) -> Option<SemaphorePermit<'a>> {
+    let mut turn = pin!(lease.inner.ahead.acquire());
+    loop {
+        let mut wanted = pin!(lease.wanted.notified());
+        wanted.as_mut().enable();
+        if lease.is_wanted(blocks) {
+            return None;
+        }
+        tokio::select! {
+            turn = &mut turn => return turn.ok(),
+            () = wanted => {}
+        }
+    }
 }
 
 /// Tells those who wait for these blocks why they were not fetched, even when the fetch panics or
@@ -325,6 +347,28 @@ impl Inner {
 struct Chunk {
     memory: Arc<Memory>,
     failures: Mutex<Failures>,
+    /// For each block, whether a reader has ever had to wait for it; told when one does.
+    waited_for: Box<[AtomicBool]>,
+    wanted: Notify,
+}
+
+impl Chunk {
+    fn new(memory: Arc<Memory>) -> Self {
+        let waited_for = (0..memory.blocks()).map(|_| AtomicBool::new(false)).collect();
+        Self { memory, failures: Mutex::default(), waited_for, wanted: Notify::new() }
+    }
+
+    /// A reader waits for these blocks: their fetch must not wait for its turn.
+    fn want(&self, blocks: &Range<usize>) {
+        for block in &self.waited_for[blocks.clone()] {
+            block.store(true, Ordering::Release);
+        }
+        self.wanted.notify_waiters();
+    }
+
+    fn is_wanted(&self, blocks: &Range<usize>) -> bool {
+        self.waited_for[blocks.clone()].iter().any(|block| block.load(Ordering::Acquire))
+    }
 }
 
 /// The last few failed fetches of a chunk, for those who waited for them.

@@ -145,6 +145,11 @@ pub(super) struct Memory {
 }
 
 impl Memory {
+    /// How many blocks the chunk has.
+    pub(super) fn blocks(&self) -> usize {
+        self.states.len()
+    }
+
     /// Told whenever a block has become ready, or empty again.
     pub(super) fn progress(&self) -> &Notify {
         &self.progress

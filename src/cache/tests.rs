@@ -166,6 +166,20 @@ async fn readers_of_far_more_than_the_budget_all_get_their_bytes() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_reader_does_not_wait_for_the_turn_of_readahead() {
+    let rig = Rig::new(128, &[16; 6]);
+    rig.faults.delay(Operation::Get, Duration::from_secs(1));
+    for id in 0..6 {
+        let object = rig.objects[&id].0.clone();
+        rig.cache.fetch(id, &object, 0..16, 8, Purpose::Ahead);
+    }
+    // Four connections let three GETs of readahead run at once; these are the last two of twelve.
+    let start = tokio::time::Instant::now();
+    rig.read(5, 0..16).await.unwrap();
+    assert_eq!(start.elapsed(), Duration::from_secs(1));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
