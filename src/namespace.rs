@@ -246,11 +246,15 @@ impl Namespace {
     /// believed of its directory's names is dropped, so that the next lookup sees the new truth.
     pub fn changed(&self, ino: Ino) {
         let mut state = self.state.lock();
-        let State { inodes, directories, .. } = &mut *state;
-        if let Some(Inode::File(meta)) = inodes.get(ino)
-            && let Some((parent, _)) = tree::parent_and_name(&meta.version.key)
-        {
-            directories.drop_names(parent);
+        let Some(Inode::File(meta)) = state.inodes.get(ino).cloned() else { return };
+        let key = &meta.version.key;
+        let Some((parent, name)) = tree::parent_and_name(key) else { return };
+        let believed = state.believed(parent, name.as_bytes(), key, Instant::now());
+        // Then the new truth is known already: a file that is read on and on after its object has
+        // changed must not cost its directory a listing each time.
+        let is_known = believed.is_some_and(|(found, _)| found.is_none_or(|(now, _)| now != ino));
+        if !is_known {
+            state.directories.drop_names(parent);
         }
     }
 

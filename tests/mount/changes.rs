@@ -181,6 +181,30 @@ fn after_a_stale_read_the_next_open_sees_the_new_truth() {
     assert_eq!(mount.names("d"), ["object"]);
 }
 
+#[test]
+fn a_stale_file_that_is_read_again_and_again_costs_its_directory_one_listing() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    for name in ["object", "other"] {
+        scene.bucket().put(&format!("d/{name}"), version(1));
+    }
+    let mount = scene.mount(&["--metadata-ttl=1h"]);
+    assert_eq!(mount.names("d"), ["object", "other"]);
+    let file = File::open(mount.path("d/object")).unwrap();
+    mount.bucket().put("d/object", version(2));
+    mount.forget_counts();
+    for _ in 0..5 {
+        // As a program does that goes on with what it has open, beside others that look around.
+        assert_eq!(errno(file.read_at(&mut [0; 10], 0)), Some(libc::ESTALE));
+        assert_eq!(mount.names("d"), ["object", "other"]);
+        assert_eq!(std::fs::metadata(mount.path("d/object")).unwrap().len(), (1 << 20) + 2);
+    }
+    let counts = mount.counts();
+    assert_eq!((counts.list, counts.head), (1, 0), "{counts:?}");
+}
+
 /// A4, F1
 #[test]
 fn a_directory_that_was_scanned_shows_what_is_new_when_its_life_is_over() {
