@@ -44,7 +44,7 @@ fn run_with(variables: &[(&str, &str)]) -> Said {
 }
 
 /// Every option, and a value that it must refuse; none for those that take any text.
-const OPTIONS: [(&str, Option<&str>); 21] = [
+const OPTIONS: [(&str, Option<&str>); 22] = [
     ("endpoint-url", Some("localhost:9000")),
     ("region", None),
     ("profile", None),
@@ -56,6 +56,7 @@ const OPTIONS: [(&str, Option<&str>); 21] = [
     ("memory-budget", Some("1MiB")),
     ("chunk-size", Some("3 chunks")),
     ("part-size", Some("100KiB")),
+    ("kernel-readahead", Some("1GiB")),
     ("max-connections", Some("0")),
     ("metadata-ttl", Some("60")),
     ("negative-ttl", Some("-1s")),
