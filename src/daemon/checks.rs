@@ -5,6 +5,9 @@ use std::io::{Error, ErrorKind};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+use nix::errno::Errno;
+use nix::sys::statvfs::statvfs;
+
 use super::StartError;
 
 /// Whether `/dev/fuse` is there and opens.
@@ -42,6 +45,10 @@ pub(super) fn mountpoint(path: &Path) -> Result<(), StartError> {
     }
     let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
     if let Some(kind) = mounted_kind(&mounts, &real) {
+        // The attributes of a dead mount's root may be cached; how full it is never is.
+        if statvfs(&real).err() == Some(Errno::ENOTCONN) {
+            return Err(StartError::Stale { mountpoint: shown.to_string() });
+        }
         return Err(StartError::Busy(format!(
             "mountpoint {shown} is in use: a {kind} file system is mounted there; unmount it, or \
              give another directory"

@@ -21,6 +21,7 @@ fn open_the_way(scene: &Scene) {
     std::fs::set_permissions(scene.folder.path(), everybody).unwrap();
 }
 
+/// A1, A2, A5
 #[test]
 fn stat_tells_what_the_store_knows() {
     if !can_mount() {
@@ -44,9 +45,11 @@ fn stat_tells_what_the_store_knows() {
         let stat = std::fs::metadata(mount.path(directory)).unwrap();
         assert_eq!(stat.mode(), libc::S_IFDIR | 0o555);
         assert_eq!((stat.uid(), stat.gid()), (uid, gid));
+        assert_eq!((stat.len(), stat.nlink()), (0, 1));
     }
 }
 
+/// A2
 #[test]
 fn owner_and_modes_are_as_configured() {
     if !can_mount() {
@@ -94,6 +97,7 @@ fn modes_are_enforced_for_others() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("Permission denied"), "{output:?}");
 }
 
+/// A3, E5
 #[test]
 fn an_archived_object_has_mode_000_and_cannot_be_read() {
     if !can_mount() {
@@ -127,6 +131,7 @@ fn an_archived_object_has_mode_000_and_cannot_be_read() {
     assert_eq!(mount.read("instant").unwrap(), b"bytes");
 }
 
+/// F5
 #[test]
 fn inode_numbers_are_stable_and_name_one_thing_each() {
     if !can_mount() {

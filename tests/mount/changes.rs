@@ -30,6 +30,7 @@ fn eventually_reads(mount: &Mount, key: &str, new: &[u8], old: Option<&[u8]>) {
     });
 }
 
+/// R2, E4
 #[test]
 fn an_object_overwritten_before_it_is_read_is_stale_and_then_new() {
     if !can_mount() {
@@ -50,6 +51,7 @@ fn an_object_overwritten_before_it_is_read_is_stale_and_then_new() {
     }
 }
 
+/// R2
 #[test]
 fn an_object_overwritten_while_it_is_read_is_never_mixed() {
     if !can_mount() {
@@ -81,6 +83,7 @@ fn an_object_overwritten_while_it_is_read_is_never_mixed() {
     assert_eq!(devserver::content::first_difference(new, 0, &whole), None);
 }
 
+/// R2
 #[test]
 fn under_a_storm_of_overwrites_every_read_is_one_version() {
     if !can_mount() {
@@ -127,6 +130,7 @@ fn under_a_storm_of_overwrites_every_read_is_one_version() {
     println!("{} reads, {} of them stale", reads.into_inner(), stale.into_inner());
 }
 
+/// E4
 #[test]
 fn an_object_deleted_after_its_listing_is_stale_and_then_gone() {
     if !can_mount() {
@@ -177,6 +181,7 @@ fn after_a_stale_read_the_next_open_sees_the_new_truth() {
     assert_eq!(mount.names("d"), ["object"]);
 }
 
+/// A4, F1
 #[test]
 fn a_directory_that_was_scanned_shows_what_is_new_when_its_life_is_over() {
     if !can_mount() {
@@ -209,6 +214,7 @@ fn a_directory_that_was_scanned_shows_what_is_new_when_its_life_is_over() {
     eventually("its path to go", || !mount.path("d").exists());
 }
 
+/// F4
 #[test]
 fn a_listing_is_believed_for_as_long_as_it_may_be() {
     if !can_mount() {
@@ -226,6 +232,7 @@ fn a_listing_is_believed_for_as_long_as_it_may_be() {
     assert_eq!(mount.counts().requests(), 0);
 }
 
+/// F3
 #[test]
 fn absence_is_believed_for_its_own_time() {
     if !can_mount() {

@@ -48,6 +48,7 @@ fn list_stat_and_read(mount: &Mount, directory: &str) {
     assert_eq!(requests(mount.counts()), (2, 0, 2000, 0), "the second epoch costs nothing");
 }
 
+/// A1, F1, R3
 #[test]
 fn two_thousand_files_cost_two_lists_and_a_get_each() {
     if !can_mount() {
@@ -72,6 +73,7 @@ fn the_same_below_a_root_that_was_listed() {
     list_stat_and_read(&mount, "train");
 }
 
+/// F2
 #[test]
 fn a_file_opened_by_its_path_costs_a_head_and_a_list_and_a_get() {
     if !can_mount() {
@@ -86,6 +88,7 @@ fn a_file_opened_by_its_path_costs_a_head_and_a_list_and_a_get() {
     assert_eq!(mount.counts().requests(), 3);
 }
 
+/// R3
 #[test]
 fn reading_twice_costs_nothing_even_past_the_page_cache() {
     if !can_mount() {
@@ -125,6 +128,7 @@ fn an_empty_object_costs_no_get() {
     assert_eq!(requests(mount.counts()), (1, 0, 0, 0));
 }
 
+/// R4, R5
 #[test]
 fn a_sequential_read_fetches_each_byte_once() {
     if !can_mount() {
@@ -146,6 +150,7 @@ fn a_sequential_read_fetches_each_byte_once() {
     assert!(mount.counts().get <= 64 / 2, "{:?}", mount.counts());
 }
 
+/// R5
 #[test]
 fn a_random_read_fetches_little() {
     if !can_mount() {
@@ -171,6 +176,7 @@ fn a_random_read_fetches_little() {
     }
 }
 
+/// R4
 #[test]
 fn readers_of_one_block_share_one_get() {
     if !can_mount() {
@@ -193,6 +199,7 @@ fn readers_of_one_block_share_one_get() {
     assert_eq!(requests(mount.counts()), (1, 0, 1, 0));
 }
 
+/// F1, F3
 #[test]
 fn what_is_not_there_is_asked_for_once() {
     if !can_mount() {

@@ -44,6 +44,7 @@ fn body_faults() -> Vec<(&'static str, Fault)> {
     ]
 }
 
+/// E6, E7
 #[test]
 fn a_broken_body_is_asked_for_again() {
     if !can_mount() {
@@ -79,6 +80,7 @@ fn a_broken_body_is_asked_for_again() {
     });
 }
 
+/// E6, E7
 #[test]
 fn small_objects_survive_the_same() {
     if !can_mount() {
@@ -103,6 +105,7 @@ fn small_objects_survive_the_same() {
     });
 }
 
+/// E6, E7
 #[test]
 fn a_broken_listing_is_asked_for_again() {
     if !can_mount() {
@@ -140,6 +143,7 @@ fn a_broken_listing_is_asked_for_again() {
     }
 }
 
+/// E7
 #[test]
 fn a_broken_first_page_is_no_empty_directory() {
     if !can_mount() {
@@ -164,6 +168,7 @@ fn a_broken_first_page_is_no_empty_directory() {
     }
 }
 
+/// E6
 #[test]
 fn throttling_is_never_a_missing_name() {
     if !can_mount() {
@@ -180,6 +185,7 @@ fn throttling_is_never_a_missing_name() {
     }
 }
 
+/// E3, E4
 #[test]
 fn refusals_are_told_as_they_are() {
     if !can_mount() {
@@ -215,7 +221,7 @@ fn refusals_are_told_as_they_are() {
     assert_eq!(mount.read("fine").unwrap(), b"bytes");
 }
 
-/// Faults that never end are EIO or ETIMEDOUT after the deadline of 30 s, and nothing else before.
+/// E6, E7: faults that never end are EIO after the deadline of 30 s.
 #[test]
 fn what_stays_broken_is_an_error_and_never_less_data() {
     if !can_mount() {

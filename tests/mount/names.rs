@@ -36,6 +36,7 @@ const ODD: [&str; 30] = [
     "A",
 ];
 
+/// N1, N10, E1
 #[test]
 fn keys_are_a_tree_in_key_order() {
     if !can_mount() {
@@ -61,6 +62,7 @@ fn keys_are_a_tree_in_key_order() {
     assert_eq!(errno(std::fs::read_dir(mount.path("top"))), Some(libc::ENOTDIR));
 }
 
+/// N9
 #[test]
 fn names_are_bytes_whatever_they_mean_elsewhere() {
     if !can_mount() {
@@ -95,6 +97,7 @@ fn names_are_bytes_whatever_they_mean_elsewhere() {
     assert_eq!(errno(mount.read("listed/É")), Some(libc::ENOENT));
 }
 
+/// N8
 #[test]
 fn a_name_that_is_not_utf8_is_not_found() {
     use std::os::unix::ffi::OsStrExt as _;
@@ -108,6 +111,7 @@ fn a_name_that_is_not_utf8_is_not_found() {
     assert_eq!(errno(std::fs::metadata(path)), Some(libc::ENOENT));
 }
 
+/// N4 to N7, N12
 #[test]
 fn keys_that_cannot_be_paths_are_hidden() {
     if !can_mount() {
@@ -133,6 +137,7 @@ fn keys_that_cannot_be_paths_are_hidden() {
     assert_eq!(mount.read("d/shown").unwrap(), b"shown");
 }
 
+/// N7, E8
 #[test]
 fn a_component_has_at_most_255_bytes() {
     if !can_mount() {
@@ -151,6 +156,7 @@ fn a_component_has_at_most_255_bytes() {
     assert_eq!(errno(mount.read(&format!("{too_long}/x"))), Some(libc::ENAMETOOLONG));
 }
 
+/// N11
 #[test]
 fn a_key_of_1024_bytes_is_read() {
     if !can_mount() {
@@ -171,6 +177,7 @@ fn a_key_of_1024_bytes_is_read() {
     assert_eq!(mount.counts().requests(), 0);
 }
 
+/// N3
 #[test]
 fn a_directory_wins_over_an_object_of_its_name() {
     if !can_mount() {
@@ -192,6 +199,7 @@ fn a_directory_wins_over_an_object_of_its_name() {
     assert_eq!(mount.names("marked"), [""; 0]);
 }
 
+/// N2
 #[test]
 fn a_marker_makes_a_directory_and_is_not_shown() {
     if !can_mount() {
@@ -226,6 +234,7 @@ fn a_prefix_is_a_root() {
     }
 }
 
+/// N12, E1
 #[test]
 fn an_empty_bucket_is_an_empty_directory() {
     if !can_mount() {

@@ -58,6 +58,7 @@ fn mutations(mount: &Mount) -> Vec<(&'static str, io::Result<()>)> {
     ]
 }
 
+/// E2
 #[test]
 fn every_mutation_is_erofs() {
     if !can_mount() {
@@ -82,6 +83,7 @@ fn every_mutation_is_erofs() {
     assert_eq!((counts.get, counts.other), (1, 0), "{counts:?}");
 }
 
+/// E2
 #[test]
 fn what_the_kernel_lets_through_is_erofs_too() {
     if !can_mount() || !is_root() {

@@ -35,6 +35,7 @@ fn check_range(mount: &Mount, file: &File, key: &str, offset: u64, length: u64) 
     assert!(bytes[..filled] == expected, "{length} bytes at {offset} of {size} differ");
 }
 
+/// R1
 #[test]
 fn objects_of_every_size_are_read_whole() {
     if !can_mount() {
@@ -60,6 +61,7 @@ fn objects_of_every_size_are_read_whole() {
     }
 }
 
+/// R1
 #[test]
 fn any_range_is_read_and_what_lies_beyond_the_end_is_nothing() {
     if !can_mount() {
@@ -90,6 +92,7 @@ fn any_range_is_read_and_what_lies_beyond_the_end_is_nothing() {
     }
 }
 
+/// R4
 #[test]
 fn hundreds_of_threads_read_one_file() {
     const THREADS: u64 = 256;
@@ -117,6 +120,7 @@ fn hundreds_of_threads_read_one_file() {
     assert!(sent <= size + MIB, "every byte is fetched about once: {counts:?}");
 }
 
+/// R4, F7
 #[test]
 fn hundreds_of_threads_read_many_files() {
     const FILES: u64 = 100;
@@ -157,6 +161,7 @@ fn most_resident_bytes(pid: u32) -> u64 {
     line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * KIB
 }
 
+/// R6
 #[test]
 fn memory_stays_within_the_budget() {
     const THREADS: u64 = 8;
