@@ -214,9 +214,19 @@ pub fn check_page(request: &ListRequest, page: &ListPage) -> Result<(), StoreErr
 mod tests {
     use super::*;
 
+    fn entry(key: &str) -> ListEntry {
+        if key.ends_with('/') {
+            return ListEntry::Prefix(key.to_owned());
+        }
+        let version =
+            ObjectVersion { key: key.to_owned(), etag: "\"e\"".to_owned(), size_bytes: 1 };
+        let last_modified = SystemTime::UNIX_EPOCH;
+        ListEntry::Object(ObjectMeta { version, last_modified, archived: false })
+    }
+
     fn page(keys: &[&str], next: Option<&str>) -> ListPage {
         ListPage {
-            entries: keys.iter().map(|&key| ListEntry::Prefix(key.to_owned())).collect(),
+            entries: keys.iter().map(|&key| entry(key)).collect(),
             next: next.map(str::to_owned),
             undecodable: 0,
         }

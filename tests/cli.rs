@@ -56,6 +56,7 @@ const OPTIONS: [(&str, Option<&str>); 22] = [
     ("memory-budget", Some("1MiB")),
     ("chunk-size", Some("3 chunks")),
     ("part-size", Some("100KiB")),
+    ("kernel-readahead", Some("1GiB")),
     ("max-connections", Some("0")),
     ("kernel-readahead", Some("a lot")),
     ("metadata-ttl", Some("60")),
