@@ -58,7 +58,6 @@ const OPTIONS: [(&str, Option<&str>); 22] = [
     ("part-size", Some("100KiB")),
     ("kernel-readahead", Some("1GiB")),
     ("max-connections", Some("0")),
-    ("kernel-readahead", Some("a lot")),
     ("metadata-ttl", Some("60")),
     ("negative-ttl", Some("-1s")),
     ("uid", Some("root")),
