@@ -17,12 +17,14 @@ use std::ops::{Deref, Range};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::BufMut;
 use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{MutexGuard, Notify, Semaphore, SemaphorePermit};
+use tokio::time::Instant;
 
 use self::arena::{Arena, BlockWriter, Memory};
 use self::slots::Full;
@@ -371,31 +373,44 @@ impl Chunk {
     }
 }
 
-/// The last few failed fetches of a chunk, for those who waited for them.
+/// The last few failed fetches of a chunk: for those who waited for them, and for a moment for
+/// everybody. The kernel asks for each page of a failed readahead once more, and what has failed
+/// until its deadline would cost another one.
 #[derive(Default)]
 struct Failures {
     /// How many there have been.
     count: u64,
-    recent: VecDeque<(u64, Range<usize>, StoreError)>,
+    recent: VecDeque<Failure>,
+}
+
+struct Failure {
+    number: u64,
+    blocks: Range<usize>,
+    error: StoreError,
+    at: Instant,
 }
 
 impl Failures {
     /// Who waits finds the failure before eight others have followed; if not, it tries itself.
     const KEPT: usize = 8;
+    /// How long a failure is everybody's.
+    const REMEMBERED: Duration = Duration::from_secs(1);
 
     fn add(&mut self, blocks: Range<usize>, error: StoreError) {
         self.count += 1;
-        self.recent.push_back((self.count, blocks, error));
+        self.recent.push_back(Failure { number: self.count, blocks, error, at: Instant::now() });
         if self.recent.len() > Self::KEPT {
             self.recent.pop_front();
         }
     }
 
-    /// The latest failure of any of these blocks after the first `since` ones.
+    /// The latest failure of any of these blocks that is after the first `since` ones, or fresh.
     fn find(&self, since: u64, blocks: &Range<usize>) -> Option<StoreError> {
+        let counts =
+            |failure: &&Failure| failure.number > since || failure.at.elapsed() < Self::REMEMBERED;
         let overlaps = |other: &Range<usize>| other.start < blocks.end && blocks.start < other.end;
-        let mut latest = self.recent.iter().rev().take_while(|(number, ..)| *number > since);
-        latest.find(|(_, failed, _)| overlaps(failed)).map(|(.., error)| error.clone())
+        let mut latest = self.recent.iter().rev().take_while(counts);
+        latest.find(|failure| overlaps(&failure.blocks)).map(|failure| failure.error.clone())
     }
 }
 

@@ -106,17 +106,23 @@ async fn a_failed_fetch_is_told_to_all_who_waited_and_the_next_reader_tries_agai
         assert_eq!(reader.await.unwrap(), Err(StoreError::Changed));
     }
     assert_eq!((rig.gets(), rig.cache.used_bytes()), (0, 0));
+    // The kernel's second asking is not paid for again.
+    assert_eq!(rig.read(0, 1..3).await, Err(StoreError::Changed));
+    assert_eq!(rig.faults.calls(), 1);
+    tokio::time::advance(Duration::from_secs(1)).await;
     rig.read(0, 0..4).await.unwrap();
     assert_eq!(rig.gets(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_body_that_breaks_keeps_the_blocks_it_filled() {
     let rig = Rig::new(64, &[16]);
     let broken = StoreError::Unavailable("broken".to_owned());
     rig.faults.next(Operation::Get, Fault::BreakAfter(5, broken.clone()));
     assert_eq!(rig.read(0, 0..8).await, Err(broken));
     assert_eq!(rig.cache.used_bytes(), 4);
+    rig.read(0, 0..4).await.unwrap();
+    tokio::time::advance(Duration::from_secs(1)).await;
     rig.read(0, 0..8).await.unwrap();
     assert_eq!(rig.gets(), 2);
 }
