@@ -100,12 +100,6 @@ impl ChunkCache {
         self.0.arena.used()
     }
 
-    /// The most that one GET asks for.
-    #[must_use]
-    pub fn part_bytes(&self) -> u64 {
-        self.0.layout.part_bytes
-    }
-
     /// Begins to fetch what of `range` nobody has fetched, in GETs of at most `piece_bytes`, as
     /// far as the budget allows.
     pub fn fetch(

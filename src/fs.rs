@@ -293,8 +293,7 @@ impl BucketFs {
             return Ok(Data::Joined(Vec::new()));
         }
         let plan = self.readers.plan(ino, length, want.clone());
-        let part = self.cache.part_bytes();
-        self.cache.fetch(ino, &object, plan.now, part, Purpose::Demand);
+        self.cache.fetch(ino, &object, plan.now, plan.now_piece_bytes, Purpose::Demand);
         self.cache.fetch(ino, &object, plan.ahead, plan.ahead_piece_bytes, Purpose::Ahead);
         match self.cache.read(ino, &object, want.clone()).await {
             Ok(data) => {

@@ -23,9 +23,14 @@ use crate::cache::ObjectId;
 /// 45 ms behind 15 ms to the first byte, and the reader gets its bytes as they arrive.
 const WHOLE_OBJECT_BYTES: u64 = 4 << 20;
 
-/// What the first read at the beginning of a larger object fetches, in one GET: enough for the
+/// What a small first read at the beginning of a larger object fetches, in one GET: enough for the
 /// kernel's first readaheads to find it under way, little enough to waste on a header.
 const FIRST_BYTES: u64 = 1 << 20;
+
+/// What a reader waits for is fetched in GETs of this size at once: a page fault that makes the
+/// kernel ask for 1 MiB has it 18 ms later instead of 27, at 15 ms to the first byte and 90 MB/s a
+/// connection.
+const DEMAND_PIECE_BYTES: u64 = 256 << 10;
 
 /// The first window.
 const FIRST_WINDOW_BYTES: u64 = 8 << 20;
@@ -79,6 +84,8 @@ pub struct Limits {
 pub struct Plan {
     /// To be fetched for the reader who waits; holds what it asked for.
     pub now: Range<u64>,
+    /// In GETs of this size.
+    pub now_piece_bytes: u64,
     /// To be fetched ahead; may be empty.
     pub ahead: Range<u64>,
     /// In GETs of this size.
@@ -107,9 +114,15 @@ impl Readers {
 
     /// What to fetch for a read of `want`, inside an object of `size` bytes.
     pub fn plan(&self, id: ObjectId, size: u64, want: Range<u64>) -> Plan {
-        let no_ahead = Plan { now: want.clone(), ahead: 0..0, ahead_piece_bytes: 0 };
-        if size <= WHOLE_OBJECT_BYTES.min(self.limits.part_bytes) {
-            return Plan { now: 0..size, ..no_ahead };
+        let part = self.limits.part_bytes;
+        let no_ahead = Plan {
+            now: want.clone(),
+            now_piece_bytes: part.min(DEMAND_PIECE_BYTES).max(self.limits.block_bytes),
+            ahead: 0..0,
+            ahead_piece_bytes: part,
+        };
+        if size <= WHOLE_OBJECT_BYTES.min(part) {
+            return Plan { now: 0..size, now_piece_bytes: part, ..no_ahead };
         }
         let now = Instant::now();
         let mut objects = self.objects.lock();
@@ -128,11 +141,11 @@ impl Readers {
         }
         let at_once = want.start == 0 && want.end >= BULK_BYTES;
         if begins && !at_once {
-            // The beginning of a file is mostly read on from.
-            let until =
-                if want.start == 0 { want.end.max(FIRST_BYTES.min(size)) } else { want.end };
-            stream.asked = until;
-            return Plan { now: want.start..until, ..no_ahead };
+            if want.start > 0 {
+                return no_ahead;
+            }
+            stream.asked = want.end.max(FIRST_BYTES.min(size));
+            return Plan { now: 0..stream.asked, now_piece_bytes: part, ..no_ahead };
         }
         if !advances && !begins {
             return no_ahead;
@@ -265,6 +278,9 @@ mod tests {
     async fn a_small_read_at_the_beginning_asks_for_little() {
         let plan = readers().plan(2, SIZE, 0..16_384);
         assert_eq!((plan.now, plan.ahead), (0..MIB, 0..0));
+        let small_parts = Limits { part_bytes: 262_144, ..readers().limits };
+        let plan = Readers::new(small_parts).plan(2, 300_000, 0..16_384);
+        assert_eq!((plan.now, plan.ahead), (0..300_000, 0..0), "no further than the object");
     }
 
     #[tokio::test]
