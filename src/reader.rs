@@ -321,4 +321,34 @@ mod tests {
             }
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_plan_holds_the_read_and_stays_inside_the_object(
+            size in 1..40 * MIB,
+            part_blocks in 1..64_u64,
+            budget in 0..64 * MIB,
+            reads in proptest::collection::vec((0..1000_u64, 1..3 * MIB, proptest::bool::ANY), 1..60),
+        ) {
+            let block_bytes = 131_072;
+            let part_bytes = part_blocks * block_bytes;
+            let limits = Limits { block_bytes, part_bytes, window_bytes: part_bytes * 4, ahead_bytes: budget };
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let _context = runtime.enter();
+            let readers = Readers::new(limits);
+            let mut at = 0;
+            for (place, len, jump) in reads {
+                // Half of the reads go on where the last one ended.
+                let start = if jump { size * place / 1000 } else { at }.min(size - 1);
+                let want = start..size.min(start + len);
+                at = want.end;
+                let plan = readers.plan(2, size, want.clone());
+                proptest::prop_assert!(plan.now.start <= want.start && plan.now.end >= want.end);
+                proptest::prop_assert!(plan.now.end <= size && plan.ahead.end <= size);
+                for piece in [plan.now_piece_bytes, plan.ahead_piece_bytes] {
+                    proptest::prop_assert!(piece > 0 && piece <= part_bytes && piece % block_bytes == 0);
+                }
+            }
+        }
+    }
 }
