@@ -105,7 +105,6 @@ fn interrupted() -> io::Result<impl Future<Output = ExitCode>> {
 
 /// The parts, in the order in which they must end.
 struct Demo {
-    reader: Reader,
     mount: Mount,
     server: Server,
     data: Data,
@@ -121,13 +120,13 @@ impl Demo {
         let mount = Mount::start(&server, args.mountpoint.as_deref()).await?;
         println!("Mounted s3://{} of {}", data::BUCKET, server.endpoint_url());
         println!("on      {}", mount.path().display());
-        let reader = Reader::start(mount.path()).await;
-        let reader = reader.map_err(|error| format!("nothing can read the mount: {error}"))?;
-        println!("Read by {}\n", reader.name);
-        Ok(Self { reader, mount, server, data })
+        Ok(Self { mount, server, data })
     }
 
-    async fn measure(&mut self) -> Result<(), String> {
+    async fn measure(&self) -> Result<(), String> {
+        let reader = Reader::start(self.mount.path()).await;
+        let reader = &mut reader.map_err(|error| format!("nothing can read the mount: {error}"))?;
+        println!("Read by {}\n", reader.name);
         println!(
             "{:<40}{:>7}{:>9}{:>9}{:>10}{:>8}  S3 requests",
             "", "files", "MB", "seconds", "files/s", "MB/s"
@@ -136,13 +135,15 @@ impl Demo {
         let (near, far) = (vec![self.data.near.clone()], vec![self.data.far.clone()]);
         let read = |files: &Vec<_>, threads| Step::Read { threads, files: files.clone() };
 
-        self.step("find and stat all images", &self.data.walk()).await?;
-        self.step("read images one after another", &read(&test, 1)).await?;
-        self.step(&format!("read images in {THREADS} threads"), &read(&train, THREADS)).await?;
-        self.step("  the second epoch", &read(&train, THREADS)).await?;
-        self.step("read a table's footer and two columns", &self.data.wanted_columns()).await?;
-        self.step("read 1 GiB in one read()", &read(&near, 1)).await?;
-        self.step("  once more", &read(&near, 1)).await?;
+        self.step(reader, "find and stat all images", &self.data.walk()).await?;
+        self.step(reader, "read images one after another", &read(&test, 1)).await?;
+        self.step(reader, &format!("read images in {THREADS} threads"), &read(&train, THREADS))
+            .await?;
+        self.step(reader, "  the second epoch", &read(&train, THREADS)).await?;
+        self.step(reader, "read a table's footer and two columns", &self.data.wanted_columns())
+            .await?;
+        self.step(reader, "read 1 GiB in one read()", &read(&near, 1)).await?;
+        self.step(reader, "  once more", &read(&near, 1)).await?;
 
         println!(
             "\nNow the store is as far away as S3: {} ms to the first byte, {} ms a page of a \
@@ -154,15 +155,15 @@ impl Demo {
         self.server.set_first_byte_latency(FIRST_BYTE);
         self.server.set_list_latency(LIST_PAGE);
         self.server.set_bandwidth_per_connection(Some(BANDWIDTH));
-        self.step("read another 1 GiB in one read()", &read(&far, 1)).await?;
-        self.step("  once more", &read(&far, 1)).await?;
+        self.step(reader, "read another 1 GiB in one read()", &read(&far, 1)).await?;
+        self.step(reader, "  once more", &read(&far, 1)).await?;
         println!("\nEvery byte was right.");
         Ok(())
     }
 
-    async fn step(&mut self, what: &str, step: &Step) -> Result<(), String> {
+    async fn step(&self, reader: &mut Reader, what: &str, step: &Step) -> Result<(), String> {
         self.server.reset();
-        let done = self.reader.run(step).await;
+        let done = reader.run(step).await;
         let Measured { seconds, files, bytes } =
             done.map_err(|error| format!("{what}: {error}"))?;
         let counts = self.server.counts();
@@ -197,9 +198,9 @@ impl Demo {
         self.server.set_list_latency(Duration::ZERO);
         self.server.set_bandwidth_per_connection(None);
         println!("\nThe store is near again, and mounted until Ctrl-C. Look around:\n");
-        println!("  ls -l {path}/images/train/cat");
-        println!("  du -sh {path}/images");
-        println!("  dd if={path}/{} of=/dev/null bs=1M", data::NEAR_KEY);
-        println!("  python3 -c \"print(open('{path}/{}', 'rb').read(4))\"\n", data::TABLE_KEY);
+        println!("  ls -l \"{path}/images/train/cat\"");
+        println!("  du -sh \"{path}/images\"");
+        println!("  dd if=\"{path}/{}\" of=/dev/null bs=1M", data::NEAR_KEY);
+        println!("  python3 -c 'print(open(\"{path}/{}\", \"rb\").read(4))'\n", data::TABLE_KEY);
     }
 }
