@@ -153,12 +153,21 @@ fn stack(store: S3Store, config: &Config, reading: ReadConfig) -> std::io::Resul
 }
 
 fn refused(config: &Config, error: &std::io::Error) -> String {
+    let shown = config.mountpoint.display();
+    // Whom the kernel refuses, fusermount3 is asked for: this is the error of not finding it.
+    if error.kind() == std::io::ErrorKind::NotFound {
+        return format!(
+            "mounting on {shown} was refused: this process may not mount, and fusermount3 is not \
+             installed; install the package fuse3, or in a container start it with `--cap-add \
+             SYS_ADMIN --device /dev/fuse`"
+        );
+    }
     let remedy = if nix::unistd::geteuid().is_root() {
         "in a container, start it with `--cap-add SYS_ADMIN --device /dev/fuse`"
     } else {
         "an ordinary user needs fusermount3, of the package fuse3, and a mountpoint of their own"
     };
-    format!("mounting on {} was refused: {error}; {remedy}", config.mountpoint.display())
+    format!("mounting on {shown} was refused: {error}; {remedy}")
 }
 
 /// The signals that mean "end": from a terminal, from systemd, and from a terminal that is gone.
