@@ -282,8 +282,18 @@ async fn fetch(
     };
     let range = inner.layout.object_range(&Span { chunk, bytes: writer.bytes().clone() });
     inner.stats.gets.add(1);
+    // While the store makes up its mind, the memory is made ready: 0.8 instead of 1.0 s of system
+    // time for a GiB that is read for the first time.
+    let populating = (purpose == Purpose::Ahead).then(|| {
+        let (memory, bytes) = (writer.memory().clone(), writer.bytes().clone());
+        inner.runtime.spawn_blocking(move || memory.populate(&bytes))
+    });
     let outcome = inner.store.get_range(&object.version, range, &mut writer).await;
     inner.stats.bytes_fetched.add(writer.written() as u64);
+    if let Some(populating) = populating {
+        // Not later than the charge ends. What a panic there means is that the memory is not ready.
+        let _ = populating.await;
+    }
     verdict.failure = match outcome {
         Ok(()) if !writer.has_remaining_mut() => None,
         Ok(()) => Some(StoreError::Protocol("the body ended early".to_owned())),

@@ -217,6 +217,23 @@ impl Memory {
         self.slot.offset + bytes.start as u64..self.slot.offset + bytes.end as u64
     }
 
+    /// Has the system put memory behind these bytes of the chunk, all at once. Page by page, as they
+    /// are written to, costs a trap each; memory that is there already costs next to nothing.
+    pub(super) fn populate(&self, bytes: &Range<usize>) {
+        assert!(bytes.start <= bytes.end && bytes.end <= self.len, "inside the chunk");
+        let page = self.arena.page_bytes;
+        let start = self.pointer(bytes.start);
+        let inside = start.align_offset(page);
+        let len = (bytes.end - bytes.start).saturating_sub(inside) / page * page;
+        if len > 0 {
+            // SAFETY: inside our slot. It changes no byte, whoever reads or writes there, and a
+            // kernel that does not know it (before 5.14) refuses, which costs us nothing but it.
+            unsafe {
+                libc::madvise(start.add(inside).cast(), len, libc::MADV_POPULATE_WRITE);
+            }
+        }
+    }
+
     fn pointer(&self, at: usize) -> *mut u8 {
         debug_assert!(at <= self.len);
         let slot = usize::try_from(self.slot.offset).expect("the slot is inside the mapping");
@@ -262,6 +279,11 @@ impl BlockWriter {
     /// The blocks to be filled.
     pub(super) fn blocks(&self) -> &Range<usize> {
         &self.blocks
+    }
+
+    /// The memory that it writes to.
+    pub(super) fn memory(&self) -> &Arc<Memory> {
+        &self.memory
     }
 
     /// How many bytes have been written.
