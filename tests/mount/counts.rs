@@ -147,7 +147,9 @@ fn a_sequential_read_fetches_each_byte_once() {
     }
     assert_eq!(until, size);
     assert_eq!(mount.counts().body_bytes, size);
-    assert!(mount.counts().get <= 64 / 2, "{:?}", mount.counts());
+    // The kernel asks in 64 requests of 1 MiB, or 512 of 128 KiB. A young stream is read ahead of in
+    // pieces of 1 MiB, for more connections; a part of 8 MiB is the aim.
+    assert!(mount.counts().get <= 48, "{:?}", mount.counts());
 }
 
 /// R5
