@@ -9,9 +9,9 @@ import shutil
 import signal
 import sys
 import time
-from pathlib import Path
 
 import prepare
+import processes
 import products
 import report
 import runner
@@ -96,7 +96,7 @@ def main():
     limits = runner.Limits(args.repeat, *((5, 40, 8) if args.quick else (20, 180, 90)))
     networks = args.network or ["s3"]
     results = {
-        "date": datetime.date.today().isoformat(), "machine": machine(),
+        "date": datetime.date.today().isoformat(), "machine": machine(), "cores": os.cpu_count(),
         "command": " ".join(["python3 benches/field", *sys.argv[1:]]), "networks": [],
     }
     for network in servers.NETWORKS if "all" in networks else networks:
@@ -109,7 +109,9 @@ def run(network, chosen, names, sizes, uploads, local_folder, limits):
     """All chosen workloads on one network."""
     phases = []
     progress = Progress(network, len(chosen))
-    server = servers.DevServer(network, sizes, workloads.FAMILY)
+    (busy, total), own = processes.machine_cpu_seconds(), processes.own_cpu_seconds()
+    huge = {workloads.HUGE["key"]: workloads.HUGE["size"]}
+    server = servers.DevServer(network, sizes | huge, workloads.FAMILY)
     try:
         for path in uploads:
             server.put(path)
@@ -123,7 +125,9 @@ def run(network, chosen, names, sizes, uploads, local_folder, limits):
                 phases.append({"name": phase.name, "rate": phase.rate, "products": ordered})
     finally:
         server.close()
-    return {"name": network, "phases": phases}
+    (busy_now, total_now), own_now = processes.machine_cpu_seconds(), processes.own_cpu_seconds()
+    others = max(0, (busy_now - busy) - (own_now - own)) / (total_now - total)
+    return {"name": network, "phases": phases, "others_busy": others}
 
 
 def write(results, update_docs):

@@ -23,6 +23,21 @@ def peak_rss_bytes(pid):
     return int(line.split()[1]) * 1024
 
 
+def machine_cpu_seconds():
+    """Time that the machine's cores were busy, and busy or not."""
+    with open("/proc/stat") as file:
+        user, nice, system, idle, iowait, irq, softirq, steal = map(
+            int, file.readline().split()[1:9])
+    busy = user + nice + system + irq + softirq + steal
+    return busy / TICK, (busy + idle + iowait) / TICK
+
+
+def own_cpu_seconds():
+    """What this process and those that it started and waited for have used."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
 def start(command, **options):
     """Starts a process that Ctrl-C at the terminal does not reach: we end what we start."""
     return subprocess.Popen(

@@ -89,7 +89,7 @@ def boto3_download(args, start, size):
     config = TransferConfig(max_concurrency=16, multipart_chunksize=8 * MIB)
     buffer = io.BytesIO()
     boto3.client("s3").download_fileobj("data", args["key"], buffer, Config=config)
-    return buffer.tell()
+    return buffer.getbuffer().nbytes  # its position is where the last part to arrive ended
 
 
 def fsspec_read(args, start, size):

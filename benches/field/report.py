@@ -66,6 +66,23 @@ def markdown(network):
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def cpu_rows(network, cores):
+    """Where the CPU time of our reads goes, and what that allows when nobody else computes."""
+    yield ["workload", "daemon", "reader", "server", f"{cores} idle cores allow"]
+    for phase in network["phases"]:
+        found = phase["products"].get(products.OURS, {})
+        if phase["rate"] != "MB" or "value" not in found:
+            continue
+        parts = [found[f"{who}cpu_s_per_gb"] for who in ("", "reader_", "server_")]
+        yield [phase["name"], *(f"{part:.2f}" for part in parts),
+               f"{number(cores / sum(parts) * 1e3)} MB/s"]
+
+
+def cpu_markdown(network, cores):
+    head, *rows = cpu_rows(network, cores)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
 def svg(results):
     """Bars for each workload and product, each workload to its own scale."""
     names = []
@@ -103,7 +120,10 @@ def section(results, picture):
     parts = [f"Measured {results['date']} on {results['machine']}, by `{results['command']}`.",
              f"![The results as bars]({picture})"]
     for network in results["networks"]:
-        parts += [f"### Network `{network['name']}`", markdown(network)]
+        busy = f"Other programs kept {network['others_busy']:.0%} of the machine's CPU time busy."
+        parts += [f"### Network `{network['name']}`", busy, markdown(network),
+                  "CPU seconds per GB of fasts3-mount's reads, and what they allow:",
+                  cpu_markdown(network, results["cores"])]
     return "\n\n".join(parts)
 
 

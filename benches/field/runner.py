@@ -87,6 +87,8 @@ def sample(server, name, workload, local_folder, limits):
         return {phase.name: Sample(error=f"did not start: {error}") for phase in workload.phases}
     try:
         for phase in workload.phases:
+            if name == products.LOCAL:
+                measure(server, product, phase, limits)  # brings the files into the page cache
             samples[phase.name] = found = measure(server, product, phase, limits)
             # What follows a phase means nothing if that was not complete.
             if found.error or found.cut:

@@ -6,6 +6,9 @@ import products
 
 MIB, GIB = 1 << 20, 1 << 30
 FAMILY = ("train/", 2000, 110_000)
+# So large that random reads stay random: in 1 GiB, thousands of them are next to each other. Too
+# large for a local copy, small enough for s3fs, which wants room on the disk for the whole of it.
+HUGE = {"key": "16GiB", "size": 16 * GIB}
 CLIENTS = tuple(products.CLIENTS)
 # Pillow reads a JPEG's head in steps of 16 KiB and then goes on by 32 KiB.
 PIL = [16 << 10, 16 << 10, 32 << 10]
@@ -29,15 +32,18 @@ class Workload:
     clients: tuple = ()
     options: list = field(default_factory=list)  # of fasts3-mount
     only_ours: bool = False
+    no_local: bool = False
 
     def takes(self, product):
         if self.only_ours:
             return product == products.OURS
+        if self.no_local and product == products.LOCAL:
+            return False
         return product in self.clients or product not in products.CLIENTS
 
 
 def objects(quick):
-    """Sizes by key of what the server computes."""
+    """Sizes by key of what the server computes and the local disk holds too."""
     sizes = {"128MB": 128_000_000, "1GiB": GIB}
     if not quick:
         sizes["4GiB"] = 4 * GIB
@@ -53,7 +59,8 @@ def workloads(quick, parquet, tensors):
     streams = {"keys": [f"stream-{number:02}" for number in range(64)]}
 
     def one(name, rate, program, clients=(), **args):
-        return Workload([Phase(name, rate, program, args)], clients)
+        no_local = args.get("key") == HUGE["key"]
+        return Workload([Phase(name, rate, program, args)], clients, no_local=no_local)
 
     def epochs(name, pieces):
         args = {"key": FAMILY[0].rstrip("/"), "threads": 16, "pieces": pieces}
@@ -63,7 +70,7 @@ def workloads(quick, parquet, tensors):
         ])
 
     def scattered(length):
-        args = giant | {"length": length << 10, "threads": 16, "reads": reads}
+        args = HUGE | {"length": length << 10, "threads": 16, "reads": reads}
         return one(f"{length} KiB random, 16 threads", "read", "scattered", **args)
 
     def budget(size):
@@ -80,7 +87,7 @@ def workloads(quick, parquet, tensors):
         one("4 threads, one file", "MB", "regions", threads=4, **giant),
         scattered(128),
         scattered(4),
-        one("mmap random faults", "fault", "faults", reads=reads, **giant),
+        one("mmap random faults", "fault", "faults", reads=reads, **HUGE),
         epochs("2,000 × 110 KB", []),
         epochs("2,000 × 110 KB as PIL", PIL),
         one("memmap rows, strided", "row", "rows", key="1GiB", row_bytes=64 << 10, every=16),

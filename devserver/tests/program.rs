@@ -42,7 +42,6 @@ async fn a_signal_prints_what_it_was_asked() {
 
     let pid = program.0.id().to_string();
     assert!(Command::new("kill").args(["-USR1", &pid]).status().unwrap().success());
-    let expected =
-        r#"{"list":0,"head":1,"get":1,"other":0,"body_bytes":1000,"connections":1}"#;
+    let expected = r#"{"list":0,"head":1,"get":1,"other":0,"body_bytes":1000,"connections":1}"#;
     assert_eq!(line(), expected);
 }
