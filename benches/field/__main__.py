@@ -100,18 +100,23 @@ def main():
         "command": " ".join(["python3 benches/field", *sys.argv[1:]]), "networks": [],
     }
     for network in servers.NETWORKS if "all" in networks else networks:
-        results["networks"].append(run(network, chosen, names, sizes, uploads, local_folder, limits))
-        write(results, args.update_docs)
-        print(f"\nNetwork {network}\n\n{report.table(results['networks'][-1])}")
+        found = {"name": network, "others_busy": 0, "phases": []}
+        results["networks"].append(found)
+        try:
+            run(found, chosen, names, sizes, uploads, local_folder, limits)
+        finally:
+            # What was measured before an interruption counts too, but not for the documents.
+            complete = sys.exc_info()[0] is None
+            write(results, args.update_docs and complete)
+            print(f"\nNetwork {network}\n\n{report.table(found)}")
 
 
 def run(network, chosen, names, sizes, uploads, local_folder, limits):
-    """All chosen workloads on one network."""
-    phases = []
-    progress = Progress(network, len(chosen))
+    """All chosen workloads on one network; what is found is added to `network`."""
+    progress = Progress(network["name"], len(chosen))
     (busy, total), own = processes.machine_cpu_seconds(), processes.own_cpu_seconds()
     huge = {workloads.HUGE["key"]: workloads.HUGE["size"]}
-    server = servers.DevServer(network, sizes | huge, workloads.FAMILY)
+    server = servers.DevServer(network["name"], sizes | huge, workloads.FAMILY)
     try:
         for path in uploads:
             server.put(path)
@@ -122,12 +127,12 @@ def run(network, chosen, names, sizes, uploads, local_folder, limits):
                 summaries = {name: runner.summary(samples, phase.rate)
                              for name, samples in found[phase.name].items()}
                 ordered = {name: summaries[name] for name in names if name in summaries}
-                phases.append({"name": phase.name, "rate": phase.rate, "products": ordered})
+                network["phases"].append({"name": phase.name, "rate": phase.rate, "products": ordered})
     finally:
         server.close()
     (busy_now, total_now), own_now = processes.machine_cpu_seconds(), processes.own_cpu_seconds()
-    others = max(0, (busy_now - busy) - (own_now - own)) / (total_now - total)
-    return {"name": network, "phases": phases, "others_busy": others}
+    others = max(0, (busy_now - busy) - (own_now - own))
+    network["others_busy"] = others / (total_now - total)
 
 
 def write(results, update_docs):

@@ -81,7 +81,8 @@ def workloads(quick, parquet, tensors):
     listed = [
         one("128 MB read()", "MB", "whole", CLIENTS, key="128MB"),
         Workload(again, CLIENTS),
-        one("first MiB", "ms", "first", ("boto3 get", "s3fs/fsspec"), key="1GiB"),
+        one("first MiB", "ms", "first", ("boto3 get", "s3fs/fsspec"), key="1GiB", known=True),
+        one("first MiB and its name", "ms", "first", key="1GiB"),
         one("4 processes, 4 files", "MB", "processes", ("boto3 get", "boto3 download"),
             keys=quarters),
         one("4 threads, one file", "MB", "regions", threads=4, **giant),
