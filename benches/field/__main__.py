@@ -130,9 +130,9 @@ def run(network, chosen, names, sizes, uploads, local_folder, limits):
                 network["phases"].append({"name": phase.name, "rate": phase.rate, "products": ordered})
     finally:
         server.close()
-    (busy_now, total_now), own_now = processes.machine_cpu_seconds(), processes.own_cpu_seconds()
-    others = max(0, (busy_now - busy) - (own_now - own))
-    network["others_busy"] = others / (total_now - total)
+        (busy_now, total_now), own_now = processes.machine_cpu_seconds(), processes.own_cpu_seconds()
+        others = max(0, (busy_now - busy) - (own_now - own))
+        network["others_busy"] = others / max(total_now - total, 1)
 
 
 def write(results, update_docs):
