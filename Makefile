@@ -2,7 +2,7 @@
 SHELL := bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help fmt lint test contract deny demo
+.PHONY: help fmt lint test contract deny demo bench
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,5 +25,8 @@ deny: ## licences, sources and banned packages of the dependencies
 
 demo: ## the demo of the README
 	cargo run --release --locked --example demo
+
+bench: ## compare with other mounts and clients, see docs/performance.md; FLAGS="--quick"
+	python3 benches/field $(FLAGS)
 
 CARGO_DENY := 0.20.2

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
-use devserver::{Family, Server};
+use devserver::{Counts, Family, Server};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// An S3 server on this machine that holds what its flags say and forgets it when it ends.
@@ -54,6 +54,19 @@ struct Args {
 enum Network {
     /// 15 ms to the first byte, 40 ms a page of a listing, 90 MB/s a connection
     S3,
+    /// 1 ms to the first byte, 3 ms a page of a listing, 1 GB/s a connection
+    Flash,
+}
+
+impl Network {
+    /// Time to the first byte, time of a listing's page, bytes per second and connection.
+    fn settings(self) -> (Duration, Duration, u64) {
+        let ms = Duration::from_millis;
+        match self {
+            Self::S3 => (ms(15), ms(40), 90_000_000),
+            Self::Flash => (ms(1), ms(3), 1_000_000_000),
+        }
+    }
 }
 
 #[tokio::main]
@@ -69,11 +82,12 @@ async fn main() -> ExitCode {
 
 async fn run(args: Args) -> io::Result<()> {
     let mut builder = Server::builder().listen(args.listen);
-    if let Some(Network::S3) = args.network {
+    if let Some(network) = args.network {
+        let (first_byte, list, bandwidth) = network.settings();
         builder = builder
-            .first_byte_latency(Duration::from_millis(15))
-            .list_latency(Duration::from_millis(40))
-            .bandwidth_per_connection(Some(90_000_000));
+            .first_byte_latency(first_byte)
+            .list_latency(list)
+            .bandwidth_per_connection(Some(bandwidth));
     }
     if let Some(latency) = args.first_byte_latency {
         builder = builder.first_byte_latency(latency);
@@ -102,17 +116,27 @@ async fn run(args: Args) -> io::Result<()> {
 
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let mut count = signal(SignalKind::user_defined1())?;
     let keys = server.credentials();
     println!("# bucket {} at {}", args.bucket, server.endpoint_url());
     println!("export AWS_ENDPOINT_URL={}", server.endpoint_url());
     println!("export AWS_ACCESS_KEY_ID={}", keys.access_key);
     println!("export AWS_SECRET_ACCESS_KEY={}", keys.secret_key);
     println!("export AWS_REGION={}", args.region.as_deref().unwrap_or(devserver::ENDPOINT_REGION));
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+    loop {
+        tokio::select! {
+            _ = interrupt.recv() => return Ok(()),
+            _ = terminate.recv() => return Ok(()),
+            _ = count.recv() => println!("{}", json(server.counts())),
+        }
     }
-    Ok(())
+}
+
+fn json(counts: Counts) -> String {
+    let Counts { list, head, get, other, body_bytes, connections } = counts;
+    format!(
+        r#"{{"list":{list},"head":{head},"get":{get},"other":{other},"body_bytes":{body_bytes},"connections":{connections}}}"#
+    )
 }
 
 fn size(text: &str) -> Result<u64, String> {

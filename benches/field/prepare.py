@@ -1,0 +1,74 @@
+"""What a run needs and a fresh clone lacks: binaries, a venv, data files."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+VENV = TARGET / "bench-venv"
+WORK = TARGET / "bench"
+PYTHON = VENV / "bin" / "python"
+MIB = 1 << 20
+
+
+def binaries():
+    """Builds the release binaries that are missing; who changes the code builds it anew."""
+    if not all((TARGET / "release" / name).exists() for name in ("fasts3-mount", "devserver")):
+        command = ["cargo", "build", "--release", "--locked", "--workspace", "--bins"]
+        subprocess.run(command, cwd=ROOT, check=True)
+
+
+def venv():
+    """Makes the venv of the Python clients, once for each state of requirements.txt."""
+    wanted = (HERE / "requirements.txt").read_text()
+    stamp = VENV / "requirements.installed"
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
+    pip = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "-r", HERE / "requirements.txt"], check=True)
+    stamp.write_text(wanted)
+
+
+def local_files(objects, family):
+    """Writes under WORK/local what the server computes: same names and sizes, other bytes."""
+    folder = WORK / "local"
+    folder.mkdir(parents=True, exist_ok=True)
+    block = os.urandom(8 * MIB)
+    sizes = dict(objects)
+    prefix, count, size = family
+    sizes |= {f"{prefix}{number:0{len(str(count - 1))}}": size for number in range(count)}
+    for name, size in sizes.items():
+        path = folder / name
+        if path.exists() and path.stat().st_size == size:
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as file:
+            for offset in range(0, size, len(block)):
+                file.write(block[: size - offset])
+    return folder
+
+
+def table_and_tensors(folder, quick):
+    """Writes the Parquet table and the safetensors file, which programs must be able to parse."""
+    rows = (1 if quick else 4) << 20
+    names = f"table-{rows}.parquet", f"model-{rows}.safetensors"
+    parquet, tensors = (folder / name for name in names)
+    if not (parquet.exists() and tensors.exists()):
+        script = """
+import sys
+import numpy, pyarrow, pyarrow.parquet, safetensors.numpy
+rows, parquet, tensors = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+random = numpy.random.default_rng(1)
+table = pyarrow.table({f"c{n:02}": random.random(rows) for n in range(16)})
+pyarrow.parquet.write_table(
+    table, parquet, compression="none", use_dictionary=False, row_group_size=rows // 8
+)
+layers = {f"layer.{n:02}": random.random((rows // 64, 16), dtype="float32") for n in range(128)}
+safetensors.numpy.save_file(layers, tensors)
+"""
+        subprocess.run([PYTHON, "-c", script, str(rows), parquet, tensors], check=True)
+    return parquet, tensors

@@ -1,0 +1,68 @@
+"""Child processes: what they used, and how they end whatever happens."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+def cpu_seconds(pid):
+    """User and system time of a process and of its children that have ended."""
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / TICK
+
+
+def peak_rss_bytes(pid):
+    """The most memory that a process had since it started."""
+    with open(f"/proc/{pid}/status") as file:
+        line = next(line for line in file if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def machine_cpu_seconds():
+    """Time that the machine's cores were busy, and busy or not."""
+    with open("/proc/stat") as file:
+        user, nice, system, idle, iowait, irq, softirq, steal = map(
+            int, file.readline().split()[1:9])
+    busy = user + nice + system + irq + softirq + steal
+    return busy / TICK, (busy + idle + iowait) / TICK
+
+
+def own_cpu_seconds():
+    """What this process and those that it started and waited for have used."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
+def start(command, **options):
+    """Starts a process that Ctrl-C at the terminal does not reach: we end what we start."""
+    return subprocess.Popen(
+        [str(word) for word in command], stdin=subprocess.DEVNULL, process_group=0, **options
+    )
+
+
+def end(process, gracefully=signal.SIGTERM, seconds=10):
+    """Ends a process, by force when it does not listen."""
+    if process.poll() is None:
+        process.send_signal(gracefully)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+    if process.poll() is None:
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+
+
+def wait_until(condition, seconds, process):
+    """Waits for something that `process` brings about."""
+    until = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None:
+            raise RuntimeError(f"{process.args[0]} ended with {process.returncode}")
+        if time.monotonic() > until:
+            raise RuntimeError(f"{process.args[0]} was not ready after {seconds} s")
+        time.sleep(0.02)

@@ -1,0 +1,144 @@
+"""What is compared: mounts, Python's own clients, and a local disk.
+
+Every product is opened for one measurement and closed after it, so that it begins with no cache.
+An open product has `folder` (where a program finds the files, for clients none), `how` (for clients,
+how reader.py gets bytes), `pid` (of a daemon, or none).
+"""
+
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+
+import prepare
+import processes
+import servers
+
+OURS = "fasts3-mount"
+LOCAL = "local disk"
+
+
+def ours(server, mountpoint, scratch, options):
+    binary = prepare.TARGET / "release" / "fasts3-mount"
+    return [binary, servers.BUCKET, mountpoint, "--endpoint-url", server.endpoint,
+            "--log-level", "warn", *options]
+
+
+def s3fs(server, mountpoint, scratch, options):
+    """Parts of 8 MiB, 16 at once; names believed for 15 minutes, which is its default. It keeps
+    no cache on disk unless told to, but holds what an open file has read in a temporary one."""
+    passwd = scratch / "passwd"
+    keys = server.environment
+    passwd.write_text(f"{keys['AWS_ACCESS_KEY_ID']}:{keys['AWS_SECRET_ACCESS_KEY']}\n")
+    passwd.chmod(0o600)
+    told = f"ro,url={server.endpoint},use_path_request_style,passwd_file={passwd},parallel_count=16"
+    told += f",multipart_size=8,enable_noobj_cache,max_stat_cache_size=1000000,tmpdir={scratch}"
+    return ["s3fs", servers.BUCKET, mountpoint, "-f", "-o", told]
+
+
+def rclone(server, mountpoint, scratch, options):
+    """No cache on disk; modification times from listings, so that it need not ask for each file."""
+    remote = f":s3,provider=Other,env_auth=true,force_path_style=true:{servers.BUCKET}"
+    return ["rclone", "mount", remote, mountpoint, "--config", scratch / "none",
+            "--s3-endpoint", server.endpoint, "--s3-no-check-bucket", "--read-only",
+            "--use-server-modtime", "--no-checksum", "--buffer-size", "64M",
+            "--vfs-read-chunk-size", "128M", "--dir-cache-time", "1h", "--attr-timeout", "60s"]
+
+
+def mountpoint_s3(server, mountpoint, scratch, options):
+    return ["mount-s3", servers.BUCKET, mountpoint, "--foreground", "--read-only",
+            "--endpoint-url", server.endpoint, "--force-path-style", "--metadata-ttl", "60"]
+
+
+def goofys(server, mountpoint, scratch, options):
+    return ["goofys", "-f", "-o", "ro", "--endpoint", server.endpoint, "--region", "us-east-1",
+            "--stat-cache-ttl", "60s", "--type-cache-ttl", "60s", servers.BUCKET, mountpoint]
+
+
+def geesefs(server, mountpoint, scratch, options):
+    return ["geesefs", "-f", "-o", "ro", "--endpoint", server.endpoint, "--stat-cache-ttl", "60s",
+            servers.BUCKET, mountpoint]
+
+
+MOUNTS = {OURS: ours, "s3fs": s3fs, "rclone": rclone, "mountpoint-s3": mountpoint_s3,
+          "goofys": goofys, "geesefs": geesefs}
+PROGRAMS = {"mountpoint-s3": "mount-s3"}
+CLIENTS = {"boto3 get": "get", "boto3 download": "download", "s3fs/fsspec": "fsspec"}
+
+
+def available():
+    """The products that this machine has."""
+    mounts = [name for name in MOUNTS if name == OURS or shutil.which(PROGRAMS.get(name, name))]
+    return [*mounts, *CLIENTS, LOCAL]
+
+
+def open_product(name, server, local_folder, options):
+    """Opens a product by its name; `options` are for ours alone."""
+    if name in CLIENTS:
+        return Client(CLIENTS[name])
+    if name == LOCAL:
+        return Local(local_folder)
+    return Mount(MOUNTS[name], server, options)
+
+
+class Client:
+    folder, pid = "", None
+
+    def __init__(self, how):
+        self.how = how
+
+    def close(self, by_force=False):
+        pass
+
+
+class Local(Client):
+    """Files in the page cache, the bound of what Python can do."""
+
+    def __init__(self, folder):
+        super().__init__("files")
+        self.folder = str(folder)
+
+
+class Mount:
+    """A mounted bucket, in the foreground as our child."""
+
+    how = "files"
+
+    def __init__(self, command, server, options):
+        self.scratch = Path(tempfile.mkdtemp(prefix="bench-", dir=prepare.WORK))
+        mountpoint = self.scratch / "mount"
+        mountpoint.mkdir()
+        self.folder = str(mountpoint)
+        self.log = open(self.scratch / "log", "wb")
+        self.process = None
+        try:
+            words = command(server, mountpoint, self.scratch, options)
+            self.process = processes.start(
+                words, env=server.environ(), stdout=self.log, stderr=subprocess.STDOUT
+            )
+            processes.wait_until(self._is_mounted, 20, self.process)
+        except BaseException:
+            self.close(by_force=True)
+            raise
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def close(self, by_force=False):
+        """Unmounts and ends the daemon. By force: kills it first, which also frees its readers."""
+        if self.process and by_force:
+            processes.end(self.process, signal.SIGKILL)
+        for _ in range(2):
+            if self._is_mounted():
+                subprocess.run(["umount", "-l", self.folder], check=False, timeout=20)
+        if self.process:
+            processes.end(self.process)
+        self.log.close()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def _is_mounted(self):
+        # Not by asking the mountpoint itself: a daemon that hangs would hang us.
+        with open("/proc/self/mounts") as mounts:
+            return any(line.split()[1] == self.folder for line in mounts)

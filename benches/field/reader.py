@@ -1,0 +1,262 @@
+"""The program whose reads are measured, in a process of its own.
+
+Called with a JSON object {"program", "how", "folder", …arguments}; prints a JSON object {"seconds",
+"bytes", "items", "cpu_seconds", "peak_rss_bytes"}. The clock starts after the imports. It knows
+nothing of products: a folder is a folder, and `how` names a client for those that are none.
+"""
+
+import json
+import mmap
+import os
+import random
+import resource
+import subprocess
+import sys
+import threading
+import time
+
+MIB = 1 << 20
+
+
+class Meter:
+    """What threads have read, until an end that they look out for."""
+
+    def __init__(self, limit_seconds):
+        self.start = time.perf_counter()
+        self.until = self.start + limit_seconds
+        self.bytes = self.items = 0
+        self.lock = threading.Lock()
+        self.cut = False
+
+    def more(self):
+        if time.perf_counter() < self.until:
+            return True
+        self.cut = True
+        return False
+
+    def add(self, size, items=1):
+        with self.lock:
+            self.bytes += size
+            self.items += items
+
+
+def in_threads(count, work):
+    """Runs work(0) … work(count - 1) at once; the first failure is ours."""
+    failures = []
+
+    def guarded(index):
+        try:
+            work(index)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(index,)) for index in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def whole(meter, args):
+    """One object by one read(), or as a client gets it."""
+    meter.add(CLIENTS[args["how"]](args, 0, None))
+
+
+def first(meter, args):
+    meter.add(CLIENTS[args["how"]](args, 0, MIB))
+
+
+def from_folder(args, start, size):
+    with open(path(args), "rb", buffering=0 if size else -1) as file:
+        return len(file.read() if size is None else file.read(size))
+
+
+def boto3_get(args, start, size):
+    import boto3
+
+    ranged = {} if size is None else {"Range": f"bytes={start}-{start + size - 1}"}
+    return len(boto3.client("s3").get_object(Bucket="data", Key=args["key"], **ranged)["Body"].read())
+
+
+def boto3_download(args, start, size):
+    import io
+
+    import boto3
+    from boto3.s3.transfer import TransferConfig
+
+    config = TransferConfig(max_concurrency=16, multipart_chunksize=8 * MIB)
+    buffer = io.BytesIO()
+    boto3.client("s3").download_fileobj("data", args["key"], buffer, Config=config)
+    return buffer.getbuffer().nbytes  # its position is where the last part to arrive ended
+
+
+def fsspec_read(args, start, size):
+    import s3fs
+
+    with s3fs.S3FileSystem().open(f"data/{args['key']}", "rb", block_size=8 * MIB) as file:
+        return len(file.read() if size is None else file.read(size))
+
+
+CLIENTS = {"files": from_folder, "get": boto3_get, "download": boto3_download, "fsspec": fsspec_read}
+MODULES = {"get": ["boto3"], "download": ["boto3.s3.transfer"], "fsspec": ["s3fs"]}
+
+
+def processes(meter, args):
+    """One process for each of several objects."""
+    if args["how"] != "files":
+        return several_by_client(meter, args)
+    script = "import sys\nfile = open(sys.argv[1], 'rb', buffering=0)\nbuffer = bytearray(1 << 20)\n"
+    script += "total = 0\nwhile size := file.readinto(buffer): total += size\nprint(total)"
+    command = [sys.executable, "-S", "-c", script]
+    children = [
+        subprocess.Popen([*command, os.path.join(args["folder"], key)], stdout=subprocess.PIPE)
+        for key in args["keys"]
+    ]
+    for child in children:
+        meter.add(int(child.communicate()[0]))
+
+
+def several_by_client(meter, args):
+    in_threads(len(args["keys"]), lambda index: meter.add(
+        CLIENTS[args["how"]](args | {"key": args["keys"][index]}, 0, None)))
+
+
+def regions(meter, args):
+    """Threads that each read on in a region of one object."""
+    def work(index):
+        buffer = bytearray(MIB)
+        share = args["size"] // args["threads"]
+        with open(path(args), "rb", buffering=0) as file:
+            for offset in range(index * share, (index + 1) * share, MIB):
+                if not meter.more():
+                    return
+                file.seek(offset)
+                meter.add(full(file, buffer))
+
+    in_threads(args["threads"], work)
+
+
+def full(file, buffer):
+    """Fills a buffer, as far as the file goes."""
+    view, done = memoryview(buffer), 0
+    while done < len(buffer) and (size := file.readinto(view[done:])):
+        done += size
+    return done
+
+
+def streams(meter, args):
+    """A thread for each of many objects."""
+    def work(index):
+        buffer = bytearray(MIB)
+        with open(os.path.join(args["folder"], args["keys"][index]), "rb", buffering=0) as file:
+            while meter.more() and (size := full(file, buffer)):
+                meter.add(size)
+
+    in_threads(len(args["keys"]), work)
+
+
+def scattered(meter, args):
+    """Random preads from threads."""
+    length, file = args["length"], os.open(path(args), os.O_RDONLY)
+
+    def work(index):
+        chance = random.Random(index)
+        for _ in range(args["reads"] // args["threads"]):
+            if not meter.more():
+                return
+            offset = chance.randrange(args["size"] // length) * length
+            meter.add(len(os.pread(file, length, offset)))
+
+    in_threads(args["threads"], work)
+
+
+def faults(meter, args):
+    """Random bytes of a mapping, each on a page of its own."""
+    chance = random.Random(1)
+    with open(path(args), "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:
+        for _ in range(args["reads"]):
+            if not meter.more():
+                return
+            view[chance.randrange(args["size"] // 4096) * 4096]
+            meter.add(4096)
+
+
+def rows(meter, args):
+    """Every so-manieth row of a memory-mapped array."""
+    import numpy
+
+    table = numpy.memmap(path(args), dtype="uint8", mode="r").reshape(-1, args["row_bytes"])
+    for row in range(0, len(table), args["every"]):
+        if not meter.more():
+            return
+        meter.add(len(table[row].tobytes()))
+
+
+def epoch(meter, args):
+    """Every file of a directory once, in random order, as a data loader's workers read them."""
+    folder = os.path.join(args["folder"], args["key"])
+    names = os.listdir(folder)
+    random.Random(args["seed"]).shuffle(names)
+    pieces = args["pieces"]
+
+    def work(index):
+        for name in names[index :: args["threads"]]:
+            if not meter.more():
+                return
+            with open(os.path.join(folder, name), "rb", buffering=0) as file:
+                if not pieces:
+                    meter.add(len(file.read()))
+                    continue
+                size, sizes = 0, iter(pieces)
+                while data := file.read(next(sizes, pieces[-1])):
+                    size += len(data)
+                meter.add(size)
+
+    in_threads(args["threads"], work)
+
+
+def columns(meter, args):
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(path(args), columns=args["columns"])
+    meter.add(table.nbytes)
+
+
+def tensors(meter, args):
+    import safetensors.numpy
+
+    loaded = safetensors.numpy.load_file(path(args))
+    meter.add(sum(tensor.nbytes for tensor in loaded.values()))
+
+
+def path(args):
+    return os.path.join(args["folder"], args["key"])
+
+
+def cpu_seconds():
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def main():
+    args = json.loads(sys.argv[1])
+    program = args.pop("program")
+    needed = {"rows": ["numpy"], "columns": ["pyarrow.parquet"], "tensors": ["safetensors.numpy"]}
+    for module in needed.get(program, []) + MODULES.get(args["how"], []):
+        __import__(module)
+    if args.get("known") and args["how"] == "files":
+        os.stat(path(args))  # the lookup of the name is not what is measured
+    cpu = cpu_seconds()
+    meter = Meter(args["limit_seconds"])
+    globals()[program](meter, args)
+    seconds = time.perf_counter() - meter.start
+    print(json.dumps({
+        "seconds": seconds, "bytes": meter.bytes, "items": meter.items, "cut": meter.cut,
+        "cpu_seconds": cpu_seconds() - cpu,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }))
+
+
+main()

@@ -1,0 +1,68 @@
+"""The S3 server that everybody reads from, and what it was asked."""
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+
+import prepare
+import processes
+
+NETWORKS = {"loop": [], "s3": ["--network", "s3"], "flash": ["--network", "flash"]}
+BUCKET = "data"
+
+
+class DevServer:
+    """devserver with the objects of the benchmarks, on a free port of the loopback."""
+
+    def __init__(self, network, objects, family):
+        prefix, count, size = family
+        command = [prepare.TARGET / "release" / "devserver", "--listen", "127.0.0.1:0"]
+        command += ["--bucket", BUCKET, "--family", f"{prefix}:{count}:{size}"]
+        for key, size in objects.items():
+            command += ["--object", f"{key}={size}"]
+        self.process = processes.start(
+            command + NETWORKS[network], stdout=subprocess.PIPE, bufsize=0
+        )
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self.process.stdout, selectors.EVENT_READ)
+        self.environment = {}
+        while len(self.environment) < 4:
+            line = self._line()
+            if line.startswith("export "):
+                name, _, value = line.removeprefix("export ").partition("=")
+                self.environment[name] = value
+        self.endpoint = self.environment["AWS_ENDPOINT_URL"]
+
+    def environ(self):
+        """The environment of a client: nothing of the user's own configuration."""
+        inherited = {name: v for name, v in os.environ.items() if not name.startswith("AWS_")}
+        nowhere = {"AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null"}
+        return inherited | nowhere | self.environment
+
+    def put(self, path):
+        """Uploads a file under its own name."""
+        script = "import sys, boto3; boto3.client('s3').put_object(Bucket=sys.argv[1], "
+        script += "Key=sys.argv[2], Body=open(sys.argv[3], 'rb'))"
+        command = [prepare.PYTHON, "-c", script, BUCKET, path.name, path]
+        subprocess.run(command, env=self.environ(), check=True, timeout=120)
+
+    def counts(self):
+        """Requests by kind and bytes sent, since the start."""
+        self.process.send_signal(signal.SIGUSR1)
+        return json.loads(self._line())
+
+    def cpu_seconds(self):
+        return processes.cpu_seconds(self.process.pid)
+
+    def close(self):
+        processes.end(self.process)
+        with contextlib.suppress(KeyError):
+            self.selector.unregister(self.process.stdout)
+
+    def _line(self):
+        if not self.selector.select(timeout=30):
+            raise RuntimeError("devserver says nothing")
+        return self.process.stdout.readline().decode().strip()

@@ -1,0 +1,47 @@
+//! The program as a benchmark drives it.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
+
+/// Ends the server with the test, whatever becomes of that.
+struct Program(Child);
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_signal_prints_what_it_was_asked() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_devserver"));
+    command.args(["--listen", "127.0.0.1:0", "--object", "a=1000", "--network", "flash"]);
+    let mut program = Program(command.stdout(Stdio::piped()).spawn().unwrap());
+    let mut lines = BufReader::new(program.0.stdout.take().unwrap()).lines();
+    let mut line = || lines.next().unwrap().unwrap();
+    assert!(line().starts_with("# bucket data at http://127.0.0.1:"));
+    let exports: Vec<String> = (0..4).map(|_| line()).collect();
+    let value = |index: usize| exports[index].split_once('=').unwrap().1.to_owned();
+
+    let keys = Credentials::new(value(1), value(2), None, None, "devserver");
+    let config = aws_sdk_s3::Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .endpoint_url(value(0))
+        .credentials_provider(keys)
+        .region(Region::new(value(3)))
+        .force_path_style(true)
+        .build();
+    let client = Client::from_conf(config);
+    let get = client.get_object().bucket("data").key("a").send().await.unwrap();
+    assert_eq!(get.body.collect().await.unwrap().into_bytes().len(), 1000);
+    client.head_object().bucket("data").key("a").send().await.unwrap();
+
+    let pid = program.0.id().to_string();
+    assert!(Command::new("kill").args(["-USR1", &pid]).status().unwrap().success());
+    let expected = r#"{"list":0,"head":1,"get":1,"other":0,"body_bytes":1000,"connections":1}"#;
+    assert_eq!(line(), expected);
+}
