@@ -6,8 +6,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{BufMut, BytesMut};
-use nix::{setsockopt_impl, sockopt_impl};
 use nix::sys::socket::SetSockOpt as _;
+use nix::{setsockopt_impl, sockopt_impl};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;

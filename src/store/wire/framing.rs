@@ -84,6 +84,10 @@ impl Chunked {
     /// enough to tell.
     fn step(self, received: &mut BytesMut) -> Result<Option<Self>, String> {
         Ok(match self {
+            // httparse takes an empty line for a size of 0, which would end the body.
+            Self::Size if !received[0].is_ascii_hexdigit() => {
+                return Err("a chunk without a size".to_owned());
+            }
             Self::Size => match httparse::parse_chunk_size(received) {
                 Ok(Status::Complete((used, size))) => {
                     received.advance(used);

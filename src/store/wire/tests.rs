@@ -15,13 +15,13 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 /// What a server does once it has read a request.
 #[derive(Clone, Copy)]
-enum Act {
+enum Act<'a> {
     /// Sends this, and awaits the next request.
-    Send(&'static str),
+    Send(&'a str),
     /// Sends this, and closes the connection.
-    SendAndClose(&'static str),
+    SendAndClose(&'a str),
     /// Sends this, and then nothing more.
-    SendAndHang(&'static str),
+    SendAndHang(&'a str),
 }
 use Act::{Send, SendAndClose, SendAndHang};
 
@@ -34,7 +34,15 @@ struct Scripted {
 
 impl Scripted {
     /// Each inner list is for one connection; when there are no more, none is accepted.
-    async fn start<const N: usize>(script: [&'static [Act]; N]) -> Self {
+    async fn start<const N: usize>(script: [&[Act<'_>]; N]) -> Self {
+        // What to send, and whether to close then.
+        let script = script.map(|acts| {
+            let acts = acts.iter().map(|act| match *act {
+                Send(text) | SendAndHang(text) => (text.to_owned(), false),
+                SendAndClose(text) => (text.to_owned(), true),
+            });
+            acts.collect::<Vec<_>>()
+        });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/b/k", listener.local_addr().unwrap());
         let (requests, connections) = (Arc::new(AtomicUsize::new(0)), Arc::default());
@@ -45,20 +53,19 @@ impl Scripted {
             for acts in script {
                 let (mut socket, _) = listener.accept().await.unwrap();
                 connections.fetch_add(1, Ordering::Relaxed);
-                let mut hangs = acts.is_empty();
-                for act in acts {
+                let mut close = false;
+                for (text, then_close) in acts {
                     let mut request = BytesMut::new();
                     while !request.ends_with(b"\r\n\r\n") {
                         if socket.read_buf(&mut request).await.unwrap() == 0 {
-                            return;
+                            break;
                         }
                     }
                     requests.fetch_add(1, Ordering::Relaxed);
-                    let (Send(text) | SendAndClose(text) | SendAndHang(text)) = act;
                     socket.write_all(text.as_bytes()).await.unwrap();
-                    hangs = !matches!(act, SendAndClose(_));
+                    close = then_close;
                 }
-                if hangs {
+                if !close {
                     kept.push(socket);
                 }
             }
@@ -147,8 +154,7 @@ async fn a_connection_that_is_not_to_be_kept_is_not() {
         // Bytes behind the body; they are no part of it, nor of the next answer.
         "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n12345HTTP/1.1 200 OK\r\n\r\n",
     ] {
-        let script: &'static [Act] = Box::leak(Box::new([SendAndHang(answer)]));
-        let server = Scripted::start([script, script]).await;
+        let server = Scripted::start([&[SendAndHang(answer)], &[SendAndHang(answer)]]).await;
         let (wire, get) = (wire(), server.get());
         assert_eq!(streamed(&wire, &get).await, Ok((200, b"12345".to_vec())), "{answer}");
         assert_eq!(received(&wire, &get, 5).await, (Ok(()), b">12345".to_vec()), "{answer}");
@@ -221,11 +227,9 @@ async fn what_is_not_asked_twice_gets_a_connection_of_its_own() {
 
 #[tokio::test]
 async fn what_is_not_http_is_told_apart_from_what_is_not_there() {
-    let long: &'static str =
-        Box::leak(format!("HTTP/1.1 200 OK\r\nA: {}", "a".repeat(20_000)).into_boxed_str());
-    for garbage in ["220 ESMTP postfix\r\n", "\u{15}\u{3}\u{3}\0\u{2}\u{2}F", long] {
-        let script: &'static [Act] = Box::leak(Box::new([SendAndHang(garbage)]));
-        let server = Scripted::start([script]).await;
+    let long = format!("HTTP/1.1 200 OK\r\nA: {}", "a".repeat(20_000));
+    for garbage in ["220 ESMTP postfix\r\n", "\u{15}\u{3}\u{3}\0\u{2}\u{2}F", long.as_str()] {
+        let server = Scripted::start([&[SendAndHang(garbage)]]).await;
         let answer = wire().call(&server.get(), LIMIT).await;
         assert!(matches!(answer, Err(CallError::NotHttp(_))), "{garbage:.20}");
     }
@@ -250,9 +254,8 @@ async fn a_silent_body_is_given_up_and_keeps_what_it_brought() {
     const LENGTH: usize = 400_000;
     let body = "1".repeat(60_000);
     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n");
-    let text: &'static str = Box::leak(format!("{head}{body}").into_boxed_str());
-    let script: &'static [Act] = Box::leak(Box::new([SendAndHang(text)]));
-    let server = Scripted::start([script]).await;
+    let text = format!("{head}{body}");
+    let server = Scripted::start([&[SendAndHang(&text)]]).await;
     let body = wire().call(&server.get(), LIMIT).await.unwrap().into_body();
     tokio::time::pause();
     let (start, mut target) = (Instant::now(), vec![0_u8; LENGTH]);
