@@ -13,7 +13,7 @@
 use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytesize::ByteSize;
 use fasts3_mount::config::StoreConfig;
@@ -48,7 +48,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let (start, before) = (Instant::now(), cpu()?);
     let count = total / part;
     gets(&run, buffers, count).await?;
-    let (took, used) = (start.elapsed().as_secs_f64(), (cpu()? - before).as_secs_f64());
+    let (took, used) = (start.elapsed().as_secs_f64(), cpu()? - before);
 
     #[allow(clippy::cast_precision_loss)] // for people
     let (count, total) = (count as f64, (count * part) as f64 / 1e9);
@@ -92,12 +92,10 @@ async fn gets(
     Ok(done?)
 }
 
-/// User and system time of this process.
-fn cpu() -> Result<Duration, Box<dyn Error>> {
+/// User and system time of this process, in seconds.
+fn cpu() -> Result<f64, Box<dyn Error>> {
     let usage = getrusage(UsageWho::RUSAGE_SELF)?;
-    let duration = |time: TimeVal| -> Result<Duration, Box<dyn Error>> {
-        let micros = u64::try_from(time.tv_sec() * 1_000_000 + time.tv_usec())?;
-        Ok(Duration::from_micros(micros))
-    };
-    Ok(duration(usage.user_time())? + duration(usage.system_time())?)
+    #[allow(clippy::cast_precision_loss)] // microseconds of some minutes
+    let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
 }

@@ -59,7 +59,7 @@ impl std::error::Error for CallError {}
 impl From<io::Error> for CallError {
     fn from(error: io::Error) -> Self {
         // TLS 1.3 lets a server refuse the session after the client holds it for made.
-        if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+        if matches!(error.get_ref(), Some(inner) if inner.is::<rustls::Error>()) {
             return Self::Unreachable(format!("TLS: {error}"));
         }
         Self::Broken(error.to_string())
@@ -100,15 +100,15 @@ impl Wire {
     async fn exchange(&self, request: &Request<Bytes>) -> Result<Response<Body>, CallError> {
         let origin = Origin::of(request.uri()).map_err(CallError::Unreachable)?;
         // Only what may be asked twice is sent on a connection that the server may be closing.
-        if matches!(*request.method(), Method::GET | Method::HEAD) {
-            if let Some(connection) = self.pool.take(&origin).await {
-                match self.ask(connection, &origin, request).await {
-                    Ok(response) => return Ok(response),
-                    Err(NoHead { error, unanswered: true }) => {
-                        tracing::trace!(%error, "an idle connection was stale");
-                    }
-                    Err(NoHead { error, unanswered: false }) => return Err(error),
+        if matches!(*request.method(), Method::GET | Method::HEAD)
+            && let Some(connection) = self.pool.take(&origin).await
+        {
+            match self.ask(connection, &origin, request).await {
+                Ok(response) => return Ok(response),
+                Err(NoHead { error, unanswered: true }) => {
+                    tracing::trace!(%error, "an idle connection was stale");
                 }
+                Err(NoHead { error, unanswered: false }) => return Err(error),
             }
         }
         let connection = self.dialer.connect(&origin).await?;

@@ -107,10 +107,10 @@ impl Body {
     }
 
     fn end_if_over(&mut self) {
-        if self.framing.is_over() {
-            if let (Some(connection), Some(home)) = (self.connection.take(), self.home.take()) {
-                home.take_back(connection);
-            }
+        if self.framing.is_over()
+            && let (Some(connection), Some(home)) = (self.connection.take(), self.home.take())
+        {
+            home.take_back(connection);
         }
     }
 }
@@ -129,7 +129,7 @@ async fn batch_of(
         Err(_elapsed) => {
             connection.batch(1, left);
             let receive = connection.receive(into, at_most);
-            timeout(SILENCE - PATIENCE, receive).await.map_err(|_elapsed| {
+            timeout(SILENCE.saturating_sub(PATIENCE), receive).await.map_err(|_elapsed| {
                 StoreError::TimedOut(format!("no byte of a body for {} s", SILENCE.as_secs()))
             })?
         }

@@ -62,17 +62,17 @@ impl Dialer {
 /// The addresses by turns, so that connections spread over the store's front ends; the kinds (IPv6,
 /// IPv4) alternate, since one of them may lead nowhere. The resolver's first choice of kind stays.
 fn order(addresses: Vec<SocketAddr>, turn: usize) -> Vec<SocketAddr> {
-    let preferred = addresses.first().is_some_and(SocketAddr::is_ipv6);
-    let (mut these, mut those): (Vec<_>, Vec<_>) =
-        addresses.into_iter().partition(|address| address.is_ipv6() == preferred);
-    for kind in [&mut these, &mut those] {
+    let six = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let (mut preferred, mut others): (Vec<_>, Vec<_>) =
+        addresses.into_iter().partition(|address| address.is_ipv6() == six);
+    for kind in [&mut preferred, &mut others] {
         let start = turn.checked_rem(kind.len()).unwrap_or(0);
         kind.rotate_left(start);
     }
-    let (mut these, mut those) = (these.into_iter(), those.into_iter());
+    let (mut preferred, mut others) = (preferred.into_iter(), others.into_iter());
     let mut ordered = Vec::new();
     loop {
-        let (one, other) = (these.next(), those.next());
+        let (one, other) = (preferred.next(), others.next());
         if one.is_none() && other.is_none() {
             return ordered;
         }

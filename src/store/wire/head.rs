@@ -25,8 +25,9 @@ pub(super) fn write(request: &Request<Bytes>, origin: &Origin) -> Vec<u8> {
     for (name, value) in headers {
         put(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
     }
-    let bodiless = matches!(*request.method(), Method::GET | Method::HEAD);
-    if !headers.contains_key(header::CONTENT_LENGTH) && !(bodiless && request.body().is_empty()) {
+    let may_have_none = matches!(*request.method(), Method::GET | Method::HEAD);
+    let has_none = may_have_none && request.body().is_empty();
+    if !has_none && !headers.contains_key(header::CONTENT_LENGTH) {
         put(&[b"content-length: ", request.body().len().to_string().as_bytes(), b"\r\n"]);
     }
     put(&[b"\r\n", request.body()]);
