@@ -21,8 +21,9 @@ pub(super) const SILENCE: Duration = Duration::from_secs(10);
 const SMALLEST_BATCH: u64 = 128 << 10;
 /// Batches grow with what was received, up to this: twice as large saves under 3 % of CPU.
 const LARGEST_BATCH: u64 = 512 << 10;
-/// A batch that does not fill is taken as it is: 512 KiB in this time are 10 MB/s.
-const PATIENCE: Duration = Duration::from_millis(50);
+/// A batch that does not fill is taken as it is, so that a slow connection's bytes are late by no
+/// more. A part of S3's 90 MB/s fills 512 KiB in 6 ms.
+const PATIENCE: Duration = Duration::from_millis(20);
 /// Read at once where the caller takes the body in frames: listings, errors.
 const FRAME_BYTES: usize = 64 * 1024;
 
