@@ -8,13 +8,15 @@ use std::task::{Context, Poll};
 use bytes::{BufMut, BytesMut};
 use nix::sys::socket::SetSockOpt as _;
 use nix::{setsockopt_impl, sockopt_impl};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 /// Read at once where a head is awaited: it and an object of a few KiB come together, and of a
 /// large one little is received that must be copied.
 const HEAD_READ_BYTES: usize = 8 * 1024;
+/// rustls asks for 4 KiB at a time. To read ahead of it saves a tenth of the CPU of a TLS body.
+pub(super) const TLS_READ_BYTES: usize = 64 * 1024;
 /// TLS takes from the socket before it gives: of the bytes that are to come, up to a record (16 KiB
 /// and what surrounds it) may have left the socket already.
 const TLS_SLACK: u64 = 32 * 1024;
@@ -117,14 +119,14 @@ sockopt_impl!(
 #[derive(Debug)]
 pub(super) enum Stream {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<BufReader<TcpStream>>>),
 }
 
 impl Stream {
     fn socket(&self) -> &TcpStream {
         match self {
             Self::Plain(socket) => socket,
-            Self::Tls(session) => session.get_ref().0,
+            Self::Tls(session) => session.get_ref().0.get_ref(),
         }
     }
 }

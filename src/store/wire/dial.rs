@@ -7,13 +7,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustls_pki_types::ServerName;
+use tokio::io::BufReader;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::CallError;
-use super::connection::{Connection, Stream};
+use super::connection::{Connection, Stream, TLS_READ_BYTES};
 use super::pool::Origin;
 
 /// A TCP connection that takes longer is tried again rather than waited for: a lost SYN costs 1 s
@@ -53,6 +54,7 @@ impl Dialer {
         }
         let name = ServerName::try_from(origin.host().to_owned())
             .map_err(|error| CallError::Unreachable(format!("TLS: {error}")))?;
+        let socket = BufReader::with_capacity(TLS_READ_BYTES, socket);
         let session = self.tls.connect(name, socket).await;
         let session = session.map_err(|error| CallError::Unreachable(format!("TLS: {error}")))?;
         Ok(Connection::new(Stream::Tls(Box::new(session))))
