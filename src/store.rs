@@ -14,6 +14,7 @@ pub mod fault;
 pub mod memory;
 pub mod retry;
 pub mod s3;
+mod wire;
 
 /// What a read-only mount asks of a bucket.
 ///

@@ -498,6 +498,29 @@ async fn a_certificate_is_believed_only_when_somebody_says_so() {
     assert_eq!(store.probe("").await, Ok(true));
 }
 
+#[tokio::test]
+async fn bodies_of_every_size_arrive_whole_and_leave_their_connection_to_the_next() {
+    const KIB: usize = 1 << 10;
+    let server = devserver::Server::builder().start().await.unwrap();
+    let bytes: Vec<u8> = (0..=250).flat_map(|n| [n; 7]).cycle().take(2048 * KIB).collect();
+    server.bucket("contract").put("large", bytes.clone());
+    let (over_tls, _) = behind_tls(&server).await;
+    for url in [server.endpoint_url(), over_tls] {
+        let config = StoreConfig { no_verify_tls: true, ..config(&url) };
+        let store = S3Store::connect_with("contract", &config, &keys(&server)).await.unwrap();
+        let version = store.head("large").await.unwrap().version;
+        // Around the sizes of reads, TLS records, blocks and batches.
+        for size in [1, 7, 8, 16, 127, 128, 129, 160, 511, 513, 1025, 2047] {
+            for length in [size * KIB - 1, size * KIB, size * KIB + 1] {
+                let mut into = Vec::with_capacity(length);
+                store.get_range(&version, 3..3 + length as u64, &mut into).await.unwrap();
+                assert!(into == bytes[3..3 + length], "{length} bytes from {url}");
+            }
+        }
+    }
+    assert_eq!(server.counts().connections, 2);
+}
+
 /// Through the SDK itself, since another server has no other door.
 struct Sdk {
     client: aws_sdk_s3::Client,

@@ -11,7 +11,7 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
-use aws_sdk_s3::primitives::{ByteStream, DateTime};
+use aws_sdk_s3::primitives::DateTime;
 use aws_sdk_s3::types::{EncodingType, Object, ObjectStorageClass, RequestPayer, StorageClass};
 use bytes::BufMut;
 use percent_encoding::percent_decode;
@@ -27,9 +27,7 @@ mod http;
 
 pub use errors::Failure;
 use errors::{About, failure};
-
-/// A body that gives no byte for so long has stalled; a new connection is cheaper than waiting.
-const SILENCE: Duration = Duration::from_secs(10);
+use http::BodySlot;
 
 /// A bucket of an S3 store.
 #[derive(Debug)]
@@ -181,6 +179,8 @@ impl ObjectStore for S3Store {
         into: &mut (dyn BufMut + Send),
     ) -> Result<(), StoreError> {
         debug_assert!(range.start < range.end && range.end <= version.size_bytes, "{range:?}");
+        let slot = BodySlot::default();
+        let put_here = slot.clone();
         let output = self
             .client
             .get_object()
@@ -189,11 +189,14 @@ impl ObjectStore for S3Store {
             .range(format!("bytes={}-{}", range.start, range.end - 1))
             .if_match(&version.etag)
             .set_request_payer(self.payer())
+            .customize()
+            .mutate_request(move |request| request.add_extension(put_here.clone()))
             .send()
             .await
             .map_err(|error| failure(About::Key, &error))?;
         check_response(version, &range, &output)?;
-        receive(output.body, range.end - range.start, into).await
+        let body = slot.take().ok_or_else(|| protocol("a body that has no end"))?;
+        body.receive(range.end - range.start, into).await
     }
 }
 
@@ -346,41 +349,6 @@ fn check_response(
         // `If-Match` should have made this a 412; whoever ignores it sends another version.
         Some(_) => Err(StoreError::Changed),
         None => Err(protocol("a body without an ETag")),
-    }
-}
-
-async fn receive(
-    mut body: ByteStream,
-    length: u64,
-    into: &mut (dyn BufMut + Send),
-) -> Result<(), StoreError> {
-    let mut left = length;
-    loop {
-        let frame = tokio::time::timeout(SILENCE, body.next()).await.map_err(|_elapsed| {
-            StoreError::TimedOut(format!("no byte of a body for {} s", SILENCE.as_secs()))
-        })?;
-        match frame {
-            Some(Ok(bytes)) => {
-                let fits = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));
-                into.put_slice(&bytes[..fits]);
-                left -= fits as u64;
-                if fits < bytes.len() {
-                    return Err(protocol("a body longer than promised"));
-                }
-            }
-            Some(Err(error)) => {
-                return Err(StoreError::Unavailable(format!(
-                    "a body broke {left} bytes before its end: {}",
-                    http::innermost(&error)
-                )));
-            }
-            None if left == 0 => return Ok(()),
-            None => {
-                return Err(StoreError::Unavailable(format!(
-                    "a body ended {left} bytes before its end"
-                )));
-            }
-        }
     }
 }
 

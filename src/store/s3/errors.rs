@@ -7,8 +7,9 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::RequestId as _;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
-use super::http::{CallError, causes, innermost};
+use super::http::{causes, innermost};
 use crate::store::StoreError;
+use crate::store::wire::CallError;
 
 /// A failed request, with the one distinction that start-up makes beyond [`StoreError`]: whether
 /// the endpoint was reached at all.

@@ -1,9 +1,10 @@
-//! The HTTP client under the SDK: hyper's, with our own TLS settings.
+//! The HTTP client under the SDK: [`Wire`], with our own TLS settings.
 //!
 //! The SDK's own client offers HTTP/2 to every TLS server, which would put all parts of a stream on
-//! one connection and behind one window; it cannot skip certificate checks; and it panics on a bad
-//! certificate file. This one speaks HTTP/1.1 only and says where a request failed
-//! ([`CallError`]), so that "unreachable" and "not HTTP" can be told apart.
+//! one connection and behind one window; it cannot skip certificate checks; it panics on a bad
+//! certificate file; and it has no way to receive a body into memory of ours. This one speaks
+//! HTTP/1.1 only, says where a request failed ([`CallError`]), so that "unreachable" and "not HTTP"
+//! can be told apart, and puts the body of a GET aside for whoever left a [`BodySlot`].
 
 use std::error::Error;
 use std::path::Path;
@@ -17,24 +18,18 @@ use aws_smithy_runtime_api::client::http::{
 use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_types::body::SdkBody;
-use hyper_rustls::HttpsConnector;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use bytes::Bytes;
+use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-/// A TCP connection that takes longer is tried again rather than waited for: a lost SYN costs 1 s
-/// and the next 2 more.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+use crate::store::wire::{Body, CallError, Wire};
+
 /// From the request to the head of its response, connecting included. AWS advises to retry rather
 /// than wait when the first byte takes seconds.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// S3 closes connections that were idle for some time (5 to 20 s are seen); a request sent into
-/// such a close fails and costs a retry.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Whose certificates are believed.
 pub(super) enum Trust<'a> {
@@ -44,90 +39,67 @@ pub(super) enum Trust<'a> {
     Anybody,
 }
 
-/// Where a request failed before there was a response.
-#[derive(Debug)]
-pub(super) enum CallError {
-    /// No connection: no address, refused, no TLS session.
-    Unreachable(String),
-    /// The connection broke before the response's head.
-    Broken(String),
-    /// What came back is not HTTP.
-    NotHttp(String),
-    /// Nothing came back within this time.
-    Silent(Duration),
-}
+/// Goes with a request as an extension. The body of a good response of known length is put here
+/// instead of into the response, where the SDK would make frames of it.
+#[derive(Clone, Default)]
+pub(super) struct BodySlot(Arc<Mutex<Option<Body>>>);
 
-impl std::fmt::Display for CallError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Unreachable(cause) => write!(f, "cannot connect: {cause}"),
-            Self::Broken(cause) => write!(f, "the connection broke: {cause}"),
-            Self::NotHttp(cause) => write!(f, "the answer is not HTTP: {cause}"),
-            Self::Silent(limit) => write!(f, "no response within {} s", limit.as_secs_f32()),
-        }
+impl BodySlot {
+    /// The body, once.
+    pub(super) fn take(&self) -> Option<Body> {
+        self.0.lock().take()
     }
 }
 
-impl Error for CallError {}
-
-/// An HTTP client with one connection pool; as many connections are kept as were ever needed at
-/// once, which the permits of the retrying layer bound.
+/// An HTTP client with one pool of connections.
 pub(super) fn client(trust: &Trust<'_>) -> Result<SharedHttpClient, String> {
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    let mut tls = tls_config(trust)?;
-    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let client = Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(IDLE_TIMEOUT)
-        .build(HttpsConnector::from((tcp, tls)));
+    let wire = Arc::new(Wire::new(tls_config(trust)?));
     Ok(http_client_fn(move |settings, _components| {
         // The credential providers set shorter limits of their own: the instance metadata service
         // answers in milliseconds or does not exist.
         let own = settings.connect_timeout().zip(settings.read_timeout());
         let limit = own.map_or(HEAD_TIMEOUT, |(connect, read)| HEAD_TIMEOUT.min(connect + read));
-        SharedHttpConnector::new(Connector { client: client.clone(), limit })
+        SharedHttpConnector::new(Connector { wire: Arc::clone(&wire), limit })
     }))
 }
 
 /// The SDK's view of the client.
 #[derive(Clone, Debug)]
 struct Connector {
-    client: Client<HttpsConnector<HttpConnector>, SdkBody>,
+    wire: Arc<Wire>,
     limit: Duration,
 }
 
 impl SmithyConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let Self { client, limit } = self.clone();
+        let Self { wire, limit } = self.clone();
         HttpConnectorFuture::new(async move {
+            let slot = request.extension::<BodySlot>().cloned();
             let request =
                 request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()))?;
-            let response = tokio::time::timeout(limit, client.request(request))
+            let (head, body) = request.into_parts();
+            // Nothing is uploaded: what has a body at all is a form for a credential provider.
+            let body = body.bytes().map(Bytes::copy_from_slice);
+            let body = body.ok_or_else(|| ConnectorError::user("a streamed request".into()))?;
+            let response = wire
+                .call(&::http::Request::from_parts(head, body), limit)
                 .await
-                .map_err(|_elapsed| ConnectorError::timeout(Box::new(CallError::Silent(limit))))?
-                .map_err(|error| ConnectorError::io(Box::new(classify(&error))))?;
-            HttpResponse::try_from(response.map(SdkBody::from_body_1_x))
-                .map_err(|error| ConnectorError::user(error.into()))
+                .map_err(|error| match error {
+                    CallError::Silent(_) => ConnectorError::timeout(Box::new(error)),
+                    _ => ConnectorError::io(Box::new(error)),
+                })?;
+            let good = response.status().is_success();
+            let response = response.map(|body| match slot {
+                Some(slot) if good && body.length().is_some() => {
+                    *slot.0.lock() = Some(body);
+                    SdkBody::empty()
+                }
+                _ => SdkBody::from_body_1_x(body),
+            });
+            HttpResponse::try_from(response).map_err(|error| {
+                ConnectorError::io(Box::new(CallError::NotHttp(innermost(&error))))
+            })
         })
-    }
-}
-
-fn classify(error: &hyper_util::client::legacy::Error) -> CallError {
-    let cause = innermost(error);
-    if causes(error).any(<dyn Error>::is::<rustls::Error>) {
-        return CallError::Unreachable(format!("TLS: {cause}"));
-    }
-    if error.is_connect() {
-        return CallError::Unreachable(cause);
-    }
-    let hyper = error.source().and_then(|source| source.downcast_ref::<hyper::Error>());
-    if hyper.is_some_and(hyper::Error::is_parse) {
-        CallError::NotHttp(cause)
-    } else {
-        CallError::Broken(cause)
     }
 }
 

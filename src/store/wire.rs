@@ -1,0 +1,157 @@
+//! HTTP/1.1 as this program needs it, and no more: requests with small bodies, one at a time on a
+//! connection, and responses whose bodies can be received straight into the caller's memory.
+//!
+//! Why not a client that exists: they all read into buffers of their own and hand out frames, and
+//! copying those to where the bytes stay costs more than half of what receiving them does
+//! (docs/performance.md). [`Body::receive`] has the kernel, or the TLS session, write into the
+//! destination.
+//!
+//! Nothing a server says is believed that could hurt: heads are short, a body ends where it was
+//! promised to, and a connection is used again only after a body that was read to its end.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response};
+
+mod body;
+mod connection;
+mod dial;
+mod framing;
+mod head;
+mod pool;
+
+pub(super) use body::Body;
+use connection::Connection;
+use dial::Dialer;
+use head::Head;
+use pool::{Home, Origin, Pool};
+
+/// Where a request failed before there was a response.
+#[derive(Debug)]
+pub(super) enum CallError {
+    /// No connection: no address, refused, no TLS session.
+    Unreachable(String),
+    /// The connection broke before the response's head.
+    Broken(String),
+    /// What came back is not HTTP.
+    NotHttp(String),
+    /// Nothing came back within this time.
+    Silent(Duration),
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable(cause) => write!(f, "cannot connect: {cause}"),
+            Self::Broken(cause) => write!(f, "the connection broke: {cause}"),
+            Self::NotHttp(cause) => write!(f, "the answer is not HTTP: {cause}"),
+            Self::Silent(limit) => write!(f, "no response within {} s", limit.as_secs_f32()),
+        }
+    }
+}
+
+impl std::error::Error for CallError {}
+
+impl From<io::Error> for CallError {
+    fn from(error: io::Error) -> Self {
+        // TLS 1.3 lets a server refuse the session after the client holds it for made.
+        if matches!(error.get_ref(), Some(inner) if inner.is::<rustls::Error>()) {
+            return Self::Unreachable(format!("TLS: {error}"));
+        }
+        Self::Broken(error.to_string())
+    }
+}
+
+/// A client: its idle connections, and how to make more. As many connections are kept as were ever
+/// needed at once, which the permits of the retrying layer bound.
+pub(super) struct Wire {
+    dialer: Dialer,
+    pool: Arc<Pool>,
+}
+
+impl fmt::Debug for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wire").finish_non_exhaustive()
+    }
+}
+
+impl Wire {
+    /// A client that makes TLS sessions with these settings.
+    pub(super) fn new(tls: rustls::ClientConfig) -> Self {
+        Self { dialer: Dialer::new(tls), pool: Arc::default() }
+    }
+
+    /// Sends a request to the host of its URI; the response's head must come within `limit`,
+    /// connecting included.
+    pub(super) async fn call(
+        &self,
+        request: &Request<Bytes>,
+        limit: Duration,
+    ) -> Result<Response<Body>, CallError> {
+        tokio::time::timeout(limit, self.exchange(request))
+            .await
+            .unwrap_or(Err(CallError::Silent(limit)))
+    }
+
+    async fn exchange(&self, request: &Request<Bytes>) -> Result<Response<Body>, CallError> {
+        let origin = Origin::of(request.uri()).map_err(CallError::Unreachable)?;
+        // Only what may be asked twice is sent on a connection that the server may be closing.
+        if matches!(*request.method(), Method::GET | Method::HEAD)
+            && let Some(connection) = self.pool.take(&origin).await
+        {
+            match self.ask(connection, &origin, request).await {
+                Ok(response) => return Ok(response),
+                Err(NoHead { error, unanswered: true }) => {
+                    tracing::trace!(%error, "an idle connection was stale");
+                }
+                Err(NoHead { error, unanswered: false }) => return Err(error),
+            }
+        }
+        let connection = self.dialer.connect(&origin).await?;
+        self.ask(connection, &origin, request).await.map_err(|failed| failed.error)
+    }
+
+    /// One request on this connection. What fails here drops it.
+    async fn ask(
+        &self,
+        mut connection: Connection,
+        origin: &Origin,
+        request: &Request<Bytes>,
+    ) -> Result<Response<Body>, NoHead> {
+        let unanswered = |error: io::Error| NoHead { error: error.into(), unanswered: true };
+        connection.send(&head::write(request, origin)).await.map_err(unanswered)?;
+        let bodiless = request.method() == Method::HEAD;
+        let mut answered = false;
+        loop {
+            let parsed = head::parse(connection.buffer(), bodiless)
+                .map_err(|cause| NoHead { error: CallError::NotHttp(cause), unanswered: false })?;
+            if let Some(Head { response, framing, keep_alive }) = parsed {
+                let home = keep_alive.then(|| Home::new(&self.pool, origin));
+                return Ok(response.map(|()| Body::new(connection, framing, home)));
+            }
+            let unanswered = !answered;
+            match connection.fill().await {
+                Ok(0) => {
+                    let error = CallError::Broken("closed before an answer".to_owned());
+                    return Err(NoHead { error, unanswered });
+                }
+                Ok(_) => answered = true,
+                Err(error) => return Err(NoHead { error: error.into(), unanswered }),
+            }
+        }
+    }
+}
+
+/// A request that got no head of a response.
+struct NoHead {
+    error: CallError,
+    /// Not a byte came back.
+    unanswered: bool,
+}
+
+#[cfg(test)]
+mod tests;

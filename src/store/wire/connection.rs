@@ -1,0 +1,172 @@
+//! One connection: a socket, or a TLS session on one, and what was received beyond the last head.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{BufMut, BytesMut};
+use nix::sys::socket::SetSockOpt as _;
+use nix::{setsockopt_impl, sockopt_impl};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+
+/// Read at once where a head is awaited: it and an object of a few KiB come together, and of a
+/// large one little is received that must be copied.
+const HEAD_READ_BYTES: usize = 8 * 1024;
+/// rustls asks for 4 KiB at a time. To read ahead of it saves a tenth of the CPU of a TLS body.
+pub(super) const TLS_READ_BYTES: usize = 64 * 1024;
+/// TLS takes from the socket before it gives: of the bytes that are to come, up to a record (16 KiB
+/// and what surrounds it) may have left the socket already.
+const TLS_SLACK: u64 = 32 * 1024;
+
+#[derive(Debug)]
+pub(super) struct Connection {
+    stream: Stream,
+    /// Received, and not taken.
+    buffer: BytesMut,
+    /// The socket is readable when it holds so many bytes (`SO_RCVLOWAT`).
+    low_water: i32,
+}
+
+impl Connection {
+    pub(super) fn new(stream: Stream) -> Self {
+        Self { stream, buffer: BytesMut::new(), low_water: 1 }
+    }
+
+    /// What was received, to be taken from the front.
+    pub(super) fn buffer(&mut self) -> &mut BytesMut {
+        &mut self.buffer
+    }
+
+    pub(super) async fn send(&mut self, message: &[u8]) -> io::Result<()> {
+        self.stream.write_all(message).await?;
+        self.stream.flush().await
+    }
+
+    /// Receives into the buffer; 0 at the end of the connection.
+    pub(super) async fn fill(&mut self) -> io::Result<usize> {
+        poll_fn(|context| self.poll_fill(HEAD_READ_BYTES, context)).await
+    }
+
+    /// Receives up to so many bytes into the buffer; 0 at the end of the connection.
+    pub(super) fn poll_fill(
+        &mut self,
+        at_most: usize,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        self.buffer.reserve(at_most);
+        let mut target = (&mut self.buffer).limit(at_most);
+        let read = std::pin::pin!(self.stream.read_buf(&mut target));
+        read.poll(context)
+    }
+
+    /// Receives up to so many bytes straight into the target; 0 at the end of the connection.
+    /// Nothing is lost when it is dropped.
+    pub(super) async fn receive(
+        &mut self,
+        into: &mut (dyn BufMut + Send),
+        at_most: usize,
+    ) -> io::Result<usize> {
+        self.stream.read_buf(&mut into.limit(at_most)).await
+    }
+
+    /// Does not wake for less than `batch` bytes of the `left` that are still to come. Only saves
+    /// wake-ups; a system that refuses it is not asked again to the same.
+    pub(super) fn batch(&mut self, batch: u64, left: u64) {
+        let left = match self.stream {
+            Stream::Plain(_) => left,
+            Stream::Tls(_) => left.saturating_sub(TLS_SLACK),
+        };
+        let bytes = i32::try_from(batch.min(left)).unwrap_or(i32::MAX).max(1);
+        if bytes != self.low_water && LowWater.set(self.stream.socket(), &bytes).is_ok() {
+            self.low_water = bytes;
+        }
+    }
+
+    /// Makes it ready for the next request, after a body that was taken whole; false when it is
+    /// not fit for one.
+    pub(super) fn rest(&mut self) -> bool {
+        self.batch(1, 1);
+        // Bytes that nobody asked for belong to nobody knows what.
+        self.buffer.is_empty() && self.low_water == 1
+    }
+
+    /// Whether the server has neither closed it nor sent what nobody asked for.
+    pub(super) async fn is_quiet(&mut self) -> bool {
+        let mut byte = [0];
+        let mut target = ReadBuf::new(&mut byte);
+        poll_fn(|context| {
+            let read = Pin::new(&mut self.stream).poll_read(context, &mut target);
+            Poll::Ready(read.is_pending())
+        })
+        .await
+    }
+}
+
+// The `unsafe` of it is nix's, in a macro of its interface: an option whose value is a C int.
+sockopt_impl!(
+    /// `SO_RCVLOWAT`, which no crate has a setter for.
+    LowWater,
+    SetOnly,
+    libc::SOL_SOCKET,
+    libc::SO_RCVLOWAT,
+    i32
+);
+
+/// Where bytes come from.
+#[derive(Debug)]
+pub(super) enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<BufReader<TcpStream>>>),
+}
+
+impl Stream {
+    fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(session) => session.get_ref().0.get_ref(),
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        target: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_read(context, target),
+            Self::Tls(session) => Pin::new(session).poll_read(context, target),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_write(context, bytes),
+            Self::Tls(session) => Pin::new(session).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_flush(context),
+            Self::Tls(session) => Pin::new(session).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_shutdown(context),
+            Self::Tls(session) => Pin::new(session).poll_shutdown(context),
+        }
+    }
+}

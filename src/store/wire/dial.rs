@@ -1,0 +1,134 @@
+//! From a host to a connection: addresses, sockets, TLS sessions.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use rustls_pki_types::ServerName;
+use tokio::io::BufReader;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
+
+use super::CallError;
+use super::connection::{Connection, Stream, TLS_READ_BYTES};
+use super::pool::Origin;
+
+/// A TCP connection that takes longer is tried again rather than waited for: a lost SYN costs 1 s
+/// and the next 2 more.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// An address that is silent for so long is not waited for alone (RFC 8305, section 5).
+const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
+
+pub(super) struct Dialer {
+    tls: TlsConnector,
+    /// Connections made so far: each begins at another of a host's addresses.
+    turn: AtomicUsize,
+}
+
+impl Dialer {
+    pub(super) fn new(mut tls: rustls::ClientConfig) -> Self {
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Self { tls: Arc::new(tls).into(), turn: AtomicUsize::new(0) }
+    }
+
+    pub(super) async fn connect(&self, origin: &Origin) -> Result<Connection, CallError> {
+        let unreachable = |error: io::Error| CallError::Unreachable(error.to_string());
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let socket = timeout(CONNECT_TIMEOUT, async {
+            let addresses = lookup_host((origin.host(), origin.port())).await?.collect();
+            first(order(addresses, turn)).await
+        })
+        .await
+        .unwrap_or_else(|_elapsed| {
+            let limit = CONNECT_TIMEOUT.as_secs();
+            Err(io::Error::other(format!("no connection within {limit} s")))
+        })
+        .map_err(unreachable)?;
+        socket.set_nodelay(true).map_err(unreachable)?;
+        if !origin.is_tls() {
+            return Ok(Connection::new(Stream::Plain(socket)));
+        }
+        let name = ServerName::try_from(origin.host().to_owned())
+            .map_err(|error| CallError::Unreachable(format!("TLS: {error}")))?;
+        let socket = BufReader::with_capacity(TLS_READ_BYTES, socket);
+        let session = self.tls.connect(name, socket).await;
+        let session = session.map_err(|error| CallError::Unreachable(format!("TLS: {error}")))?;
+        Ok(Connection::new(Stream::Tls(Box::new(session))))
+    }
+}
+
+/// The addresses by turns, so that connections spread over the store's front ends; the kinds (IPv6,
+/// IPv4) alternate, since one of them may lead nowhere. The resolver's first choice of kind stays.
+fn order(addresses: Vec<SocketAddr>, turn: usize) -> Vec<SocketAddr> {
+    let six = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let (mut preferred, mut others): (Vec<_>, Vec<_>) =
+        addresses.into_iter().partition(|address| address.is_ipv6() == six);
+    for kind in [&mut preferred, &mut others] {
+        let start = turn.checked_rem(kind.len()).unwrap_or(0);
+        kind.rotate_left(start);
+    }
+    let (mut preferred, mut others) = (preferred.into_iter(), others.into_iter());
+    let mut ordered = Vec::new();
+    loop {
+        let (one, other) = (preferred.next(), others.next());
+        if one.is_none() && other.is_none() {
+            return ordered;
+        }
+        ordered.extend(one.into_iter().chain(other));
+    }
+}
+
+/// The first connection that any of the addresses gives.
+async fn first(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+    let mut addresses = addresses.into_iter();
+    let mut attempts = JoinSet::new();
+    let mut last = io::Error::other("the host has no address");
+    loop {
+        let begun = addresses.next().map(|address| attempts.spawn(TcpStream::connect(address)));
+        tokio::select! {
+            ended = attempts.join_next() => match ended {
+                Some(Ok(Ok(socket))) => return Ok(socket),
+                Some(Ok(Err(error))) => last = error,
+                Some(Err(panicked)) => last = io::Error::other(panicked),
+                None => return Err(last),
+            },
+            () = sleep(NEXT_ADDRESS_AFTER), if begun.is_some() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_connection_begins_at_another_address_of_the_preferred_kind() {
+        let addresses = |text: &str| -> Vec<SocketAddr> {
+            text.split(' ').map(|address| address.parse().unwrap()).collect()
+        };
+        let found = addresses("[::1]:1 [::2]:1 1.0.0.1:1 1.0.0.2:1 1.0.0.3:1");
+        for (turn, want) in [
+            (0, "[::1]:1 1.0.0.1:1 [::2]:1 1.0.0.2:1 1.0.0.3:1"),
+            (1, "[::2]:1 1.0.0.2:1 [::1]:1 1.0.0.3:1 1.0.0.1:1"),
+            (2, "[::1]:1 1.0.0.3:1 [::2]:1 1.0.0.1:1 1.0.0.2:1"),
+        ] {
+            assert_eq!(order(found.clone(), turn), addresses(want), "{turn}");
+        }
+        assert_eq!(order(Vec::new(), 7), []);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_refuses_is_passed_over() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let open = listener.local_addr().unwrap();
+        assert_eq!(first(vec![free, open]).await.unwrap().peer_addr().unwrap(), open);
+        let refused = first(vec![free, free]).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(first(Vec::new()).await.is_err());
+    }
+}

@@ -1,0 +1,161 @@
+//! Idle connections, by where they lead.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Uri;
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep_until};
+
+use super::connection::Connection;
+
+/// S3 closes connections that were idle for some time (5 to 20 s are seen); a request sent into
+/// such a close fails and costs another one.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Where a connection leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Origin {
+    tls: bool,
+    /// Without brackets.
+    host: String,
+    port: u16,
+    authority: String,
+}
+
+impl Origin {
+    /// Where a URI points.
+    pub(super) fn of(uri: &Uri) -> Result<Self, String> {
+        let (tls, usual) = match uri.scheme_str() {
+            Some("https") => (true, 443),
+            Some("http") => (false, 80),
+            _ => return Err(format!("{uri} is neither http nor https")),
+        };
+        let host = uri.host().filter(|host| !host.is_empty());
+        let host = host.ok_or_else(|| format!("{uri} has no host"))?;
+        let port = uri.port_u16().unwrap_or(usual);
+        // What a `Host` header says, and what was signed: a usual port is left out.
+        let authority = if port == usual { host.to_owned() } else { format!("{host}:{port}") };
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        Ok(Self { tls, host, port, authority })
+    }
+
+    pub(super) fn is_tls(&self) -> bool {
+        self.tls
+    }
+
+    pub(super) fn host(&self) -> &str {
+        &self.host
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The value of a `Host` header.
+    pub(super) fn authority(&self) -> &str {
+        &self.authority
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Pool {
+    idle: Mutex<Idle>,
+}
+
+#[derive(Default)]
+struct Idle {
+    /// In the order in which they became idle: the first is the oldest.
+    connections: Vec<(Instant, Origin, Connection)>,
+    /// A task is closing what grows old.
+    swept: bool,
+}
+
+impl Pool {
+    /// The connection that was used last, if it is still good: those that are not needed grow old.
+    pub(super) async fn take(&self, origin: &Origin) -> Option<Connection> {
+        loop {
+            let (since, _, mut connection) = {
+                let mut idle = self.idle.lock();
+                let last = idle.connections.iter().rposition(|(_, at, _)| at == origin)?;
+                idle.connections.remove(last)
+            };
+            if since.elapsed() < IDLE_TIMEOUT && connection.is_quiet().await {
+                return Some(connection);
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.idle.lock().connections.len()
+    }
+
+    fn give(self: &Arc<Self>, origin: Origin, connection: Connection) {
+        let mut idle = self.idle.lock();
+        idle.connections.push((Instant::now(), origin, connection));
+        if !std::mem::replace(&mut idle.swept, true) {
+            tokio::spawn(self.clone().sweep());
+        }
+    }
+
+    /// Closes what nobody needs any more; ends with the last one.
+    async fn sweep(self: Arc<Self>) {
+        loop {
+            let next = {
+                let mut idle = self.idle.lock();
+                let old = |(since, _, _): &(Instant, _, _)| since.elapsed() >= IDLE_TIMEOUT;
+                let count = idle.connections.iter().take_while(|one| old(one)).count();
+                idle.connections.drain(..count);
+                let Some((since, _, _)) = idle.connections.first() else {
+                    idle.swept = false;
+                    return;
+                };
+                *since + IDLE_TIMEOUT
+            };
+            sleep_until(next).await;
+        }
+    }
+}
+
+/// Where a connection goes back to after a body.
+pub(super) struct Home {
+    pool: Arc<Pool>,
+    origin: Origin,
+}
+
+impl Home {
+    pub(super) fn new(pool: &Arc<Pool>, origin: &Origin) -> Self {
+        Self { pool: Arc::clone(pool), origin: origin.clone() }
+    }
+
+    /// Takes the connection back, if it is fit for another request.
+    pub(super) fn take_back(self, mut connection: Connection) {
+        if connection.rest() {
+            self.pool.give(self.origin, connection);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_scheme_host_and_port() {
+        let of = |text: &str| Origin::of(&text.parse().unwrap());
+        for (uri, tls, host, port, authority) in [
+            ("http://h/b", false, "h", 80, "h"),
+            ("https://h:443", true, "h", 443, "h"),
+            ("https://h:80", true, "h", 80, "h:80"),
+            ("http://[::1]:9000/b", false, "::1", 9000, "[::1]:9000"),
+        ] {
+            let origin = of(uri).unwrap();
+            assert_eq!((origin.is_tls(), origin.host()), (tls, host), "{uri}");
+            assert_eq!((origin.port(), origin.authority()), (port, authority), "{uri}");
+        }
+        for uri in ["ftp://h", "/path", "h:80"] {
+            assert!(of(uri).is_err(), "{uri}");
+        }
+    }
+}
