@@ -96,13 +96,13 @@ impl Hot {
         let fs = fs.expect("512 MiB of addresses are free");
         let entry = runtime.block_on(fs.lookup(ROOT, b"hot")).expect("it was put");
         let hot = Self { runtime, fs, ino: entry.attributes.ino };
-        for offset in hot.offsets() {
+        for offset in Hot::offsets() {
             hot.read(offset);
         }
         hot
     }
 
-    fn offsets(&self) -> impl Iterator<Item = u64> + Clone {
+    fn offsets() -> impl Iterator<Item = u64> + Clone {
         (0..OBJECT_BYTES).step_by(READ_BYTES as usize)
     }
 
@@ -119,7 +119,7 @@ fn allocations_of_a_cached_read() {
     let gets = hot.fs.stats().gets.get();
     CALLS.store(0, Relaxed);
     LARGEST_BYTES.store(0, Relaxed);
-    for offset in hot.offsets() {
+    for offset in Hot::offsets() {
         hot.read(offset);
     }
     let (calls, largest) = (CALLS.load(Relaxed), LARGEST_BYTES.load(Relaxed));
@@ -132,7 +132,7 @@ fn allocations_of_a_cached_read() {
 #[divan::bench]
 fn cached_read_of_1_mib(bencher: Bencher) {
     let hot = Hot::new();
-    let mut offsets = hot.offsets().cycle();
+    let mut offsets = Hot::offsets().cycle();
     bencher.counter(BytesCount::new(u64::from(READ_BYTES))).bench_local(|| {
         hot.read(offsets.next().expect("it goes round"));
     });
@@ -142,7 +142,7 @@ fn cached_read_of_1_mib(bencher: Bencher) {
 #[divan::bench]
 fn cached_read_of_1_mib_and_a_copy(bencher: Bencher) {
     let hot = Hot::new();
-    let mut offsets = hot.offsets().cycle();
+    let mut offsets = Hot::offsets().cycle();
     let mut buffer = vec![0; READ_BYTES as usize];
     bencher.counter(BytesCount::new(u64::from(READ_BYTES))).bench_local(|| {
         let offset = offsets.next().expect("it goes round");
