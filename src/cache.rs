@@ -214,6 +214,11 @@ impl ChunkCache {
             return Ok(Lease::new(found.clone(), &self.0));
         }
         let len = self.0.layout.chunk_len(object.version.size_bytes, chunk);
+        if self.0.arena.available() < self.0.layout.part_bytes {
+            // Its first part will need room anyway. Made now, the room is where the chunk will be:
+            // memory that is there already. If there is none to be made, that is not needed yet.
+            let _ = self.0.evict_oldest(&mut chunks);
+        }
         let memory = loop {
             match self.0.arena.memory(len) {
                 Ok(memory) => break memory,

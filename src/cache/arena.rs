@@ -97,6 +97,11 @@ impl Arena {
         Ok(Arc::new(Memory { arena: self.clone(), slot, len, states, progress: Notify::new() }))
     }
 
+    /// Bytes that can still be charged.
+    pub(super) fn available(&self) -> u64 {
+        self.slots.lock().available()
+    }
+
     /// Bytes that are charged: those that blocks hold or await.
     pub(super) fn used(&self) -> u64 {
         self.slots.lock().used()

@@ -119,6 +119,11 @@ impl Slots {
         self.idle.insert(bytes);
     }
 
+    /// Bytes that can still be charged.
+    pub(super) fn available(&self) -> u64 {
+        self.budget - self.used
+    }
+
     /// Bytes that are charged.
     pub(super) fn used(&self) -> u64 {
         self.used
@@ -243,7 +248,7 @@ mod tests {
         assert_eq!(charge(&mut slots, a.offset..a.offset + 16), Ok(vec![]));
         slots.discharge(&(a.offset..a.offset + 16));
         assert_eq!(charge(&mut slots, a.offset..a.offset + 8), Ok(vec![]));
-        assert_eq!(slots.used(), 8);
+        assert_eq!((slots.used(), slots.available()), (8, 56));
         // 8 used and 8 idle of 64: 48 more fit beside the idle ones.
         for at in [b.offset, b.offset + 16, b.offset + 32] {
             assert_eq!(charge(&mut slots, at..at + 16), Ok(vec![]));

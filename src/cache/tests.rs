@@ -154,6 +154,21 @@ async fn the_least_recently_used_chunk_makes_room() {
     assert_eq!(rig.gets(), gets + 2);
 }
 
+#[tokio::test]
+async fn a_full_cache_goes_on_in_the_memory_it_has() {
+    let rig = Rig::new(64, &[160]);
+    let object = rig.objects[&0].0.clone();
+    let mut places = std::collections::BTreeSet::new();
+    for chunk in 0..10 {
+        let data = rig.cache.read(0, &object, chunk * 16..chunk * 16 + 16).await.unwrap();
+        places.insert(data.as_ptr() as usize);
+        drop(data);
+        // Fetch tasks give their leases back a moment after the reader has the bytes.
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(places.len(), 4, "as many as the budget holds");
+}
+
 /// R6
 #[tokio::test]
 async fn readers_of_far_more_than_the_budget_all_get_their_bytes() {
