@@ -17,6 +17,9 @@ use tokio::time::{Instant, sleep};
 use crate::data::BUCKET;
 use crate::reader::ended_within;
 
+/// What the mounted daemon may hold of objects.
+const MEMORY_BUDGET: &str = "1GiB";
+
 /// The first argument that makes this program the daemon.
 pub(crate) const AS_DAEMON: &str = "--as-daemon";
 /// The daemon tells of every failure at its start within 10 s.
@@ -67,6 +70,9 @@ impl Mount {
             .args([AS_DAEMON, BUCKET])
             .arg(&place.path)
             .args(["--endpoint-url", &server.endpoint_url()])
+            // A guest on somebody's laptop: the server, the reader and the kernel's page cache hold
+            // a GiB or two each already.
+            .args(["--memory-budget", MEMORY_BUDGET])
             .args(["--region", devserver::ENDPOINT_REGION, "--log-level", "warn"])
             .stdin(Stdio::null())
             // Ctrl-C is for us; we end our children.
