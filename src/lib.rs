@@ -1,6 +1,7 @@
 //! fasts3-mount: an S3 bucket as a read-only file system.
 //!
-//! Arrows point downwards only: a module may use what stands below it, never above.
+//! Arrows point downwards only: a module may use what stands below it, never above; only the plain
+//! values of [`config::Config`] are handed down to several.
 //!
 //! - [`config`]: command-line arguments and environment variables, checked at the door, become one
 //!   plain [`config::Config`] with units in the names.
