@@ -7,11 +7,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::runtime::Handle;
 
+pub use crate::cache::Taker;
 use crate::cache::{ChunkCache, Data, Purpose};
 use crate::config::Config;
 use crate::layout::{BLOCK_BYTES, Layout};
 use crate::namespace::{Ino, NameError, Namespace, NamespaceConfig, Node, NodeKind, ScanEntry};
-use crate::reader::{Limits, Readers};
+use crate::reader::{Limits, Pace, Readers};
 use crate::stats::Stats;
 use crate::store::{ObjectStore, StoreError};
 
@@ -55,7 +56,8 @@ impl ReadConfig {
         let layout = Layout {
             chunk_bytes,
             block_bytes: BLOCK_BYTES,
-            part_bytes: config.part_bytes.min(chunk_bytes),
+            // The most, for a store that is far away.
+            part_bytes: (2 * config.part_bytes).min(chunk_bytes),
         };
         Self {
             layout,
@@ -227,7 +229,6 @@ impl BucketFs {
         let limits = Limits {
             block_bytes: reading.layout.block_bytes,
             window_bytes: reading.layout.chunk_bytes,
-            part_bytes: reading.layout.part_bytes,
             // The other half is for what was read and may be read again.
             ahead_bytes: budget / 2,
         };
@@ -282,7 +283,13 @@ impl BucketFs {
     }
 
     /// Bytes of a file: all that were asked for, less only at the end of the file.
-    pub async fn read(&self, ino: Ino, offset: u64, size: u32) -> Result<Data, FsError> {
+    pub async fn read(
+        &self,
+        ino: Ino,
+        offset: u64,
+        size: u32,
+        taker: Taker,
+    ) -> Result<Data, FsError> {
         let object = self.namespace.object(ino)?;
         if object.archived {
             return Err(FsError::Denied);
@@ -292,10 +299,19 @@ impl BucketFs {
         if want.is_empty() {
             return Ok(Data::Joined(Vec::new()));
         }
-        let plan = self.readers.plan(ino, length, want.clone());
+        let (part_bytes, in_flight_bytes) = self.cache.pace();
+        let pace = Pace { part_bytes, in_flight_bytes };
+        let plan = self.readers.plan(ino, length, want.clone(), pace);
         self.cache.fetch(ino, &object, plan.now, plan.now_piece_bytes, Purpose::Demand);
-        self.cache.fetch(ino, &object, plan.ahead, plan.ahead_piece_bytes, Purpose::Ahead);
-        match self.cache.read(ino, &object, want.clone()).await {
+        for ahead in plan.ahead {
+            let (until, piece) = (ahead.end, plan.ahead_piece_bytes);
+            let reached = self.cache.fetch(ino, &object, ahead, piece, Purpose::Ahead);
+            if reached < until {
+                self.readers.fell_short(ino, reached, until);
+                break;
+            }
+        }
+        match self.cache.read(ino, &object, want.clone(), taker).await {
             Ok(data) => {
                 self.stats.reads.add(1);
                 self.stats.bytes_served.add(data.len() as u64);

@@ -93,7 +93,7 @@ pub(crate) struct CacheArgs {
           value_parser = size)]
     pub(crate) chunk_size: u64,
 
-    /// Size of one request of a sequential stream
+    /// Size of one request of a sequential stream; twice that where the first byte takes long
     #[arg(long, value_name = "SIZE", env = "FASTS3_PART_SIZE", default_value = "8MiB",
           value_parser = size)]
     pub(crate) part_size: u64,
