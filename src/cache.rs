@@ -46,12 +46,11 @@ mod tests;
 /// Names one version of one object; the inode number serves as such.
 pub type ObjectId = u64;
 
-/// So many bytes of spent chunks of streams are kept for readers that come a little later than the
-/// first. Beyond it, a stream goes on in their memory: to touch fresh memory costs as much as to
-/// receive the bytes.
-const SPENT_BYTES: u64 = 128 << 20;
+/// So much memory is kept ready, if a quarter of the budget is as much: what one stream has in
+/// flight, or it would begin with touching fresh memory, which costs more than to receive the bytes.
+const READY_BYTES: u64 = 256 << 20;
 
-/// Memory that was not needed for this long goes back to the system.
+/// What more of it was not needed for this long goes back to the system.
 const IDLE: Duration = Duration::from_secs(10);
 
 /// Who takes the bytes of a read.
@@ -104,7 +103,7 @@ impl ChunkCache {
         runtime: Handle,
         stats: Arc<Stats>,
     ) -> std::io::Result<Self> {
-        let inner = Arc::new(Inner {
+        Ok(Self(Arc::new(Inner {
             store,
             layout,
             arena: Arena::reserve(layout, budget_bytes)?,
@@ -115,9 +114,19 @@ impl ChunkCache {
             gate: Gate::new(max_connections),
             runtime,
             stats,
+        })))
+    }
+
+    /// Puts memory behind the first chunks before they are needed, in the background, and from here
+    /// on hands back what was not needed for a while.
+    pub fn keep_ready(&self) {
+        let ready_bytes = READY_BYTES.min(self.0.arena.budget() / 4);
+        let inner = self.0.clone();
+        self.0.runtime.spawn_blocking(move || {
+            inner.arena.make_ready(ready_bytes);
+            inner.freed.notify_waiters();
         });
-        inner.runtime.spawn(release_idle_memory(Arc::downgrade(&inner)));
-        Ok(Self(inner))
+        self.0.runtime.spawn(release_idle_memory(Arc::downgrade(&self.0), ready_bytes));
     }
 
     /// The size of a GET that reads a stream ahead, and how many bytes of them are worth having in
@@ -267,7 +276,7 @@ impl ChunkCache {
         }
         let len = self.0.layout.chunk_len(object.version.size_bytes, chunk);
         let first_part = self.0.layout.part_bytes.min(len as u64);
-        let recycles = self.0.spent_bytes.load(Ordering::Relaxed) >= SPENT_BYTES
+        let recycles = self.0.spent_bytes.load(Ordering::Relaxed) > 0
             && self.0.arena.idle() < first_part;
         if recycles || self.0.arena.available() < first_part {
             // Its first part will need room anyway. Made now, the room is where the chunk will be:
@@ -388,15 +397,15 @@ async fn pass_ahead(lease: &Lease, blocks: &Range<usize>, bytes: u64) -> Pass {
     gate.enter(Purpose::Demand, bytes).await
 }
 
-/// Hands memory back that nobody has needed for a while; ends with the cache.
-async fn release_idle_memory(cache: Weak<Inner>) {
+/// Hands memory back that nobody has needed for a while, but for so much; ends with the cache.
+async fn release_idle_memory(cache: Weak<Inner>, ready_bytes: u64) {
     let mut before = 0;
     loop {
         sleep(IDLE).await;
         let Some(cache) = cache.upgrade() else { return };
         let received = cache.arena.received();
         if received == before {
-            cache.arena.release_idle();
+            cache.arena.release_idle(ready_bytes);
         }
         before = received;
     }

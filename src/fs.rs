@@ -240,6 +240,7 @@ impl BucketFs {
             runtime,
             stats.clone(),
         )?;
+        cache.keep_ready();
         Ok(Arc::new(Self {
             namespace: Namespace::new(store, names),
             cache,

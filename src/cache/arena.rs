@@ -113,6 +113,11 @@ impl Arena {
         Ok(Arc::new(Memory { arena: self.clone(), slot, len, states, progress: Notify::new() }))
     }
 
+    /// Bytes that can be charged in all.
+    pub(super) fn budget(&self) -> u64 {
+        self.slots.lock().budget()
+    }
+
     /// Bytes that can still be charged.
     pub(super) fn available(&self) -> u64 {
         self.slots.lock().available()
@@ -128,10 +133,29 @@ impl Arena {
         self.slots.lock().idle()
     }
 
-    /// Hands all memory that holds nothing back to the system.
-    pub(super) fn release_idle(&self) {
+    /// Puts so much memory where the first large chunks will be, as far as nobody is using it yet.
+    /// It takes a tenth of a second or more.
+    pub(super) fn make_ready(self: &Arc<Self>, bytes: u64) {
+        let Ok(chunk) = usize::try_from(self.layout.chunk_bytes) else { return };
+        let mut ready = Vec::new();
+        let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
+        while left > 0 {
+            let bytes = 0..chunk.min(left);
+            let Ok(memory) = self.memory(chunk) else { return };
+            // Charged while it is populated, so that what is resident never exceeds the budget.
+            let Ok(writers) = memory.claim(self.layout.blocks(&bytes)) else { return };
+            memory.populate(&bytes);
+            left -= bytes.end;
+            ready.push((writers, memory));
+        }
+        // The first is to be taken first, so it is given back last.
+        while ready.pop().is_some() {}
+    }
+
+    /// Hands memory that holds nothing back to the system, but for so much.
+    pub(super) fn release_idle(&self, keep: u64) {
         let mut slots = self.slots.lock();
-        for range in slots.take_idle() {
+        for range in slots.take_idle(keep) {
             self.release(&range);
         }
     }

@@ -132,9 +132,18 @@ impl Slots {
         Ok(Charged { fresh, release })
     }
 
-    /// Takes all that is idle, to be handed back to the system.
-    pub(super) fn take_idle(&mut self) -> Vec<Range<u64>> {
-        self.idle.pop(self.idle.bytes)
+    /// Takes what is idle, but for so much, to be handed back to the system. The largest slots,
+    /// which are the last, keep theirs.
+    pub(super) fn take_idle(&mut self, keep: u64) -> Vec<Range<u64>> {
+        let (mut taken, mut left) = (Vec::new(), self.idle.bytes.saturating_sub(keep));
+        while left > 0 {
+            let Some(run) = self.idle.first() else { break };
+            let run = run.start..run.end.min(run.start + left);
+            left -= run.end - run.start;
+            self.idle.remove(&run);
+            taken.push(run);
+        }
+        taken
     }
 
     /// Bytes that have memory behind them and hold nothing.
@@ -147,6 +156,11 @@ impl Slots {
         let bytes = self.granules(bytes);
         self.used -= bytes.end - bytes.start;
         self.idle.insert(bytes);
+    }
+
+    /// Bytes that can be charged in all.
+    pub(super) fn budget(&self) -> u64 {
+        self.budget
     }
 
     /// Bytes that can still be charged.
@@ -214,6 +228,10 @@ impl Runs {
                 }
             }
         }
+    }
+
+    fn first(&self) -> Option<Range<u64>> {
+        self.runs.first_key_value().map(|(&start, &end)| start..end)
     }
 
     /// Takes `bytes` out, from the end: the largest classes, whose runs are the longest.
@@ -301,7 +319,8 @@ mod tests {
             charge(&mut slots, slot.offset..slot.offset + 4).unwrap();
         }
         slots.discharge(&(a.offset..a.offset + 4));
-        assert_eq!(slots.take_idle(), [a.offset..a.offset + 4]);
+        assert_eq!(slots.take_idle(4), []);
+        assert_eq!(slots.take_idle(0), [a.offset..a.offset + 4]);
         assert_eq!((slots.used(), slots.idle()), (4, 0));
         assert!(charge(&mut slots, a.offset..a.offset + 4).unwrap().fresh);
     }
