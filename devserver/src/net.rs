@@ -22,10 +22,13 @@ use crate::counts::Counters;
 use crate::gate::Gate;
 use crate::settings::Settings;
 
-/// At most so much is written at once when a connection is paced. At least 16 KiB and otherwise a
-/// millisecond's worth, for that is how exactly tokio's timer wakes.
-const MAX_QUANTUM_BYTES: u64 = 256 * 1024;
-const MIN_QUANTUM_BYTES: u64 = 16 * 1024;
+/// A paced connection writes so much at once as it may send in this time, within the limits: half
+/// the wake-ups that a millisecond costs, and still even over any ten milliseconds.
+const QUANTUM: Duration = Duration::from_millis(2);
+const MAX_QUANTUM_BYTES: usize = 256 * 1024;
+const MIN_QUANTUM_BYTES: usize = 16 * 1024;
+/// So many pieces are written at once at most: a head and what makes a quantum.
+const SLICES: usize = 8;
 /// A wait shorter than this is not begun but added to the next one.
 const SHORTEST_WAIT: Duration = Duration::from_micros(200);
 /// A connection that wrote nothing for so long has been idle, and idle time earns no bandwidth.
@@ -133,8 +136,7 @@ impl Paced {
         bandwidth: u64,
     ) -> Poll<usize> {
         if self.granted == 0 && self.wait.is_none() {
-            let quantum = (bandwidth / 1000).clamp(MIN_QUANTUM_BYTES, MAX_QUANTUM_BYTES);
-            let bytes = wanted.min(usize::try_from(quantum).expect("at most 256 KiB"));
+            let bytes = wanted.min(quantum_bytes(bandwidth));
             let now = Instant::now();
             let behind = if now - self.written_at > IDLE { Duration::ZERO } else { CATCH_UP };
             let begin = self.schedule.max(now.checked_sub(behind).unwrap_or(now));
@@ -156,6 +158,11 @@ impl Paced {
     }
 }
 
+fn quantum_bytes(bandwidth: u64) -> usize {
+    let bytes = usize::try_from(u128::from(bandwidth) * QUANTUM.as_micros() / 1_000_000);
+    bytes.unwrap_or(MAX_QUANTUM_BYTES).clamp(MIN_QUANTUM_BYTES, MAX_QUANTUM_BYTES)
+}
+
 impl AsyncRead for Paced {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -172,14 +179,7 @@ impl AsyncWrite for Paced {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let Some(bandwidth) = self.settings.bandwidth() else {
-            return Pin::new(&mut self.stream).poll_write(context, bytes);
-        };
-        let allowed = ready!(self.poll_grant(context, bytes.len(), bandwidth));
-        let written = ready!(Pin::new(&mut self.stream).poll_write(context, &bytes[..allowed]))?;
-        self.granted -= written;
-        self.written_at = Instant::now();
-        Poll::Ready(Ok(written))
+        self.poll_write_vectored(context, &[IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -187,11 +187,20 @@ impl AsyncWrite for Paced {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.settings.bandwidth().is_none() {
+        let Some(bandwidth) = self.settings.bandwidth() else {
             return Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        };
+        let wanted = slices.iter().map(|slice| slice.len()).sum();
+        let mut allowed = ready!(self.poll_grant(context, wanted, bandwidth));
+        let mut granted = [IoSlice::new(&[]); SLICES];
+        for (granted, slice) in granted.iter_mut().zip(slices) {
+            *granted = IoSlice::new(&slice[..slice.len().min(allowed)]);
+            allowed -= granted.len();
         }
-        let first = slices.iter().find(|slice| !slice.is_empty());
-        self.poll_write(context, first.map_or(&[], |slice| slice))
+        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(context, &granted))?;
+        self.granted -= written;
+        self.written_at = Instant::now();
+        Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {
