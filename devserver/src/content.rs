@@ -1,34 +1,39 @@
 //! Bytes that are computed instead of stored.
 //!
-//! A 10 GiB object costs no memory, any byte can be checked without reading another, and a word in
-//! the wrong place is always noticed, for no two 8-byte words of an object are equal: an object is
-//! a row of blocks, a word is the same place of a pattern that all blocks share, its top bits are
-//! that place, and what it is combined with in its other bits is different in every block.
+//! A 10 GiB object costs no memory and any byte can be checked without reading another. An object
+//! is a row of blocks. The first bytes of a block are words that are no other's: each is a mix of
+//! its index and the object's seed, a bijection, so that no two of an object are equal. The others
+//! are a window into a pattern that all objects share, and each of 2,048 blocks in a row has another
+//! window. So a word in the wrong place is noticed, unless it is wrong by a multiple of 512 MiB and
+//! no block's beginning is among the bytes that are checked.
 //!
-//! So making a word is one load and one exclusive or, which the processor does for several at once:
-//! a server that shares two cores with what is measured must not spend them on its content. A mix
-//! of each word's index, which was here before, took as long as sending it.
+//! The pattern is also in a file, from which the kernel sends without copying: see `net`. A server
+//! that shares two cores with what is measured must not spend them on its content, and a mix of
+//! every word's index, all of it copied into the socket, took as long as what was measured.
 
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::sync::LazyLock;
 
+use bytes::Bytes;
+use rustix::fs::{MemfdFlags, memfd_create};
+
+/// As long as a connection writes at once, so that not many writes are short ones.
+const BLOCK_BYTES: u64 = 256 * 1024;
+/// Of a block, what is its own.
+const HEAD_BYTES: u64 = 4096;
+/// Windows begin on pages, since that is what the kernel sends from.
+const PAGE_BYTES: u64 = 4096;
+/// 8 MiB of pattern: it stays in the cache that the cores share.
+const WINDOWS: u64 = 2048;
+/// Between the windows of neighbouring blocks: odd, so that all come up before one comes again.
+const WINDOW_STEP: u64 = 1021;
 /// Bytes per word.
 const WORD: u64 = 8;
-/// A block has 2^11 words, 16 KiB: half of a core's nearest cache, since every block needs all of
-/// the pattern.
-const PLACE_BITS: u32 = 11;
-const BLOCK_WORDS: usize = 1 << PLACE_BITS;
-/// The bits of a word that are not its place in its block.
-const KEY_MASK: u64 = u64::MAX >> PLACE_BITS;
 /// 2^64 ÷ the golden ratio: odd, so that multiplying by it loses nothing.
 const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
 /// An odd multiplier whose high bits depend on all low ones.
 const MIX: u64 = 0xD6E8_FEB8_6659_FD93;
-
-/// What all blocks share: the place in the top bits, and a mix of it in the others.
-static PATTERN: LazyLock<Vec<u64>> = LazyLock::new(|| {
-    let word = |place: u64| (place << (64 - PLACE_BITS)) | mix(place.wrapping_mul(STEP));
-    (0..BLOCK_WORDS as u64).map(word).collect()
-});
 
 /// The seed of `version` of the object `key`: 0 when first put, one more with each overwriting.
 #[must_use]
@@ -38,40 +43,100 @@ pub fn seed(key: &str, version: u64) -> u64 {
         key.bytes().chain(version.to_le_bytes()).fold(0xCBF2_9CE4_8422_2325, |hash: u64, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
         });
-    let mixed = (hash ^ (hash >> 32)).wrapping_mul(MIX);
-    mixed ^ (mixed >> 32)
+    finish(hash)
 }
 
 /// Fills `into` with the bytes from `offset` on of the object that has this seed.
 pub fn fill(seed: u64, offset: u64, into: &mut [u8]) {
-    let pattern = &**PATTERN;
-    let index = offset / WORD;
-    let inside = usize::try_from(offset % WORD).expect("less than 8");
-    let mut block = index / BLOCK_WORDS as u64;
-    let mut place = usize::try_from(index % BLOCK_WORDS as u64).expect("less than a block");
-    let mut left = into;
-    if inside > 0 && !left.is_empty() {
-        let (head, rest) = left.split_at_mut(left.len().min(8 - inside));
-        let word = (pattern[place] ^ key(seed, block)).to_le_bytes();
-        head.copy_from_slice(&word[inside..inside + head.len()]);
-        (left, place) = (rest, place + 1);
-    }
+    let (mut offset, mut left) = (offset, into);
     while !left.is_empty() {
-        let here_bytes = left.len().min(8 * (BLOCK_WORDS - place));
-        let (here, rest) = left.split_at_mut(here_bytes);
-        let key = key(seed, block);
-        let mut words = here.chunks_exact_mut(8);
-        for (into, word) in words.by_ref().zip(&pattern[place..]) {
-            into.copy_from_slice(&(word ^ key).to_le_bytes());
+        let (part, length) = part(seed, offset, left.len() as u64);
+        let (here, rest) = left.split_at_mut(length);
+        match part {
+            Part::Own => fill_words(seed, offset, here),
+            Part::Shared(at) => here.copy_from_slice(&PATTERN.bytes[at..at + length]),
         }
-        let tail = words.into_remainder();
-        if !tail.is_empty() {
-            // Only the last block may end inside a word.
-            let word = (pattern[place + here_bytes / 8] ^ key).to_le_bytes();
-            tail.copy_from_slice(&word[..tail.len()]);
-        }
-        (left, block, place) = (rest, block + 1, 0);
+        offset += length as u64;
+        left = rest;
     }
+}
+
+/// The bytes from `offset` on, as far as they are one piece, and at most so many.
+pub(crate) fn piece(seed: u64, offset: u64, most: u64) -> Bytes {
+    match part(seed, offset, most) {
+        (Part::Shared(at), length) => PATTERN.bytes.slice(at..at + length),
+        (Part::Own, length) => {
+            let mut bytes = vec![0; length];
+            fill_words(seed, offset, &mut bytes);
+            bytes.into()
+        }
+    }
+}
+
+/// Where in the file of the pattern these bytes are, if they are a part of it, not only equal.
+pub(crate) fn in_file(bytes: &[u8]) -> Option<(&'static File, usize)> {
+    let pattern = &*PATTERN;
+    let at = bytes.as_ptr().addr().checked_sub(pattern.bytes.as_ptr().addr())?;
+    (at + bytes.len() <= pattern.bytes.len()).then_some((pattern.file.as_ref()?, at))
+}
+
+enum Part {
+    /// The first bytes of a block.
+    Own,
+    /// From here on in the pattern.
+    Shared(usize),
+}
+
+/// What is at `offset`, and for how many bytes, at most `most`.
+fn part(seed: u64, offset: u64, most: u64) -> (Part, usize) {
+    let (block, inside) = (offset / BLOCK_BYTES, offset % BLOCK_BYTES);
+    let index = |number: u64| usize::try_from(number).expect("within a block or the pattern");
+    if inside < HEAD_BYTES {
+        return (Part::Own, index(most.min(HEAD_BYTES - inside)));
+    }
+    let window = seed.wrapping_add(block.wrapping_mul(WINDOW_STEP)) % WINDOWS;
+    (Part::Shared(index(window * PAGE_BYTES + inside)), index(most.min(BLOCK_BYTES - inside)))
+}
+
+struct Pattern {
+    bytes: Bytes,
+    /// The same bytes; none where the system has no such files.
+    file: Option<File>,
+}
+
+static PATTERN: LazyLock<Pattern> = LazyLock::new(|| {
+    // The last window must have its end too.
+    let length = WINDOWS * PAGE_BYTES + BLOCK_BYTES;
+    let mut bytes = vec![0; usize::try_from(length).expect("8 MiB and a block")];
+    fill_words(seed("the pattern", 0), 0, &mut bytes);
+    let written = |bytes: &[u8]| -> io::Result<File> {
+        let mut file = File::from(memfd_create("devserver", MemfdFlags::CLOEXEC)?);
+        file.write_all(bytes)?;
+        Ok(file)
+    };
+    Pattern { file: written(&bytes).ok(), bytes: bytes.into() }
+});
+
+/// The words that begin at `offset`, each a mix of its index.
+fn fill_words(seed: u64, offset: u64, into: &mut [u8]) {
+    let mut index = offset / WORD;
+    let inside = usize::try_from(offset % WORD).expect("less than 8");
+    let head = if inside == 0 { 0 } else { (8 - inside).min(into.len()) };
+    let (first, rest) = into.split_at_mut(head);
+    if head > 0 {
+        first.copy_from_slice(&word(seed, index)[inside..inside + head]);
+        index += 1;
+    }
+    // One addition and one multiplication a word: the sum is carried instead of computed anew.
+    let mut sum = start(seed, index);
+    let mut words = rest.chunks_exact_mut(8);
+    for chunk in &mut words {
+        chunk.copy_from_slice(&finish(sum).to_le_bytes());
+        sum = sum.wrapping_add(STEP);
+    }
+    let tail = words.into_remainder();
+    let length = tail.len();
+    tail.copy_from_slice(&finish(sum).to_le_bytes()[..length]);
 }
 
 /// Where `bytes`, read at `offset`, first differs from the object that has this seed, as an offset
@@ -92,21 +157,24 @@ pub fn first_difference(seed: u64, offset: u64, bytes: &[u8]) -> Option<u64> {
     None
 }
 
-/// What the words of a block are combined with.
-fn key(seed: u64, block: u64) -> u64 {
-    mix(seed.wrapping_add(block.wrapping_mul(STEP)))
+fn word(seed: u64, index: u64) -> [u8; 8] {
+    finish(start(seed, index)).to_le_bytes()
 }
 
-/// A bijection of the numbers below 2^53: each step loses nothing.
-fn mix(x: u64) -> u64 {
-    let x = x & KEY_MASK;
-    let x = (x ^ (x >> 27)).wrapping_mul(MIX) & KEY_MASK;
-    x ^ (x >> 27)
+fn start(seed: u64, index: u64) -> u64 {
+    seed.wrapping_add(index.wrapping_mul(STEP))
+}
+
+fn finish(mut x: u64) -> u64 {
+    x ^= x >> 32;
+    x = x.wrapping_mul(MIX);
+    x ^ (x >> 32)
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
+    use std::os::unix::fs::FileExt;
 
     use super::*;
 
@@ -126,25 +194,41 @@ mod tests {
     }
 
     #[test]
-    fn slices_across_blocks_are_the_same_bytes_as_the_whole() {
-        let (seed, block) = (seed("a", 0), 8 * BLOCK_WORDS);
+    fn slices_across_heads_and_blocks_are_the_same_bytes_as_the_whole() {
+        let (seed, block) = (seed("a", 0), usize::try_from(BLOCK_BYTES).unwrap());
         let mut whole = vec![0; 3 * block];
         fill(seed, 0, &mut whole);
-        for from in (block - 20..block + 20).chain(2 * block - 9..2 * block + 9) {
-            for length in [0, 1, 7, 8, 9, 30, block - 3, block] {
+        for from in [4090, 4096, block - 9, block, block + 4095, 2 * block - 1] {
+            for length in [0, 1, 7, 8, 9, 30, 4096, 5000, block] {
                 let mut slice = vec![0; length];
                 fill(seed, from as u64, &mut slice);
                 assert_eq!(slice, whole[from..from + length], "{length} from {from}");
+                let piece = piece(seed, from as u64, length as u64);
+                assert_eq!(piece, whole[from..from + piece.len()], "{length} from {from}");
             }
         }
     }
 
     #[test]
-    fn no_two_words_of_an_object_are_equal() {
-        let mut bytes = vec![0; 40 * 8 * BLOCK_WORDS];
-        fill(seed("a", 0), 0, &mut bytes);
-        let words: HashSet<_> = bytes.chunks(8).collect();
-        assert_eq!(words.len(), 40 * BLOCK_WORDS);
+    fn blocks_of_an_object_begin_and_go_on_differently() {
+        let seed = seed("a", 0);
+        let mut starts = HashSet::new();
+        for block in 0..WINDOWS {
+            let mut words = [0; 16];
+            fill(seed, block * BLOCK_BYTES, &mut words[..8]);
+            fill(seed, block * BLOCK_BYTES + HEAD_BYTES, &mut words[8..]);
+            assert!(starts.insert(words[..8].to_vec()) && starts.insert(words[8..].to_vec()));
+        }
+    }
+
+    #[test]
+    fn a_piece_of_the_pattern_is_found_in_its_file() {
+        let piece = piece(5, 10_000, 1_000_000);
+        let (file, at) = in_file(&piece[100..]).unwrap();
+        let mut found = vec![0; piece.len() - 100];
+        file.read_exact_at(&mut found, at as u64).unwrap();
+        assert_eq!(found, piece[100..]);
+        assert!(in_file(&found).is_none());
     }
 
     #[test]
