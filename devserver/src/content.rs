@@ -11,12 +11,12 @@
 //! that shares two cores with what is measured must not spend them on its content, and a mix of
 //! every word's index, all of it copied into the socket, took as long as what was measured.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::LazyLock;
 
 use bytes::Bytes;
-use rustix::fs::{MemfdFlags, memfd_create};
 
 /// As long as a connection writes at once, so that not many writes are short ones.
 const BLOCK_BYTES: u64 = 256 * 1024;
@@ -110,7 +110,11 @@ static PATTERN: LazyLock<Pattern> = LazyLock::new(|| {
     let mut bytes = vec![0; usize::try_from(length).expect("8 MiB and a block")];
     fill_words(seed("the pattern", 0), 0, &mut bytes);
     let written = |bytes: &[u8]| -> io::Result<File> {
-        let mut file = File::from(memfd_create("devserver", MemfdFlags::CLOEXEC)?);
+        // Without a name. Not of memory, if the system's folder is on a disk: of a disk's file the
+        // kernel finds many pages at once, and needs half the time.
+        let folder = std::env::temp_dir();
+        let mut options = OpenOptions::new();
+        let mut file = options.read(true).write(true).custom_flags(libc::O_TMPFILE).open(folder)?;
         file.write_all(bytes)?;
         Ok(file)
     };
