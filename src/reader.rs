@@ -22,7 +22,7 @@ use crate::cache::ObjectId;
 
 /// Up to here an object is fetched whole at its first read: at 90 MB/s a connection 4 MiB take
 /// 45 ms behind 15 ms to the first byte, and the reader gets its bytes as they arrive.
-const WHOLE_OBJECT_BYTES: u64 = 4 << 20;
+pub const WHOLE_OBJECT_BYTES: u64 = 4 << 20;
 
 /// What a small first read at the beginning of a larger object fetches, in one GET: enough for the
 /// kernel's first readaheads to find it under way, little enough to waste on a header.
