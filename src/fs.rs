@@ -240,8 +240,8 @@ impl BucketFs {
         let beside = siblings::Limits {
             small_bytes: WHOLE_OBJECT_BYTES.min(reading.layout.part_bytes),
             ahead_bytes: budget / 4,
-            // A quarter is left to what is read beside these files and not counted as served.
-            life_bytes: budget / 4 * 3,
+            // The cache keeps room for a part; a quarter is for what is fetched and not served.
+            life_bytes: budget.saturating_sub(reading.layout.part_bytes) / 4 * 3,
         };
         let cache = ChunkCache::new(
             store.clone(),

@@ -47,12 +47,15 @@ const AHEAD_PER_READ: usize = 4;
 const BEYOND_CHANCE: usize = 4;
 
 /// How far from the place where somebody reads on the next file may be: 16 threads that take turns are
-/// no further apart than twice that.
+/// no further apart than twice that. Less in a small directory: one for so many entries.
 const TOLERANCE: usize = 32;
+const ENTRIES_PER_TOLERANCE: usize = 128;
 
 /// Places of a directory where somebody reads on in order: the workers of a data loader, each in a
-/// batch of its own.
+/// batch of its own. Fewer in a small directory, one for so many entries: with many places, any file
+/// is near to one.
 const FRONTS: usize = 16;
+const ENTRIES_PER_FRONT: usize = 64;
 
 /// The window of files read ahead in order: at 15 ms to the first byte, 48 connections are busy with
 /// 48 files; ten times that for a network with ten times the delay.
@@ -343,11 +346,12 @@ impl Pattern {
     /// Files are read that were read before: the next epoch.
     fn begin_epoch(&mut self, served_bytes: u64, totals: &mut Totals) {
         self.was_whole = self.is_whole();
+        let each = self.served_per_read();
         self.waste_all(totals);
         std::mem::swap(&mut self.read, &mut self.again);
         self.again.clear();
         self.considered = 0;
-        self.began_at = served_bytes;
+        self.began_at = served_bytes.saturating_sub(each * self.read.count() as u64);
         self.fronts.clear();
     }
 
@@ -360,7 +364,8 @@ impl Pattern {
     fn front(&mut self, index: usize) -> usize {
         let now = self.ledger.reads;
         let distance = |front: &Front| front.position.abs_diff(index);
-        let near = (0..self.fronts.len()).filter(|&at| distance(&self.fronts[at]) <= TOLERANCE);
+        let tolerance = (self.read.len() / ENTRIES_PER_TOLERANCE).clamp(1, TOLERANCE);
+        let near = (0..self.fronts.len()).filter(|&at| distance(&self.fronts[at]) <= tolerance);
         if let Some(at) = near.min_by_key(|&at| distance(&self.fronts[at])) {
             let front = &mut self.fronts[at];
             front.begun = front.begun.min(index);
@@ -374,8 +379,8 @@ impl Pattern {
             }
             return at;
         }
-        if self.fronts.len() == FRONTS {
-            let oldest = (0..FRONTS).min_by_key(|&at| self.fronts[at].used);
+        if self.fronts.len() == (self.read.len() / ENTRIES_PER_FRONT).clamp(1, FRONTS) {
+            let oldest = (0..self.fronts.len()).min_by_key(|&at| self.fronts[at].used);
             self.fronts.swap_remove(oldest.expect("not empty"));
         }
         let position = index + 1;
@@ -475,10 +480,13 @@ impl Pattern {
     /// Whether what is left of a shuffled epoch will be read before the cache forgets what is fetched
     /// now, with all that is read in between.
     fn fits(&self, limits: &Limits) -> bool {
-        let read = self.read.count();
-        let left = self.small_files.saturating_sub(read) as u64;
-        let each = (self.read_at - self.began_at) / (read as u64).max(1);
-        left.saturating_mul(each) <= limits.life_bytes
+        let left = self.small_files.saturating_sub(self.read.count()) as u64;
+        left.saturating_mul(self.served_per_read()) <= limits.life_bytes
+    }
+
+    /// Bytes served, here and elsewhere, for each file that was read here in this epoch.
+    fn served_per_read(&self) -> u64 {
+        (self.read_at - self.began_at) / (self.read.count() as u64).max(1)
     }
 
     fn is_trusted(&self) -> bool {

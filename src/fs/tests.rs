@@ -8,7 +8,7 @@ use crate::namespace::ROOT;
 use crate::store::memory::MemoryStore;
 
 const FILES: usize = 1000;
-const FILE_BYTES: usize = 20_000;
+const FILE_BYTES: usize = 32_000;
 
 struct Rig {
     store: Arc<MemoryStore>,
@@ -24,7 +24,8 @@ impl Rig {
             store.put(&name(number), bytes(number));
         }
         let arguments = ["fasts3-mount", "bucket", "/"].map(OsString::from);
-        let config = crate::config::parse(arguments).expect("the arguments are right");
+        let mut config = crate::config::parse(arguments).expect("the arguments are right");
+        config.memory_budget_bytes = budget_bytes;
         let names = NamespaceConfig {
             root_prefix: String::new(),
             metadata_ttl: ttl,
@@ -32,7 +33,7 @@ impl Rig {
             mounted_at: UNIX_EPOCH,
             page_keys: 1000,
         };
-        let reading = ReadConfig { memory_budget_bytes: budget_bytes, ..ReadConfig::new(&config) };
+        let reading = ReadConfig::new(&config);
         let fs = BucketFs::new(store.clone(), &config, names, reading, Handle::current()).unwrap();
         Self { store, fs }
     }
@@ -118,8 +119,8 @@ async fn a_directory_that_is_not_listed_is_left_alone() {
 /// R6, R7
 #[tokio::test(start_paused = true)]
 async fn nothing_is_given_up_unused_when_the_directory_does_not_fit() {
-    // 20 MB of files.
-    for budget_mib in [4, 8, 12] {
+    // 32 MB of files.
+    for budget_mib in [8, 12, 20] {
         let rig = Rig::new(budget_mib << 20, None);
         rig.list().await;
         rig.read(shuffled(), 1 << 20).await;
