@@ -332,13 +332,7 @@ impl BucketFs {
     }
 
     /// A small file is read: fetches those of its siblings that will probably be read next.
-    fn read_siblings_ahead(
-        &self,
-        ino: Ino,
-        object: &ObjectMeta,
-        from_start: bool,
-        cached: bool,
-    ) {
+    fn read_siblings_ahead(&self, ino: Ino, object: &ObjectMeta, from_start: bool, cached: bool) {
         let Some(place) = self.namespace.place(ino, object) else { return };
         let served_bytes = self.stats.bytes_served.get();
         let access = Access { index: place.index, from_start, cached, served_bytes };

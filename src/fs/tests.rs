@@ -56,7 +56,8 @@ impl Rig {
             let mut found = Vec::new();
             while found.len() < FILE_BYTES {
                 let ino = entry.attributes.ino;
-                found.extend_from_slice(&self.fs.read(ino, found.len() as u64, step).await.unwrap());
+                found
+                    .extend_from_slice(&self.fs.read(ino, found.len() as u64, step).await.unwrap());
             }
             assert!(found == bytes(number));
         }
