@@ -194,14 +194,13 @@ impl Siblings {
     #[must_use]
     pub fn new(limits: Limits, stats: Arc<Stats>) -> Self {
         let directories = DIRECTORIES.try_into().expect("not zero");
-        let state = State {
-            patterns: LruCache::new(directories),
-            entries: 0,
-            totals: Totals { ahead_bytes: 0, stats },
-        };
         Self {
             limits,
-            state: Mutex::new(state),
+            state: Mutex::new(State {
+                patterns: LruCache::new(directories),
+                entries: 0,
+                totals: Totals { ahead_bytes: 0, stats },
+            }),
             recent: std::array::from_fn(|_| AtomicU64::new(0)),
             next_recent: AtomicUsize::new(0),
         }
