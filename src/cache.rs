@@ -144,6 +144,12 @@ impl ChunkCache {
         self.0.arena.used()
     }
 
+    /// Whether anything of the first chunk of an object is held or awaited.
+    #[must_use]
+    pub fn holds(&self, id: ObjectId) -> bool {
+        self.0.chunks.lock().contains(&(id, 0))
+    }
+
     /// Begins to fetch what of `range` nobody has fetched, in GETs of at most `piece_bytes`, as
     /// far as the budget allows. Returns where it has come to: the range's end, or where there was
     /// no room any more.

@@ -10,17 +10,23 @@ use tokio::runtime::Handle;
 pub use crate::cache::Taker;
 use crate::cache::{ChunkCache, Data, Purpose};
 use crate::config::Config;
-use crate::layout::{BLOCK_BYTES, Layout};
-use crate::namespace::{Ino, NameError, Namespace, NamespaceConfig, Node, NodeKind, ScanEntry};
+use crate::layout::{BLOCK_BYTES, Layout, WHOLE_OBJECT_BYTES};
+use crate::namespace::{
+    Ino, NameError, Namespace, NamespaceConfig, Node, NodeKind, Place, ScanEntry,
+};
 use crate::reader::{Limits, Pace, Readers};
+use crate::siblings::{self, Access, Directory, Siblings};
 use crate::stats::Stats;
-use crate::store::{ObjectStore, StoreError};
+use crate::store::{ObjectMeta, ObjectStore, StoreError};
 
 /// A bucket as a file system.
 pub struct BucketFs {
     namespace: Arc<Namespace>,
     cache: ChunkCache,
     readers: Readers,
+    siblings: Siblings,
+    /// Small files are fetched in GETs of this size, which is one.
+    whole_bytes: u64,
     look: Look,
     stats: Arc<Stats>,
 }
@@ -232,6 +238,12 @@ impl BucketFs {
             // The other half is for what was read and may be read again.
             ahead_bytes: budget / 2,
         };
+        let beside = siblings::Limits {
+            small_bytes: WHOLE_OBJECT_BYTES.min(reading.layout.part_bytes),
+            ahead_bytes: budget / 4,
+            // The cache keeps room for a part; a quarter is for what is fetched and not served.
+            life_bytes: budget.saturating_sub(reading.layout.part_bytes) / 4 * 3,
+        };
         let cache = ChunkCache::new(
             store.clone(),
             reading.layout,
@@ -245,6 +257,8 @@ impl BucketFs {
             namespace: Namespace::new(store, names),
             cache,
             readers: Readers::new(limits),
+            siblings: Siblings::new(beside, stats.clone()),
+            whole_bytes: reading.layout.part_bytes,
             look: Look {
                 uid: config.uid,
                 gid: config.gid,
@@ -300,6 +314,8 @@ impl BucketFs {
         if want.is_empty() {
             return Ok(Data::Joined(Vec::new()));
         }
+        let begins = self.siblings.begins(ino, length);
+        let cached = begins && self.cache.holds(ino);
         let (part_bytes, in_flight_bytes) = self.cache.pace();
         let pace = Pace { part_bytes, in_flight_bytes };
         let plan = self.readers.plan(ino, length, want.clone(), pace);
@@ -311,6 +327,9 @@ impl BucketFs {
                 self.readers.fell_short(ino, reached, until);
                 break;
             }
+        }
+        if begins {
+            self.read_siblings_ahead(ino, &object, offset == 0, cached);
         }
         match self.cache.read(ino, &object, want.clone(), taker).await {
             Ok(data) => {
@@ -327,6 +346,34 @@ impl BucketFs {
                 Err(failure)
             }
         }
+    }
+
+    /// A small file is read: fetches those of its siblings that will probably be read next.
+    fn read_siblings_ahead(&self, ino: Ino, object: &ObjectMeta, from_start: bool, cached: bool) {
+        let Some(place) = self.namespace.place(ino, object) else { return };
+        let served_bytes = self.stats.bytes_served.get();
+        let access = Access { index: place.index, from_start, cached, served_bytes };
+        let mut chosen = self.siblings.read(&place, access);
+        chosen.retain(|&index| !self.fetch_sibling(&place, index));
+        if !chosen.is_empty() {
+            self.siblings.not_fetched(&place, &chosen);
+        }
+    }
+
+    /// Begins to fetch a file whole. False if it is there already, or there is no room.
+    fn fetch_sibling(&self, place: &Place, index: usize) -> bool {
+        let Some((ino, object)) = place.file(index) else { return false };
+        if self.cache.holds(ino) {
+            return false;
+        }
+        let size_bytes = object.version.size_bytes;
+        self.cache.fetch(ino, &object, 0..size_bytes, self.whole_bytes, Purpose::Ahead);
+        let fetched = self.cache.holds(ino);
+        if fetched {
+            self.stats.siblings_ahead.add(1);
+            self.stats.siblings_ahead_bytes.add(size_bytes);
+        }
+        fetched
     }
 
     /// Hands out the entries of a directory behind `cookie`, until `add` takes no more.
@@ -390,3 +437,24 @@ fn directory_entry<'a>(item: &ScanEntry<'a>) -> DirectoryEntry<'a> {
     let kind = if item.is_directory { Kind::Directory } else { Kind::File };
     DirectoryEntry { name: item.name, ino: item.ino, kind, cookie: item.cookie }
 }
+
+impl Directory for Place {
+    fn path(&self) -> &Arc<str> {
+        self.listing.prefix()
+    }
+
+    fn generation(&self) -> u32 {
+        self.listing.generation()
+    }
+
+    fn entries(&self) -> usize {
+        self.listing.len()
+    }
+
+    fn file_bytes(&self, index: usize) -> Option<u64> {
+        self.listing.file_bytes(index)
+    }
+}
+
+#[cfg(test)]
+mod tests;

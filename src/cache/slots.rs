@@ -68,7 +68,8 @@ impl Slots {
         let mut offset: u64 = 0;
         let mut size = granule;
         loop {
-            let enough = budget.div_ceil(size.min(block));
+            // A chunk may fill little more than half of its slot.
+            let enough = budget.div_ceil((size / 2).max(granule).min(block));
             let slots = enough.min((budget * SPREAD).div_ceil(size)).max(4);
             if size >= huge {
                 offset = offset.next_multiple_of(huge);
@@ -309,6 +310,16 @@ mod tests {
         let found = charge(&mut slots, b.offset + 48..b.offset + 52).unwrap();
         assert_eq!(found.release, [a.offset + 8..a.offset + 16], "huge pages of 8 go whole");
         assert_eq!(charge(&mut slots, b.offset + 64..b.offset + 80), Err(Full));
+    }
+
+    #[test]
+    fn chunks_that_fill_half_of_their_slots_fill_the_budget() {
+        let mut slots = Slots::new(16, 16, 1, 16, 90);
+        for _ in 0..10 {
+            let slot = slots.take(9).unwrap();
+            charge(&mut slots, slot.offset..slot.offset + 9).unwrap();
+        }
+        assert_eq!(slots.available(), 0);
     }
 
     #[test]

@@ -104,7 +104,7 @@ pub(crate) struct CacheArgs {
     pub(crate) kernel_readahead: u64,
 
     /// Requests in flight at once
-    #[arg(long, value_name = "NUMBER", env = "FASTS3_MAX_CONNECTIONS", default_value = "64",
+    #[arg(long, value_name = "NUMBER", env = "FASTS3_MAX_CONNECTIONS", default_value = "128",
           value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(crate) max_connections: u16,
 }
