@@ -1,6 +1,7 @@
 //! From the configuration to a client: endpoint, region, credentials, certificates.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_config::environment::region::EnvironmentVariableRegionProvider;
@@ -24,6 +25,7 @@ use super::errors::credentials_failure;
 use super::http::{self, Trust};
 use crate::config::{PathStyle, StoreConfig};
 use crate::store::StoreError;
+use crate::store::wire::Wire;
 
 /// Start-up must end within 10 s, and the bucket is asked after this.
 const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,6 +40,8 @@ const FIRST_REGION: &str = "us-east-1";
 #[derive(Debug)]
 pub(super) struct Connected {
     pub(super) client: Client,
+    /// What the client sends its requests through.
+    pub(super) wire: Arc<Wire>,
     pub(super) region: String,
     /// Where requests go, for people.
     pub(super) endpoint: String,
@@ -52,11 +56,11 @@ pub(super) async fn connect(
     let wrong = |cause: String| StoreError::Unavailable(cause);
     let roots = Trust::Roots(config.ca_bundle.as_deref());
     // Credentials are never fetched from an unverified peer, whatever is said of the store.
-    let verified = http::client(&roots).map_err(wrong)?;
+    let verified = http::wire(&roots).map_err(wrong)?;
     let to_store = if config.no_verify_tls {
-        http::client(&Trust::Anybody).map_err(wrong)?
+        http::wire(&Trust::Anybody).map_err(wrong)?
     } else {
-        verified.clone()
+        Arc::clone(&verified)
     };
 
     let profile = config.profile.as_deref();
@@ -75,7 +79,7 @@ pub(super) async fn connect(
         .await;
 
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
-        .http_client(verified)
+        .http_client(http::client(verified))
         // Something must be set, or the loader asks the metadata service for as long as it likes.
         .region(told.clone().unwrap_or(Region::from_static(FIRST_REGION)));
     if let Some(profile) = profile {
@@ -104,7 +108,7 @@ pub(super) async fn connect(
     }
 
     let mut builder = aws_sdk_s3::config::Builder::from(&sdk)
-        .http_client(to_store)
+        .http_client(http::client(Arc::clone(&to_store)))
         .region(region.clone())
         .retry_config(RetryConfig::disabled())
         .timeout_config(TimeoutConfig::builder().operation_attempt_timeout(ATTEMPT_TIMEOUT).build())
@@ -122,7 +126,8 @@ pub(super) async fn connect(
     }
     let region = region.to_string();
     let endpoint = endpoint.unwrap_or_else(|| format!("AWS, {region}"));
-    Ok(Connected { client: Client::from_conf(builder.build()), region, endpoint })
+    let client = Client::from_conf(builder.build());
+    Ok(Connected { client, wire: to_store, region, endpoint })
 }
 
 /// A profile that was asked for by name must exist; the SDK would go on to whatever else it finds.
