@@ -119,7 +119,7 @@ pub(super) async fn connect(
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
         .force_path_style(path_style(config.path_style, endpoint.as_deref()));
     if let Some(url) = &endpoint {
-        builder = builder.endpoint_url(url);
+        builder = builder.endpoint_url(with_slash(url));
     }
     if config.no_sign_request {
         builder = builder.allow_no_auth();
@@ -156,6 +156,13 @@ fn configured_endpoint(sdk: &SdkConfig) -> Option<String> {
         .and_then(|service| service.load_config(key))
         .or_else(|| sdk.endpoint_url().map(str::to_owned))
         .filter(|url| !url.is_empty())
+}
+
+/// The SDK writes the bucket's name right behind the path of an endpoint that has one.
+fn with_slash(url: &str) -> String {
+    let uri: Option<::http::Uri> = url.parse().ok();
+    let needs_one = uri.is_some_and(|uri| !uri.path().ends_with('/') && uri.query().is_none());
+    if needs_one { format!("{url}/") } else { url.to_owned() }
 }
 
 /// Nobody has told a region: other makers' stores do not care, and on AWS the instance's own is the
@@ -212,6 +219,18 @@ fn is_custom(endpoint: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_path_of_an_endpoint_ends_with_a_slash() {
+        for (url, want) in [
+            ("http://h:1/a/b", "http://h:1/a/b/"),
+            ("http://h:1/a/b/", "http://h:1/a/b/"),
+            ("http://h:1", "http://h:1"),
+            ("http://h:1/", "http://h:1/"),
+        ] {
+            assert_eq!(with_slash(url), want);
+        }
+    }
 
     #[test]
     fn only_aws_has_buckets_in_host_names() {

@@ -93,7 +93,7 @@ async fn a_get_is_what_the_sdk_would_send() {
         ),
         (
             "https://[::1]:9000/a/base/bucket/",
-            gets("https://[::1]:9000/a/base", false, |b| signed(b).force_path_style(true)),
+            gets("https://[::1]:9000/a/base/", false, |b| signed(b).force_path_style(true)),
         ),
         ("https://bucket.s3.example.com/", gets("https://s3.example.com", false, signed)),
         (
