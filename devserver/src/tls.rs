@@ -3,10 +3,10 @@
 use std::io;
 use std::sync::Arc;
 
+use rustls::ServerConfig;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::crypto::aws_lc_rs;
-use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 
 /// What accepts sessions, and the certificate in PEM.
 pub(crate) fn make() -> io::Result<(TlsAcceptor, String)> {
