@@ -22,6 +22,7 @@ use crate::config::StoreConfig;
 
 mod connect;
 mod errors;
+mod form;
 mod get;
 mod http;
 
