@@ -55,7 +55,7 @@ fn over_tls_it_writes_the_certificate_to_believe() {
     command.args(["--listen", "127.0.0.1:0", "--tls"]).arg(&path);
     let mut program = Program(command.stdout(Stdio::piped()).spawn().unwrap());
     let lines = BufReader::new(program.0.stdout.take().unwrap()).lines();
-    let lines: Vec<String> = lines.take(5).map(Result::unwrap).collect();
+    let lines: Vec<String> = lines.take(6).map(Result::unwrap).collect();
     assert!(lines[1].starts_with("export AWS_ENDPOINT_URL=https://127.0.0.1:"), "{lines:?}");
     assert!(lines.contains(&format!("export AWS_CA_BUNDLE={}", path.display())), "{lines:?}");
     let certificate = std::fs::read_to_string(&path).unwrap();
