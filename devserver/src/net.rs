@@ -17,6 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
+use tokio_rustls::TlsAcceptor;
 use tracing::warn;
 
 use crate::content;
@@ -59,6 +60,7 @@ pub(crate) async fn serve(
     gate: Arc<Gate>,
     settings: Arc<Settings>,
     counters: Arc<Counters>,
+    tls: Option<TlsAcceptor>,
 ) {
     let mut connections = JoinSet::new();
     loop {
@@ -73,17 +75,28 @@ pub(crate) async fn serve(
         };
         counters.connection();
         let _ = stream.set_nodelay(true);
-        let io = TokioIo::new(Paced::new(stream, settings.clone()));
+        let paced = Paced::new(stream, settings.clone());
         let gate = gate.clone();
-        connections.spawn(async move {
-            let service = service_fn(|request| {
-                let gate = gate.clone();
-                async move { gate.answer(request).await }
-            });
-            // A client that hangs up is no error of the server.
-            let _ = http1::Builder::new().serve_connection(io, service).await;
-        });
+        match tls.clone() {
+            None => connections.spawn(answer(paced, gate)),
+            Some(tls) => connections.spawn(async move {
+                // A client that does not believe the certificate hangs up.
+                if let Ok(session) = tls.accept(paced).await {
+                    answer(session, gate).await;
+                }
+            }),
+        };
     }
+}
+
+/// Serves one connection to its end.
+async fn answer(io: impl AsyncRead + AsyncWrite + Unpin, gate: Arc<Gate>) {
+    let service = service_fn(|request| {
+        let gate = gate.clone();
+        async move { gate.answer(request).await }
+    });
+    // A client that hangs up is no error of the server.
+    let _ = http1::Builder::new().serve_connection(TokioIo::new(io), service).await;
 }
 
 /// Runs `start` on a runtime of its own with two threads, and leaves that running. On a thread of
