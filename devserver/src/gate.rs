@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use futures_timer::Delay;
 use http::header::{AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, RANGE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
@@ -55,7 +56,8 @@ impl Gate {
             Kind::Other => std::time::Duration::ZERO,
         };
         if !latency.is_zero() {
-            tokio::time::sleep(latency).await;
+            // Tokio's timer counts in milliseconds and rounds up, which is a tenth of a latency.
+            Delay::new(latency).await;
         }
 
         let mut response = if !self.settings.admits_request() {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use futures_timer::Delay;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -16,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tracing::warn;
 
@@ -132,7 +133,7 @@ struct Paced {
     /// Waited for but not yet written.
     granted: usize,
     /// Until `schedule`, while a grant waits.
-    wait: Option<(Pin<Box<Sleep>>, usize)>,
+    wait: Option<(Delay, usize)>,
 }
 
 impl Paced {
@@ -157,13 +158,13 @@ impl Paced {
             let takes = Duration::from_secs_f64(bytes as f64 / bandwidth as f64);
             self.schedule = begin + takes;
             if self.schedule > now + SHORTEST_WAIT {
-                self.wait = Some((Box::pin(tokio::time::sleep_until(self.schedule)), bytes));
+                self.wait = Some((Delay::new(self.schedule - now), bytes));
             } else {
                 self.granted = bytes;
             }
         }
-        if let Some((sleep, bytes)) = &mut self.wait {
-            ready!(sleep.as_mut().poll(context));
+        if let Some((wait, bytes)) = &mut self.wait {
+            ready!(Pin::new(wait).poll(context));
             self.granted = *bytes;
             self.wait = None;
         }

@@ -56,8 +56,9 @@ impl Rig {
             let mut found = Vec::new();
             while found.len() < FILE_BYTES {
                 let ino = entry.attributes.ino;
-                found
-                    .extend_from_slice(&self.fs.read(ino, found.len() as u64, step, Taker::PageCache).await.unwrap());
+                found.extend_from_slice(
+                    &self.fs.read(ino, found.len() as u64, step, Taker::PageCache).await.unwrap(),
+                );
             }
             assert!(found == bytes(number));
         }
@@ -144,7 +145,8 @@ async fn a_file_that_is_read_while_it_is_read_ahead_is_fetched_once() {
         readers.spawn(async move {
             for number in part {
                 let entry = fs.lookup(ROOT, name(number).as_bytes()).await.unwrap();
-                let data = fs.read(entry.attributes.ino, 0, 1 << 20, Taker::PageCache).await.unwrap();
+                let data =
+                    fs.read(entry.attributes.ino, 0, 1 << 20, Taker::PageCache).await.unwrap();
                 assert!(*data == bytes(number));
             }
         });
