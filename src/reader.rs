@@ -242,8 +242,7 @@ impl Readers {
         if !advances && !begins && !is_regular {
             return no_ahead;
         }
-        let share = self.limits.ahead_bytes / active(&objects, now).max(1);
-        let most = self.limits.window_bytes.max(pace.in_flight_bytes).min(share);
+        let most = self.window(active(&objects, now).max(1), pace);
         let stream = objects.get_mut(&id).and_then(|streams| streams.get_mut(index));
         let stream = stream.expect("found above, under the same lock");
         if is_regular {
@@ -264,6 +263,14 @@ impl Readers {
         stream.asked = until;
         let ahead = if asked < until { vec![asked..until] } else { Vec::new() };
         Plan { ahead, ahead_piece_bytes: piece, ..no_ahead }
+    }
+
+    /// The most to read ahead of each of so many streams. One has all that the network needs in
+    /// flight; several share twice as much, which keeps the network as busy and memory free.
+    fn window(&self, streams: u64, pace: Pace) -> u64 {
+        let one = self.limits.window_bytes.max(pace.in_flight_bytes);
+        let share = (2 * one / streams).max(pace.part_bytes);
+        one.min(share).min(self.limits.ahead_bytes / streams)
     }
 
     /// Of what a plan wanted ahead, up to `until`, there was room up to `reached` only: the rest is
