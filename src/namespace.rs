@@ -4,7 +4,8 @@
 //! of the key and a LIST below it go out together, and after the second such lookup in one
 //! directory its listing is fetched in the background.
 //!
-//! A listing is shown as its pages come ([`growing`]), several of them at a time ([`pages`]); what
+//! Whoever lists directories one after the other finds the next ones listed already. A listing is
+//! shown as its pages come ([`growing`]), several of them at a time ([`pages`]); what
 //! has come answers lookups, too.
 //!
 //! Callers that need the same answer share one flight, run by a task of its own: an interrupted
@@ -226,6 +227,12 @@ impl Namespace {
             let prefix = state.directory(ino)?;
             let numbers = (ino, state.parent(ino, &prefix));
             let now = Instant::now();
+            if position.is_none() {
+                let ttl = self.config.metadata_ttl;
+                for ahead in state.directories.walked_to(&prefix, ttl, now) {
+                    self.listing_under_way(&mut state, &ahead, now);
+                }
+            }
             let resume = match (position, state.directories.fresh(&prefix, now)) {
                 (Some(at), _) => state.directories.resume(&prefix, at.generation, at.entries),
                 (None, Some((listing, _))) => Resume::At(listing, 0),
@@ -379,6 +386,11 @@ impl Namespace {
                 Err(NameError::Store(error))
             }
         };
+        let is_known = inodes.number(InodeRef::Directory(&prefix)).is_some();
+        if outcome.is_err() && !is_known {
+            // It was listed ahead, and nobody has come.
+            directories.release(&prefix, now);
+        }
         grower.send_modify(|growth| {
             if outcome.is_err() {
                 // Nobody reads on in it.

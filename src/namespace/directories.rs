@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use super::growing::{Grower, Growing, Onward};
 use super::inodes::{Inode, InodeRef};
 use super::listing::{Listing, Part};
-use super::tree::Hidden;
+use super::tree::{self, Hidden};
 use super::{FOREVER, Ino};
 
 /// The newest listing, and two more for scans and inode numbers.
@@ -32,6 +32,17 @@ const VERSIONS: usize = 3;
 
 /// After so many lookups that cost requests, a directory is worth listing.
 const MISSES_BEFORE_LISTING: u32 = 2;
+
+/// Directories that were listed one after the other, in the order of their parent's listing, before
+/// the next ones are listed ahead: two may be chance.
+const STEPS_BEFORE_WALK: u32 = 2;
+
+/// Directories listed ahead of a walk at most: as many latencies go by at the same time.
+const MOST_AHEAD: usize = 16;
+
+/// Entries that are looked through for the next directory: beyond so many files in between there
+/// is no walk to be fast for.
+const NEXT_WITHIN: usize = 4096;
 
 /// Newer generations under which a version is known, because it was found again: as many as there
 /// are versions.
@@ -89,6 +100,8 @@ struct Directory {
     growing: Vec<Under>,
     /// Of the newest version; `None` if its names were dropped and not even a scan may go on.
     expiry: Option<Expiry>,
+    /// How far its directories have been listed one after the other.
+    walk: Walk,
     /// How long the last listing took.
     listing_took: Duration,
     /// Answers to questions of an older epoch are not believed.
@@ -100,6 +113,16 @@ struct Directory {
     being_listed: bool,
     /// Reasons for hiding keys that the log has seen.
     warned: Vec<Hidden>,
+}
+
+/// How somebody goes through the directories in a directory.
+#[derive(Clone, Copy, Debug, Default)]
+struct Walk {
+    /// The listing, and the last directory in it that was listed.
+    generation: u32,
+    at: usize,
+    /// How many directories in a row were the next one.
+    steps: u32,
 }
 
 /// A listing under way.
@@ -254,6 +277,53 @@ impl Directories {
             (Some(newest), Some(_), Onward::At(index)) => Resume::At(newest.clone(), index),
             (_, _, onward) => Resume::Relist(onward),
         }
+    }
+
+    /// A scan of the directory `prefix` begins: gives the directories that are worth listing ahead,
+    /// because whoever does this goes through all that are in its parent.
+    pub(super) fn walked_to(
+        &mut self,
+        prefix: &str,
+        ttl: Option<Duration>,
+        now: Instant,
+    ) -> Vec<Arc<str>> {
+        let Some((parent, name)) = tree::parent_and_name(prefix) else { return Vec::new() };
+        let Some(listing) = self.newest(parent).filter(|_| self.is_fresh(parent, now)).cloned()
+        else {
+            return Vec::new();
+        };
+        let Some(at) = listing.find(name.as_bytes()) else { return Vec::new() };
+        let directories_behind = |index: usize| {
+            let within = index + 1..listing.len().min(index + 1 + NEXT_WITHIN);
+            within.filter(|index| listing.is_directory(*index))
+        };
+        let Some(directory) = self.states.get_mut(parent) else { return Vec::new() };
+        let walk = &mut directory.walk;
+        let same = walk.generation == listing.generation();
+        if !same || walk.at != at {
+            let is_next = same && directories_behind(walk.at).next() == Some(at);
+            let steps = if is_next { walk.steps.saturating_add(1) } else { 0 };
+            *walk = Walk { generation: listing.generation(), at, steps };
+        }
+        let steps = walk.steps;
+        // What is listed ahead must still be believed when the walk comes to it.
+        let took = directory.listing_took * 2;
+        let most = u32::try_from(MOST_AHEAD).expect("small");
+        if steps < STEPS_BEFORE_WALK || ttl.is_some_and(|ttl| ttl <= took * most) {
+            return Vec::new();
+        }
+        let ahead = 1_usize.checked_shl(steps).unwrap_or(MOST_AHEAD).min(MOST_AHEAD);
+        let names = directories_behind(at).take(ahead).map(|index| listing.name(index));
+        let prefixes = names.map(|name| format!("{parent}{}/", String::from_utf8_lossy(name)));
+        prefixes
+            .filter(|prefix| self.under_way(prefix).is_none() && !self.is_fresh(prefix, now))
+            .map(Arc::from)
+            .collect()
+    }
+
+    fn is_fresh(&self, prefix: &str, now: Instant) -> bool {
+        let expiry = self.states.get(prefix).and_then(|directory| directory.expiry);
+        expiry.is_some_and(|expiry| expiry.remaining(now).is_some())
     }
 
     /// Counts a lookup that costs requests. True when the directory is worth listing: it has come
@@ -463,6 +533,7 @@ impl Directories {
                 versions: VecDeque::new(),
                 aliases: VecDeque::new(),
                 growing: Vec::new(),
+                walk: Walk::default(),
                 expiry: None,
                 listing_took: Duration::ZERO,
                 epoch: *last_epoch,

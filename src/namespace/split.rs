@@ -30,7 +30,7 @@ mod model;
 
 /// So many requests more than pages there may be, for each full page of keys found: a probe for
 /// every five pages, so that regular names, whose probes mostly succeed, stay below 1.3 requests a
-/// page and a directory of up to four pages is not guessed about.
+/// page and a directory of up to five pages is not guessed about.
 const LEAST_WASTE: f64 = 0.2;
 /// Beyond [`MANY_PAGES`], where irregular names are worth more of it: in all less than 2.
 const MORE_WASTE: f64 = 0.7;

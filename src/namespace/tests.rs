@@ -826,3 +826,76 @@ async fn cookies_of_a_listing_that_found_nothing_new_are_as_good_as_the_first_on
         assert_eq!(rest(mount.scan(ROOT, cookie).await.expect("goes on")), expected);
     }
 }
+
+/// Directories `d/00` to `d/39` of two files each; 50 ms a page.
+async fn forest() -> (Mount, Ino) {
+    let keys: Vec<_> = (0..80).map(|n| format!("d/{:02}/{}", n / 2, n % 2)).collect();
+    let mount = mount(&keys.iter().map(String::as_str).collect::<Vec<_>>());
+    let d = mount.ino("d").await;
+    mount.list(d).await.expect("listed");
+    mount.faults.delay(Operation::List, Duration::from_millis(50));
+    (mount, d)
+}
+
+impl Mount {
+    async fn list_below(&self, parent: Ino, name: &str) {
+        let ino = self.names.lookup(parent, name.as_bytes()).await.expect("exists").ino;
+        assert_eq!(self.list(ino).await, Ok(vec!["0".to_owned(), "1".to_owned()]));
+    }
+}
+
+/// F9
+#[tokio::test(start_paused = true)]
+async fn a_walk_finds_the_next_directories_listed() {
+    let (mount, d) = forest().await;
+    let (lists, heads) = mount.requests();
+    let start = Instant::now();
+    for name in 0..40 {
+        mount.list_below(d, &format!("{name:02}")).await;
+    }
+    assert_eq!(mount.requests(), (lists + 40, heads));
+    // Three at a walking pace, then 4, 8, 16 at a time.
+    assert!(start.elapsed() <= Duration::from_millis(50) * 8, "{:?}", start.elapsed());
+}
+
+/// F9
+#[tokio::test(start_paused = true)]
+async fn who_does_not_walk_has_nothing_listed_ahead_and_who_stops_pays_for_16_at_most() {
+    let (mount, d) = forest().await;
+    let (lists, _) = mount.requests();
+    for name in ["03", "04", "20", "07", "08", "08", "01"] {
+        mount.list_below(d, name).await;
+    }
+    settle().await;
+    pass(Duration::from_secs(1)).await;
+    assert_eq!(mount.requests().0, lists + 6);
+    for name in 10..18 {
+        mount.list_below(d, &format!("{name:02}")).await;
+    }
+    pass(Duration::from_secs(1)).await;
+    assert_eq!(mount.requests().0, lists + 6 + 8 + 16 - 1, "20 is listed already");
+}
+
+/// F9
+#[tokio::test(start_paused = true)]
+async fn a_walk_meets_a_directory_that_is_gone_or_fails_as_if_nothing_had_been_listed_ahead() {
+    let (mount, d) = forest().await;
+    mount.memory.delete("d/05/0");
+    mount.memory.delete("d/05/1");
+    for name in 0..5 {
+        mount.list_below(d, &format!("{name:02}")).await;
+    }
+    let gone = mount.names.lookup(d, b"05").await.expect("listed before").ino;
+    assert!(matches!(mount.list(gone).await, Err(NameError::NotFound { .. })));
+    mount.faults.hook(|call| match call.key {
+        "d/30/" => Fault::Fail(StoreError::Throttled),
+        _ => Fault::None,
+    });
+    for name in 6..30 {
+        mount.list_below(d, &format!("{name:02}")).await;
+    }
+    let failing = mount.names.lookup(d, b"30").await.expect("listed before").ino;
+    assert_eq!(mount.list(failing).await, Err(NameError::Store(StoreError::Throttled)));
+    mount.faults.hook(|_| Fault::None);
+    mount.list_below(d, "30").await;
+}

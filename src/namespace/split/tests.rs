@@ -204,7 +204,7 @@ fn a_small_directory_is_not_guessed_about() {
     for pages in [1, 2, 3, 5, 8, 13, 21, 34, 55] {
         for (name, _, keys) in shapes(pages * 20) {
             let cost = play(&keys, 20, 16);
-            let most = if pages <= 3 { 1.0 } else { 1.5 };
+            let most = if pages <= 5 { 1.0 } else { 1.3 };
             assert!(cost.factor() <= most, "{pages} pages of {name}: {cost:?}");
         }
     }
