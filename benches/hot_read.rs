@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use divan::Bencher;
 use divan::counter::BytesCount;
 use fasts3_mount::config;
-use fasts3_mount::fs::{BucketFs, ReadConfig};
+use fasts3_mount::fs::{BucketFs, ReadConfig, Taker};
 use fasts3_mount::namespace::{Ino, NamespaceConfig, ROOT};
 use fasts3_mount::store::memory::MemoryStore;
 use tokio::runtime::Runtime;
@@ -109,7 +109,7 @@ impl Hot {
     }
 
     fn read(&self, offset: u64) {
-        let data = self.runtime.block_on(self.fs.read(self.ino, offset, READ_BYTES));
+        let data = self.runtime.block_on(self.fs.read(self.ino, offset, READ_BYTES, Taker::PageCache));
         assert_eq!(divan::black_box(data.expect("it is cached")).len(), READ_BYTES as usize);
     }
 }
@@ -148,7 +148,7 @@ fn cached_read_of_1_mib_and_a_copy(bencher: Bencher) {
     let mut buffer = vec![0; READ_BYTES as usize];
     bencher.counter(BytesCount::new(u64::from(READ_BYTES))).bench_local(|| {
         let offset = offsets.next().expect("it goes round");
-        let data = hot.runtime.block_on(hot.fs.read(hot.ino, offset, READ_BYTES));
+        let data = hot.runtime.block_on(hot.fs.read(hot.ino, offset, READ_BYTES, Taker::PageCache));
         buffer.copy_from_slice(&data.expect("it is cached"));
         divan::black_box(&buffer);
     });

@@ -7,6 +7,8 @@
 //! cargo run --release --example get -- http://127.0.0.1:9000 big 8MiB 8 4GiB
 //! ```
 //!
+//! With `--tls ca.pem` the server speaks TLS, and the endpoint is `https://127.0.0.1:9000`.
+//!
 //! The arguments: endpoint, key, bytes of a GET, GETs at once, bytes in all. Keys come from the
 //! environment; a certificate is not checked.
 

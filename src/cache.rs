@@ -11,34 +11,56 @@
 //!   holding one: so what they all hold can be given up, and the wait ends.
 //! - A fetch, once begun, goes on without its reader; a failed one leaves its blocks empty, tells
 //!   those who waited for it why, and the next reader tries again.
+//! - A chunk whose every byte the kernel's page cache has taken is *spent*: a second copy. Spent
+//!   chunks are given up first, and sooner than that fresh memory is touched for a stream.
 
 use std::collections::VecDeque;
 use std::ops::{Deref, Range};
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::BufMut;
 use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::{MutexGuard, Notify, Semaphore, SemaphorePermit};
-use tokio::time::Instant;
+use tokio::sync::{MutexGuard, Notify};
+use tokio::time::{Instant, sleep};
 
 use self::arena::{Arena, BlockWriter, Memory};
+use self::gate::{Gate, Pass};
+use self::pace::Timing;
 use self::slots::Full;
-use crate::layout::{Layout, Span};
+use crate::layout::{Layout, Span, WHOLE_OBJECT_BYTES};
 use crate::stats::Stats;
 use crate::store::{ObjectMeta, ObjectStore, StoreError};
 
 mod arena;
+mod gate;
+mod pace;
 mod slots;
 #[cfg(test)]
 mod tests;
 
 /// Names one version of one object; the inode number serves as such.
 pub type ObjectId = u64;
+
+/// So much memory is kept ready, if a quarter of the budget is as much: what one stream has in
+/// flight, or it would begin with touching fresh memory, which costs more than to receive the bytes.
+const READY_BYTES: u64 = 256 << 20;
+
+/// What more of it was not needed for this long goes back to the system.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// Who takes the bytes of a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taker {
+    /// The kernel's page cache, which keeps them.
+    PageCache,
+    /// A program, past the page cache (`O_DIRECT`).
+    Program,
+}
 
 /// Why something is fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,9 +85,9 @@ struct Inner {
     freed: Notify,
     /// Held by the one reader whose turn it is to wait for room; the others queue for it.
     turn: tokio::sync::Mutex<()>,
-    /// GETs of readahead in flight: fewer than there are connections, so that a reader in need
-    /// finds one.
-    ahead: Semaphore,
+    /// Bytes of the spent chunks of streams, changed under the lock of `chunks`.
+    spent_bytes: AtomicU64,
+    gate: Arc<Gate>,
     runtime: Handle,
     stats: Arc<Stats>,
 }
@@ -88,10 +110,32 @@ impl ChunkCache {
             chunks: Mutex::new(LruCache::unbounded()),
             freed: Notify::new(),
             turn: tokio::sync::Mutex::new(()),
-            ahead: Semaphore::new((max_connections * 3 / 4).max(1)),
+            spent_bytes: AtomicU64::new(0),
+            gate: Gate::new(max_connections),
             runtime,
             stats,
         })))
+    }
+
+    /// Puts memory behind the first chunks before they are needed, in the background, and from here
+    /// on hands back what was not needed for a while.
+    pub fn keep_ready(&self) {
+        let ready_bytes = READY_BYTES.min(self.0.arena.budget() / 4);
+        let inner = self.0.clone();
+        self.0.runtime.spawn_blocking(move || {
+            inner.arena.make_ready(ready_bytes);
+            inner.freed.notify_waiters();
+        });
+        self.0.runtime.spawn(release_idle_memory(Arc::downgrade(&self.0), ready_bytes));
+    }
+
+    /// The size of a GET that reads a stream ahead, and how many bytes of them are worth having in
+    /// flight, both as the network was measured. A part has the layout's size, or half of it.
+    #[must_use]
+    pub fn pace(&self) -> (u64, u64) {
+        let Layout { part_bytes, block_bytes, .. } = self.0.layout;
+        let part_bytes = self.0.gate.part_bytes(part_bytes).next_multiple_of(block_bytes);
+        (part_bytes, self.0.gate.bytes_in_flight(part_bytes))
     }
 
     /// Bytes that chunks hold or await.
@@ -100,8 +144,15 @@ impl ChunkCache {
         self.0.arena.used()
     }
 
+    /// Whether anything of the first chunk of an object is held or awaited.
+    #[must_use]
+    pub fn holds(&self, id: ObjectId) -> bool {
+        self.0.chunks.lock().contains(&(id, 0))
+    }
+
     /// Begins to fetch what of `range` nobody has fetched, in GETs of at most `piece_bytes`, as
-    /// far as the budget allows.
+    /// far as the budget allows. Returns where it has come to: the range's end, or where there was
+    /// no room any more.
     pub fn fetch(
         &self,
         id: ObjectId,
@@ -109,19 +160,23 @@ impl ChunkCache {
         range: Range<u64>,
         piece_bytes: u64,
         purpose: Purpose,
-    ) {
+    ) -> u64 {
         // What little room there is belongs to those who wait for it.
         if purpose == Purpose::Ahead && self.0.turn.try_lock().is_err() {
-            return;
+            return range.start;
         }
         let layout = Layout { part_bytes: piece_bytes, ..self.0.layout };
-        for span in layout.spans(range) {
-            let Ok(lease) = self.lease(id, object, span.chunk) else { return };
+        let mut reached = range.start;
+        for span in layout.spans(range.clone()) {
+            let Ok(lease) = self.lease(id, object, span.chunk) else { return reached };
             for piece in layout.parts(layout.blocks(&span.bytes)) {
-                let Ok(writers) = self.claim_making_room(&lease, piece) else { return };
+                let bytes = layout.block_bytes(&piece, lease.memory.len());
+                let Ok(writers) = self.claim_making_room(&lease, piece) else { return reached };
                 self.spawn_fetches(&lease, object, span.chunk, writers, purpose);
+                reached = layout.object_range(&Span { chunk: span.chunk, bytes }).end;
             }
         }
+        reached.min(range.end)
     }
 
     /// The bytes of `range`, which lies inside the object, as soon as they are there.
@@ -130,11 +185,12 @@ impl ChunkCache {
         id: ObjectId,
         object: &Arc<ObjectMeta>,
         range: Range<u64>,
+        taker: Taker,
     ) -> Result<Data, StoreError> {
         let length = range.end - range.start;
         let mut spans = self.0.layout.spans(range);
         let Some(first) = spans.next() else { return Ok(Data::Joined(Vec::new())) };
-        let first = self.read_span(id, object, first).await?;
+        let first = self.read_span(id, object, first, taker).await?;
         if first.bytes.len() as u64 == length {
             return Ok(Data::Slice(first));
         }
@@ -142,7 +198,7 @@ impl ChunkCache {
         let mut joined = first.to_vec();
         drop(first);
         for span in spans {
-            joined.extend_from_slice(&self.read_span(id, object, span).await?);
+            joined.extend_from_slice(&self.read_span(id, object, span, taker).await?);
         }
         Ok(Data::Joined(joined))
     }
@@ -152,6 +208,7 @@ impl ChunkCache {
         id: ObjectId,
         object: &Arc<ObjectMeta>,
         span: Span,
+        taker: Taker,
     ) -> Result<Slice, StoreError> {
         let blocks = self.0.layout.blocks(&span.bytes);
         let mut turn = None;
@@ -160,7 +217,12 @@ impl ChunkCache {
             freed.as_mut().enable();
             if let Ok(lease) = self.lease(id, object, span.chunk) {
                 match self.wait_for_blocks(&lease, object, span.chunk, &blocks, &mut turn).await {
-                    Ok(()) => return Ok(Slice { lease, bytes: span.bytes }),
+                    Ok(()) => {
+                        if taker == Taker::PageCache && lease.take(&blocks, &span.bytes) {
+                            self.0.spend(&lease, (id, span.chunk));
+                        }
+                        return Ok(Slice { lease, bytes: span.bytes });
+                    }
                     Err(Wait::Failed(error)) => return Err(error),
                     // Whose turn it is must not be woken by the end of its own lease.
                     Err(Wait::Full) if turn.is_some() => lease.end_quietly(),
@@ -211,10 +273,18 @@ impl ChunkCache {
         let mut chunks = self.0.chunks.lock();
         let key = (id, chunk);
         if let Some(found) = chunks.get(&key) {
-            return Ok(Lease::new(found.clone(), &self.0));
+            let found = found.clone();
+            if found.spent.load(Ordering::Relaxed) {
+                // The kernel has forgotten it, so it is a first copy again.
+                self.0.unspend(&found);
+            }
+            return Ok(Lease::new(found, &self.0));
         }
         let len = self.0.layout.chunk_len(object.version.size_bytes, chunk);
-        if self.0.arena.available() < self.0.layout.part_bytes {
+        let first_part = self.0.layout.part_bytes.min(len as u64);
+        let recycles = self.0.spent_bytes.load(Ordering::Relaxed) > 0
+            && self.0.arena.idle() < first_part;
+        if recycles || self.0.arena.available() < first_part {
             // Its first part will need room anyway. Made now, the room is where the chunk will be:
             // memory that is there already. If there is none to be made, that is not needed yet.
             let _ = self.0.evict_oldest(&mut chunks);
@@ -276,9 +346,10 @@ async fn fetch(
     purpose: Purpose,
 ) {
     let inner = &lease.inner;
-    let _turn = match purpose {
-        Purpose::Demand => None,
-        Purpose::Ahead => turn_or_demand(&lease, writer.blocks()).await,
+    let bytes = writer.bytes().len() as u64;
+    let pass = match purpose {
+        Purpose::Demand => inner.gate.enter(purpose, bytes).await,
+        Purpose::Ahead => pass_ahead(&lease, writer.blocks(), bytes).await,
     };
     let mut verdict = Verdict {
         chunk: &lease,
@@ -287,14 +358,19 @@ async fn fetch(
     };
     let range = inner.layout.object_range(&Span { chunk, bytes: writer.bytes().clone() });
     inner.stats.gets.add(1);
-    // While the store makes up its mind, the memory is made ready: 0.8 instead of 1.0 s of system
-    // time for a GiB that is read for the first time.
-    let populating = (purpose == Purpose::Ahead).then(|| {
+    // While the store makes up its mind, the memory is made ready.
+    let populating = (purpose == Purpose::Ahead && writer.is_fresh()).then(|| {
         let (memory, bytes) = (writer.memory().clone(), writer.bytes().clone());
         inner.runtime.spawn_blocking(move || memory.populate(&bytes))
     });
+    let begun = Instant::now();
     let outcome = inner.store.get_range(&object.version, range, &mut writer).await;
+    drop(pass);
     inner.stats.bytes_fetched.add(writer.written() as u64);
+    if let (Ok(()), Some(first)) = (&outcome, writer.first_byte()) {
+        let timing = Timing { first_byte: first - begun, body: first.elapsed(), bytes };
+        inner.gate.learn(timing, inner.arena.received());
+    }
     if let Some(populating) = populating {
         // Not later than the charge ends. What a panic there means is that the memory is not ready.
         let _ = populating.await;
@@ -306,23 +382,38 @@ async fn fetch(
     };
 }
 
-/// Waits for the turn of a GET of readahead; or only until a reader wants its bytes, for readers
-/// go before readahead.
-async fn turn_or_demand<'a>(
-    lease: &'a Lease,
-    blocks: &Range<usize>,
-) -> Option<SemaphorePermit<'a>> {
-    let mut turn = pin!(lease.inner.ahead.acquire());
+/// Waits until a GET of readahead may go; or until a reader wants its bytes, and then only as a
+/// reader does.
+async fn pass_ahead(lease: &Lease, blocks: &Range<usize>, bytes: u64) -> Pass {
+    let gate = &lease.inner.gate;
+    {
+        let mut pass = pin!(gate.enter(Purpose::Ahead, bytes));
+        loop {
+            let mut wanted = pin!(lease.wanted.notified());
+            wanted.as_mut().enable();
+            if lease.is_wanted(blocks) {
+                break;
+            }
+            tokio::select! {
+                pass = &mut pass => return pass,
+                () = wanted => {}
+            }
+        }
+    }
+    gate.enter(Purpose::Demand, bytes).await
+}
+
+/// Hands memory back that nobody has needed for a while, but for so much; ends with the cache.
+async fn release_idle_memory(cache: Weak<Inner>, ready_bytes: u64) {
+    let mut before = 0;
     loop {
-        let mut wanted = pin!(lease.wanted.notified());
-        wanted.as_mut().enable();
-        if lease.is_wanted(blocks) {
-            return None;
+        sleep(IDLE).await;
+        let Some(cache) = cache.upgrade() else { return };
+        let received = cache.arena.received();
+        if received == before {
+            cache.arena.release_idle(ready_bytes);
         }
-        tokio::select! {
-            turn = &mut turn => return turn.ok(),
-            () = wanted => {}
-        }
+        before = received;
     }
 }
 
@@ -348,9 +439,29 @@ impl Inner {
         // No new lease can be taken while `chunks` is locked, so a count of one stays one.
         let idle = |chunk: &Arc<Chunk>| Arc::strong_count(chunk) == 1;
         let oldest = chunks.iter().rev().find(|(_, chunk)| idle(chunk)).map(|(&key, _)| key);
-        chunks.pop(&oldest.ok_or(Full)?);
+        let chunk = chunks.pop(&oldest.ok_or(Full)?);
+        if let Some(chunk) = chunk.filter(|chunk| chunk.spent.load(Ordering::Relaxed)) {
+            self.unspend(&chunk);
+        }
         self.stats.evictions.add(1);
         Ok(())
+    }
+
+    /// The page cache holds all of this chunk: it goes first, from here on.
+    fn spend(&self, chunk: &Chunk, key: (ObjectId, u32)) {
+        let mut chunks = self.chunks.lock();
+        if !chunk.spent.swap(true, Ordering::Relaxed) {
+            self.spent_bytes.fetch_add(chunk.stream_bytes(), Ordering::Relaxed);
+            chunks.demote(&key);
+        }
+    }
+
+    /// Called under the lock of `chunks`, for a chunk that is spent.
+    fn unspend(&self, chunk: &Chunk) {
+        self.spent_bytes.fetch_sub(chunk.stream_bytes(), Ordering::Relaxed);
+        chunk.spent.store(false, Ordering::Relaxed);
+        chunk.taken.iter().for_each(|taken| taken.store(false, Ordering::Relaxed));
+        chunk.not_taken.store(chunk.taken.len(), Ordering::Relaxed);
     }
 }
 
@@ -361,12 +472,45 @@ struct Chunk {
     /// For each block, whether a reader has ever had to wait for it; told when one does.
     waited_for: Box<[AtomicBool]>,
     wanted: Notify,
+    /// For each block, whether the page cache has taken its end; and how many it has not.
+    taken: Box<[AtomicBool]>,
+    not_taken: AtomicUsize,
+    /// The page cache has taken all of it. Changed under the lock of the cache's chunks.
+    spent: AtomicBool,
 }
 
 impl Chunk {
     fn new(memory: Arc<Memory>) -> Self {
-        let waited_for = (0..memory.blocks()).map(|_| AtomicBool::new(false)).collect();
-        Self { memory, failures: Mutex::default(), waited_for, wanted: Notify::new() }
+        let blocks = memory.blocks();
+        let flags = || (0..blocks).map(|_| AtomicBool::new(false)).collect();
+        Self {
+            memory,
+            failures: Mutex::default(),
+            waited_for: flags(),
+            wanted: Notify::new(),
+            taken: flags(),
+            not_taken: AtomicUsize::new(blocks),
+            spent: AtomicBool::new(false),
+        }
+    }
+
+    /// The page cache takes these bytes; whether it has now taken all of the chunk. Who reads a
+    /// block's end has mostly read its beginning.
+    fn take(&self, blocks: &Range<usize>, bytes: &Range<usize>) -> bool {
+        let mut ended = blocks.clone();
+        if self.memory.block_end(blocks.end - 1) > bytes.end {
+            ended.end -= 1;
+        }
+        let is_new = |block: &&AtomicBool| !block.swap(true, Ordering::Relaxed);
+        let new = self.taken[ended].iter().filter(is_new).count();
+        new > 0 && self.not_taken.fetch_sub(new, Ordering::Relaxed) == new
+    }
+
+    /// What it counts for among the spent chunks of streams. Small objects do not: whoever reads
+    /// them again has them from here when the kernel has not.
+    fn stream_bytes(&self) -> u64 {
+        let len = self.memory.len() as u64;
+        if len > WHOLE_OBJECT_BYTES { len } else { 0 }
     }
 
     /// A reader waits for these blocks: their fetch must not wait for its turn.

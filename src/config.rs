@@ -318,7 +318,7 @@ mod tests {
         let config = config(&[]).unwrap();
         assert_eq!(config.chunk_bytes, 128 << 20);
         assert_eq!(config.part_bytes, 8 << 20);
-        assert_eq!(config.max_connections, 64);
+        assert_eq!(config.max_connections, 128);
         assert_eq!(config.metadata_ttl, Some(Duration::from_mins(1)));
         assert_eq!(config.names_budget_bytes, 1 << 30);
         assert_eq!(config.negative_ttl, Duration::from_secs(5));

@@ -110,6 +110,9 @@ pub async fn run(config: &Config) -> Result<(), StartError> {
         gets = stats.gets.get(),
         bytes_fetched = stats.bytes_fetched.get(),
         evictions = stats.evictions.get(),
+        siblings_ahead = stats.siblings_ahead.get(),
+        siblings_used = stats.siblings_used.get(),
+        siblings_wasted = stats.siblings_wasted.get(),
         "unmounted {}",
         config.mountpoint.display(),
     );

@@ -7,19 +7,26 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::runtime::Handle;
 
+pub use crate::cache::Taker;
 use crate::cache::{ChunkCache, Data, Purpose};
 use crate::config::Config;
-use crate::layout::{BLOCK_BYTES, Layout};
-use crate::namespace::{Ino, NameError, Namespace, NamespaceConfig, Node, NodeKind, ScanEntry};
-use crate::reader::{Limits, Readers};
+use crate::layout::{BLOCK_BYTES, Layout, WHOLE_OBJECT_BYTES};
+use crate::namespace::{
+    Ino, NameError, Namespace, NamespaceConfig, Node, NodeKind, Place, ScanEntry,
+};
+use crate::reader::{Limits, Pace, Readers};
+use crate::siblings::{self, Access, Directory, Siblings};
 use crate::stats::Stats;
-use crate::store::{ObjectStore, StoreError};
+use crate::store::{ObjectMeta, ObjectStore, StoreError};
 
 /// A bucket as a file system.
 pub struct BucketFs {
     namespace: Arc<Namespace>,
     cache: ChunkCache,
     readers: Readers,
+    siblings: Siblings,
+    /// Small files are fetched in GETs of this size, which is one.
+    whole_bytes: u64,
     look: Look,
     stats: Arc<Stats>,
 }
@@ -55,7 +62,8 @@ impl ReadConfig {
         let layout = Layout {
             chunk_bytes,
             block_bytes: BLOCK_BYTES,
-            part_bytes: config.part_bytes.min(chunk_bytes),
+            // The most, for a store that is far away.
+            part_bytes: (2 * config.part_bytes).min(chunk_bytes),
         };
         Self {
             layout,
@@ -227,9 +235,14 @@ impl BucketFs {
         let limits = Limits {
             block_bytes: reading.layout.block_bytes,
             window_bytes: reading.layout.chunk_bytes,
-            part_bytes: reading.layout.part_bytes,
             // The other half is for what was read and may be read again.
             ahead_bytes: budget / 2,
+        };
+        let beside = siblings::Limits {
+            small_bytes: WHOLE_OBJECT_BYTES.min(reading.layout.part_bytes),
+            ahead_bytes: budget / 4,
+            // The cache keeps room for a part; a quarter is for what is fetched and not served.
+            life_bytes: budget.saturating_sub(reading.layout.part_bytes) / 4 * 3,
         };
         let cache = ChunkCache::new(
             store.clone(),
@@ -239,10 +252,13 @@ impl BucketFs {
             runtime,
             stats.clone(),
         )?;
+        cache.keep_ready();
         Ok(Arc::new(Self {
             namespace: Namespace::new(store, names),
             cache,
             readers: Readers::new(limits),
+            siblings: Siblings::new(beside, stats.clone()),
+            whole_bytes: reading.layout.part_bytes,
             look: Look {
                 uid: config.uid,
                 gid: config.gid,
@@ -282,7 +298,13 @@ impl BucketFs {
     }
 
     /// Bytes of a file: all that were asked for, less only at the end of the file.
-    pub async fn read(&self, ino: Ino, offset: u64, size: u32) -> Result<Data, FsError> {
+    pub async fn read(
+        &self,
+        ino: Ino,
+        offset: u64,
+        size: u32,
+        taker: Taker,
+    ) -> Result<Data, FsError> {
         let object = self.namespace.object(ino)?;
         if object.archived {
             return Err(FsError::Denied);
@@ -292,10 +314,24 @@ impl BucketFs {
         if want.is_empty() {
             return Ok(Data::Joined(Vec::new()));
         }
-        let plan = self.readers.plan(ino, length, want.clone());
+        let begins = self.siblings.begins(ino, length);
+        let cached = begins && self.cache.holds(ino);
+        let (part_bytes, in_flight_bytes) = self.cache.pace();
+        let pace = Pace { part_bytes, in_flight_bytes };
+        let plan = self.readers.plan(ino, length, want.clone(), pace);
         self.cache.fetch(ino, &object, plan.now, plan.now_piece_bytes, Purpose::Demand);
-        self.cache.fetch(ino, &object, plan.ahead, plan.ahead_piece_bytes, Purpose::Ahead);
-        match self.cache.read(ino, &object, want.clone()).await {
+        for ahead in plan.ahead {
+            let (until, piece) = (ahead.end, plan.ahead_piece_bytes);
+            let reached = self.cache.fetch(ino, &object, ahead, piece, Purpose::Ahead);
+            if reached < until {
+                self.readers.fell_short(ino, reached, until);
+                break;
+            }
+        }
+        if begins {
+            self.read_siblings_ahead(ino, &object, offset == 0, cached);
+        }
+        match self.cache.read(ino, &object, want.clone(), taker).await {
             Ok(data) => {
                 self.stats.reads.add(1);
                 self.stats.bytes_served.add(data.len() as u64);
@@ -310,6 +346,34 @@ impl BucketFs {
                 Err(failure)
             }
         }
+    }
+
+    /// A small file is read: fetches those of its siblings that will probably be read next.
+    fn read_siblings_ahead(&self, ino: Ino, object: &ObjectMeta, from_start: bool, cached: bool) {
+        let Some(place) = self.namespace.place(ino, object) else { return };
+        let served_bytes = self.stats.bytes_served.get();
+        let access = Access { index: place.index, from_start, cached, served_bytes };
+        let mut chosen = self.siblings.read(&place, access);
+        chosen.retain(|&index| !self.fetch_sibling(&place, index));
+        if !chosen.is_empty() {
+            self.siblings.not_fetched(&place, &chosen);
+        }
+    }
+
+    /// Begins to fetch a file whole. False if it is there already, or there is no room.
+    fn fetch_sibling(&self, place: &Place, index: usize) -> bool {
+        let Some((ino, object)) = place.file(index) else { return false };
+        if self.cache.holds(ino) {
+            return false;
+        }
+        let size_bytes = object.version.size_bytes;
+        self.cache.fetch(ino, &object, 0..size_bytes, self.whole_bytes, Purpose::Ahead);
+        let fetched = self.cache.holds(ino);
+        if fetched {
+            self.stats.siblings_ahead.add(1);
+            self.stats.siblings_ahead_bytes.add(size_bytes);
+        }
+        fetched
     }
 
     /// Hands out the entries of a directory behind `cookie`, until `add` takes no more.
@@ -373,3 +437,24 @@ fn directory_entry<'a>(item: &ScanEntry<'a>) -> DirectoryEntry<'a> {
     let kind = if item.is_directory { Kind::Directory } else { Kind::File };
     DirectoryEntry { name: item.name, ino: item.ino, kind, cookie: item.cookie }
 }
+
+impl Directory for Place {
+    fn path(&self) -> &Arc<str> {
+        self.listing.prefix()
+    }
+
+    fn generation(&self) -> u32 {
+        self.listing.generation()
+    }
+
+    fn entries(&self) -> usize {
+        self.listing.len()
+    }
+
+    fn file_bytes(&self, index: usize) -> Option<u64> {
+        self.listing.file_bytes(index)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -32,7 +32,7 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use crate::config::{Access, Config};
-use crate::fs::{Attributes, BucketFs, DirectoryEntry, FsError, Kind};
+use crate::fs::{Attributes, BucketFs, DirectoryEntry, FsError, Kind, Taker};
 use crate::namespace::Ino;
 
 /// Inode numbers are never reused while mounted, so one generation does.
@@ -249,13 +249,15 @@ impl fuser::Filesystem for Adapter {
         _: FileHandle,
         offset: u64,
         size: u32,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
         let (fs, kernel) = (self.fs.clone(), self.kernel.clone());
+        let past_page_cache = flags.0 & libc::O_DIRECT != 0;
+        let taker = if past_page_cache { Taker::Program } else { Taker::PageCache };
         self.answer(async move {
-            match fs.read(ino.0, offset, size).await {
+            match fs.read(ino.0, offset, size, taker).await {
                 Ok(data) => reply.data(&data),
                 Err(error) => {
                     if error == FsError::Stale {

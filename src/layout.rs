@@ -13,6 +13,10 @@ use std::ops::Range;
 /// first byte).
 pub const BLOCK_BYTES: u64 = 128 << 10;
 
+/// Up to here an object is fetched whole at its first read: at 90 MB/s a connection 4 MiB take
+/// 45 ms behind 15 ms to the first byte, and the reader gets its bytes as they arrive.
+pub const WHOLE_OBJECT_BYTES: u64 = 4 << 20;
+
 /// The sizes that everything is cut by. `block` divides `part` and `chunk`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {

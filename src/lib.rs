@@ -12,6 +12,7 @@
 //! - [`fs`]: the whole file system without FUSE, and the errno of every failure.
 //! - [`namespace`]: names to inodes: listings with TTLs, point lookups, negative answers.
 //! - [`reader`]: one object's access patterns: what to fetch now and what to fetch ahead.
+//! - [`siblings`]: one directory's access pattern: which of a small file's siblings to fetch ahead.
 //! - [`cache`]: chunks of object bytes: LRU, the memory budget, single flight, waiting readers.
 //! - [`layout`]: pure arithmetic: offsets to chunks, blocks and parts.
 //! - [`store`]: the seam to the object store, and everything that implements it.
@@ -25,5 +26,6 @@ pub mod fuse;
 pub mod layout;
 pub mod namespace;
 pub mod reader;
+pub mod siblings;
 pub mod stats;
 pub mod store;

@@ -133,6 +133,26 @@ pub enum NameError {
     Store(#[from] StoreError),
 }
 
+/// Where a file stands in its directory's listing.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The whole of it.
+    pub listing: Arc<Listing>,
+    /// Where in it.
+    pub index: usize,
+}
+
+impl Place {
+    /// The file at an index of the listing and its inode number; `None` for a directory.
+    #[must_use]
+    pub fn file(&self, index: usize) -> Option<(Ino, Arc<ObjectMeta>)> {
+        match self.listing.inode(index) {
+            Inode::File(object) => Some((self.listing.ino(index), object)),
+            Inode::Directory(_) => None,
+        }
+    }
+}
+
 /// The names of a bucket, as inodes.
 ///
 /// Its asynchronous methods need a tokio runtime, on which they start tasks.
@@ -277,6 +297,15 @@ impl Namespace {
         let Some(Inode::File(meta)) = state.inodes.get(ino) else { return None };
         let (parent, name) = tree::parent_and_name(&meta.version.key)?;
         Some((state.inodes.number(InodeRef::Directory(parent))?, name.to_owned()))
+    }
+
+    /// Where a file stands among the others of its directory, if that has a listing which is
+    /// believed. Sends no request.
+    pub fn place(&self, ino: Ino, object: &ObjectMeta) -> Option<Place> {
+        let (parent, name) = tree::parent_and_name(&object.version.key)?;
+        let (listing, _) = self.state.lock().directories.fresh(parent, Instant::now())?;
+        let index = listing.find(name.as_bytes())?;
+        (listing.ino(index) == ino).then_some(Place { listing, index })
     }
 
     /// Drops what is believed of all names, negative answers included. Inodes stay: whoever has

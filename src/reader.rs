@@ -6,10 +6,14 @@
 //! of order. A read that belongs to none begins a new stream and ends none but the longest unused
 //! one: a jump to the tail (a Parquet footer, a zip directory) costs the others nothing.
 //!
-//! A stream reads ahead once a second read has followed the first: eight times what was read of it,
-//! up to the layout's chunk (128 MiB). Reads that are near to each other but skip what lies between
-//! (the holes of a page cache) have read little, and so open no large window. A random read fetches
-//! what it asks for, in whole blocks, and nothing else.
+//! What a stream is read ahead of depends on how it goes:
+//!
+//! - *Onwards*, one read behind the other: a window ahead of its position, which grows with what was
+//!   read of it. Reads that skip what lies between them (the holes of a page cache) have read
+//!   little, and open no large window.
+//! - *In strides*, each read as far from the last as that from the one before (the rows of a table,
+//!   a column of a Parquet file, a file read backwards): the next reads, and not what lies between.
+//! - A first read, or a random one: nothing. It fetches what it asks for, in whole blocks.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -19,10 +23,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::cache::ObjectId;
-
-/// Up to here an object is fetched whole at its first read: at 90 MB/s a connection 4 MiB take
-/// 45 ms behind 15 ms to the first byte, and the reader gets its bytes as they arrive.
-const WHOLE_OBJECT_BYTES: u64 = 4 << 20;
+use crate::layout::WHOLE_OBJECT_BYTES;
 
 /// What a small first read at the beginning of a larger object fetches, in one GET: enough for the
 /// kernel's first readaheads to find it under way, little enough to waste on a header.
@@ -33,10 +34,18 @@ const FIRST_BYTES: u64 = 1 << 20;
 /// connection.
 const DEMAND_PIECE_BYTES: u64 = 256 << 10;
 
-/// How far to read ahead of a stream, for each byte that was read of it. Eight gets a stream to the
-/// whole window of 128 MiB when it has come 16 MiB far, and wastes no more than that eightfold on
-/// one that ends early.
-const WINDOW_PER_READ: u64 = 8;
+/// How far to read ahead of a stream for each byte that was read of it, at the most. Eight get a
+/// stream to the whole window of 128 MiB when it has come 16 MiB far.
+const MOST_WINDOW_PER_READ: u64 = 8;
+
+/// One more for each so many bytes that were read of a stream which began in the middle of its
+/// object. Such streams are short more often than not: a column, a tensor, a record.
+const READ_PER_WINDOW: u64 = 1 << 20;
+
+/// The same for a stream that has begun with a large read at the object's beginning. It will
+/// probably go on to the end, and is not yet under way: the kernel's first two requests of 1 MiB
+/// open a window of 32 MiB, with which 16 connections are busy for 38 ms.
+const WINDOW_PER_BULK_READ: u64 = 16;
 
 /// A window is asked for in so many pieces, at least of [`LEAST_PIECE_BYTES`] and at most whole
 /// parts. 16 connections of 90 MB/s behind 15 ms move 0.6 GB/s in pieces of 1 MiB, 1.2 GB/s in
@@ -53,6 +62,13 @@ const BULK_BYTES: u64 = 512 << 10;
 /// How far from a stream's position a read may be and still belong to it: what the kernel has in
 /// flight for one reader, a few requests of at most 1 MiB.
 const TOLERANCE_BYTES: u64 = 4 << 20;
+
+/// After so many equal strides a stream is taken for one that goes on in them. Two come by chance,
+/// of requests that overtake each other.
+const STRIDES: u32 = 3;
+
+/// Reads that are fetched ahead of a stream in strides: 32 at 16 ms each are 2,000 rows a second.
+const STRIDES_AHEAD: u32 = 32;
 
 /// Streams of one object: the columns of a Parquet row group that are read at once, and then some.
 const STREAMS: usize = 16;
@@ -74,12 +90,19 @@ pub struct Readers {
 pub struct Limits {
     /// GETs are whole blocks.
     pub block_bytes: u64,
-    /// The most that is read ahead of one stream.
+    /// The most that is read ahead of one stream, unless the network needs more in flight.
     pub window_bytes: u64,
-    /// The most that one GET asks for.
-    pub part_bytes: u64,
     /// What the windows of all streams together may take of the memory budget.
     pub ahead_bytes: u64,
+}
+
+/// What the network was measured to want ([`ChunkCache::pace`](crate::cache::ChunkCache::pace)).
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// The most that one GET asks for.
+    pub part_bytes: u64,
+    /// Bytes worth having in flight.
+    pub in_flight_bytes: u64,
 }
 
 /// What to do about one read.
@@ -89,8 +112,8 @@ pub struct Plan {
     pub now: Range<u64>,
     /// In GETs of this size.
     pub now_piece_bytes: u64,
-    /// To be fetched ahead; may be empty.
-    pub ahead: Range<u64>,
+    /// To be fetched ahead, the most urgent first.
+    pub ahead: Vec<Range<u64>>,
     /// In GETs of this size.
     pub ahead_piece_bytes: u64,
 }
@@ -100,13 +123,73 @@ pub struct Plan {
 struct Stream {
     /// Where its first read began.
     begun: u64,
+    /// Its first read was a large one at the object's beginning.
+    is_bulk: bool,
     /// How much was read of it.
     read: u64,
     /// Where its furthest read ended.
     position: u64,
     /// Up to here everything was asked for.
     asked: u64,
+    strides: Strides,
     used: Instant,
+}
+
+/// How far apart the reads of a stream begin.
+#[derive(Clone, Debug)]
+struct Strides {
+    /// Where the last read began.
+    last: u64,
+    /// How far behind the one before, or before it.
+    stride: i64,
+    /// So many times in a row.
+    times: u32,
+    /// So many reads behind the last one are asked for.
+    asked: u32,
+}
+
+impl Strides {
+    fn add(&mut self, start: u64) {
+        let stride = start.wrapping_sub(self.last).cast_signed();
+        if stride == self.stride {
+            self.times += 1;
+            self.asked = self.asked.saturating_sub(1);
+        } else {
+            (self.stride, self.times, self.asked) = (stride, 1, 0);
+        }
+        self.last = start;
+    }
+
+    /// Whether it goes on in strides that leave something out, or backwards.
+    fn are_regular(&self, length: u64) -> bool {
+        self.times >= STRIDES && (self.stride < 0 || self.stride.unsigned_abs() > length)
+    }
+
+    /// The reads of `length` bytes that follow and were not asked for, `most` bytes at the most in
+    /// all; they are now. Those that touch each other come as one.
+    fn ask(&mut self, length: u64, size: u64, most: u64) -> Vec<Range<u64>> {
+        let until = u32::try_from(most / length.max(1)).unwrap_or(u32::MAX).min(STRIDES_AHEAD);
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        // By halves: whole batches of GETs, not one for each read.
+        if self.asked > until / 2 {
+            return ranges;
+        }
+        for number in self.asked + 1..=until {
+            let way = self.stride.saturating_mul(number.into());
+            let Some(start) = self.last.checked_add_signed(way).filter(|&start| start < size)
+            else {
+                break;
+            };
+            let end = start.saturating_add(length).min(size);
+            match ranges.last_mut() {
+                Some(range) if range.end == start => range.end = end,
+                Some(range) if range.start == end => range.start = start,
+                _ => ranges.push(start..end),
+            }
+        }
+        self.asked = self.asked.max(until);
+        ranges
+    }
 }
 
 impl Readers {
@@ -118,12 +201,12 @@ impl Readers {
     }
 
     /// What to fetch for a read of `want`, inside an object of `size` bytes.
-    pub fn plan(&self, id: ObjectId, size: u64, want: Range<u64>) -> Plan {
-        let part = self.limits.part_bytes;
+    pub fn plan(&self, id: ObjectId, size: u64, want: Range<u64>, pace: Pace) -> Plan {
+        let part = pace.part_bytes;
         let no_ahead = Plan {
             now: want.clone(),
             now_piece_bytes: part.min(DEMAND_PIECE_BYTES).max(self.limits.block_bytes),
-            ahead: 0..0,
+            ahead: Vec::new(),
             ahead_piece_bytes: part,
         };
         if size <= WHOLE_OBJECT_BYTES.min(part) {
@@ -140,39 +223,73 @@ impl Readers {
         let advances = want.end > stream.position;
         stream.position = stream.position.max(want.end);
         stream.read += want.end - want.start;
-        let Stream { begun, read, position, asked, .. } = *stream;
-        if position == size {
-            streams.swap_remove(index);
-            return no_ahead;
-        }
-        let at_once = want.start == 0 && want.end >= BULK_BYTES;
-        if begins && !at_once {
+        if begins && !stream.is_bulk {
             if want.start > 0 {
                 return no_ahead;
             }
             stream.asked = want.end.max(FIRST_BYTES.min(size));
             return Plan { now: 0..stream.asked, now_piece_bytes: part, ..no_ahead };
         }
-        if !advances && !begins {
+        if !begins {
+            stream.strides.add(want.start);
+        }
+        let length = want.end - want.start;
+        let is_regular = stream.strides.are_regular(length);
+        if want.end == size && !begins {
+            streams.swap_remove(index);
+            return no_ahead;
+        }
+        if !advances && !begins && !is_regular {
             return no_ahead;
         }
         let share = self.limits.ahead_bytes / active(&objects, now).max(1);
-        // Where there are gaps between the reads, reading ahead fetches them as well.
-        let come = position - begun;
-        let window = (read * WINDOW_PER_READ).min(self.limits.window_bytes).min(share);
-        let window = window / (come / read.min(come)).max(1);
+        let most = self.limits.window_bytes.max(pace.in_flight_bytes).min(share);
+        let stream = objects.get_mut(&id).and_then(|streams| streams.get_mut(index));
+        let stream = stream.expect("found above, under the same lock");
+        if is_regular {
+            let most = most.min(stream.read * MOST_WINDOW_PER_READ);
+            let ahead = stream.strides.ask(length, size, most);
+            return Plan { ahead, ahead_piece_bytes: part, ..no_ahead };
+        }
+        let window = stream.window().min(most);
         let piece = (window / PIECES)
             .max(LEAST_PIECE_BYTES)
-            .min(self.limits.part_bytes)
+            .min(part)
             .next_multiple_of(self.limits.block_bytes);
         // Whole pieces, so that GETs are; and always all that fit, so that none of the connections
         // that the window has room for is idle.
-        let asked = asked.max(position);
-        let reach = position + window;
+        let asked = stream.asked.max(stream.position);
+        let reach = stream.position + window;
         let until = if reach < size { (reach / piece * piece).max(asked) } else { size };
-        let stream = objects.get_mut(&id).and_then(|streams| streams.get_mut(index));
-        stream.expect("found above, under the same lock").asked = until;
-        Plan { ahead: asked..until, ahead_piece_bytes: piece, ..no_ahead }
+        stream.asked = until;
+        let ahead = if asked < until { vec![asked..until] } else { Vec::new() };
+        Plan { ahead, ahead_piece_bytes: piece, ..no_ahead }
+    }
+
+    /// Of what a plan wanted ahead, up to `until`, there was room up to `reached` only: the rest is
+    /// to be asked for again.
+    pub fn fell_short(&self, id: ObjectId, reached: u64, until: u64) {
+        let mut objects = self.objects.lock();
+        for stream in objects.peek_mut(&id).into_iter().flatten() {
+            if stream.asked == until {
+                stream.asked = reached;
+            }
+            stream.strides.asked = 0;
+        }
+    }
+}
+
+impl Stream {
+    /// How far to read ahead of it, by what was read of it.
+    fn window(&self) -> u64 {
+        let per_read = if self.is_bulk {
+            WINDOW_PER_BULK_READ
+        } else {
+            (self.read / READ_PER_WINDOW).clamp(1, MOST_WINDOW_PER_READ)
+        };
+        // Where there are gaps between the reads, reading ahead would fetch them as well.
+        let come = self.position - self.begun;
+        if come < 2 * self.read { self.read * per_read } else { 0 }
     }
 }
 
@@ -182,13 +299,28 @@ fn begin(streams: &mut Vec<Stream>, want: &Range<u64>, used: Instant) -> usize {
         let oldest = (0..STREAMS).min_by_key(|&index| streams[index].used);
         streams.swap_remove(oldest.expect("not empty"));
     }
-    streams.push(Stream { begun: want.start, read: 0, position: want.end, asked: want.end, used });
+    streams.push(Stream {
+        begun: want.start,
+        is_bulk: want.start == 0 && want.end >= BULK_BYTES,
+        read: 0,
+        position: want.end,
+        asked: want.end,
+        strides: Strides { last: want.start, stride: 0, times: 0, asked: 0 },
+        used,
+    });
     streams.len() - 1
 }
 
-/// The stream that a read belongs to: the nearest one within the tolerance.
+/// The stream that a read belongs to: the nearest one within the tolerance, be it to where the
+/// stream has come or to where its strides lead.
 fn find(streams: &[Stream], want: &Range<u64>) -> Option<usize> {
-    let distance = |stream: &Stream| stream.position.abs_diff(want.start);
+    let distance = |stream: &Stream| {
+        let Strides { last, stride, times, .. } = stream.strides;
+        let next = last.checked_add_signed(stride).filter(|_| times > 0);
+        let strides = next.map_or(u64::MAX, |next| next.abs_diff(want.start));
+        let back = stream.begun.abs_diff(want.end).min(last.abs_diff(want.end));
+        stream.position.abs_diff(want.start).min(strides).min(back)
+    };
     let near = (0..streams.len()).filter(|&index| distance(&streams[index]) <= TOLERANCE_BYTES);
     near.min_by_key(|&index| distance(&streams[index]))
 }
@@ -212,26 +344,35 @@ mod tests {
         Readers::new(Limits {
             block_bytes: 131_072,
             window_bytes: 128 * MIB,
-            part_bytes: 8 * MIB,
             ahead_bytes: 512 * MIB,
         })
+    }
+
+    const PACE: Pace = Pace { part_bytes: 8 * MIB, in_flight_bytes: 128 * MIB };
+
+    fn plan(readers: &Readers, id: ObjectId, want: Range<u64>) -> Plan {
+        readers.plan(id, SIZE, want, PACE)
     }
 
     /// Reads on in requests of 1 MiB, and returns the plans.
     fn stream(readers: &Readers, id: ObjectId, from: u64, until: u64) -> Vec<Plan> {
         let reads = (from..until).step_by(usize::try_from(MIB).unwrap());
-        reads.map(|start| readers.plan(id, SIZE, start..start + MIB)).collect()
+        reads.map(|start| plan(readers, id, start..start + MIB)).collect()
     }
 
     fn ahead_bytes(plans: &[Plan]) -> u64 {
-        plans.iter().map(|plan| plan.ahead.end - plan.ahead.start).sum()
+        plans.iter().map(bytes_ahead).sum()
+    }
+
+    fn bytes_ahead(plan: &Plan) -> u64 {
+        plan.ahead.iter().map(|range| range.end - range.start).sum()
     }
 
     /// R3
     #[tokio::test]
     async fn a_small_object_is_fetched_whole_at_its_first_read() {
-        let plan = readers().plan(2, 110_000, 16_384..32_768);
-        assert_eq!((plan.now, plan.ahead), (0..110_000, 0..0));
+        let plan = readers().plan(2, 110_000, 16_384..32_768, PACE);
+        assert_eq!((plan.now, plan.ahead), (0..110_000, vec![]));
     }
 
     #[tokio::test]
@@ -239,8 +380,8 @@ mod tests {
         let readers = readers();
         for start in [500 * MIB, 20 * MIB, 900 * MIB, 300 * MIB, 60 * MIB] {
             let want = start..start + 131_072;
-            let plan = readers.plan(2, SIZE, want.clone());
-            assert_eq!((plan.now, plan.ahead), (want, 0..0));
+            let plan = plan(&readers, 2, want.clone());
+            assert_eq!((plan.now, plan.ahead), (want, vec![]));
         }
     }
 
@@ -249,7 +390,8 @@ mod tests {
         for from in [0, 300] {
             let mut asked = from * MIB;
             for plan in stream(&readers(), 2, from * MIB, SIZE) {
-                for range in [plan.now.start.max(asked)..plan.now.end, plan.ahead] {
+                let now = plan.now.start.max(asked)..plan.now.end;
+                for range in std::iter::once(now).chain(plan.ahead) {
                     if !range.is_empty() {
                         assert_eq!(range.start, asked);
                         asked = range.end;
@@ -268,12 +410,13 @@ mod tests {
         let ahead: Vec<_> = plans
             .iter()
             .map(|plan| {
-                reached = plan.ahead.end.max(reached);
+                reached = plan.ahead.last().map_or(0, |range| range.end).max(reached);
                 reached - plan.now.end
             })
             .collect();
-        assert_eq!(ahead[0], 8 * MIB);
-        assert_eq!(ahead[7], 64 * MIB);
+        assert_eq!(ahead[0], 16 * MIB);
+        assert_eq!(ahead[1], 32 * MIB);
+        assert_eq!(ahead[3], 64 * MIB);
         assert!(ahead[16..].iter().all(|&bytes| bytes > 120 * MIB && bytes <= 128 * MIB));
         let pieces = plans.iter().map(|plan| plan.ahead_piece_bytes);
         assert!(pieces.clone().is_sorted());
@@ -285,19 +428,19 @@ mod tests {
         let readers = readers();
         let mut fetched = 0;
         for start in (0..256 * MIB).step_by(3 << 20) {
-            let plan = readers.plan(2, SIZE, start..start + 16_384);
-            fetched += plan.now.end - plan.now.start + plan.ahead.end - plan.ahead.start;
+            let plan = plan(&readers, 2, start..start + 16_384);
+            fetched += plan.now.end - plan.now.start + bytes_ahead(&plan);
         }
         assert!(fetched < 16 * MIB, "{fetched}");
     }
 
     #[tokio::test]
     async fn a_small_read_at_the_beginning_asks_for_little() {
-        let plan = readers().plan(2, SIZE, 0..16_384);
-        assert_eq!((plan.now, plan.ahead), (0..MIB, 0..0));
-        let small_parts = Limits { part_bytes: 262_144, ..readers().limits };
-        let plan = Readers::new(small_parts).plan(2, 300_000, 0..16_384);
-        assert_eq!((plan.now, plan.ahead), (0..300_000, 0..0), "no further than the object");
+        let plan = plan(&readers(), 2, 0..16_384);
+        assert_eq!((plan.now, plan.ahead), (0..MIB, vec![]));
+        let small_parts = Pace { part_bytes: 262_144, ..PACE };
+        let plan = readers().plan(2, 300_000, 0..16_384, small_parts);
+        assert_eq!((plan.now, plan.ahead), (0..300_000, vec![]), "no further than the object");
     }
 
     #[tokio::test]
@@ -306,8 +449,7 @@ mod tests {
         let mut ahead = 0;
         for pair in (0..64).collect::<Vec<u64>>().chunks(2) {
             for start in [pair[1] * MIB, pair[0] * MIB] {
-                let plan = readers.plan(2, SIZE, start..start + MIB);
-                ahead += plan.ahead.end - plan.ahead.start;
+                ahead += bytes_ahead(&plan(&readers, 2, start..start + MIB));
             }
         }
         assert!(ahead > 64 * MIB);
@@ -318,7 +460,7 @@ mod tests {
     async fn a_tail_read_ends_no_stream() {
         let readers = readers();
         stream(&readers, 2, 0, 64 * MIB);
-        readers.plan(2, SIZE, SIZE - 65_536..SIZE);
+        plan(&readers, 2, SIZE - 65_536..SIZE);
         let with = ahead_bytes(&stream(&readers, 2, 64 * MIB, 256 * MIB));
         let undisturbed = self::readers();
         stream(&undisturbed, 2, 0, 64 * MIB);
@@ -331,12 +473,67 @@ mod tests {
         for step in 0..40 {
             for id in 2..66 {
                 let start = step * MIB;
-                let plan = readers.plan(id, SIZE, start..start + MIB);
-                if step > 30 {
-                    assert!(plan.ahead.end.saturating_sub(plan.now.end) <= (512 / 64 + 2) * MIB);
+                let plan = plan(&readers, id, start..start + MIB);
+                if let Some(range) = plan.ahead.last().filter(|_| step > 30) {
+                    assert!(range.end - plan.now.end <= (512 / 64 + 2) * MIB);
                 }
             }
         }
+    }
+
+    #[tokio::test]
+    async fn rows_that_are_as_far_apart_are_fetched_ahead_without_what_lies_between() {
+        let (readers, row) = (readers(), 65_536);
+        let mut asked = std::collections::BTreeSet::new();
+        let mut fetched = 0;
+        for start in (500 * MIB..900 * MIB).step_by(2 << 20) {
+            let plan = plan(&readers, 2, start..start + row);
+            // After three equal strides every row was asked for before it is read.
+            assert!(start <= 506 * MIB || asked.contains(&start), "{start}");
+            for range in &plan.ahead {
+                assert!(asked.insert(range.start), "{range:?} twice");
+                assert_eq!(range.end - range.start, row);
+            }
+            fetched += row + bytes_ahead(&plan);
+        }
+        assert!(fetched < 2 * 200 * row + 64 * row, "{fetched}");
+    }
+
+    #[tokio::test]
+    async fn a_file_read_backwards_is_fetched_ahead_backwards() {
+        let readers = readers();
+        let mut lowest = SIZE;
+        for start in (0..SIZE / MIB).rev().map(|mib| mib * MIB) {
+            let plan = plan(&readers, 2, start..start + MIB);
+            assert!(start > SIZE - 6 * MIB || start >= lowest, "{start} was not asked for");
+            for range in plan.ahead {
+                assert_eq!(range.end, lowest.min(start), "no gap and nothing twice");
+                lowest = range.start;
+            }
+        }
+        assert_eq!(lowest, 0);
+    }
+
+    #[tokio::test]
+    async fn what_found_no_room_is_asked_for_again() {
+        let readers = readers();
+        let first = plan(&readers, 2, 0..MIB);
+        assert_eq!(first.ahead, [MIB..17 * MIB]);
+        readers.fell_short(2, 3 * MIB, 17 * MIB);
+        let second = plan(&readers, 2, MIB..2 * MIB);
+        assert_eq!(second.ahead.first().map(|range| range.start), Some(3 * MIB));
+    }
+
+    #[tokio::test]
+    async fn a_network_that_needs_more_in_flight_gets_a_larger_window() {
+        let readers = readers();
+        let fast = Pace { in_flight_bytes: 200 * MIB, ..PACE };
+        let mut reached = 0;
+        for start in (0..64 * MIB).step_by(1 << 20) {
+            let plan = readers.plan(2, SIZE, start..start + MIB, fast);
+            reached = plan.ahead.last().map_or(reached, |range| range.end);
+        }
+        assert!(reached > (64 + 190) * MIB, "{reached}");
     }
 
     proptest::proptest! {
@@ -345,23 +542,31 @@ mod tests {
             size in 1..40 * MIB,
             part_blocks in 1..64_u64,
             budget in 0..64 * MIB,
-            reads in proptest::collection::vec((0..1000_u64, 1..3 * MIB, proptest::bool::ANY), 1..60),
+            reads in proptest::collection::vec((0..1000_u64, 1..3 * MIB, 0..4_u8), 1..60),
         ) {
             let block_bytes = 131_072;
             let part_bytes = part_blocks * block_bytes;
-            let limits = Limits { block_bytes, part_bytes, window_bytes: part_bytes * 4, ahead_bytes: budget };
+            let limits = Limits { block_bytes, window_bytes: part_bytes * 4, ahead_bytes: budget };
+            let pace = Pace { part_bytes, in_flight_bytes: part_bytes };
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             let _context = runtime.enter();
             let readers = Readers::new(limits);
-            let mut at = 0;
-            for (place, len, jump) in reads {
-                // Half of the reads go on where the last one ended.
-                let start = if jump { size * place / 1000 } else { at }.min(size - 1);
+            let mut at: u64 = 0;
+            for (place, len, how) in reads {
+                let start = match how {
+                    0 => size * place / 1000,
+                    1 => at.saturating_sub(2 * MIB),
+                    2 => at + MIB,
+                    // Goes on where the last one ended.
+                    _ => at,
+                };
+                let start = start.min(size - 1);
                 let want = start..size.min(start + len);
                 at = want.end;
-                let plan = readers.plan(2, size, want.clone());
+                let plan = readers.plan(2, size, want.clone(), pace);
                 proptest::prop_assert!(plan.now.start <= want.start && plan.now.end >= want.end);
-                proptest::prop_assert!(plan.now.end <= size && plan.ahead.end <= size);
+                proptest::prop_assert!(plan.now.end <= size);
+                proptest::prop_assert!(plan.ahead.iter().all(|a| a.start < a.end && a.end <= size));
                 for piece in [plan.now_piece_bytes, plan.ahead_piece_bytes] {
                     proptest::prop_assert!(piece > 0 && piece <= part_bytes && piece % block_bytes == 0);
                 }

@@ -15,6 +15,18 @@ pub struct Stats {
     pub bytes_fetched: Counter,
     /// Chunks given up for others.
     pub evictions: Counter,
+    /// Small files fetched ahead because their siblings were read.
+    pub siblings_ahead: Counter,
+    /// Their bytes.
+    pub siblings_ahead_bytes: Counter,
+    /// Those of them that were read.
+    pub siblings_used: Counter,
+    /// Their bytes.
+    pub siblings_used_bytes: Counter,
+    /// Those of them that were given up before they were read, or passed by.
+    pub siblings_wasted: Counter,
+    /// Their bytes.
+    pub siblings_wasted_bytes: Counter,
 }
 
 /// A number that many threads add to.

@@ -396,6 +396,78 @@ async fn a_body_that_is_not_what_was_asked_for_is_never_taken() {
 }
 
 #[tokio::test]
+async fn a_get_that_is_refused_says_why() {
+    let error = |code: &str, more: &str| {
+        format!(
+            "<?xml?>\n<Error><Code>{code}</Code><Message>Why &amp; how.</Message>{more}</Error>"
+        )
+    };
+    let denied = |text: &str| StoreError::Denied(text.to_owned());
+    let west = || StoreError::WrongRegion(Some("eu-west-1".to_owned()));
+    let unavailable = |text: &str| StoreError::Unavailable(text.to_owned());
+    for (head, body, want) in [
+        ("404 N", error("NoSuchKey", "<Key>k</Key>"), StoreError::NotFound),
+        ("404 N", error("NoSuchBucket", ""), StoreError::NoSuchBucket),
+        ("404 N", String::new(), StoreError::NotFound),
+        ("412 P", error("PreconditionFailed", ""), StoreError::Changed),
+        ("412 P", String::new(), StoreError::Changed),
+        ("403 F", error("AccessDenied", ""), denied("403 AccessDenied: Why & how")),
+        (
+            "403 F\r\nx-amz-request-id: 1A",
+            error("SignatureDoesNotMatch", ""),
+            denied("403 SignatureDoesNotMatch: Why & how (request 1A)"),
+        ),
+        ("403 F", error("InvalidAccessKeyId", ""), denied("403 InvalidAccessKeyId: Why & how")),
+        (
+            "403 F",
+            error("RequestTimeTooSkewed", ""),
+            denied("403 RequestTimeTooSkewed: Why & how; is this machine's clock right?"),
+        ),
+        ("400 B", error("ExpiredToken", ""), denied("400 ExpiredToken: Why & how")),
+        ("403 F", error("InvalidObjectState", ""), StoreError::Archived),
+        ("403 F", "<html>Forbidden".to_owned(), denied("403")),
+        ("503 S\r\nRetry-After: 1", error("SlowDown", ""), StoreError::Throttled),
+        ("503 S", String::new(), StoreError::Throttled),
+        ("429 T", String::new(), StoreError::Throttled),
+        ("500 I", error("InternalError", ""), unavailable("500 InternalError: Why & how")),
+        ("502 B", "<html>Bad gateway</html>".to_owned(), unavailable("502")),
+        (
+            "301 M\r\nx-amz-bucket-region: eu-west-1",
+            error("PermanentRedirect", "<Endpoint>b.s3.example</Endpoint>"),
+            west(),
+        ),
+        ("400 B", error("AuthorizationHeaderMalformed", "<Region>eu-west-1</Region>"), west()),
+    ] {
+        let (result, taken) =
+            got(&format!("{head}\r\nContent-Length: {}", body.len()), &body).await;
+        assert_eq!((result, taken), (Err(want.clone()), Vec::new()), "{head} {body}");
+        // Chunked, and until the connection ends.
+        let chunks = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+        let chunks = if body.is_empty() { "0\r\n\r\n" } else { &chunks };
+        let (result, _) = got(&format!("{head}\r\nTransfer-Encoding: chunked"), chunks).await;
+        assert_eq!(result, Err(want.clone()), "{head} {body} in chunks");
+        let (result, _) = got(head, &body).await;
+        assert_eq!(result, Err(want), "{head} {body} without a length");
+    }
+}
+
+#[tokio::test]
+async fn a_redirected_get_goes_nowhere() {
+    let elsewhere = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = elsewhere.local_addr().unwrap();
+    for status in [301, 302, 307, 308] {
+        let head = format!(
+            "{status} R\r\nLocation: http://{address}/contract/k\r\nContent-Length: 0\r\n\
+             x-amz-bucket-region: eu-west-1"
+        );
+        let (result, _) = got(&head, "").await;
+        assert_eq!(result, Err(StoreError::WrongRegion(Some("eu-west-1".to_owned()))), "{status}");
+    }
+    let asked = tokio::time::timeout(std::time::Duration::ZERO, elsewhere.accept()).await;
+    assert!(asked.is_err(), "nobody connected");
+}
+
+#[tokio::test]
 async fn what_a_broken_body_has_brought_is_a_beginning_of_the_range() {
     let head = "206 P\r\nContent-Range: bytes 2-5/10\r\nContent-Length: 4\r\nETag: \"e\"";
     let (result, taken) = got(head, "23").await;

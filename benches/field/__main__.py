@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import hashlib
 import json
 import os
 import platform
@@ -10,6 +11,7 @@ import signal
 import sys
 import time
 
+import bars
 import prepare
 import processes
 import products
@@ -18,9 +20,14 @@ import runner
 import servers
 import workloads
 
+RESULTS = prepare.WORK / "results.json"
+
 
 class Progress:
-    """One line that is rewritten on a terminal; elsewhere a line for each result."""
+    """On a terminal one line that is rewritten, and above it a line for each workload that is done;
+    elsewhere a line for each result."""
+
+    BAR = 20
 
     def __init__(self, network, total):
         self.network, self.total, self.done = network, total, 0
@@ -28,44 +35,78 @@ class Progress:
         self.terminal = sys.stderr.isatty()
 
     def show(self, workload, number, product):
-        if self.terminal:
-            elapsed = time.monotonic() - self.start
-            left = elapsed / self.done * (self.total - self.done) if self.done else 0
-            text = f"{self.network}  {self.done}/{self.total} workloads, about {left:.0f} s left: "
-            text += f"{workload}, round {number + 1}, {product}"
-            print(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}", end="",
-                  file=sys.stderr, flush=True)
-
-    def tell(self, phase, product, sample, workload):
         if not self.terminal:
-            rate = next(p.rate for p in workload.phases if p.name == phase)
-            told = sample.error or f"{report.number(sample.value(rate))} {report.unit(rate)}"
-            print(f"{self.network}: {phase}: {product}: {told}", file=sys.stderr, flush=True)
+            return
+        elapsed = time.monotonic() - self.start
+        full = self.BAR * self.done // self.total
+        # Of the first workload nobody knows how long the others will take.
+        left = f"{clock(elapsed / self.done * (self.total - self.done))} left" if self.done else ""
+        text = f"{self.network:5}{'█' * full}{'░' * (self.BAR - full)} {self.done}/{self.total}  "
+        text += f"{clock(elapsed)}  {left}  {workload.phases[0].name}, round {number + 1}: {product}"
+        self._rewrite(f"\x1b[36m{text[: shutil.get_terminal_size().columns - 1]}\x1b[0m")
 
-    def finished(self):
+    def tell(self, phase, product, sample):
+        if not self.terminal:
+            told = sample.error or f"{report.number(sample.value(phase.rate))} {report.unit(phase.rate)}"
+            print(f"{self.network}: {phase.name}: {product}: {told}", file=sys.stderr, flush=True)
+
+    def finished(self, phases):
         self.done += 1
-        if self.terminal and self.done == self.total:
-            print("\r\x1b[K", end="", file=sys.stderr)
+        if not self.terminal:
+            return
+        for phase in phases:
+            found = {name: report.number(p["value"]) if "value" in p else "failed"
+                     for name, p in phase["products"].items()}
+            ours = found.pop(products.OURS, "—")
+            others = ", ".join(f"{name} {value}" for name, value in found.items())
+            line = f"{phase['name']:32} \x1b[1m{ours:>7}\x1b[0m {report.unit(phase['rate']):9} {others}"
+            self._rewrite(line + "\n")
+
+    def end(self):
+        if self.terminal:
+            self._rewrite("")
+
+    def _rewrite(self, text):
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def clock(seconds):
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
 def arguments():
     parser = argparse.ArgumentParser(prog="benches/field", description=__doc__)
-    parser.add_argument("--network", choices=[*servers.NETWORKS, "all"], action="append",
-                        help="may be repeated [default: s3]")
-    parser.add_argument("--only", action="append", metavar="WORKLOAD",
-                        help="workloads whose name contains this; may be repeated")
-    parser.add_argument("--product", action="append", metavar="P",
-                        help="products of this name; may be repeated [default: all there are]")
-    parser.add_argument("--repeat", type=int, default=3, help="rounds [default: 3]")
-    parser.add_argument("--quick", action="store_true",
-                        help="smaller objects, shorter loops, slow peers only once")
-    parser.add_argument("--update-docs", action="store_true",
-                        help="write the results into docs/performance.md")
+    what = parser.add_argument_group("what is measured")
+    what.add_argument("--network", choices=[*servers.NETWORKS, "all"], action="append",
+                      help="may be repeated [default: s3]")
+    what.add_argument("--only", action="append", metavar="WORKLOAD",
+                      help="workloads whose name contains this; may be repeated")
+    what.add_argument("--product", action="append", metavar="P",
+                      help="products of this name; may be repeated [default: all there are]")
+    what.add_argument("--ours", action="store_true",
+                      help="only fasts3-mount and the local disk that it is held against")
+    what.add_argument("--repeat", type=int, metavar="N",
+                      help="rounds [default: 3; with --quick 2 on other networks than s3]")
+    what.add_argument("--quick", action="store_true",
+                      help="smaller objects, shorter loops, slow peers only once")
+    kept = parser.add_argument_group("what is kept")
+    kept.add_argument("--merge", action="store_true",
+                      help="add to the results of runs before this one, of the same binary")
+    kept.add_argument("--resume", action="store_true",
+                      help="as --merge, and leave out what was measured already")
+    kept.add_argument("--minutes", type=float, metavar="M",
+                      help="begin no workload after so long; --resume goes on from there")
+    kept.add_argument("--report", action="store_true",
+                      help="measure nothing: show the results of the runs before")
+    kept.add_argument("--update-docs", action="store_true",
+                      help="write the results into docs/performance.md")
     args = parser.parse_args()
-    if args.repeat < 1:
+    if args.repeat is not None and args.repeat < 1:
         parser.error("--repeat must be at least 1")
     if unknown := set(args.product or []) - set(products.available()):
         parser.error(f"not here: {', '.join(unknown)}; here: {', '.join(products.available())}")
+    if args.ours:
+        args.product = [*(args.product or []), products.OURS, products.LOCAL]
     return args
 
 
@@ -83,37 +124,84 @@ def main():
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(130))
     prepare.binaries()
-    prepare.venv()
     prepare.WORK.mkdir(parents=True, exist_ok=True)
+    results = before(args)
+    try:
+        if not args.report:
+            measure(args, results)
+    finally:
+        # What was measured before an interruption counts too, but not for the documents.
+        complete = sys.exc_info()[0] is None
+        write(results, args.update_docs and complete)
+        for network in results["networks"]:
+            print(f"\nNetwork {network['name']}\n\n{report.table(network)}")
+        print(f"\nThe bars\n\n{report.bars_table(results['bars'])}")
+
+
+def before(args):
+    """The results to add to: those of the runs before if they are wanted, or none yet."""
+    binary = hashlib.sha256((prepare.TARGET / "release" / "fasts3-mount").read_bytes())
+    results = {"machine": machine(), "cores": os.cpu_count(), "quick": args.quick,
+               "binary": binary.hexdigest()[:16], "runs": [], "networks": []}
+    if not (args.merge or args.resume or args.report):
+        return results
+    if not RESULTS.exists():
+        return results if not args.report else sys.exit(f"there are no results in {RESULTS}")
+    found = json.loads(RESULTS.read_text())
+    if args.report:
+        return found
+    for name in ("machine", "binary", "quick"):
+        if found.get(name) != results[name]:
+            sys.exit(f"the results before are of another {name}: {found.get(name)}, not "
+                     f"{results[name]}; begin anew without --merge or --resume")
+    return found
+
+
+def measure(args, results):
+    prepare.venv()
     sizes = workloads.objects(args.quick)
     local_folder = prepare.local_files(sizes, workloads.FAMILY)
     uploads = prepare.table_and_tensors(local_folder, args.quick)
-    chosen = workloads.workloads(args.quick, *uploads)
-    if args.only:
-        chosen = {name: workload for name, workload in chosen.items()
-                  if any(part in phase.name for part in args.only for phase in workload.phases)}
+    every = workloads.workloads(args.quick, *uploads)
+    chosen = {name: workload for name, workload in every.items()
+              if not args.only or any(part in phase.name for part in args.only
+                                      for phase in workload.phases)}
     names = [name for name in products.available() if not args.product or name in args.product]
-    limits = runner.Limits(args.repeat, *((5, 40, 8) if args.quick else (20, 180, 90)))
+    seconds = (4, 30, 5) if args.quick else (20, 180, 90)
+    until = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
+    results["runs"].append({
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python3 benches/field", *sys.argv[1:]]),
+    })
     networks = args.network or ["s3"]
-    results = {
-        "date": datetime.date.today().isoformat(), "machine": machine(), "cores": os.cpu_count(),
-        "command": " ".join(["python3 benches/field", *sys.argv[1:]]), "networks": [],
-    }
-    for network in servers.NETWORKS if "all" in networks else networks:
-        found = {"name": network, "others_busy": 0, "phases": []}
-        results["networks"].append(found)
-        try:
-            run(found, chosen, names, sizes, uploads, local_folder, limits)
-        finally:
-            # What was measured before an interruption counts too, but not for the documents.
-            complete = sys.exc_info()[0] is None
-            write(results, args.update_docs and complete)
-            print(f"\nNetwork {network}\n\n{report.table(found)}")
+    order = [phase.name for workload in every.values() for phase in workload.phases]
+    for name in servers.NETWORKS if "all" in networks else dict.fromkeys(networks):
+        found = next((n for n in results["networks"] if n["name"] == name), None)
+        if not found:
+            found = {"name": name, "pieces": [], "phases": []}
+            results["networks"].append(found)
+        left = {key: workload for key, workload in chosen.items()
+                if not (args.resume and is_measured(found, workload, names))}
+        # The bars are nearly all of the network s3.
+        repeat = args.repeat or (2 if args.quick and name != "s3" else 3)
+        limits = runner.Limits(repeat, *seconds)
+        if left and time.monotonic() < until:
+            run(found, left, names, sizes, uploads, local_folder, limits, until)
+            found["phases"].sort(key=lambda phase: order.index(phase["name"]))
+            write(results, False)
 
 
-def run(network, chosen, names, sizes, uploads, local_folder, limits):
+def is_measured(network, workload, names):
+    """Whether all of these products went through all phases of a workload."""
+    found = {phase["name"]: phase["products"] for phase in network["phases"]}
+    return all(name in found.get(phase.name, {}) for phase in workload.phases
+               for name in names if workload.takes(name))
+
+
+def run(network, chosen, names, sizes, uploads, local_folder, limits, until):
     """All chosen workloads on one network; what is found is added to `network`."""
     progress = Progress(network["name"], len(chosen))
+    start, rates = time.monotonic(), {}
     (busy, total), own = processes.machine_cpu_seconds(), processes.own_cpu_seconds()
     huge = {workloads.HUGE["key"]: workloads.HUGE["size"]}
     server = servers.DevServer(network["name"], sizes | huge, workloads.FAMILY)
@@ -121,29 +209,45 @@ def run(network, chosen, names, sizes, uploads, local_folder, limits):
         for path in uploads:
             server.put(path)
         for workload in chosen.values():
-            found = runner.run(server, workload, names, local_folder, limits, progress)
-            progress.finished()
-            for phase in workload.phases:
-                summaries = {name: runner.summary(samples, phase.rate)
-                             for name, samples in found[phase.name].items()}
-                ordered = {name: summaries[name] for name in names if name in summaries}
-                network["phases"].append({"name": phase.name, "rate": phase.rate, "products": ordered})
+            if time.monotonic() > until:
+                break
+            found = runner.run(server, workload, names, local_folder, limits, rates, progress)
+            budget = products.memory_budget_bytes(workload.options)
+            progress.finished([add(network, phase, found[phase.name], names, budget)
+                               for phase in workload.phases])
     finally:
         server.close()
+        progress.end()
         (busy_now, total_now), own_now = processes.machine_cpu_seconds(), processes.own_cpu_seconds()
         others = max(0, (busy_now - busy) - (own_now - own))
-        network["others_busy"] = others / max(total_now - total, 1)
+        network["pieces"].append({"seconds": time.monotonic() - start,
+                                  "others_busy": others / max(total_now - total, 1)})
+
+
+def add(network, phase, samples, names, budget_bytes):
+    """Puts a phase's summaries where the same products' older ones were."""
+    into = next((p for p in network["phases"] if p["name"] == phase.name), None)
+    if not into:
+        into = {"name": phase.name, "rate": phase.rate, "products": {}}
+        network["phases"].append(into)
+    for name, found in samples.items():
+        budget = budget_bytes if name == products.OURS else None
+        into["products"][name] = runner.summary(found, phase.rate, budget)
+    into["products"] = {name: into["products"][name] for name in products.available()
+                        if name in into["products"]}
+    return into
 
 
 def write(results, update_docs):
-    (prepare.WORK / "results.json").write_text(json.dumps(results, indent=1))
+    results["bars"] = bars.judge(results["networks"])
+    RESULTS.write_text(json.dumps(results, indent=1))
     (prepare.WORK / "results.svg").write_text(report.svg(results))
     if update_docs:
         docs = prepare.ROOT / "docs"
         (docs / "performance.svg").write_text(report.svg(results))
         page = docs / "performance.md"
-        before = page.read_text() if page.exists() else "# Performance\n"
-        page.write_text(report.update(before, report.section(results, "performance.svg")))
+        text = page.read_text() if page.exists() else "# Performance\n"
+        page.write_text(report.update(text, report.section(results, "performance.svg")))
 
 
 if __name__ == "__main__":

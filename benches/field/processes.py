@@ -1,6 +1,7 @@
 """Child processes: what they used, and how they end whatever happens."""
 
 import contextlib
+import mmap
 import os
 import signal
 import subprocess
@@ -38,11 +39,29 @@ def own_cpu_seconds():
     return used.user + used.system + used.children_user + used.children_system
 
 
-def start(command, **options):
+def warm_memory(size):
+    """Touches so much free memory and frees it, so that who takes it next finds it in place.
+
+    In a virtual machine the first touch of memory that the host does not back costs 1 to 2 s of CPU
+    time per GiB, and a kernel that reports free pages gives memory back to the host within seconds.
+    Without this, what is measured is how long ago somebody used the memory. Never more than is
+    free: the page cache, which holds the local disk's files, must not suffer. Huge pages, because
+    touching what is warm already then takes 0.15 s per GiB instead of 0.6.
+    """
+    with open("/proc/meminfo") as file:
+        free = next(int(line.split()[1]) for line in file if line.startswith("MemFree:")) * 1024
+    size = min(size, free - (512 << 20)) // (2 << 20) * (2 << 20)
+    if size <= 0:
+        return
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        memory[::4096] = b"x" * (size // 4096)
+
+
+def start(command, stdin=subprocess.DEVNULL, **options):
     """Starts a process that Ctrl-C at the terminal does not reach: we end what we start."""
-    return subprocess.Popen(
-        [str(word) for word in command], stdin=subprocess.DEVNULL, process_group=0, **options
-    )
+    return subprocess.Popen([str(word) for word in command], stdin=stdin, process_group=0, **options)
 
 
 def end(process, gracefully=signal.SIGTERM, seconds=10):

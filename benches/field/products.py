@@ -2,9 +2,12 @@
 
 Every product is opened for one measurement and closed after it, so that it begins with no cache.
 An open product has `folder` (where a program finds the files, for clients none), `how` (for clients,
-how reader.py gets bytes), `pid` (of a daemon, or none).
+how reader.py gets bytes), `pid` (of a daemon, or none), and once it is closed `last_words` (the end
+of a daemon's log).
 """
 
+import contextlib
+import os
 import shutil
 import signal
 import subprocess
@@ -17,6 +20,16 @@ import servers
 
 OURS = "fasts3-mount"
 LOCAL = "local disk"
+
+
+def memory_budget_bytes(options):
+    """What fasts3-mount may hold with these options; without any a quarter of the machine's memory,
+    at most 8 GiB."""
+    units = {"MiB": 1 << 20, "GiB": 1 << 30}
+    if "--memory-budget" in options:
+        size = options[options.index("--memory-budget") + 1]
+        return int(size[:-3]) * units[size[-3:]]
+    return min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4, 8 << 30)
 
 
 def ours(server, mountpoint, scratch, options):
@@ -83,7 +96,7 @@ def open_product(name, server, local_folder, options):
 
 
 class Client:
-    folder, pid = "", None
+    folder, pid, last_words = "", None, ""
 
     def __init__(self, how):
         self.how = how
@@ -104,6 +117,7 @@ class Mount:
     """A mounted bucket, in the foreground as our child."""
 
     how = "files"
+    last_words = ""
 
     def __init__(self, command, server, options):
         self.scratch = Path(tempfile.mkdtemp(prefix="bench-", dir=prepare.WORK))
@@ -136,7 +150,15 @@ class Mount:
         if self.process:
             processes.end(self.process)
         self.log.close()
+        self.last_words = self.last_words or self._end_of_log()
         shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def _end_of_log(self):
+        """Of a log that is gone, nothing: it may be closed more than once."""
+        with contextlib.suppress(OSError):
+            lines = (self.scratch / "log").read_text(errors="replace").split("\n")
+            return next((line.strip()[:120] for line in reversed(lines) if line.strip()), "")
+        return ""
 
     def _is_mounted(self):
         # Not by asking the mountpoint itself: a daemon that hangs would hang us.

@@ -1,8 +1,9 @@
 """The program whose reads are measured, in a process of its own.
 
-Called with a JSON object {"program", "how", "folder", …arguments}; prints a JSON object {"seconds",
-"bytes", "items", "cpu_seconds", "peak_rss_bytes"}. The clock starts after the imports. It knows
-nothing of products: a folder is a folder, and `how` names a client for those that are none.
+Called with a JSON object {"program", "how", "folder", …arguments}. When it has imported what it
+needs it prints "ready" and waits for a line; then it runs, and prints a JSON object {"seconds",
+"bytes", "block_bytes", "items", "cut", "cpu_seconds", "peak_rss_bytes"}. It knows nothing of
+products: a folder is a folder, and `how` names a client for those that are none.
 """
 
 import json
@@ -16,6 +17,8 @@ import threading
 import time
 
 MIB = 1 << 20
+# What a random read is rounded to before it is compared with what was fetched for it.
+BLOCK = 128 << 10
 
 
 class Meter:
@@ -24,7 +27,7 @@ class Meter:
     def __init__(self, limit_seconds):
         self.start = time.perf_counter()
         self.until = self.start + limit_seconds
-        self.bytes = self.items = 0
+        self.bytes = self.items = self.block_bytes = 0
         self.lock = threading.Lock()
         self.cut = False
 
@@ -34,10 +37,18 @@ class Meter:
         self.cut = True
         return False
 
-    def add(self, size, items=1):
+    def add(self, size):
         with self.lock:
             self.bytes += size
-            self.items += items
+            self.block_bytes += size
+            self.items += 1
+
+    def add_random(self, offset, size):
+        """A read that nobody could foresee: it costs the blocks that it touches."""
+        with self.lock:
+            self.bytes += size
+            self.block_bytes += -(-(offset + size) // BLOCK) * BLOCK - offset // BLOCK * BLOCK
+            self.items += 1
 
 
 def in_threads(count, work):
@@ -167,7 +178,7 @@ def scattered(meter, args):
             if not meter.more():
                 return
             offset = chance.randrange(args["size"] // length) * length
-            meter.add(len(os.pread(file, length, offset)))
+            meter.add_random(offset, len(os.pread(file, length, offset)))
 
     in_threads(args["threads"], work)
 
@@ -179,8 +190,9 @@ def faults(meter, args):
         for _ in range(args["reads"]):
             if not meter.more():
                 return
-            view[chance.randrange(args["size"] // 4096) * 4096]
-            meter.add(4096)
+            offset = chance.randrange(args["size"] // 4096) * 4096
+            view[offset]
+            meter.add_random(offset, 4096)
 
 
 def rows(meter, args):
@@ -240,6 +252,12 @@ def cpu_seconds():
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
+def peak_rss_bytes():
+    # Not ru_maxrss: that begins with what the process that started this one had.
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM:")) * 1024
+
+
 def main():
     args = json.loads(sys.argv[1])
     program = args.pop("program")
@@ -248,14 +266,17 @@ def main():
         __import__(module)
     if args.get("known") and args["how"] == "files":
         os.stat(path(args))  # the lookup of the name is not what is measured
+    print("ready", flush=True)
+    sys.stdin.readline()
     cpu = cpu_seconds()
     meter = Meter(args["limit_seconds"])
     globals()[program](meter, args)
     seconds = time.perf_counter() - meter.start
     print(json.dumps({
-        "seconds": seconds, "bytes": meter.bytes, "items": meter.items, "cut": meter.cut,
+        "seconds": seconds, "bytes": meter.bytes, "block_bytes": meter.block_bytes,
+        "items": meter.items, "cut": meter.cut,
         "cpu_seconds": cpu_seconds() - cpu,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": peak_rss_bytes(),
     }))
 
 

@@ -1,30 +1,38 @@
-"""Results as a table, a picture, and the generated section of docs/performance.md."""
+"""Results as tables, a picture, and the generated section of docs/performance.md."""
 
+import math
 from html import escape
 
+import bars
 import products
+from bars import number
 
 UNITS = {"MB": "MB/s", "ms": "ms"}
 BEGIN, END = "<!-- begin: make bench -->", "<!-- end: make bench -->"
 HEAD = ["workload", "product", "result", "spread", "ours ÷ it", "requests", "fetched ÷ read",
-        "CPU s/GB", "peak RSS"]
-COLORS = ["#1b6ac9", "#e08a2e", "#4d9a4d", "#8a5bb0", "#c24d4d", "#2e9aa0", "#9a7b4d", "#777777"]
+        "CPU s/GB: daemon", "reader", "server", "peak RSS"]
+BARS_HEAD = ["bar", "wanted", "measured", "met"]
+MET = {True: "yes", False: "**no**", None: "—"}
+OURS_COLOR = "#0b57d0"
+COLORS = {"s3fs": "#e08a2e", "rclone": "#3d9a50", "mountpoint-s3": "#8a5bb0", "goofys": "#9a7b4d",
+          "geesefs": "#c2417d", "boto3 get": "#9aa0a6", "boto3 download": "#5f6368",
+          "s3fs/fsspec": "#2e9aa0", products.LOCAL: "#222222"}
 
 
 def unit(rate):
     return UNITS.get(rate, f"{rate}s/s")
 
 
-def number(value):
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+def speed(phase, found):
+    """What is larger when it is better: of a time, how often it fits in a second."""
+    return 1e3 / found["value"] if phase["rate"] == "ms" else found["value"]
 
 
-def times(rate, ours, other):
+def times(phase, ours, other):
     """How many times better we are."""
     if not ours or "value" not in ours:
         return "—"
-    ratio = other["value"] / ours["value"] if rate == "ms" else ours["value"] / other["value"]
-    return f"{ratio:.2f}"
+    return f"{speed(phase, ours) / speed(phase, other):.2f}"
 
 
 def lines(network):
@@ -33,37 +41,55 @@ def lines(network):
         ours = phase["products"].get(products.OURS)
         for name, found in phase["products"].items():
             if "error" in found:
-                yield [phase["name"], name, found["error"], *[""] * 6]
+                yield [phase["name"], name, found["error"].replace("|", "/"),
+                       *[""] * (len(HEAD) - 3)]
                 continue
             local = name == products.LOCAL
+            daemon = "" if local or name in products.CLIENTS else f"{found['cpu_s_per_gb']:.2f}"
             cut = f" (cut at {found['items']:,})" if found["cut"] and phase["rate"] == "file" else ""
+            failed = f", {found['failed']} failed" if found["failed"] else ""
+            spread = f"{number(found['least'])}–{number(found['most'])}"
             yield [
-                phase["name"], name, f"{number(found['value'])} {unit(phase['rate'])}{cut}",
-                f"{number(found['least'])}–{number(found['most'])}" if found["runs"] > 1 else "one run",
-                times(phase["rate"], ours, found),
+                phase["name"], name, f"{number(found['value'])} {unit(phase['rate'])}{cut}{failed}",
+                spread if found["runs"] > 1 else "one run", times(phase, ours, found),
                 "" if local else f"{found['requests']:,}",
                 "" if local else f"{found['fetched_per_read']:.2f}",
-                "" if local else f"{found['cpu_s_per_gb']:.2f}",
-                f"{found['peak_rss_bytes'] / (1 << 20):,.0f} MiB",
+                daemon, f"{found['reader_cpu_s_per_gb']:.2f}",
+                "" if local else f"{found['server_cpu_s_per_gb']:.2f}",
+                f"{found['peak_rss_mib']:,.0f} MiB",
             ]
 
 
-def table(network):
-    """For a terminal: columns of even width."""
-    rows = [HEAD, *lines(network)]
-    widths = [max(len(row[column]) for row in rows if len(row[2]) < 40 or column < 2)
-              for column in range(len(HEAD))]
+def columns(rows):
+    """For a terminal: columns of even width, and long words as long as they are."""
+    widths = [max(len(row[column]) for row in rows if len(row[column]) < 40 or column == 0)
+              for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
     )
 
 
-def markdown(network):
-    rows, before = [HEAD, ["---"] * len(HEAD)], None
-    for row in lines(network):
-        rows.append(["" if row[0] == before else row[0], *row[1:]])
+def table(network):
+    return columns([HEAD, *lines(network)])
+
+
+def bars_rows(judged):
+    return [BARS_HEAD, *([b["bar"], b["wanted"], b["measured"], MET[b["met"]]] for b in judged)]
+
+
+def bars_table(judged):
+    return columns([[cell.strip("*") for cell in row] for row in bars_rows(judged)])
+
+
+def markdown(rows):
+    """Rows, the first of them the head; what repeats in the first column is told once."""
+    rows = [list(row) for row in rows]
+    before, told = None, []
+    for row in rows:
+        told.append(["" if row[0] == before else row[0], *row[1:]])
         before = row[0]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    told.insert(1, ["---"] * len(rows[0]))
+    return "\n".join("| " + " | ".join(row) + " |" for row in told)
 
 
 def cpu_rows(network, cores):
@@ -73,57 +99,140 @@ def cpu_rows(network, cores):
         found = phase["products"].get(products.OURS, {})
         if phase["rate"] != "MB" or "value" not in found:
             continue
-        parts = [found[f"{who}cpu_s_per_gb"] for who in ("", "reader_", "server_")]
-        yield [phase["name"], *(f"{part:.2f}" for part in parts),
-               f"{number(cores / sum(parts) * 1e3)} MB/s"]
+        spent = [found["cpu_s_per_gb"], found["reader_cpu_s_per_gb"], found["server_cpu_s_per_gb"]]
+        yield [phase["name"], *(f"{seconds:.2f}" for seconds in spent),
+               f"{1e3 * cores / sum(spent):,.0f} MB/s"]
 
 
-def cpu_markdown(network, cores):
-    head, *rows = cpu_rows(network, cores)
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+LEFT, PLOT, RIGHT, ROW = 190, 560, 210, 24
 
 
 def svg(results):
-    """Bars for each workload and product, each workload to its own scale."""
-    names = []
-    for network in results["networks"]:
-        for phase in network["phases"]:
-            names += [name for name in phase["products"] if name not in names]
-    color = dict(zip(names, COLORS * 2))
-    shapes, y, left, length, step = [], 30, 230, 400, 13
-    for network in results["networks"]:
-        shapes.append(f'<text x="8" y="{y}" class="head">network {network["name"]}</text>')
-        y += 22
-        for phase in network["phases"]:
-            found = {n: p for n, p in phase["products"].items() if "value" in p}
-            # Of times, the shortest is best: its bar shows how often it fits in a second.
-            height = {n: 1e3 / p["value"] if phase["rate"] == "ms" else p["value"]
-                      for n, p in found.items()}
-            shapes.append(f'<text x="8" y="{y + 10}">{escape(phase["name"])}</text>')
-            for name in found:
-                width = max(1, length * height[name] / max(height.values()))
-                told = f"{number(found[name]['value'])} {unit(phase['rate'])}  {name}"
-                shapes.append(f'<rect x="{left}" y="{y}" width="{width:.1f}" height="{step - 2}" '
-                              f'fill="{color[name]}"/>')
-                shapes.append(f'<text x="{left + width + 5:.1f}" y="{y + 10}">{escape(told)}</text>')
-                y += step
-            y += 8
-        y += 24
-    style = "text{font:11px sans-serif;fill:#222}.head{font-weight:bold;font-size:14px}"
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="860" height="{y}" '
-            f'viewBox="0 0 860 {y}"><style>{style}</style>'
-            f'<rect width="860" height="{y}" fill="#fff"/>\n' + "\n".join(shapes) + "\n</svg>\n")
+    """For each workload a row: how fast each product is compared with us, as points on a scale of
+    powers of ten, and a mark where our bar is."""
+    networks = [n for n in results["networks"] if any(_speeds(p) for p in n["phases"])]
+    names = [name for name in COLORS if any(
+        name in _speeds(phase) for network in networks for phase in network["phases"])]
+    # One scale for all networks, so that they can be compared too.
+    every = [s for n in networks for phase in n["phases"] for s in _speeds(phase).values()]
+    low = math.floor(math.log10(min([0.05, *every])))
+    high = max(0.5, math.log10(max([1, *every])) + 0.1)
+
+    def x(ratio):
+        return LEFT + PLOT * (math.log10(ratio) - low) / (high - low)
+
+    shapes, y = _legend(names), 84
+    for network in networks:
+        phases = [phase for phase in network["phases"] if len(_speeds(phase)) > 1
+                  or bars.target(network["name"], phase["name"])]
+        bottom = y + 34 + ROW * len(phases)
+        shapes.append(_text(8, y + 12, f"Network {network['name']}", "head"))
+        for power in range(low, math.ceil(high)):
+            for ratio in (10.0**power, 3 * 10.0**power):
+                if ratio <= 10**high:
+                    color = OURS_COLOR if ratio == 1 else "#e3e6ea"
+                    shapes.append(f'<path d="M{x(ratio):.1f} {y + 24}V{bottom}" stroke="{color}"/>')
+                    shapes.append(_text(x(ratio), y + 18, f"{ratio:,g} ×", "axis mid"))
+        for index, phase in enumerate(phases):
+            shapes += _row(network, phase, x, y + 30 + ROW * index, index)
+        y = bottom + 24
+    style = ("text{font:12px sans-serif;fill:#222}.head{font-weight:bold;font-size:15px}"
+             ".axis{font-size:10px;fill:#667}.mid{text-anchor:middle}.ours{font-weight:bold}"
+             ".no{fill:#c5221f}.yes{fill:#137333}")
+    width = LEFT + PLOT + RIGHT
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y}" '
+            f'viewBox="0 0 {width} {y}"><style>{style}</style>'
+            f'<rect width="{width}" height="{y}" fill="#fff"/>\n' + "\n".join(shapes) + "\n</svg>\n")
+
+
+def _row(network, phase, x, y, index):
+    """One workload: a line from the slowest to the fastest, points, the bar, our own figure."""
+    middle, speeds = y + ROW / 2, _speeds(phase)
+    ours = phase["products"][products.OURS]
+    shapes = []
+    if index % 2 == 0:
+        shapes.append(f'<rect x="0" y="{y}" width="{LEFT + PLOT + RIGHT}" height="{ROW}" '
+                      'fill="#5f7fa8" fill-opacity="0.07"/>')
+    shapes.append(_text(8, middle + 4, phase["name"]))
+    ends = [x(s) for s in speeds.values()]
+    shapes.append(f'<path d="M{min(ends):.1f} {middle}H{max(ends):.1f}" stroke="#c4cad2" '
+                  'stroke-width="2"/>')
+    told, kind = f"{number(ours['value'])} {unit(phase['rate'])}", "ours"
+    for name, ratio in speeds.items():
+        color = OURS_COLOR if name == products.OURS else COLORS.get(name, "#888")
+        if name == products.LOCAL:
+            shapes.append(f'<rect x="{x(ratio) - 4.5:.1f}" y="{middle - 4.5}" width="9" height="9" '
+                          f'fill="#fff" stroke="{color}" stroke-width="2"/>')
+        else:
+            size = 6.5 if name == products.OURS else 5
+            shapes.append(f'<circle cx="{x(ratio):.1f}" cy="{middle}" r="{size}" fill="{color}" '
+                          'stroke="#fff"/>')
+    if bar := bars.target(network["name"], phase["name"]):
+        reached = bars.judge([network])[bars.BARS.index(bar)]["met"]
+        wanted = speed(phase, {"value": bar.least if bar.least is not None else bar.most})
+        at = x(wanted / speed(phase, ours))
+        kind = "yes" if reached else "no"
+        color = "#137333" if reached else "#c5221f"
+        shapes.append(f'<path d="M{at:.1f} {y + 3}V{y + ROW - 3}" stroke="{color}" '
+                      'stroke-width="3"/>')
+        told += f" (bar {bar.least or bar.most:,g})"
+    shapes.append(_text(LEFT + PLOT + 12, middle + 4, told, kind))
+    return shapes
+
+
+def _legend(names):
+    shapes = [_text(8, 20, "How fast the others are compared with fasts3-mount", "head"),
+              _text(8, 38, "The blue line is fasts3-mount, 1 ×: what is left of it is slower, 0.1 × "
+                    "ten times slower. The figures on the right are of fasts3-mount.", "axis")]
+    at = 14
+    for name in [products.OURS, *names]:
+        color = COLORS.get(name, OURS_COLOR)
+        shapes.append(f'<rect x="{at - 4.5}" y="52.5" width="9" height="9" fill="#fff" '
+                      f'stroke="{color}" stroke-width="2"/>' if name == products.LOCAL else
+                      f'<circle cx="{at}" cy="57" r="5.5" fill="{color}"/>')
+        label = f"{name} (page cache)" if name == products.LOCAL else name
+        shapes.append(_text(at + 10, 61, label))
+        at += 26 + 6.6 * len(label)
+    shapes.append(f'<path d="M{at} 49V65" stroke="#c5221f" stroke-width="3"/>')
+    shapes.append(f'<path d="M{at + 6} 49V65" stroke="#137333" stroke-width="3"/>')
+    shapes.append(_text(at + 12, 61, "our bar, missed or met"))
+    return shapes
+
+
+def _speeds(phase):
+    """Of each product that was measured, as multiples of ours."""
+    ours = phase["products"].get(products.OURS, {})
+    if "value" not in ours:
+        return {}
+    return {name: speed(phase, found) / speed(phase, ours)
+            for name, found in phase["products"].items() if "value" in found}
+
+
+def _text(x, y, words, kind=""):
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}">{escape(words)}</text>'
 
 
 def section(results, picture):
     """The generated part of docs/performance.md."""
-    parts = [f"Measured {results['date']} on {results['machine']}, by `{results['command']}`.",
-             f"![The results as bars]({picture})"]
+    dates = sorted({run["date"] for run in results["runs"]})
+    commands = dict.fromkeys(run["command"] for run in results["runs"])
+    parts = [
+        f"Measured {' and '.join(dates)} on {results['machine']}, by "
+        f"{', '.join(f'`{command}`' for command in commands)}.",
+        "### The bars",
+        "What fasts3-mount is to reach, and what this run shows; — stands for what was not measured.",
+        markdown(bars_rows(results["bars"])),
+        f"![How fast the others are compared with fasts3-mount]({picture})",
+    ]
     for network in results["networks"]:
-        busy = f"Other programs kept {network['others_busy']:.0%} of the machine's CPU time busy."
-        parts += [f"### Network `{network['name']}`", busy, markdown(network),
-                  "CPU seconds per GB of fasts3-mount's reads, and what they allow:",
-                  cpu_markdown(network, results["cores"])]
+        seconds = sum(piece["seconds"] for piece in network["pieces"]) or 1
+        busy = sum(piece["others_busy"] * piece["seconds"] for piece in network["pieces"]) / seconds
+        parts += [
+            f"### Network `{network['name']}`",
+            f"Measured for {seconds / 60:.1f} minutes; other programs kept {busy:.0%} of the "
+            "machine's CPU time busy.", markdown([HEAD, *lines(network)]),
+            "CPU seconds per GB of fasts3-mount's reads, and what they allow:",
+            markdown(cpu_rows(network, results["cores"]))]
     return "\n\n".join(parts)
 
 

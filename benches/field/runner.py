@@ -1,6 +1,7 @@
 """Runs workloads with products, and measures."""
 
 import json
+import select
 import statistics
 import subprocess
 import time
@@ -10,6 +11,8 @@ import prepare
 import processes
 import products
 
+MIB = 1 << 20
+
 
 @dataclass
 class Sample:
@@ -17,9 +20,11 @@ class Sample:
 
     seconds: float = 0
     bytes: int = 0
+    block_bytes: int = 0  # of random reads, the blocks that they touch; else as `bytes`
     items: int = 0
     cut: bool = False
     requests: int = 0
+    gets: int = 0
     fetched_bytes: int = 0
     cpu_seconds: float = 0
     reader_cpu_seconds: float = 0
@@ -41,19 +46,31 @@ class Limits:
     hang_seconds: float  # a product that is not done by then is killed
     slow_seconds: float  # one that took so long is not measured again
 
+    def too_long(self, phase, rates, name):
+        """Why not to measure a large object, after a smaller one was read at so many MB/s."""
+        seconds = phase.args.get("size", 0) / 1e6 / rates.get(name, float("inf"))
+        if phase.program == "whole" and seconds > self.hang_seconds:
+            return f"left out: {seconds:.0f} s at its {rates[name]:.0f} MB/s with less"
+        return ""
+
 
 def measure(server, product, phase, limits):
     """One phase on an open product. TimeoutExpired if it hangs."""
     args = phase.args | {"program": phase.program, "how": product.how, "folder": product.folder,
                          "limit_seconds": limits.loop_seconds}
-    before, server_cpu = server.counts(), server.cpu_seconds()
-    cpu = processes.cpu_seconds(product.pid) if product.pid else 0
     reader = processes.start(
-        [prepare.PYTHON, prepare.HERE / "reader.py", json.dumps(args)],
-        env=server.environ(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [prepare.PYTHON, prepare.HERE / "reader.py", json.dumps(args)], env=server.environ(),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
     )
     try:
-        output, errors = reader.communicate(timeout=limits.hang_seconds)
+        ready, _, _ = select.select([reader.stdout], [], [], limits.hang_seconds)
+        if not ready:
+            raise subprocess.TimeoutExpired(reader.args, limits.hang_seconds)
+        started = reader.stdout.readline() == b"ready\n"
+        processes.warm_memory(phase.memory_bytes)
+        before, server_cpu = server.counts(), server.cpu_seconds()
+        cpu = processes.cpu_seconds(product.pid) if product.pid else 0
+        output, errors = reader.communicate(b"go\n" if started else None, limits.hang_seconds)
     except BaseException:
         product.close(by_force=True)
         processes.end(reader, seconds=2)
@@ -63,15 +80,18 @@ def measure(server, product, phase, limits):
         return Sample(error=words[-1][:200])
     time.sleep(0.1)  # what is under way was asked for by this phase
     result = json.loads(output)
+    if not result["items"]:
+        return Sample(error=f"read nothing in {limits.loop_seconds:g} s")
     after = server.counts()
     spent = {name: after[name] - before[name] for name in after}
     reader_cpu, reader_rss = result.pop("cpu_seconds"), result.pop("peak_rss_bytes")
     return Sample(
         **result,
         requests=spent["list"] + spent["head"] + spent["get"] + spent["other"],
+        gets=spent["get"],
         fetched_bytes=spent["body_bytes"],
         # A client's work is done in the reader itself.
-        cpu_seconds=processes.cpu_seconds(product.pid) - cpu if product.pid else reader_cpu,
+        cpu_seconds=processes.cpu_seconds(product.pid) - cpu if product.pid else 0,
         reader_cpu_seconds=reader_cpu,
         server_cpu_seconds=server.cpu_seconds() - server_cpu,
         peak_rss_bytes=processes.peak_rss_bytes(product.pid) if product.pid else reader_rss,
@@ -92,50 +112,76 @@ def sample(server, name, workload, local_folder, limits):
             samples[phase.name] = found = measure(server, product, phase, limits)
             # What follows a phase means nothing if that was not complete.
             if found.error or found.cut:
+                why = found.error and "the phase before failed" or "the phase before was cut"
+                for later in workload.phases[len(samples):]:
+                    samples[later.name] = Sample(error=f"left out: {why}")
                 break
     except subprocess.TimeoutExpired:
-        samples[phase.name] = Sample(error=f"hung: killed after {limits.hang_seconds:g} s")
+        told = product.last_words
+        why = f"hung: killed after {limits.hang_seconds:g} s" + (told and f"; its log: {told}")
+        for phase in workload.phases[len(samples):]:
+            samples[phase.name] = Sample(error=why)
+            why = "left out: the phase before hung"
     finally:
         product.close()
     return samples
 
 
-def run(server, workload, names, local_folder, limits, progress):
-    """A workload with all products in turn, several rounds: lists of samples by phase, product."""
+def run(server, workload, names, local_folder, limits, rates, progress):
+    """A workload with all products in turn, several rounds: lists of samples by phase, product.
+
+    `rates` are the MB/s at which each product read whole objects before, and are kept up to date.
+    """
     found = {phase.name: {} for phase in workload.phases}
     names = [name for name in names if workload.takes(name)]
     slow = set()
-    for number in range(limits.repeat):
+    for number in range(min(limits.repeat, workload.rounds or limits.repeat)):
         # In every round another one begins.
         for name in names[number % len(names):] + names[: number % len(names)]:
             if name in slow:
                 continue
-            progress.show(workload.phases[0].name, number, name)
+            progress.show(workload, number, name)
             start = time.monotonic()
-            samples = sample(server, name, workload, local_folder, limits)
-            for phase, one in samples.items():
-                found[phase].setdefault(name, []).append(one)
-                progress.tell(phase, name, one, workload)
-            if name != products.OURS and time.monotonic() - start > limits.slow_seconds:
+            if why := limits.too_long(workload.phases[0], rates, name):
+                samples = {phase.name: Sample(error=why) for phase in workload.phases}
+            else:
+                samples = sample(server, name, workload, local_folder, limits)
+            for phase in workload.phases:
+                one = samples[phase.name]
+                found[phase.name].setdefault(name, []).append(one)
+                progress.tell(phase, name, one)
+                if phase.program == "whole" and not one.error:
+                    rates.setdefault(name, one.value(phase.rate))
+            read_for = sum(one.seconds for one in samples.values())
+            failed = any(one.error for one in samples.values())
+            took = time.monotonic() - start
+            if name != products.OURS and (read_for > limits.slow_seconds or failed and took > 2):
                 slow.add(name)
     return found
 
 
-def summary(samples, rate):
-    """The sample with the median value, as a dict with that value and the spread."""
+def summary(samples, rate, budget_bytes=None):
+    """The sample with the median value, as a dict with that value and the spread; of random reads,
+    what is told per byte is per byte of the blocks that they touch."""
     good = sorted((s for s in samples if not s.error), key=lambda s: s.value(rate))
     if not good:
         return {"error": samples[-1].error, "samples": [asdict(s) for s in samples]}
     values = [s.value(rate) for s in good]
     middle = good[(len(good) - 1) // 2]
-    return {
+    gigabytes = middle.block_bytes / 1e9
+    peak = max(s.peak_rss_bytes for s in good)
+    found = {
         "value": statistics.median(values), "least": values[0], "most": values[-1],
         "runs": len(good), "failed": len(samples) - len(good),
         "requests": middle.requests, "items": middle.items, "cut": middle.cut,
-        "fetched_per_read": middle.fetched_bytes / middle.bytes if middle.bytes else None,
-        "cpu_s_per_gb": middle.cpu_seconds / (middle.bytes / 1e9) if middle.bytes else None,
-        "reader_cpu_s_per_gb": middle.reader_cpu_seconds / (middle.bytes / 1e9),
-        "server_cpu_s_per_gb": middle.server_cpu_seconds / (middle.bytes / 1e9),
-        "peak_rss_bytes": max(s.peak_rss_bytes for s in good),
+        "gets_per_item": middle.gets / middle.items,
+        "fetched_per_read": middle.fetched_bytes / middle.block_bytes,
+        "cpu_s_per_gb": middle.cpu_seconds / gigabytes,
+        "reader_cpu_s_per_gb": middle.reader_cpu_seconds / gigabytes,
+        "server_cpu_s_per_gb": middle.server_cpu_seconds / gigabytes,
+        "peak_rss_mib": peak / MIB,
         "samples": [asdict(s) for s in samples],
     }
+    if budget_bytes is not None:
+        found["rss_over_budget_mib"] = (peak - budget_bytes) / MIB
+    return found

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -12,14 +12,6 @@ use http_body::{Body, Frame, SizeHint};
 use crate::content;
 use crate::counts::Counters;
 use crate::objects::{Content, Object};
-
-/// Synthetic bytes are made in pieces of this size: small enough to be still in the core's cache
-/// when the kernel copies them into the socket.
-const PIECE_BYTES: usize = 128 * 1024;
-/// Buffers kept for the next piece, since touching fresh memory costs more than filling old.
-const SPARE_PIECES: usize = 64;
-
-static SPARES: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
 pub(crate) struct ContentBody {
     object: Arc<Object>,
@@ -44,10 +36,7 @@ impl ContentBody {
                 bytes.slice(index(self.left.start)..index(self.left.end))
             }
             Content::Synthetic { seed, .. } => {
-                let left = usize::try_from(self.left.end - self.left.start).unwrap_or(usize::MAX);
-                let mut piece = Piece::take(left.min(PIECE_BYTES));
-                content::fill(*seed, self.left.start, &mut piece.buffer[..piece.length]);
-                Bytes::from_owner(piece)
+                content::piece(*seed, self.left.start, self.left.end - self.left.start)
             }
         };
         self.left.start += piece.len() as u64;
@@ -73,35 +62,5 @@ impl Body for ContentBody {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.left.end - self.left.start)
-    }
-}
-
-/// A buffer that goes back to the spares when the last `Bytes` of it is gone.
-struct Piece {
-    /// Always `PIECE_BYTES` long.
-    buffer: Vec<u8>,
-    length: usize,
-}
-
-impl Piece {
-    fn take(length: usize) -> Self {
-        // The one given back last is the one most likely still in the cache.
-        let spare = SPARES.lock().expect("no panic while it is held").pop();
-        Self { buffer: spare.unwrap_or_else(|| vec![0; PIECE_BYTES]), length }
-    }
-}
-
-impl AsRef<[u8]> for Piece {
-    fn as_ref(&self) -> &[u8] {
-        &self.buffer[..self.length]
-    }
-}
-
-impl Drop for Piece {
-    fn drop(&mut self) {
-        let mut spares = SPARES.lock().expect("no panic while it is held");
-        if spares.len() < SPARE_PIECES {
-            spares.push(std::mem::take(&mut self.buffer));
-        }
     }
 }

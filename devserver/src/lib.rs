@@ -19,7 +19,7 @@
 //! and `listing` cuts pages from them, both pure; `bucket`, `settings` and `counts` are what tests
 //! set and read; `body` streams an object; `service` is the S3 operations and `auth` who may call
 //! them, both for s3s, which does routing, signatures and XML; `gate` stands around s3s, `net`
-//! around connections, and `server` starts it all. [`proxy`] stands apart: it breaks answers on
+//! and `tls` around connections, and `server` starts it all. [`proxy`] stands apart: it breaks answers on
 //! their way to the client.
 
 pub mod content;
@@ -37,6 +37,7 @@ mod server;
 mod service;
 mod settings;
 mod target;
+mod tls;
 
 pub use bucket::{Bucket, ObjectInfo};
 pub use counts::{Counts, Kind, LoggedRequest};

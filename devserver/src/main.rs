@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -48,6 +49,9 @@ struct Args {
     /// Lets everybody read, without a signature
     #[arg(long)]
     public: bool,
+    /// Speaks TLS, with a certificate that is made now and written to this file
+    #[arg(long, value_name = "FILE")]
+    tls: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -101,9 +105,13 @@ async fn run(args: Args) -> io::Result<()> {
     if let Some(region) = &args.region {
         builder = builder.region(region);
     }
-    let started = builder.rate_limit(args.rate_limit).start().await;
+    let started = builder.rate_limit(args.rate_limit).tls(args.tls.is_some()).start().await;
     let explain = |error| io::Error::other(format!("cannot listen on {}: {error}", args.listen));
     let server = started.map_err(explain)?;
+    if let Some((path, certificate)) = args.tls.as_deref().zip(server.certificate()) {
+        std::fs::write(path, certificate)
+            .map_err(|error| io::Error::other(format!("{}: {error}", path.display())))?;
+    }
 
     let bucket = server.bucket(&args.bucket);
     bucket.set_public(args.public);
@@ -122,6 +130,9 @@ async fn run(args: Args) -> io::Result<()> {
     println!("export AWS_ENDPOINT_URL={}", server.endpoint_url());
     println!("export AWS_ACCESS_KEY_ID={}", keys.access_key);
     println!("export AWS_SECRET_ACCESS_KEY={}", keys.secret_key);
+    if let Some(path) = &args.tls {
+        println!("export AWS_CA_BUNDLE={}", path.display());
+    }
     println!("export AWS_REGION={}", args.region.as_deref().unwrap_or(devserver::ENDPOINT_REGION));
     loop {
         tokio::select! {

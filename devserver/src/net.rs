@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -10,22 +11,25 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
+use tokio_rustls::TlsAcceptor;
 use tracing::warn;
 
+use crate::content;
 use crate::counts::Counters;
 use crate::gate::Gate;
 use crate::settings::Settings;
 
-/// At most so much is written at once when a connection is paced. At least 16 KiB and otherwise a
-/// millisecond's worth, for that is how exactly tokio's timer wakes.
-const MAX_QUANTUM_BYTES: u64 = 256 * 1024;
-const MIN_QUANTUM_BYTES: u64 = 16 * 1024;
+/// A paced connection writes so much at once as it may send in this time, within the limits: half
+/// the wake-ups that a millisecond costs, and still even over any ten milliseconds.
+const QUANTUM: Duration = Duration::from_millis(2);
+const MAX_QUANTUM_BYTES: usize = 256 * 1024;
+const MIN_QUANTUM_BYTES: usize = 16 * 1024;
 /// A wait shorter than this is not begun but added to the next one.
 const SHORTEST_WAIT: Duration = Duration::from_micros(200);
 /// A connection that wrote nothing for so long has been idle, and idle time earns no bandwidth.
@@ -56,6 +60,7 @@ pub(crate) async fn serve(
     gate: Arc<Gate>,
     settings: Arc<Settings>,
     counters: Arc<Counters>,
+    tls: Option<TlsAcceptor>,
 ) {
     let mut connections = JoinSet::new();
     loop {
@@ -70,17 +75,28 @@ pub(crate) async fn serve(
         };
         counters.connection();
         let _ = stream.set_nodelay(true);
-        let io = TokioIo::new(Paced::new(stream, settings.clone()));
+        let paced = Paced::new(stream, settings.clone());
         let gate = gate.clone();
-        connections.spawn(async move {
-            let service = service_fn(|request| {
-                let gate = gate.clone();
-                async move { gate.answer(request).await }
-            });
-            // A client that hangs up is no error of the server.
-            let _ = http1::Builder::new().serve_connection(io, service).await;
-        });
+        match tls.clone() {
+            None => connections.spawn(answer(paced, gate)),
+            Some(tls) => connections.spawn(async move {
+                // A client that does not believe the certificate hangs up.
+                if let Ok(session) = tls.accept(paced).await {
+                    answer(session, gate).await;
+                }
+            }),
+        };
     }
+}
+
+/// Serves one connection to its end.
+async fn answer(io: impl AsyncRead + AsyncWrite + Unpin, gate: Arc<Gate>) {
+    let service = service_fn(|request| {
+        let gate = gate.clone();
+        async move { gate.answer(request).await }
+    });
+    // A client that hangs up is no error of the server.
+    let _ = http1::Builder::new().serve_connection(TokioIo::new(io), service).await;
 }
 
 /// Runs `start` on a runtime of its own with two threads, and leaves that running. On a thread of
@@ -133,8 +149,7 @@ impl Paced {
         bandwidth: u64,
     ) -> Poll<usize> {
         if self.granted == 0 && self.wait.is_none() {
-            let quantum = (bandwidth / 1000).clamp(MIN_QUANTUM_BYTES, MAX_QUANTUM_BYTES);
-            let bytes = wanted.min(usize::try_from(quantum).expect("at most 256 KiB"));
+            let bytes = wanted.min(quantum_bytes(bandwidth));
             let now = Instant::now();
             let behind = if now - self.written_at > IDLE { Duration::ZERO } else { CATCH_UP };
             let begin = self.schedule.max(now.checked_sub(behind).unwrap_or(now));
@@ -156,6 +171,25 @@ impl Paced {
     }
 }
 
+fn quantum_bytes(bandwidth: u64) -> usize {
+    let bytes = usize::try_from(u128::from(bandwidth) * QUANTUM.as_micros() / 1_000_000);
+    bytes.unwrap_or(MAX_QUANTUM_BYTES).clamp(MIN_QUANTUM_BYTES, MAX_QUANTUM_BYTES)
+}
+
+/// Sends the first of the slices that has bytes, or its first `most` bytes. Synthetic content
+/// goes without a copy from the file that it is in as well.
+fn send(stream: &TcpStream, slices: &[IoSlice<'_>], most: usize) -> io::Result<usize> {
+    let socket = SockRef::from(stream);
+    let Some(first) = slices.iter().position(|slice| !slice.is_empty()) else { return Ok(0) };
+    let bytes = &slices[first][..slices[first].len().min(most)];
+    if let (Some((file, at)), Some(length)) = (content::in_file(bytes), NonZero::new(bytes.len())) {
+        return socket.sendfile(file, at, Some(length));
+    }
+    // What follows at once belongs into the same packet.
+    let more = most > bytes.len() && slices.len() > first + 1;
+    socket.send_with_flags(bytes, if more { libc::MSG_MORE } else { 0 })
+}
+
 impl AsyncRead for Paced {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -168,18 +202,11 @@ impl AsyncRead for Paced {
 
 impl AsyncWrite for Paced {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let Some(bandwidth) = self.settings.bandwidth() else {
-            return Pin::new(&mut self.stream).poll_write(context, bytes);
-        };
-        let allowed = ready!(self.poll_grant(context, bytes.len(), bandwidth));
-        let written = ready!(Pin::new(&mut self.stream).poll_write(context, &bytes[..allowed]))?;
-        self.granted -= written;
-        self.written_at = Instant::now();
-        Poll::Ready(Ok(written))
+        self.poll_write_vectored(context, &[IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -187,11 +214,21 @@ impl AsyncWrite for Paced {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.settings.bandwidth().is_none() {
-            return Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        }
-        let first = slices.iter().find(|slice| !slice.is_empty());
-        self.poll_write(context, first.map_or(&[], |slice| slice))
+        let wanted = slices.iter().map(|slice| slice.len()).sum();
+        let allowed = match self.settings.bandwidth() {
+            Some(bandwidth) => ready!(self.poll_grant(context, wanted, bandwidth)),
+            None => wanted,
+        };
+        let written = loop {
+            ready!(self.stream.poll_write_ready(context))?;
+            match self.stream.try_io(Interest::WRITABLE, || send(&self.stream, slices, allowed)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => break written?,
+            }
+        };
+        self.granted = self.granted.saturating_sub(written);
+        self.written_at = Instant::now();
+        Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -15,6 +15,7 @@ use crate::gate::Gate;
 use crate::net;
 use crate::service::Service;
 use crate::settings::Settings;
+use crate::tls;
 use crate::{ACCESS_KEY, SECRET_KEY};
 
 /// A running server. Dropping it closes its socket and every connection.
@@ -24,6 +25,8 @@ pub struct Server {
     counters: Arc<Counters>,
     settings: Arc<Settings>,
     region: Option<String>,
+    /// In PEM, if it speaks TLS.
+    certificate: Option<String>,
     accepting: AbortHandle,
     /// Of its own, if it was started from code that is not async.
     runtime: Option<Runtime>,
@@ -47,6 +50,7 @@ pub struct Builder {
     list_latency: Duration,
     bandwidth: Option<u64>,
     rate_limit: Option<u32>,
+    tls: bool,
 }
 
 impl Builder {
@@ -93,6 +97,14 @@ impl Builder {
         self
     }
 
+    /// Speaks TLS, with a certificate of its own for 127.0.0.1 and localhost. See
+    /// [`Server::certificate`].
+    #[must_use]
+    pub fn tls(mut self, tls: bool) -> Self {
+        self.tls = tls;
+        self
+    }
+
     /// Starts the server on the runtime that this is called on. Fails if the address cannot be
     /// listened on.
     #[allow(clippy::unused_async)] // a listener can only be made on a runtime
@@ -104,11 +116,21 @@ impl Builder {
         let settings = Arc::new(Settings::default());
         let service = Service { buckets: buckets.clone(), counters: counters.clone() };
         let gate = Arc::new(Gate::new(service, settings.clone()));
-        let serving = net::serve(listener, gate, settings.clone(), counters.clone());
+        let made = self.tls.then(tls::make).transpose()?;
+        let (acceptor, certificate) = made.unzip();
+        let serving = net::serve(listener, gate, settings.clone(), counters.clone(), acceptor);
         let accepting = tokio::spawn(serving).abort_handle();
         let region = self.region;
-        let server =
-            Server { address, buckets, counters, settings, region, accepting, runtime: None };
+        let server = Server {
+            address,
+            buckets,
+            counters,
+            settings,
+            region,
+            certificate,
+            accepting,
+            runtime: None,
+        };
         server.set_first_byte_latency(self.first_byte_latency);
         server.set_list_latency(self.list_latency);
         server.set_bandwidth_per_connection(self.bandwidth);
@@ -136,6 +158,7 @@ impl Server {
             list_latency: Duration::ZERO,
             bandwidth: None,
             rate_limit: None,
+            tls: false,
         }
     }
 
@@ -145,10 +168,17 @@ impl Server {
         self.address
     }
 
-    /// What to give a client as its endpoint: `http://127.0.0.1:…`.
+    /// What to give a client as its endpoint: `http://127.0.0.1:…`, or `https`.
     #[must_use]
     pub fn endpoint_url(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.certificate.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// The certificate to believe, in PEM, if the server speaks TLS.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&str> {
+        self.certificate.as_deref()
     }
 
     /// The keys that requests must be signed with.

@@ -45,3 +45,20 @@ async fn a_signal_prints_what_it_was_asked() {
     let expected = r#"{"list":0,"head":1,"get":1,"other":0,"body_bytes":1000,"connections":1}"#;
     assert_eq!(line(), expected);
 }
+
+#[test]
+fn over_tls_it_writes_the_certificate_to_believe() {
+    let folder = std::env::temp_dir().join(format!("devserver-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("ca.pem");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_devserver"));
+    command.args(["--listen", "127.0.0.1:0", "--tls"]).arg(&path);
+    let mut program = Program(command.stdout(Stdio::piped()).spawn().unwrap());
+    let lines = BufReader::new(program.0.stdout.take().unwrap()).lines();
+    let lines: Vec<String> = lines.take(6).map(Result::unwrap).collect();
+    assert!(lines[1].starts_with("export AWS_ENDPOINT_URL=https://127.0.0.1:"), "{lines:?}");
+    assert!(lines.contains(&format!("export AWS_CA_BUNDLE={}", path.display())), "{lines:?}");
+    let certificate = std::fs::read_to_string(&path).unwrap();
+    assert!(certificate.starts_with("-----BEGIN CERTIFICATE-----"), "{certificate}");
+    std::fs::remove_dir_all(&folder).unwrap();
+}

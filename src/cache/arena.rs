@@ -20,14 +20,15 @@
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use bytes::BufMut;
 use bytes::buf::UninitSlice;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
-use super::slots::{Full, Slot, Slots};
+use super::slots::{Charged, Full, Slot, Slots};
 use crate::layout::Layout;
 
 /// Holds nothing and costs nothing.
@@ -37,14 +38,22 @@ const FETCHING: u8 = 1;
 /// Charged on the budget; holds the object's bytes.
 const READY: u8 = 2;
 
+/// A huge page of x86-64, and of arm64 with small pages of 4 KiB. Elsewhere the system makes of it
+/// what it can.
+const HUGE_BYTES: usize = 2 << 20;
+
 /// A mapping of address space, and who has which part of it.
 #[derive(Debug)]
 pub(super) struct Arena {
-    base: NonNull<u8>,
+    /// Where offsets count from: a multiple of [`HUGE_BYTES`] inside the mapping.
+    start: NonNull<u8>,
+    mapping: NonNull<u8>,
     mapped_bytes: usize,
     page_bytes: usize,
     layout: Layout,
     slots: Mutex<Slots>,
+    /// Bytes that writers were given, ever.
+    received: AtomicU64,
 }
 
 // SAFETY: the pointer is to a mapping that lives as long as the arena and is not tied to a
@@ -58,8 +67,9 @@ impl Arena {
     pub(super) fn reserve(layout: Layout, budget_bytes: u64) -> std::io::Result<Arc<Self>> {
         // Tests have blocks smaller than a page. Their memory is not handed back, only counted.
         let granule = layout.block_bytes.min(4096);
-        let slots = Slots::new(layout.chunk_bytes, layout.block_bytes, granule, budget_bytes);
-        let mapped_bytes = usize::try_from(slots.address_bytes().max(4096))
+        let huge = HUGE_BYTES as u64;
+        let slots = Slots::new(layout.chunk_bytes, layout.block_bytes, granule, huge, budget_bytes);
+        let mapped_bytes = usize::try_from(slots.address_bytes() + huge)
             .map_err(|_| std::io::Error::from(std::io::ErrorKind::OutOfMemory))?;
         // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing of
         // ours. NORESERVE: the address space is many times the memory that will be used.
@@ -78,15 +88,21 @@ impl Arena {
         }
         let base = NonNull::new(base.cast::<u8>()).ok_or(std::io::ErrorKind::OutOfMemory)?;
         // SAFETY: our own mapping. Huge pages would make one touched block of 128 KiB cost 2 MiB
-        // that nobody counts; object bytes do not belong into core files. Both are requests that
-        // an odd kernel may refuse, which costs us nothing but them.
+        // that nobody counts, so they are asked for where whole ones are charged only
+        // ([`Memory::populate`]); object bytes do not belong into core files. Both are requests
+        // that an odd kernel may refuse, which costs us nothing but them.
         let page = unsafe {
             libc::madvise(base.as_ptr().cast(), mapped_bytes, libc::MADV_NOHUGEPAGE);
             libc::madvise(base.as_ptr().cast(), mapped_bytes, libc::MADV_DONTDUMP);
             libc::sysconf(libc::_SC_PAGESIZE)
         };
         let page_bytes = usize::try_from(page).unwrap_or(4096);
-        Ok(Arc::new(Self { base, mapped_bytes, page_bytes, layout, slots: Mutex::new(slots) }))
+        // Offsets in the arena say where huge pages begin. There is one more of them mapped.
+        // SAFETY: less than a huge page further, so still inside the mapping.
+        let start = unsafe { base.add(base.align_offset(HUGE_BYTES)) };
+        let (slots, received) = (Mutex::new(slots), AtomicU64::new(0));
+        let mapping = base;
+        Ok(Arc::new(Self { start, mapping, mapped_bytes, page_bytes, layout, slots, received }))
     }
 
     /// Address space for a chunk of `len` bytes, all of its blocks empty.
@@ -95,6 +111,11 @@ impl Arena {
         let blocks = self.layout.blocks(&(0..len)).len();
         let states = (0..blocks).map(|_| AtomicU8::new(EMPTY)).collect();
         Ok(Arc::new(Memory { arena: self.clone(), slot, len, states, progress: Notify::new() }))
+    }
+
+    /// Bytes that can be charged in all.
+    pub(super) fn budget(&self) -> u64 {
+        self.slots.lock().budget()
     }
 
     /// Bytes that can still be charged.
@@ -107,6 +128,43 @@ impl Arena {
         self.slots.lock().used()
     }
 
+    /// Bytes that have memory behind them and hold nothing.
+    pub(super) fn idle(&self) -> u64 {
+        self.slots.lock().idle()
+    }
+
+    /// Puts so much memory where the first large chunks will be, as far as nobody is using it yet.
+    /// It takes a tenth of a second or more.
+    pub(super) fn make_ready(self: &Arc<Self>, bytes: u64) {
+        let Ok(chunk) = usize::try_from(self.layout.chunk_bytes) else { return };
+        let mut ready = Vec::new();
+        let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
+        while left > 0 {
+            let bytes = 0..chunk.min(left);
+            let Ok(memory) = self.memory(chunk) else { return };
+            // Charged while it is populated, so that what is resident never exceeds the budget.
+            let Ok(writers) = memory.claim(self.layout.blocks(&bytes)) else { return };
+            memory.populate(&bytes);
+            left -= bytes.end;
+            ready.push((writers, memory));
+        }
+        // The first is to be taken first, so it is given back last.
+        while ready.pop().is_some() {}
+    }
+
+    /// Hands memory that holds nothing back to the system, but for so much.
+    pub(super) fn release_idle(&self, keep: u64) {
+        let mut slots = self.slots.lock();
+        for range in slots.take_idle(keep) {
+            self.release(&range);
+        }
+    }
+
+    /// Bytes that writers were given, ever.
+    pub(super) fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
     /// Hands the memory behind these addresses back to the system.
     fn release(&self, bytes: &Range<u64>) {
         let (Ok(start), Ok(end)) = (usize::try_from(bytes.start), usize::try_from(bytes.end))
@@ -116,11 +174,11 @@ impl Arena {
         let start = start.next_multiple_of(self.page_bytes);
         let end = end / self.page_bytes * self.page_bytes;
         if start < end {
-            debug_assert!(end <= self.mapped_bytes);
+            debug_assert!(end <= self.mapped_bytes - HUGE_BYTES);
             // SAFETY: inside the mapping, and idle: no block there is charged, so nobody reads
             // or writes it. Its contents may go.
             unsafe {
-                let at = self.base.as_ptr().add(start);
+                let at = self.start.as_ptr().add(start);
                 libc::madvise(at.cast(), end - start, libc::MADV_DONTNEED);
             }
         }
@@ -132,7 +190,7 @@ impl Drop for Arena {
         // SAFETY: our own mapping, of this length; every `Memory` keeps the arena alive, so
         // nobody has a pointer into it any more.
         unsafe {
-            libc::munmap(self.base.as_ptr().cast(), self.mapped_bytes);
+            libc::munmap(self.mapping.as_ptr().cast(), self.mapped_bytes);
         }
     }
 }
@@ -150,6 +208,16 @@ pub(super) struct Memory {
 }
 
 impl Memory {
+    /// How many bytes the chunk has.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Where a block ends, in bytes from the chunk's beginning.
+    pub(super) fn block_end(&self, block: usize) -> usize {
+        self.arena.layout.block_bytes(&(block..block + 1), self.len).end
+    }
+
     /// How many blocks the chunk has.
     pub(super) fn blocks(&self) -> usize {
         self.states.len()
@@ -199,7 +267,8 @@ impl Memory {
             }
         }
         let addresses: Vec<_> = stretches.iter().map(|blocks| self.addresses(blocks)).collect();
-        for range in slots.charge(&addresses)? {
+        let Charged { fresh, release } = slots.charge(&addresses)?;
+        for range in release {
             self.arena.release(&range);
         }
         let mut writers = Vec::new();
@@ -210,7 +279,17 @@ impl Memory {
                 }
                 let bytes = layout.block_bytes(&part, self.len);
                 let (at, next) = (bytes.start, part.start);
-                writers.push(BlockWriter { memory: self.clone(), bytes, at, blocks: part, next });
+                let memory = self.clone();
+                let first_byte = None;
+                writers.push(BlockWriter {
+                    memory,
+                    bytes,
+                    at,
+                    blocks: part,
+                    next,
+                    fresh,
+                    first_byte,
+                });
             }
         }
         Ok(writers)
@@ -222,28 +301,33 @@ impl Memory {
         self.slot.offset + bytes.start as u64..self.slot.offset + bytes.end as u64
     }
 
-    /// Has the system put memory behind these bytes of the chunk, all at once. Page by page, as they
-    /// are written to, costs a trap each; memory that is there already costs next to nothing.
+    /// Has the system put memory behind these bytes of the chunk, which are charged, all at once:
+    /// page by page, as they are written to, costs a trap each. Where whole huge pages fit, these.
     pub(super) fn populate(&self, bytes: &Range<usize>) {
         assert!(bytes.start <= bytes.end && bytes.end <= self.len, "inside the chunk");
-        let page = self.arena.page_bytes;
-        let start = self.pointer(bytes.start);
-        let inside = start.align_offset(page);
-        let len = (bytes.end - bytes.start).saturating_sub(inside) / page * page;
-        if len > 0 {
-            // SAFETY: inside our slot. It changes no byte, whoever reads or writes there, and a
-            // kernel that does not know it (before 5.14) refuses, which costs us nothing but it.
-            unsafe {
-                libc::madvise(start.add(inside).cast(), len, libc::MADV_POPULATE_WRITE);
+        let advise = |unit: usize, advice: libc::c_int| {
+            let start = self.pointer(bytes.start);
+            let inside = start.align_offset(unit);
+            let len = (bytes.end - bytes.start).saturating_sub(inside) / unit * unit;
+            if len > 0 {
+                // SAFETY: inside our slot. Neither advice changes a byte, whoever reads or writes
+                // there, and a kernel that does not know it refuses, which costs us nothing but it.
+                unsafe {
+                    libc::madvise(start.add(inside).cast(), len, advice);
+                }
             }
-        }
+        };
+        advise(HUGE_BYTES, libc::MADV_HUGEPAGE);
+        advise(self.arena.page_bytes, libc::MADV_POPULATE_WRITE);
+        // Huge pages that are there stay; none is made for a single block that comes here later.
+        advise(HUGE_BYTES, libc::MADV_NOHUGEPAGE);
     }
 
     fn pointer(&self, at: usize) -> *mut u8 {
         debug_assert!(at <= self.len);
         let slot = usize::try_from(self.slot.offset).expect("the slot is inside the mapping");
         // SAFETY: the slot is inside the mapping, and at least as long as the chunk.
-        unsafe { self.arena.base.as_ptr().add(slot + at) }
+        unsafe { self.arena.start.as_ptr().add(slot + at) }
     }
 }
 
@@ -273,6 +357,10 @@ pub(super) struct BlockWriter {
     blocks: Range<usize>,
     /// The first block that is not ready.
     next: usize,
+    /// There may be no memory behind the blocks yet.
+    fresh: bool,
+    /// When the first byte was put.
+    first_byte: Option<Instant>,
 }
 
 impl BlockWriter {
@@ -289,6 +377,16 @@ impl BlockWriter {
     /// The memory that it writes to.
     pub(super) fn memory(&self) -> &Arc<Memory> {
         &self.memory
+    }
+
+    /// There may be no memory behind the blocks yet.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// When the first byte was written, if one was.
+    pub(super) fn first_byte(&self) -> Option<Instant> {
+        self.first_byte
     }
 
     /// How many bytes have been written.
@@ -308,6 +406,8 @@ unsafe impl BufMut for BlockWriter {
     unsafe fn advance_mut(&mut self, count: usize) {
         assert!(count <= self.remaining_mut(), "inside the run");
         self.at += count;
+        self.first_byte.get_or_insert_with(Instant::now);
+        self.memory.arena.received.fetch_add(count as u64, Ordering::Relaxed);
         let layout = self.memory.arena.layout;
         let first = self.next;
         while self.next < self.blocks.end

@@ -27,10 +27,21 @@ pub(super) struct Slot {
     class: usize,
 }
 
+/// What charging memory has brought about.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Charged {
+    /// Some of it was not idle: there may be no memory behind it yet.
+    pub(super) fresh: bool,
+    /// Idle ranges that must be handed back to the system before this memory is touched.
+    pub(super) release: Vec<Range<u64>>,
+}
+
 /// Who has which address space, and which of it has memory behind it.
 #[derive(Debug)]
 pub(super) struct Slots {
     granule: u64,
+    /// Memory is handed back in multiples of this, as far as there is as much of it.
+    release_bytes: u64,
     budget: u64,
     /// By size: class `n` holds slots of `granule << n` bytes.
     classes: Vec<Class>,
@@ -50,18 +61,24 @@ struct Class {
 
 impl Slots {
     /// Plans an arena for chunks of up to `chunk` bytes, awaited in blocks of `block`, with
-    /// memory for `budget`; all of it in granules of `granule`, a power of two.
-    pub(super) fn new(chunk: u64, block: u64, granule: u64, budget: u64) -> Self {
+    /// memory for `budget`; all of it in granules of `granule`, a power of two. Slots that can
+    /// hold a huge page, of `huge` bytes, begin at a multiple of it.
+    pub(super) fn new(chunk: u64, block: u64, granule: u64, huge: u64, budget: u64) -> Self {
         let mut classes = Vec::new();
-        let mut offset = 0;
+        let mut offset: u64 = 0;
         let mut size = granule;
         loop {
-            let enough = budget.div_ceil(size.min(block));
+            // A chunk may fill little more than half of its slot.
+            let enough = budget.div_ceil((size / 2).max(granule).min(block));
             let slots = enough.min((budget * SPREAD).div_ceil(size)).max(4);
+            if size >= huge {
+                offset = offset.next_multiple_of(huge);
+            }
             classes.push(Class { offset, slots, fresh: 0, free: Vec::new() });
             offset += size * slots;
             if size >= chunk {
-                return Self { granule, budget, classes, used: 0, idle: Runs::default() };
+                let idle = Runs::default();
+                return Self { granule, release_bytes: huge, budget, classes, used: 0, idle };
             }
             size *= 2;
         }
@@ -96,20 +113,43 @@ impl Slots {
         class.free.push((slot.offset - class.offset) / (self.granule << slot.class));
     }
 
-    /// Charges memory at these addresses, none of which may be charged yet; all or none. Returns
-    /// the idle ranges that must be handed back to the system before this memory is touched.
-    pub(super) fn charge(&mut self, ranges: &[Range<u64>]) -> Result<Vec<Range<u64>>, Full> {
+    /// Charges memory at these addresses, none of which may be charged yet; all or none.
+    pub(super) fn charge(&mut self, ranges: &[Range<u64>]) -> Result<Charged, Full> {
         let ranges: Vec<_> = ranges.iter().map(|bytes| self.granules(bytes)).collect();
         let wanted: u64 = ranges.iter().map(|bytes| bytes.end - bytes.start).sum();
         if self.used + wanted > self.budget {
             return Err(Full);
         }
         self.used += wanted;
+        let idle = self.idle.bytes;
         for bytes in &ranges {
             self.idle.remove(bytes);
         }
+        let fresh = idle - self.idle.bytes < wanted;
         let over = (self.used + self.idle.bytes).saturating_sub(self.budget);
-        Ok(self.idle.pop(over))
+        // A huge page that is handed back in part stays behind what is left of it.
+        let whole = if over == 0 { 0 } else { over.next_multiple_of(self.release_bytes) };
+        let release = self.idle.pop(whole.min(self.idle.bytes));
+        Ok(Charged { fresh, release })
+    }
+
+    /// Takes what is idle, but for so much, to be handed back to the system. The largest slots,
+    /// which are the last, keep theirs.
+    pub(super) fn take_idle(&mut self, keep: u64) -> Vec<Range<u64>> {
+        let (mut taken, mut left) = (Vec::new(), self.idle.bytes.saturating_sub(keep));
+        while left > 0 {
+            let Some(run) = self.idle.first() else { break };
+            let run = run.start..run.end.min(run.start + left);
+            left -= run.end - run.start;
+            self.idle.remove(&run);
+            taken.push(run);
+        }
+        taken
+    }
+
+    /// Bytes that have memory behind them and hold nothing.
+    pub(super) fn idle(&self) -> u64 {
+        self.idle.bytes
     }
 
     /// Ends the charge of these addresses. Their memory stays, idle.
@@ -117,6 +157,11 @@ impl Slots {
         let bytes = self.granules(bytes);
         self.used -= bytes.end - bytes.start;
         self.idle.insert(bytes);
+    }
+
+    /// Bytes that can be charged in all.
+    pub(super) fn budget(&self) -> u64 {
+        self.budget
     }
 
     /// Bytes that can still be charged.
@@ -186,6 +231,10 @@ impl Runs {
         }
     }
 
+    fn first(&self) -> Option<Range<u64>> {
+        self.runs.first_key_value().map(|(&start, &end)| start..end)
+    }
+
     /// Takes `bytes` out, from the end: the largest classes, whose runs are the longest.
     fn pop(&mut self, mut bytes: u64) -> Vec<Range<u64>> {
         let mut popped = Vec::new();
@@ -211,12 +260,16 @@ mod tests {
 
     use super::*;
 
-    fn charge(slots: &mut Slots, bytes: Range<u64>) -> Result<Vec<Range<u64>>, Full> {
+    fn charge(slots: &mut Slots, bytes: Range<u64>) -> Result<Charged, Full> {
         slots.charge(&[bytes])
     }
 
+    fn charged(fresh: bool) -> Result<Charged, Full> {
+        Ok(Charged { fresh, release: vec![] })
+    }
+
     fn slots() -> Slots {
-        Slots::new(16, 4, 4, 64)
+        Slots::new(16, 4, 4, 8, 64)
     }
 
     #[test]
@@ -238,24 +291,49 @@ mod tests {
                 assert!((slot.offset..slot.offset + size).all(|byte| taken.insert(byte)));
             }
         }
-        assert_eq!(taken.len() as u64, slots.address_bytes());
+        let between = slots.address_bytes() - taken.len() as u64;
+        assert!(between < 8, "only to begin at a multiple of 8: {between}");
     }
 
     #[test]
     fn warm_memory_costs_nothing_and_cold_memory_is_paid_by_idle_memory() {
         let mut slots = slots();
         let (a, b) = (slots.take(16).unwrap(), slots.take(16).unwrap());
-        assert_eq!(charge(&mut slots, a.offset..a.offset + 16), Ok(vec![]));
+        assert_eq!(charge(&mut slots, a.offset..a.offset + 16), charged(true));
         slots.discharge(&(a.offset..a.offset + 16));
-        assert_eq!(charge(&mut slots, a.offset..a.offset + 8), Ok(vec![]));
-        assert_eq!((slots.used(), slots.available()), (8, 56));
+        assert_eq!(charge(&mut slots, a.offset..a.offset + 8), charged(false));
+        assert_eq!((slots.used(), slots.available(), slots.idle()), (8, 56, 8));
         // 8 used and 8 idle of 64: 48 more fit beside the idle ones.
         for at in [b.offset, b.offset + 16, b.offset + 32] {
-            assert_eq!(charge(&mut slots, at..at + 16), Ok(vec![]));
+            assert_eq!(charge(&mut slots, at..at + 16), charged(true));
         }
-        let released = charge(&mut slots, b.offset + 48..b.offset + 52).unwrap();
-        assert_eq!(released, vec![a.offset + 12..a.offset + 16]);
+        let found = charge(&mut slots, b.offset + 48..b.offset + 52).unwrap();
+        assert_eq!(found.release, [a.offset + 8..a.offset + 16], "huge pages of 8 go whole");
         assert_eq!(charge(&mut slots, b.offset + 64..b.offset + 80), Err(Full));
+    }
+
+    #[test]
+    fn chunks_that_fill_half_of_their_slots_fill_the_budget() {
+        let mut slots = Slots::new(16, 16, 1, 16, 90);
+        for _ in 0..10 {
+            let slot = slots.take(9).unwrap();
+            charge(&mut slots, slot.offset..slot.offset + 9).unwrap();
+        }
+        assert_eq!(slots.available(), 0);
+    }
+
+    #[test]
+    fn all_that_is_idle_can_go_at_once() {
+        let mut slots = slots();
+        let (a, b) = (slots.take(16).unwrap(), slots.take(4).unwrap());
+        for slot in [&a, &b] {
+            charge(&mut slots, slot.offset..slot.offset + 4).unwrap();
+        }
+        slots.discharge(&(a.offset..a.offset + 4));
+        assert_eq!(slots.take_idle(4), []);
+        assert_eq!(slots.take_idle(0), [a.offset..a.offset + 4]);
+        assert_eq!((slots.used(), slots.idle()), (4, 0));
+        assert!(charge(&mut slots, a.offset..a.offset + 4).unwrap().fresh);
     }
 
     proptest! {
@@ -264,7 +342,7 @@ mod tests {
         fn resident_memory_never_exceeds_the_budget(
             steps in prop::collection::vec((0_u64..24, 1_u64..6), 1..60)
         ) {
-            let mut slots = Slots::new(64, 4, 4, 48);
+            let mut slots = Slots::new(64, 4, 4, 4, 48);
             let (mut used, mut resident) = (BTreeSet::new(), BTreeSet::new());
             for (start, len) in steps {
                 let granules = start..start + len;
@@ -278,8 +356,10 @@ mod tests {
                     let fits = (used.len() as u64 + len) * 4 <= 48;
                     let charged = charge(&mut slots, bytes.clone());
                     prop_assert_eq!(charged.is_ok(), fits);
-                    let Ok(released) = charged else { continue };
-                    for range in released {
+                    let Ok(charged) = charged else { continue };
+                    let warm = granules.clone().all(|granule| resident.contains(&granule));
+                    prop_assert_eq!(charged.fresh, !warm);
+                    for range in charged.release {
                         for granule in range.start / 4..range.end / 4 {
                             prop_assert!(!used.contains(&granule) && resident.remove(&granule));
                         }

@@ -45,7 +45,7 @@ impl Rig {
     ) -> impl Future<Output = Result<(), StoreError>> + Send + 'static + use<> {
         let (cache, (object, bytes)) = (self.cache.clone(), self.objects[&id].clone());
         async move {
-            let data = cache.read(id, &object, range.clone()).await?;
+            let data = cache.read(id, &object, range.clone(), Taker::Program).await?;
             let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
             assert_eq!(&*data, &bytes[range]);
             Ok(())
@@ -160,7 +160,7 @@ async fn a_full_cache_goes_on_in_the_memory_it_has() {
     let object = rig.objects[&0].0.clone();
     let mut places = std::collections::BTreeSet::new();
     for chunk in 0..10 {
-        let data = rig.cache.read(0, &object, chunk * 16..chunk * 16 + 16).await.unwrap();
+        let data = rig.cache.read(0, &object, chunk * 16..chunk * 16 + 16, Taker::Program).await.unwrap();
         places.insert(data.as_ptr() as usize);
         drop(data);
         // Fetch tasks give their leases back a moment after the reader has the bytes.
@@ -195,10 +195,80 @@ async fn a_reader_does_not_wait_for_the_turn_of_readahead() {
         let object = rig.objects[&id].0.clone();
         rig.cache.fetch(id, &object, 0..16, 8, Purpose::Ahead);
     }
-    // Four connections let three GETs of readahead run at once; these are the last two of twelve.
+    // Four connections let three GETs of readahead run at once; this is the last of twelve.
     let start = tokio::time::Instant::now();
-    rig.read(5, 0..16).await.unwrap();
+    rig.read(5, 8..16).await.unwrap();
     assert_eq!(start.elapsed(), Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn what_the_page_cache_has_taken_whole_is_given_up_first() {
+    let rig = Rig::new(48, &[16, 16, 16, 16]);
+    let taken = |id: ObjectId, range: Range<u64>| {
+        let (cache, object) = (rig.cache.clone(), rig.objects[&id].0.clone());
+        async move { cache.read(id, &object, range, Taker::PageCache).await.map(drop) }
+    };
+    // The newest by use, but a second copy; of the oldest the page cache has not the last block.
+    taken(0, 0..12).await.unwrap();
+    rig.read(1, 0..16).await.unwrap();
+    for start in [8, 0] {
+        taken(2, start..start + 8).await.unwrap();
+    }
+    tokio::task::yield_now().await;
+    rig.read(3, 0..16).await.unwrap();
+    let gets = rig.gets();
+    rig.read(0, 0..12).await.unwrap();
+    rig.read(1, 0..16).await.unwrap();
+    assert_eq!(rig.gets(), gets, "2 was the one to go");
+    rig.read(2, 0..16).await.unwrap();
+    assert_eq!(rig.gets(), gets + 2);
+}
+
+#[tokio::test]
+async fn what_the_page_cache_has_lost_again_is_a_first_copy_again() {
+    let rig = Rig::new(48, &[16, 16, 16, 16]);
+    let object = rig.objects[&2].0.clone();
+    rig.read(1, 0..16).await.unwrap();
+    for _ in 0..2 {
+        rig.cache.read(2, &object, 0..16, Taker::PageCache).await.map(drop).unwrap();
+    }
+    rig.cache.read(2, &object, 0..4, Taker::PageCache).await.map(drop).unwrap();
+    rig.read(0, 0..16).await.unwrap();
+    tokio::task::yield_now().await;
+    rig.read(3, 0..16).await.unwrap();
+    let gets = rig.gets();
+    rig.read(2, 0..16).await.unwrap();
+    assert_eq!(rig.gets(), gets, "1 was the oldest");
+}
+
+#[tokio::test(start_paused = true)]
+async fn memory_that_nobody_needs_for_a_while_goes_back_to_the_system() {
+    let rig = Rig::new(64, &[16, 16]);
+    tokio::spawn(release_idle_memory(Arc::downgrade(&rig.cache.0), 4));
+    rig.read(0, 0..16).await.unwrap();
+    tokio::task::yield_now().await;
+    rig.cache.0.evict_oldest(&mut rig.cache.0.chunks.lock()).unwrap();
+    assert_eq!(rig.cache.0.arena.idle(), 16);
+    tokio::time::sleep(IDLE * 2 + Duration::from_secs(1)).await;
+    assert_eq!(rig.cache.0.arena.idle(), 4, "but for what is to be kept");
+    rig.read(0, 0..16).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_fetch_says_how_far_there_was_room() {
+    let rig = Rig::new(24, &[40, 40]);
+    let object = rig.objects[&0].0.clone();
+    assert_eq!(rig.cache.fetch(0, &object, 4..30, 8, Purpose::Ahead), 24);
+    assert_eq!(rig.cache.fetch(1, &object, 0..8, 8, Purpose::Ahead), 0, "all are in flight");
+}
+
+#[tokio::test]
+async fn what_is_made_ready_is_there_before_it_is_needed_and_costs_nothing() {
+    let rig = Rig::new(64, &[16, 16]);
+    rig.cache.0.arena.make_ready(24);
+    assert_eq!((rig.cache.used_bytes(), rig.cache.0.arena.idle()), (0, 24));
+    rig.read(0, 0..16).await.unwrap();
+    assert_eq!(rig.cache.0.arena.idle(), 8);
 }
 
 proptest! {
@@ -232,7 +302,9 @@ proptest! {
                 let (object, bytes) = &rig.objects[&id];
                 let range = start.min(bytes.len() as u64)..(start + len).min(bytes.len() as u64);
                 match how % 4 {
-                    0 => rig.cache.fetch(id, object, range, 4, Purpose::Ahead),
+                    0 => {
+                        rig.cache.fetch(id, object, range, 4, Purpose::Ahead);
+                    }
                     1 => {
                         let patience = Duration::from_millis(u64::from(how));
                         let read = tokio::time::timeout(patience, rig.read(id, range));

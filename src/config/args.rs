@@ -93,7 +93,7 @@ pub(crate) struct CacheArgs {
           value_parser = size)]
     pub(crate) chunk_size: u64,
 
-    /// Size of one request of a sequential stream
+    /// Size of one request of a sequential stream; twice that where the first byte takes long
     #[arg(long, value_name = "SIZE", env = "FASTS3_PART_SIZE", default_value = "8MiB",
           value_parser = size)]
     pub(crate) part_size: u64,
@@ -104,7 +104,7 @@ pub(crate) struct CacheArgs {
     pub(crate) kernel_readahead: u64,
 
     /// Requests in flight at once
-    #[arg(long, value_name = "NUMBER", env = "FASTS3_MAX_CONNECTIONS", default_value = "64",
+    #[arg(long, value_name = "NUMBER", env = "FASTS3_MAX_CONNECTIONS", default_value = "128",
           value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(crate) max_connections: u16,
 }

@@ -126,6 +126,13 @@ impl Listing {
         self.place(index).1
     }
 
+    /// A file's size; `None` for a directory, and for a file that cannot be read.
+    #[must_use]
+    pub fn file_bytes(&self, index: usize) -> Option<u64> {
+        let record = &self.records[index];
+        (record.kind == Kind::File).then_some(record.size_bytes)
+    }
+
     /// What an entry's number names.
     #[must_use]
     pub fn inode(&self, index: usize) -> Inode {

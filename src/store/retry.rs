@@ -42,7 +42,7 @@ impl Default for RetryPolicy {
             first_pause_throttled: Duration::from_millis(200),
             longest_pause: Duration::from_secs(5),
             deadline: Duration::from_secs(30),
-            max_connections: 64,
+            max_connections: 128,
         }
     }
 }

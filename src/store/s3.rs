@@ -8,7 +8,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
-use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::primitives::DateTime;
@@ -23,18 +22,21 @@ use crate::config::StoreConfig;
 
 mod connect;
 mod errors;
+mod form;
+mod get;
 mod http;
 
 pub use errors::Failure;
 use errors::{About, failure};
-use http::BodySlot;
+use get::Gets;
 
 /// A bucket of an S3 store.
 #[derive(Debug)]
 pub struct S3Store {
     client: Client,
+    gets: Gets,
     bucket: String,
-    requester_pays: bool,
+    payer: Option<RequestPayer>,
     region: String,
     endpoint: String,
 }
@@ -82,9 +84,10 @@ impl S3Store {
     }
 
     fn new(bucket: &str, config: &StoreConfig, connected: connect::Connected) -> Self {
-        let connect::Connected { client, region, endpoint } = connected;
-        let requester_pays = config.requester_pays;
-        Self { client, bucket: bucket.to_owned(), requester_pays, region, endpoint }
+        let connect::Connected { client, wire, region, endpoint } = connected;
+        let payer = config.requester_pays.then_some(RequestPayer::Requester);
+        let gets = Gets::new(client.clone(), wire, bucket.to_owned(), payer.clone());
+        Self { client, gets, bucket: bucket.to_owned(), payer, region, endpoint }
     }
 
     /// The region that requests are signed for.
@@ -141,15 +144,11 @@ impl S3Store {
             .max_keys(i32::from(request.max_keys))
             // XML cannot carry every character that a key can.
             .encoding_type(EncodingType::Url)
-            .set_request_payer(self.payer())
+            .set_request_payer(self.payer.clone())
             .send()
             .await
             .map_err(|error| failure(About::Bucket, &error))?;
         Ok(page(output)?)
-    }
-
-    fn payer(&self) -> Option<RequestPayer> {
-        self.requester_pays.then_some(RequestPayer::Requester)
     }
 }
 
@@ -165,7 +164,7 @@ impl ObjectStore for S3Store {
             .head_object()
             .bucket(&self.bucket)
             .key(key)
-            .set_request_payer(self.payer())
+            .set_request_payer(self.payer.clone())
             .send()
             .await
             .map_err(|error| failure(About::Key, &error))?;
@@ -179,24 +178,7 @@ impl ObjectStore for S3Store {
         into: &mut (dyn BufMut + Send),
     ) -> Result<(), StoreError> {
         debug_assert!(range.start < range.end && range.end <= version.size_bytes, "{range:?}");
-        let slot = BodySlot::default();
-        let put_here = slot.clone();
-        let output = self
-            .client
-            .get_object()
-            .bucket(&self.bucket)
-            .key(&version.key)
-            .range(format!("bytes={}-{}", range.start, range.end - 1))
-            .if_match(&version.etag)
-            .set_request_payer(self.payer())
-            .customize()
-            .mutate_request(move |request| request.add_extension(put_here.clone()))
-            .send()
-            .await
-            .map_err(|error| failure(About::Key, &error))?;
-        check_response(version, &range, &output)?;
-        let body = slot.take().ok_or_else(|| protocol("a body that has no end"))?;
-        body.receive(range.end - range.start, into).await
+        self.gets.get(version, &range, into).await
     }
 }
 
@@ -320,36 +302,6 @@ fn quoted(etag: &str) -> String {
     let bare = etag.trim();
     let bare = bare.strip_prefix("W/").unwrap_or(bare).trim_matches('"');
     format!("\"{bare}\"")
-}
-
-/// Checks, before a byte of it is taken, that a response carries these bytes of this version.
-fn check_response(
-    version: &ObjectVersion,
-    range: &Range<u64>,
-    output: &GetObjectOutput,
-) -> Result<(), StoreError> {
-    let length = range.end - range.start;
-    match output.content_range() {
-        Some(text) => {
-            let want = format!("bytes {}-{}/{}", range.start, range.end - 1, version.size_bytes);
-            if text != want {
-                return Err(protocol(format!("asked for {want:?}, got {text:?}")));
-            }
-        }
-        // 200: the whole object, which is right only when all of it was asked for.
-        None if length == version.size_bytes => {}
-        None => return Err(protocol(format!("asked for bytes {range:?}, got the whole object"))),
-    }
-    if output.content_length.and_then(|length| u64::try_from(length).ok()) != Some(length) {
-        let got = output.content_length;
-        return Err(protocol(format!("asked for {length} bytes, got a body of {got:?}")));
-    }
-    match output.e_tag() {
-        Some(etag) if quoted(etag) == quoted(&version.etag) => Ok(()),
-        // `If-Match` should have made this a 412; whoever ignores it sends another version.
-        Some(_) => Err(StoreError::Changed),
-        None => Err(protocol("a body without an ETag")),
-    }
 }
 
 fn protocol(what: impl Into<String>) -> StoreError {

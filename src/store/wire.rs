@@ -28,7 +28,8 @@ pub(super) use body::Body;
 use connection::Connection;
 use dial::Dialer;
 use head::Head;
-use pool::{Home, Origin, Pool};
+pub(super) use pool::Origin;
+use pool::{Home, Pool};
 
 /// Where a request failed before there was a response.
 #[derive(Debug)]
@@ -92,18 +93,26 @@ impl Wire {
         request: &Request<Bytes>,
         limit: Duration,
     ) -> Result<Response<Body>, CallError> {
-        tokio::time::timeout(limit, self.exchange(request))
+        self.send(&Message::of(request)?, limit).await
+    }
+
+    /// The same with a request that is written already.
+    pub(super) async fn send(
+        &self,
+        message: &Message,
+        limit: Duration,
+    ) -> Result<Response<Body>, CallError> {
+        tokio::time::timeout(limit, self.exchange(message))
             .await
             .unwrap_or(Err(CallError::Silent(limit)))
     }
 
-    async fn exchange(&self, request: &Request<Bytes>) -> Result<Response<Body>, CallError> {
-        let origin = Origin::of(request.uri()).map_err(CallError::Unreachable)?;
+    async fn exchange(&self, message: &Message) -> Result<Response<Body>, CallError> {
         // Only what may be asked twice is sent on a connection that the server may be closing.
-        if matches!(*request.method(), Method::GET | Method::HEAD)
-            && let Some(connection) = self.pool.take(&origin).await
+        if message.repeatable
+            && let Some(connection) = self.pool.take(&message.origin).await
         {
-            match self.ask(connection, &origin, request).await {
+            match self.ask(connection, message).await {
                 Ok(response) => return Ok(response),
                 Err(NoHead { error, unanswered: true }) => {
                     tracing::trace!(%error, "an idle connection was stale");
@@ -111,26 +120,24 @@ impl Wire {
                 Err(NoHead { error, unanswered: false }) => return Err(error),
             }
         }
-        let connection = self.dialer.connect(&origin).await?;
-        self.ask(connection, &origin, request).await.map_err(|failed| failed.error)
+        let connection = self.dialer.connect(&message.origin).await?;
+        self.ask(connection, message).await.map_err(|failed| failed.error)
     }
 
     /// One request on this connection. What fails here drops it.
     async fn ask(
         &self,
         mut connection: Connection,
-        origin: &Origin,
-        request: &Request<Bytes>,
+        message: &Message,
     ) -> Result<Response<Body>, NoHead> {
         let unanswered = |error: io::Error| NoHead { error: error.into(), unanswered: true };
-        connection.send(&head::write(request, origin)).await.map_err(unanswered)?;
-        let bodiless = request.method() == Method::HEAD;
+        connection.send(&message.text).await.map_err(unanswered)?;
         let mut answered = false;
         loop {
-            let parsed = head::parse(connection.buffer(), bodiless)
+            let parsed = head::parse(connection.buffer(), message.bodiless)
                 .map_err(|cause| NoHead { error: CallError::NotHttp(cause), unanswered: false })?;
             if let Some(Head { response, framing, keep_alive }) = parsed {
-                let home = keep_alive.then(|| Home::new(&self.pool, origin));
+                let home = keep_alive.then(|| Home::new(&self.pool, &message.origin));
                 return Ok(response.map(|()| Body::new(connection, framing, home)));
             }
             let unanswered = !answered;
@@ -143,6 +150,37 @@ impl Wire {
                 Err(error) => return Err(NoHead { error: error.into(), unanswered }),
             }
         }
+    }
+}
+
+/// A request as it goes over the wire.
+pub(super) struct Message {
+    origin: Arc<Origin>,
+    text: Vec<u8>,
+    /// Whether it does no harm to send it again.
+    repeatable: bool,
+    /// Whether the response has no body, whatever its head says.
+    bodiless: bool,
+}
+
+impl Message {
+    /// A GET: its line, its headers and the empty line behind them.
+    pub(super) fn get(origin: &Arc<Origin>, text: String) -> Self {
+        let (origin, text) = (Arc::clone(origin), text.into_bytes());
+        Self { origin, text, repeatable: true, bodiless: false }
+    }
+
+    #[cfg(test)]
+    pub(super) fn parts(&self) -> (&Origin, &str) {
+        (&self.origin, std::str::from_utf8(&self.text).expect("written from text"))
+    }
+
+    fn of(request: &Request<Bytes>) -> Result<Self, CallError> {
+        let origin = Origin::of(request.uri()).map_err(CallError::Unreachable)?;
+        let text = head::write(request, &origin);
+        let bodiless = request.method() == Method::HEAD;
+        let repeatable = bodiless || request.method() == Method::GET;
+        Ok(Self { origin: Arc::new(origin), text, repeatable, bodiless })
     }
 }
 

@@ -73,6 +73,76 @@ fn the_same_below_a_root_that_was_listed() {
     list_stat_and_read(&mount, "train");
 }
 
+/// 2,000 numbers in an order that has none: 2,000 and 1,123 have no common divisor.
+fn shuffled() -> Vec<usize> {
+    (1..=2000).map(|number| number * 1_123 * 7 % 2000).collect()
+}
+
+/// Reads these files with 16 threads that take turns.
+fn read_in_threads(paths: &[std::path::PathBuf], order: &[usize]) {
+    std::thread::scope(|threads| {
+        for thread in 0..16 {
+            threads.spawn(move || {
+                for &number in order.iter().skip(thread).step_by(16) {
+                    assert_eq!(std::fs::read(&paths[number]).unwrap().len(), 5_000);
+                }
+            });
+        }
+    });
+}
+
+/// R3, R7
+#[test]
+fn a_shuffled_epoch_costs_a_get_a_file_and_the_next_one_none() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.bucket().put_family(two_thousand("train/"));
+    scene.server.set_first_byte_latency(std::time::Duration::from_millis(5));
+    let mount = scene.mount_as("data/train", &["--metadata-ttl=1h"]);
+    let paths: Vec<_> = mount.names("").iter().map(|name| mount.path(name)).collect();
+    let order = shuffled();
+    read_in_threads(&paths, &order);
+    assert_eq!(requests(mount.counts()), (2, 0, 2000, 0), "one GET a file");
+    let backwards: Vec<_> = order.into_iter().rev().collect();
+    read_in_threads(&paths, &backwards);
+    // Past the kernel's page cache too.
+    for &number in &backwards[..100] {
+        let mut direct = [0; 8192];
+        let read = open_directly(&paths[number]).read_at(&mut direct, 0);
+        assert_eq!(read.unwrap(), 5_000);
+    }
+    assert_eq!(requests(mount.counts()), (2, 0, 2000, 0), "the second epoch costs nothing");
+    let (_, log, scene) = mount.end(rustix::process::Signal::TERM);
+    assert_eq!(scene.server.counts().get, 2000);
+    let ahead = counted(&log, "siblings_ahead");
+    assert!(ahead > 1000, "{ahead} of 2000 read ahead");
+    assert_eq!(counted(&log, "siblings_used"), ahead, "{log}");
+}
+
+/// R7
+#[test]
+fn a_reader_of_a_tenth_wastes_less_than_a_tenth() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.bucket().put_family(two_thousand("train/"));
+    let mount = scene.mount_as("data/train", &["--metadata-ttl=1h"]);
+    let paths: Vec<_> = mount.names("").iter().map(|name| mount.path(name)).collect();
+    read_in_threads(&paths, &shuffled()[..200]);
+    let (_, log, scene) = mount.end(rustix::process::Signal::TERM);
+    let gets = scene.server.counts().get;
+    assert!((200..=222).contains(&gets), "{gets} GETs for 200 files: {log}");
+}
+
+/// A counter in the line that the daemon ends with.
+fn counted(log: &str, name: &str) -> u64 {
+    let behind = log.split(&format!("{name}=")).nth(1).expect("is logged");
+    behind.split_whitespace().next().and_then(|number| number.parse().ok()).expect("is a number")
+}
+
 /// F2
 #[test]
 fn a_file_opened_by_its_path_costs_a_head_and_a_list_and_a_get() {

@@ -1,6 +1,7 @@
 //! From the configuration to a client: endpoint, region, credentials, certificates.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_config::environment::region::EnvironmentVariableRegionProvider;
@@ -24,6 +25,7 @@ use super::errors::credentials_failure;
 use super::http::{self, Trust};
 use crate::config::{PathStyle, StoreConfig};
 use crate::store::StoreError;
+use crate::store::wire::Wire;
 
 /// Start-up must end within 10 s, and the bucket is asked after this.
 const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,6 +40,8 @@ const FIRST_REGION: &str = "us-east-1";
 #[derive(Debug)]
 pub(super) struct Connected {
     pub(super) client: Client,
+    /// What the client sends its requests through.
+    pub(super) wire: Arc<Wire>,
     pub(super) region: String,
     /// Where requests go, for people.
     pub(super) endpoint: String,
@@ -52,11 +56,11 @@ pub(super) async fn connect(
     let wrong = |cause: String| StoreError::Unavailable(cause);
     let roots = Trust::Roots(config.ca_bundle.as_deref());
     // Credentials are never fetched from an unverified peer, whatever is said of the store.
-    let verified = http::client(&roots).map_err(wrong)?;
+    let verified = http::wire(&roots).map_err(wrong)?;
     let to_store = if config.no_verify_tls {
-        http::client(&Trust::Anybody).map_err(wrong)?
+        http::wire(&Trust::Anybody).map_err(wrong)?
     } else {
-        verified.clone()
+        Arc::clone(&verified)
     };
 
     let profile = config.profile.as_deref();
@@ -75,7 +79,7 @@ pub(super) async fn connect(
         .await;
 
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
-        .http_client(verified)
+        .http_client(http::client(verified))
         // Something must be set, or the loader asks the metadata service for as long as it likes.
         .region(told.clone().unwrap_or(Region::from_static(FIRST_REGION)));
     if let Some(profile) = profile {
@@ -104,7 +108,7 @@ pub(super) async fn connect(
     }
 
     let mut builder = aws_sdk_s3::config::Builder::from(&sdk)
-        .http_client(to_store)
+        .http_client(http::client(Arc::clone(&to_store)))
         .region(region.clone())
         .retry_config(RetryConfig::disabled())
         .timeout_config(TimeoutConfig::builder().operation_attempt_timeout(ATTEMPT_TIMEOUT).build())
@@ -115,14 +119,15 @@ pub(super) async fn connect(
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
         .force_path_style(path_style(config.path_style, endpoint.as_deref()));
     if let Some(url) = &endpoint {
-        builder = builder.endpoint_url(url);
+        builder = builder.endpoint_url(with_slash(url));
     }
     if config.no_sign_request {
         builder = builder.allow_no_auth();
     }
     let region = region.to_string();
     let endpoint = endpoint.unwrap_or_else(|| format!("AWS, {region}"));
-    Ok(Connected { client: Client::from_conf(builder.build()), region, endpoint })
+    let client = Client::from_conf(builder.build());
+    Ok(Connected { client, wire: to_store, region, endpoint })
 }
 
 /// A profile that was asked for by name must exist; the SDK would go on to whatever else it finds.
@@ -151,6 +156,13 @@ fn configured_endpoint(sdk: &SdkConfig) -> Option<String> {
         .and_then(|service| service.load_config(key))
         .or_else(|| sdk.endpoint_url().map(str::to_owned))
         .filter(|url| !url.is_empty())
+}
+
+/// The SDK writes the bucket's name right behind the path of an endpoint that has one.
+fn with_slash(url: &str) -> String {
+    let uri: Option<::http::Uri> = url.parse().ok();
+    let needs_one = uri.is_some_and(|uri| !uri.path().ends_with('/') && uri.query().is_none());
+    if needs_one { format!("{url}/") } else { url.to_owned() }
 }
 
 /// Nobody has told a region: other makers' stores do not care, and on AWS the instance's own is the
@@ -207,6 +219,18 @@ fn is_custom(endpoint: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_path_of_an_endpoint_ends_with_a_slash() {
+        for (url, want) in [
+            ("http://h:1/a/b", "http://h:1/a/b/"),
+            ("http://h:1/a/b/", "http://h:1/a/b/"),
+            ("http://h:1", "http://h:1"),
+            ("http://h:1/", "http://h:1/"),
+        ] {
+            assert_eq!(with_slash(url), want);
+        }
+    }
 
     #[test]
     fn only_aws_has_buckets_in_host_names() {

@@ -52,12 +52,7 @@ where
         return Failure::Store(credentials_failure(credentials));
     }
     if let Some(call) = find::<CallError>(error) {
-        return match call {
-            CallError::Unreachable(cause) => Failure::Unreachable(cause.clone()),
-            CallError::Broken(_) => StoreError::Unavailable(call.to_string()).into(),
-            CallError::NotHttp(_) => StoreError::Protocol(call.to_string()).into(),
-            CallError::Silent(_) => StoreError::TimedOut(call.to_string()).into(),
-        };
+        return call_failure(call);
     }
     if let Some(response) = error.raw_response() {
         let answer = Answer {
@@ -83,7 +78,25 @@ where
             StoreError::TimedOut(innermost(error)).into()
         }
         // Without a response and without a failed call: the request could not be built or signed.
-        _ => StoreError::Protocol(format!("no request could be made: {}", innermost(error))).into(),
+        _ => unsigned(error).into(),
+    }
+}
+
+/// What it means that there is no response.
+pub(super) fn call_failure(call: &CallError) -> Failure {
+    match call {
+        CallError::Unreachable(cause) => Failure::Unreachable(cause.clone()),
+        CallError::Broken(_) => StoreError::Unavailable(call.to_string()).into(),
+        CallError::NotHttp(_) => StoreError::Protocol(call.to_string()).into(),
+        CallError::Silent(_) => StoreError::TimedOut(call.to_string()).into(),
+    }
+}
+
+/// What it means that a request was not even made.
+pub(super) fn unsigned(error: &(dyn Error + 'static)) -> StoreError {
+    match find::<CredentialsError>(error) {
+        Some(credentials) => credentials_failure(credentials),
+        None => StoreError::Protocol(format!("no request could be made: {}", innermost(error))),
     }
 }
 

@@ -4,13 +4,14 @@
 //! one connection and behind one window; it cannot skip certificate checks; it panics on a bad
 //! certificate file; and it has no way to receive a body into memory of ours. This one speaks
 //! HTTP/1.1 only, says where a request failed ([`CallError`]), so that "unreachable" and "not HTTP"
-//! can be told apart, and puts the body of a GET aside for whoever left a [`BodySlot`].
+//! can be told apart, and can be used without the SDK.
 
 use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::http::Response;
 use aws_smithy_runtime_api::client::http::{
     HttpConnector as SmithyConnector, HttpConnectorFuture, SharedHttpClient, SharedHttpConnector,
     http_client_fn,
@@ -29,7 +30,7 @@ use crate::store::wire::{Body, CallError, Wire};
 
 /// From the request to the head of its response, connecting included. AWS advises to retry rather
 /// than wait when the first byte takes seconds.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Whose certificates are believed.
 pub(super) enum Trust<'a> {
@@ -39,28 +40,30 @@ pub(super) enum Trust<'a> {
     Anybody,
 }
 
-/// Goes with a request as an extension. The body of a good response of known length is put here
-/// instead of into the response, where the SDK would make frames of it.
-#[derive(Clone, Default)]
-pub(super) struct BodySlot(Arc<Mutex<Option<Body>>>);
+/// Goes with a request as an extension: the answer to it, which is had already.
+#[derive(Clone)]
+pub(super) struct Answered(Arc<Mutex<Option<Response<Body>>>>);
 
-impl BodySlot {
-    /// The body, once.
-    pub(super) fn take(&self) -> Option<Body> {
-        self.0.lock().take()
+impl Answered {
+    pub(super) fn new(response: Response<Body>) -> Self {
+        Self(Arc::new(Mutex::new(Some(response))))
     }
 }
 
-/// An HTTP client with one pool of connections.
-pub(super) fn client(trust: &Trust<'_>) -> Result<SharedHttpClient, String> {
-    let wire = Arc::new(Wire::new(tls_config(trust)?));
-    Ok(http_client_fn(move |settings, _components| {
+/// A client with one pool of connections.
+pub(super) fn wire(trust: &Trust<'_>) -> Result<Arc<Wire>, String> {
+    Ok(Arc::new(Wire::new(tls_config(trust)?)))
+}
+
+/// The same as the SDK sees it.
+pub(super) fn client(wire: Arc<Wire>) -> SharedHttpClient {
+    http_client_fn(move |settings, _components| {
         // The credential providers set shorter limits of their own: the instance metadata service
         // answers in milliseconds or does not exist.
         let own = settings.connect_timeout().zip(settings.read_timeout());
         let limit = own.map_or(HEAD_TIMEOUT, |(connect, read)| HEAD_TIMEOUT.min(connect + read));
         SharedHttpConnector::new(Connector { wire: Arc::clone(&wire), limit })
-    }))
+    })
 }
 
 /// The SDK's view of the client.
@@ -74,7 +77,10 @@ impl SmithyConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let Self { wire, limit } = self.clone();
         HttpConnectorFuture::new(async move {
-            let slot = request.extension::<BodySlot>().cloned();
+            let answered = request.extension::<Answered>();
+            if let Some(response) = answered.and_then(|answered| answered.0.lock().take()) {
+                return to_sdk(response);
+            }
             let request =
                 request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()))?;
             let (head, body) = request.into_parts();
@@ -88,19 +94,14 @@ impl SmithyConnector for Connector {
                     CallError::Silent(_) => ConnectorError::timeout(Box::new(error)),
                     _ => ConnectorError::io(Box::new(error)),
                 })?;
-            let good = response.status().is_success();
-            let response = response.map(|body| match slot {
-                Some(slot) if good && body.length().is_some() => {
-                    *slot.0.lock() = Some(body);
-                    SdkBody::empty()
-                }
-                _ => SdkBody::from_body_1_x(body),
-            });
-            HttpResponse::try_from(response).map_err(|error| {
-                ConnectorError::io(Box::new(CallError::NotHttp(innermost(&error))))
-            })
+            to_sdk(response)
         })
     }
+}
+
+fn to_sdk(response: Response<Body>) -> Result<HttpResponse, ConnectorError> {
+    HttpResponse::try_from(response.map(SdkBody::from_body_1_x))
+        .map_err(|error| ConnectorError::io(Box::new(CallError::NotHttp(innermost(&error)))))
 }
 
 /// An error and what caused it, one after the other.

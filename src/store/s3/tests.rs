@@ -105,37 +105,3 @@ fn etags_differ_only_by_what_is_between_the_quotes() {
         assert_eq!(quoted(etag), "\"x-1\"");
     }
 }
-
-fn version() -> ObjectVersion {
-    ObjectVersion { key: "k".to_owned(), etag: "\"e\"".to_owned(), size_bytes: 10 }
-}
-
-fn response(range: Option<&str>, length: i64, etag: &str) -> GetObjectOutput {
-    GetObjectOutput::builder()
-        .set_content_range(range.map(str::to_owned))
-        .content_length(length)
-        .e_tag(etag)
-        .build()
-}
-
-#[test]
-fn a_response_must_be_exactly_what_was_asked_for() {
-    let right = response(Some("bytes 2-4/10"), 3, "\"e\"");
-    assert_eq!(check_response(&version(), &(2..5), &right), Ok(()));
-    let whole = response(None, 10, "e");
-    assert_eq!(check_response(&version(), &(0..10), &whole), Ok(()));
-
-    for (wrong, range) in [
-        (response(Some("bytes 3-5/10"), 3, "\"e\""), 2..5),
-        (response(Some("bytes 2-4/11"), 3, "\"e\""), 2..5),
-        (response(Some("bytes 2-4/*"), 3, "\"e\""), 2..5),
-        (response(Some("bytes 2-4/10"), 4, "\"e\""), 2..5),
-        (response(None, 3, "\"e\""), 2..5),
-        (response(None, 11, "\"e\""), 0..10),
-    ] {
-        let checked = check_response(&version(), &range, &wrong);
-        assert!(matches!(checked, Err(StoreError::Protocol(_))), "{wrong:?}: {checked:?}");
-    }
-    let changed = response(Some("bytes 2-4/10"), 3, "\"f\"");
-    assert_eq!(check_response(&version(), &(2..5), &changed), Err(StoreError::Changed));
-}

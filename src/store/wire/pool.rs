@@ -15,7 +15,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Where a connection leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Origin {
+pub(in crate::store) struct Origin {
     tls: bool,
     /// Without brackets.
     host: String,
@@ -25,7 +25,7 @@ pub(super) struct Origin {
 
 impl Origin {
     /// Where a URI points.
-    pub(super) fn of(uri: &Uri) -> Result<Self, String> {
+    pub(in crate::store) fn of(uri: &Uri) -> Result<Self, String> {
         let (tls, usual) = match uri.scheme_str() {
             Some("https") => (true, 443),
             Some("http") => (false, 80),
@@ -40,7 +40,7 @@ impl Origin {
         Ok(Self { tls, host, port, authority })
     }
 
-    pub(super) fn is_tls(&self) -> bool {
+    pub(in crate::store) fn is_tls(&self) -> bool {
         self.tls
     }
 
@@ -53,7 +53,7 @@ impl Origin {
     }
 
     /// The value of a `Host` header.
-    pub(super) fn authority(&self) -> &str {
+    pub(in crate::store) fn authority(&self) -> &str {
         &self.authority
     }
 }
@@ -66,7 +66,7 @@ pub(super) struct Pool {
 #[derive(Default)]
 struct Idle {
     /// In the order in which they became idle: the first is the oldest.
-    connections: Vec<(Instant, Origin, Connection)>,
+    connections: Vec<(Instant, Arc<Origin>, Connection)>,
     /// A task is closing what grows old.
     swept: bool,
 }
@@ -77,7 +77,7 @@ impl Pool {
         loop {
             let (since, _, mut connection) = {
                 let mut idle = self.idle.lock();
-                let last = idle.connections.iter().rposition(|(_, at, _)| at == origin)?;
+                let last = idle.connections.iter().rposition(|(_, at, _)| **at == *origin)?;
                 idle.connections.remove(last)
             };
             if since.elapsed() < IDLE_TIMEOUT && connection.is_quiet().await {
@@ -91,7 +91,7 @@ impl Pool {
         self.idle.lock().connections.len()
     }
 
-    fn give(self: &Arc<Self>, origin: Origin, connection: Connection) {
+    fn give(self: &Arc<Self>, origin: Arc<Origin>, connection: Connection) {
         let mut idle = self.idle.lock();
         idle.connections.push((Instant::now(), origin, connection));
         if !std::mem::replace(&mut idle.swept, true) {
@@ -121,12 +121,12 @@ impl Pool {
 /// Where a connection goes back to after a body.
 pub(super) struct Home {
     pool: Arc<Pool>,
-    origin: Origin,
+    origin: Arc<Origin>,
 }
 
 impl Home {
-    pub(super) fn new(pool: &Arc<Pool>, origin: &Origin) -> Self {
-        Self { pool: Arc::clone(pool), origin: origin.clone() }
+    pub(super) fn new(pool: &Arc<Pool>, origin: &Arc<Origin>) -> Self {
+        Self { pool: Arc::clone(pool), origin: Arc::clone(origin) }
     }
 
     /// Takes the connection back, if it is fit for another request.

@@ -1,0 +1,111 @@
+"""What fasts3-mount is to reach, as data, and whether a run has shown it."""
+
+from dataclasses import dataclass
+
+import products
+
+ANY = "*"
+LOCAL = products.LOCAL
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A figure of ours in one phase on one network: at least so much, or at most.
+
+    With `of`, what counts is our figure divided by that one: of a product in the same phase, or of
+    us in another phase. `figure` names an entry of runner.summary, and `unit` is what is printed.
+    """
+
+    network: str
+    phase: str
+    least: float | None = None
+    most: float | None = None
+    figure: str = "value"
+    unit: str = ""
+    of: str = ""
+    of_phase: str = ""
+
+
+BARS = [
+    Bar("s3", "1 GiB read()", least=1300, unit="MB/s"),
+    *(Bar("s3", "1 GiB read()", least=2, of=peer)
+      for peer in ("s3fs", "rclone", "boto3 download", "mountpoint-s3")),
+    Bar("loop", "1 GiB read()", least=1350, unit="MB/s"),
+    Bar("loop", "1 GiB read()", least=0.65, of=LOCAL),
+    Bar("loop", "1 GiB read()", most=0.5, figure="cpu_s_per_gb", unit="daemon CPU s/GB"),
+    Bar("s3", "first MiB", most=35, unit="ms"),
+    Bar("s3", "4 threads, one file", least=0.9, of_phase="1 GiB read()"),
+    Bar("s3", "4 threads, one file", most=1.05, figure="fetched_per_read", unit="fetched ÷ read"),
+    Bar("s3", "4 processes, 4 files", least=1400, unit="MB/s"),
+    Bar("s3", "128 KiB random, 16 threads", least=850, unit="reads/s"),
+    Bar("s3", "128 KiB random, 16 threads", most=1.3, figure="fetched_per_read",
+        unit="fetched ÷ blocks"),
+    Bar("s3", "4 KiB random, 16 threads", least=900, unit="reads/s"),
+    Bar("s3", "4 KiB random, 16 threads", most=1.3, figure="fetched_per_read",
+        unit="fetched ÷ blocks"),
+    Bar("s3", "mmap random faults", least=50, unit="faults/s"),
+    Bar("s3", "2,000 × 110 KB, epoch 1", least=2500, unit="files/s"),
+    # 1.0 to one decimal: a file in twenty that is fetched twice would be seen.
+    Bar("s3", "2,000 × 110 KB, epoch 1", most=1.05, figure="gets_per_item", unit="GETs/file"),
+    Bar("s3", "2,000 × 110 KB, epoch 2", most=0, figure="requests", unit="requests"),
+    Bar("s3", "2,000 × 110 KB, epoch 2", least=0.7, of=LOCAL),
+    Bar("s3", "1 GiB again", most=0, figure="requests", unit="requests"),
+    Bar("s3", "1 GiB again", least=0.9, of=LOCAL),
+    Bar("s3", "64 streams, budget 512MiB", most=576, figure="peak_rss_mib", unit="MiB RSS"),
+    Bar("s3", "64 streams, budget 512MiB", least=0.7, of_phase="64 streams, budget 8GiB"),
+    Bar(ANY, ANY, most=64, figure="rss_over_budget_mib", unit="MiB RSS over the budget"),
+]
+
+
+def judge(networks):
+    """Every bar beside what was measured: dicts with `bar`, `wanted`, `measured` and `met`, which is
+    None where a product or a workload was not measured."""
+    return [_judged(bar, networks) for bar in BARS]
+
+
+def target(network, phase):
+    """The bar of our rate or time itself, if there is one."""
+    return next((bar for bar in BARS if (bar.network, bar.phase) == (network, phase)
+                 and bar.figure == "value" and not bar.of and not bar.of_phase), None)
+
+
+def _judged(bar, networks):
+    sign, limit = ("≥", bar.least) if bar.least is not None else ("≤", bar.most)
+    other = bar.of or bar.of_phase
+    wanted = f"{sign} {limit:g} × {other}" if other else f"{sign} {limit:,g} {bar.unit}"
+    where = "all" if bar.network == ANY else bar.network
+    name = f"{where}: {'every workload' if bar.phase == ANY else bar.phase}"
+    value, note = _measured(bar, networks)
+    if value is None:
+        return {"bar": name, "wanted": wanted, "measured": note, "value": None, "met": None}
+    shown = f"{value:.2f} ×" if other else f"{number(value)}{note}"
+    met = value >= bar.least if bar.least is not None else value <= bar.most
+    return {"bar": name, "wanted": wanted, "measured": shown, "value": value, "met": met}
+
+
+def _measured(bar, networks):
+    """The figure and a note, or None and why there is none."""
+    if bar.phase == ANY:
+        found = [(summary[bar.figure], f" ({network['name']}: {phase['name']})")
+                 for network in networks for phase in network["phases"]
+                 if bar.figure in (summary := phase["products"].get(products.OURS, {}))]
+        return max(found, default=(None, "not measured"))
+    phases = {phase["name"]: phase["products"] for network in networks
+              if network["name"] == bar.network for phase in network["phases"]}
+
+    def figure(phase, product):
+        summary = phases.get(phase, {}).get(product, {"error": "not measured"})
+        return summary.get(bar.figure), summary.get("error", "")
+
+    value, error = figure(bar.phase, products.OURS)
+    if value is None or not (bar.of or bar.of_phase):
+        return value, error
+    other, error = figure(bar.of_phase or bar.phase, bar.of or products.OURS)
+    return (None, error) if other is None else (value / other, "")
+
+
+def number(value):
+    """As many digits as mean something."""
+    if value == 0 or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

@@ -1,0 +1,221 @@
+//! What the network was seen to give, and what follows from it: how many GETs of readahead are
+//! worth having in flight, and how large they should be. Pure; time comes in as an argument.
+//!
+//! Three measurements: the time to a first byte (the least seen lately), what one connection moves
+//! (the most), and what all of them move together (the most). The least and the most, as BBR
+//! measures a path: a busy moment says nothing about what the network can do.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// A connection is worth having as long as they are fewer than what was seen to be moved needs, and
+/// a quarter more: so the number grows as long as more of them move more, and stops there.
+const PROBE: f64 = 1.25;
+
+/// As many GETs of readahead as this are always let go: before anything is known, and after a slow
+/// program has asked for so little that nothing can be known from it.
+const LEAST_CONNECTIONS: usize = 16;
+
+/// As many bytes as this are always let go, however small their GETs: files of 100 KB want every
+/// connection there is.
+const LEAST_BYTES: u64 = 16 << 20;
+
+/// A part takes so many times longer than its first byte, or so much of a connection's time is lost
+/// (a fifth).
+const PART_PER_WAIT: f64 = 4.0;
+
+/// Goodput is measured over this long at least.
+const SAMPLE: Duration = Duration::from_millis(100);
+
+/// A longer one holds a time in which nobody asked for anything.
+const LONGEST_SAMPLE: Duration = Duration::from_millis(500);
+
+/// Shorter bodies say more about the machine than about the connection.
+const TELLING_BODY_BYTES: u64 = 1 << 20;
+
+/// What was measured counts for this long, and half as long again at most.
+const MEMORY: Duration = Duration::from_secs(10);
+
+/// What was measured lately.
+#[derive(Debug)]
+pub(super) struct Pace {
+    first_byte: Best,
+    connection: Best,
+    together: Best,
+    /// When the goodput sample under way began, and how many bytes had come by then.
+    sample: (Instant, u64),
+}
+
+/// One GET that has ended well.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timing {
+    /// From the request to the first byte.
+    pub(super) first_byte: Duration,
+    /// From the first byte to the last.
+    pub(super) body: Duration,
+    /// How many bytes.
+    pub(super) bytes: u64,
+}
+
+impl Pace {
+    pub(super) fn new(now: Instant) -> Self {
+        let new = || Best { now: 0.0, before: 0.0, since: now };
+        Self { first_byte: new(), connection: new(), together: new(), sample: (now, 0) }
+    }
+
+    /// A GET has ended; `received` bytes have come in all, by whatever GET.
+    pub(super) fn add(&mut self, timing: Timing, received: u64, now: Instant) {
+        // The least time is the most of its inverse.
+        self.first_byte.add(1.0 / timing.first_byte.as_secs_f64().max(1e-6), now);
+        if timing.bytes >= TELLING_BODY_BYTES {
+            self.connection.add(per_second(timing.bytes, timing.body), now);
+        }
+        let (begun, before) = self.sample;
+        let taken = now - begun;
+        if taken >= SAMPLE {
+            if taken <= LONGEST_SAMPLE {
+                self.together.add(per_second(received - before, taken), now);
+            }
+            self.sample = (now, received);
+        }
+    }
+
+    /// How many GETs of so many bytes each are worth having in flight.
+    pub(super) fn connections(&self, bytes: u64) -> usize {
+        let small = usize::try_from(LEAST_BYTES / bytes.max(1)).unwrap_or(usize::MAX);
+        let least = LEAST_CONNECTIONS.max(small);
+        let Some((wait, rate)) = self.of_a_connection() else { return least };
+        let one = as_f64(bytes) / (wait + as_f64(bytes) / rate);
+        // Saturates, and what it is held to is small.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let needed = (PROBE * self.together.most() / one).ceil() as usize;
+        needed.max(least)
+    }
+
+    /// The size of a GET, a power of two from the half of `most` to `most`, that loses little of a
+    /// connection's time to waiting.
+    pub(super) fn part_bytes(&self, most: u64) -> u64 {
+        let Some((wait, rate)) = self.of_a_connection() else { return most / 2 };
+        if PART_PER_WAIT * wait * rate > as_f64(most / 2) { most } else { most / 2 }
+    }
+
+    /// Seconds to the first byte, and bytes a second, when both are known.
+    fn of_a_connection(&self) -> Option<(f64, f64)> {
+        let (first_byte, rate) = (self.first_byte.most(), self.connection.most());
+        (first_byte > 0.0 && rate > 0.0).then(|| (1.0 / first_byte, rate))
+    }
+}
+
+/// The most of what was seen lately: in this period or the one before.
+#[derive(Debug)]
+struct Best {
+    now: f64,
+    before: f64,
+    since: Instant,
+}
+
+impl Best {
+    fn add(&mut self, seen: f64, now: Instant) {
+        if now - self.since > MEMORY {
+            (self.before, self.now, self.since) = (self.now, 0.0, now);
+        }
+        self.now = self.now.max(seen);
+    }
+
+    fn most(&self) -> f64 {
+        self.now.max(self.before)
+    }
+}
+
+fn per_second(bytes: u64, time: Duration) -> f64 {
+    as_f64(bytes) / time.as_secs_f64().max(1e-6)
+}
+
+/// Exact up to 2^53, which no rate here comes near.
+#[allow(clippy::cast_precision_loss)]
+fn as_f64(bytes: u64) -> f64 {
+    bytes as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// Lets `connections` run side by side for a while, each GET of `part` bytes with this wait, at
+    /// most at `rate` and all of them together at most at `total` bytes a second, in as many
+    /// connections as the pace asks for; returns how many that are in the end.
+    fn settle(part: u64, wait: Duration, rate: f64, total: f64) -> usize {
+        let mut now = Instant::now();
+        let mut pace = Pace::new(now);
+        let mut received = 0;
+        for _ in 0..100 {
+            let connections = pace.connections(part).min(1000);
+            #[allow(clippy::cast_precision_loss)]
+            let rate = rate.min(total / connections as f64);
+            let body = Duration::from_secs_f64(as_f64(part) / rate);
+            now += (wait + body).max(SAMPLE);
+            let rounds = ((wait + body).as_secs_f64() / SAMPLE.as_secs_f64()).min(1.0).recip();
+            for _ in 0..connections {
+                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+                let times = rounds as u64;
+                received += part * times;
+                pace.add(Timing { first_byte: wait, body, bytes: part }, received, now);
+            }
+        }
+        pace.connections(part)
+    }
+
+    #[test]
+    fn connections_grow_to_what_bandwidth_times_latency_needs() {
+        let wait = Duration::from_millis(15);
+        // 8 MiB at 90 MB/s behind 15 ms: 77.6 MB/s a connection, 39 for 3 GB/s, 26 for 2 GB/s.
+        let found = settle(8 * MIB, wait, 90e6, 3e9);
+        assert!((38..=62).contains(&found), "{found}");
+        let found = settle(8 * MIB, wait, 90e6, 2e9);
+        assert!((26..=40).contains(&found), "{found}");
+    }
+
+    #[test]
+    fn where_one_connection_is_fast_few_are_used() {
+        assert_eq!(settle(8 * MIB, Duration::from_micros(500), 2e9, 2e9), LEAST_CONNECTIONS);
+    }
+
+    #[test]
+    fn small_files_may_use_every_connection_from_the_start() {
+        let pace = Pace::new(Instant::now());
+        assert!(pace.connections(110_000) > 128);
+        assert_eq!(pace.connections(8 * MIB), LEAST_CONNECTIONS);
+    }
+
+    #[test]
+    fn parts_are_as_long_as_the_wait_is_worth() {
+        let mut now = Instant::now();
+        let mut pace = Pace::new(now);
+        assert_eq!(pace.part_bytes(16 * MIB), 8 * MIB);
+        let body = Duration::from_millis(93);
+        let far = Timing { first_byte: Duration::from_millis(60), body, bytes: 8 * MIB };
+        pace.add(far, 0, now);
+        assert_eq!(pace.part_bytes(16 * MIB), 16 * MIB, "4 x 60 ms x 90 MB/s are 21 MB");
+        // The far store is forgotten after a while.
+        for _ in 0..3 {
+            now += MEMORY + SAMPLE;
+            pace.add(Timing { first_byte: Duration::from_millis(15), ..far }, 0, now);
+        }
+        assert_eq!(pace.part_bytes(16 * MIB), 8 * MIB, "4 x 15 ms x 90 MB/s are 5.4 MB");
+    }
+
+    #[test]
+    fn an_idle_time_counts_as_no_sample() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        let timing =
+            Timing { first_byte: Duration::from_millis(15), body: SAMPLE, bytes: 8 * MIB };
+        pace.add(timing, 8 * MIB, start + Duration::from_secs(5));
+        assert_eq!(pace.together.most().to_bits(), 0_f64.to_bits());
+        pace.add(timing, 108 * MIB, start + Duration::from_secs(5) + SAMPLE);
+        assert!(pace.together.most() > 1e9);
+    }
+}
