@@ -109,7 +109,8 @@ impl Hot {
     }
 
     fn read(&self, offset: u64) {
-        let data = self.runtime.block_on(self.fs.read(self.ino, offset, READ_BYTES, Taker::PageCache));
+        let data =
+            self.runtime.block_on(self.fs.read(self.ino, offset, READ_BYTES, Taker::PageCache));
         assert_eq!(divan::black_box(data.expect("it is cached")).len(), READ_BYTES as usize);
     }
 }

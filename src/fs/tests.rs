@@ -31,7 +31,9 @@ impl Rig {
             metadata_ttl: ttl,
             negative_ttl: Duration::ZERO,
             mounted_at: UNIX_EPOCH,
+            listings_bytes: usize::MAX,
             page_keys: 1000,
+            pages_at_once: 4,
         };
         let reading = ReadConfig::new(&config);
         let fs = BucketFs::new(store.clone(), &config, names, reading, Handle::current()).unwrap();
@@ -56,8 +58,9 @@ impl Rig {
             let mut found = Vec::new();
             while found.len() < FILE_BYTES {
                 let ino = entry.attributes.ino;
-                found
-                    .extend_from_slice(&self.fs.read(ino, found.len() as u64, step, Taker::PageCache).await.unwrap());
+                found.extend_from_slice(
+                    &self.fs.read(ino, found.len() as u64, step, Taker::PageCache).await.unwrap(),
+                );
             }
             assert!(found == bytes(number));
         }
@@ -144,7 +147,8 @@ async fn a_file_that_is_read_while_it_is_read_ahead_is_fetched_once() {
         readers.spawn(async move {
             for number in part {
                 let entry = fs.lookup(ROOT, name(number).as_bytes()).await.unwrap();
-                let data = fs.read(entry.attributes.ino, 0, 1 << 20, Taker::PageCache).await.unwrap();
+                let data =
+                    fs.read(entry.attributes.ino, 0, 1 << 20, Taker::PageCache).await.unwrap();
                 assert!(*data == bytes(number));
             }
         });

@@ -129,8 +129,8 @@ impl Listing {
     /// A file's size; `None` for a directory, and for a file that cannot be read.
     #[must_use]
     pub fn file_bytes(&self, index: usize) -> Option<u64> {
-        let record = &self.records[index];
-        (record.kind == Kind::File).then_some(record.size_bytes)
+        let (part, index) = self.at(index);
+        part.file_bytes(index)
     }
 
     /// What an entry's number names.

@@ -146,6 +146,13 @@ impl Part {
         (self.texts(record).0, record.kind == Kind::Directory)
     }
 
+    /// A file's size; `None` for a directory, and for a file that cannot be read.
+    #[must_use]
+    pub fn file_bytes(&self, index: usize) -> Option<u64> {
+        let record = &self.records[index];
+        (record.kind == Kind::File).then_some(record.size_bytes)
+    }
+
     /// An entry's inode number; 0 until it has one.
     #[must_use]
     pub fn ino(&self, index: usize) -> Ino {
