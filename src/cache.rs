@@ -17,8 +17,8 @@
 use std::collections::VecDeque;
 use std::ops::{Deref, Range};
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::BufMut;
@@ -282,8 +282,8 @@ impl ChunkCache {
         }
         let len = self.0.layout.chunk_len(object.version.size_bytes, chunk);
         let first_part = self.0.layout.part_bytes.min(len as u64);
-        let recycles =
-            self.0.spent_bytes.load(Ordering::Relaxed) > 0 && self.0.arena.idle() < first_part;
+        let recycles = self.0.spent_bytes.load(Ordering::Relaxed) > 0
+            && self.0.arena.idle() < first_part;
         if recycles || self.0.arena.available() < first_part {
             // Its first part will need room anyway. Made now, the room is where the chunk will be:
             // memory that is there already. If there is none to be made, that is not needed yet.

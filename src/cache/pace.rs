@@ -211,7 +211,8 @@ mod tests {
     fn an_idle_time_counts_as_no_sample() {
         let start = Instant::now();
         let mut pace = Pace::new(start);
-        let timing = Timing { first_byte: Duration::from_millis(15), body: SAMPLE, bytes: 8 * MIB };
+        let timing =
+            Timing { first_byte: Duration::from_millis(15), body: SAMPLE, bytes: 8 * MIB };
         pace.add(timing, 8 * MIB, start + Duration::from_secs(5));
         assert_eq!(pace.together.most().to_bits(), 0_f64.to_bits());
         pace.add(timing, 108 * MIB, start + Duration::from_secs(5) + SAMPLE);

@@ -160,8 +160,7 @@ async fn a_full_cache_goes_on_in_the_memory_it_has() {
     let object = rig.objects[&0].0.clone();
     let mut places = std::collections::BTreeSet::new();
     for chunk in 0..10 {
-        let data =
-            rig.cache.read(0, &object, chunk * 16..chunk * 16 + 16, Taker::Program).await.unwrap();
+        let data = rig.cache.read(0, &object, chunk * 16..chunk * 16 + 16, Taker::Program).await.unwrap();
         places.insert(data.as_ptr() as usize);
         drop(data);
         // Fetch tasks give their leases back a moment after the reader has the bytes.
