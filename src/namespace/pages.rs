@@ -74,10 +74,7 @@ impl Pages {
         let (range, page) = landed.map_err(|died| StoreError::Unavailable(died.to_string()))?;
         let page = match page {
             Ok(page) => page,
-            // What a store says to a `start-after` that it does not know makes no sense.
-            Err(StoreError::Protocol(_)) if self.plan.refused(range) => {
-                return Ok(Some(Vec::new()));
-            }
+            Err(error) if self.plan.failed(range, &error) => return Ok(Some(Vec::new())),
             Err(error) => return Err(error),
         };
         self.assembly.count(&page);

@@ -261,21 +261,22 @@ impl Plan {
         Ok(shares)
     }
 
-    /// The store did not understand a probe. True if that is no harm: its range is taken back, and
-    /// no other will be cut.
-    pub fn refused(&mut self, id: RangeId) -> bool {
+    /// A request has failed. True if that is no harm: other pages have brought what it asked for, or
+    /// it was the first probe and the store did not understand it, so that its range is taken back
+    /// and no other will be cut.
+    pub fn failed(&mut self, id: RangeId, error: &StoreError) -> bool {
         self.in_flight -= 1;
-        let probe = |range: &Range| range.id == id && range.is_probe();
-        match self.ranges.iter().position(probe) {
-            Some(at) if self.start_after == StartAfter::Untried => {
-                self.join(at - 1);
-                self.start_after = StartAfter::Fails;
-                true
-            }
-            // Taken back before it could answer.
-            None => !self.ranges.iter().any(|range| range.id == id),
-            Some(_) => false,
+        let Some(at) = self.ranges.iter().position(|range| range.id == id && !range.done) else {
+            return true;
+        };
+        // What a store says to a `start-after` that it does not know makes no sense.
+        let is_nonsense = matches!(error, StoreError::Protocol(_));
+        let is_first = self.start_after == StartAfter::Untried && self.ranges[at].is_probe();
+        if is_first && is_nonsense {
+            self.join(at - 1);
+            self.start_after = StartAfter::Fails;
         }
+        is_first && is_nonsense
     }
 
     /// Entries behind the end of a range belong to those on its right: all of such a range, or the
