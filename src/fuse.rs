@@ -1,7 +1,7 @@
 //! The adapter: one kernel request, one [`BucketFs`] call, one reply. The only `use fuser`.
 //!
-//! There are no file handles: `open` and `opendir` answer ENOSYS, after which the kernel neither
-//! sends them again nor flush nor release, and keeps file and directory pages by itself (the
+//! There are no file handles: `open`, `opendir` and `flush` answer ENOSYS, after which the kernel
+//! sends none of them again, nor release, and keeps file and directory pages by itself (the
 //! kernel's `Documentation/filesystems/fuse`, `FUSE_NO_OPEN_SUPPORT`). The mount is read-only for
 //! the kernel too; the EROFS here is for what slips past it.
 
@@ -339,17 +339,11 @@ impl fuser::Filesystem for Adapter {
         }
     }
 
-    // Nothing is ever dirty.
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply.ok();
-    }
-
-    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.ok();
-    }
-
-    // The kernel remembers ENOSYS and does not ask again.
+    // The kernel remembers ENOSYS, does not ask again, and answers the program itself: to flush and
+    // fsync that all is well, for nothing is ever dirty. A flush comes with every close.
     refuse! { ENOSYS:
+        fn flush(INodeNo, FileHandle, LockOwner) -> ReplyEmpty;
+        fn fsync(INodeNo, FileHandle, bool) -> ReplyEmpty;
         fn getxattr(INodeNo, &OsStr, u32) -> ReplyXattr;
         fn listxattr(INodeNo, u32) -> ReplyXattr;
         fn bmap(INodeNo, u32, u64) -> ReplyBmap;
