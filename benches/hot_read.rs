@@ -89,7 +89,9 @@ impl Hot {
             metadata_ttl: None,
             negative_ttl: Duration::ZERO,
             mounted_at: SystemTime::now(),
+            listings_bytes: 1 << 30,
             page_keys: 1000,
+            pages_at_once: 16,
         };
         let reading = ReadConfig::new(&config);
         let fs = BucketFs::new(store, &config, names, reading, runtime.handle().clone());

@@ -35,6 +35,8 @@ pub struct Config {
     pub kernel_readahead_bytes: u64,
     /// Requests in flight at once, at least 1.
     pub max_connections: usize,
+    /// The bound on complete listings that are kept, the one in use excepted.
+    pub names_budget_bytes: u64,
     /// How long names are believed; `None` is for ever.
     pub metadata_ttl: Option<Duration>,
     /// How long the absence of a name is believed.
@@ -183,6 +185,7 @@ fn validate(args: args::Args) -> Result<Config, String> {
         part_bytes: cache.part_size,
         kernel_readahead_bytes: cache.kernel_readahead,
         max_connections: usize::from(cache.max_connections),
+        names_budget_bytes: names.names_budget,
         metadata_ttl: names.metadata_ttl.0,
         negative_ttl: names.negative_ttl,
         uid: permissions.uid.unwrap_or_else(|| nix::unistd::getuid().as_raw()),
@@ -317,6 +320,7 @@ mod tests {
         assert_eq!(config.part_bytes, 8 << 20);
         assert_eq!(config.max_connections, 128);
         assert_eq!(config.metadata_ttl, Some(Duration::from_mins(1)));
+        assert_eq!(config.names_budget_bytes, 1 << 30);
         assert_eq!(config.negative_ttl, Duration::from_secs(5));
         assert_eq!((config.file_mode, config.dir_mode), (0o444, 0o555));
         assert_eq!(config.access, Access::Owner);
@@ -331,6 +335,7 @@ mod tests {
             "--chunk-size=64M",
             "--part-size=1MiB",
             "--metadata-ttl=indefinite",
+            "--names-budget=2GiB",
             "--negative-ttl=2m",
         ])
         .unwrap();
@@ -338,6 +343,7 @@ mod tests {
         assert_eq!(config.chunk_bytes, 64 << 20);
         assert_eq!(config.part_bytes, 1 << 20);
         assert_eq!(config.metadata_ttl, None);
+        assert_eq!(config.names_budget_bytes, 2 << 30);
         assert_eq!(config.negative_ttl, Duration::from_mins(2));
     }
 

@@ -139,6 +139,10 @@ async fn unmount(mounted: Arc<fuse::Mounted>, config: &Config) -> Result<(), Sta
     )))
 }
 
+/// Pages of one listing in flight at once. At 40 ms a page 16 list 400,000 names in 1.5 s; with 32
+/// it would be 1.1 s for half again as many requests in vain (simulated: `namespace/split`).
+const PAGES_AT_ONCE: usize = 16;
+
 /// The layers between the kernel's requests and the network, outermost last: one request, its
 /// retries, the file system on them.
 fn stack(store: S3Store, config: &Config, reading: ReadConfig) -> std::io::Result<Arc<BucketFs>> {
@@ -150,7 +154,9 @@ fn stack(store: S3Store, config: &Config, reading: ReadConfig) -> std::io::Resul
         metadata_ttl: config.metadata_ttl,
         negative_ttl: config.negative_ttl,
         mounted_at: SystemTime::now(),
+        listings_bytes: usize::try_from(config.names_budget_bytes).unwrap_or(usize::MAX),
         page_keys: 1000,
+        pages_at_once: PAGES_AT_ONCE.min(config.max_connections),
     };
     BucketFs::new(store, config, names, reading, Handle::current())
 }

@@ -4,6 +4,10 @@
 //! of the key and a LIST below it go out together, and after the second such lookup in one
 //! directory its listing is fetched in the background.
 //!
+//! Whoever lists directories one after the other finds the next ones listed already. A listing is
+//! shown as its pages come ([`growing`]), several of them at a time ([`pages`]); what
+//! has come answers lookups, too.
+//!
 //! Callers that need the same answer share one flight, run by a task of its own: an interrupted
 //! caller does not take the answer from the others. The one lock is never held across an `.await`.
 //!
@@ -22,19 +26,25 @@ use tokio::time::Instant;
 
 use self::directories::{Directories, Expiry, Resume};
 use self::flight::{Flight, Landing};
+use self::growing::{Grower, Growing, Onward};
 use self::inodes::{Inode, InodeRef, Inodes};
-use self::listing::{Builder, Complete, Listing, Pager};
+use self::listing::{Listing, Part, Rest};
+use self::pages::Pages;
 use self::scan::Position;
 pub use self::scan::{Scan, ScanEntry};
-use self::state::{ListingFlight, Point, PointFlight, State};
+use self::split::StartAfter;
+use self::state::{Point, PointFlight, State};
 use self::tree::Asked;
 use crate::store::{ObjectMeta, ObjectStore, StoreError};
 
 mod directories;
 mod flight;
+mod growing;
 pub mod inodes;
 pub mod listing;
+pub mod pages;
 mod scan;
+pub mod split;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -45,9 +55,6 @@ pub const FOREVER: Duration = Duration::from_hours(10 * 365 * 24);
 
 /// Point answers that are kept, negative ones included: 100,000 of some 300 bytes are 30 MB.
 const MAX_POINT_ANSWERS: NonZeroUsize = NonZeroUsize::new(100_000).expect("not zero");
-
-/// Listed entries that are kept in all: 8 million of some 120 bytes are 1 GB.
-const MAX_LISTED_ENTRIES: usize = 8_000_000;
 
 /// An inode number: names one version of one object, or one directory; never reused while mounted.
 pub type Ino = u64;
@@ -66,8 +73,12 @@ pub struct NamespaceConfig {
     pub negative_ttl: Duration,
     /// Wall-clock time of the mount: what tokio's clock counts directory mtimes from.
     pub mounted_at: SystemTime,
+    /// Memory that complete listings may take together; the one in use may take more.
+    pub listings_bytes: usize,
     /// Keys a page may hold, 1 to 1000; less only in tests.
     pub page_keys: u16,
+    /// Pages of one listing in flight at once; 1 lists sequentially.
+    pub pages_at_once: usize,
 }
 
 /// An inode as the kernel is told of it.
@@ -155,21 +166,14 @@ impl Namespace {
     /// The names of the bucket behind `store`; asks nothing yet.
     #[must_use]
     pub fn new(store: Arc<dyn ObjectStore>, config: NamespaceConfig) -> Arc<Self> {
-        Self::with_max_listed(store, config, MAX_LISTED_ENTRIES)
-    }
-
-    fn with_max_listed(
-        store: Arc<dyn ObjectStore>,
-        config: NamespaceConfig,
-        max_listed_entries: usize,
-    ) -> Arc<Self> {
-        let directories = Directories::new(config.mounted_at, Instant::now(), max_listed_entries);
+        let (mounted_at, now) = (config.mounted_at, Instant::now());
+        let directories = Directories::new(mounted_at, now, config.listings_bytes);
         let state = State {
             inodes: Inodes::new(&config.root_prefix),
             directories,
             points: LruCache::new(MAX_POINT_ANSWERS),
             lookups: HashMap::new(),
-            listings: HashMap::new(),
+            start_after: StartAfter::Untried,
         };
         Arc::new(Self { store, config, state: Mutex::new(state) })
     }
@@ -228,6 +232,9 @@ impl Namespace {
     /// A beginning lists anew what is not believed any more. A continuation goes on with what is
     /// there, however old, unless its names were dropped; if there is another listing by now, it
     /// goes on behind the name it came to. So no scan repeats or skips what stays as it is.
+    ///
+    /// Of a directory that is being listed it gives what has come, as soon as that is anything; it
+    /// gives nothing only at the end.
     pub async fn read_directory(
         self: &Arc<Self>,
         ino: Ino,
@@ -235,29 +242,35 @@ impl Namespace {
     ) -> Result<Scan, NameError> {
         let position = Position::of_cookie(cookie);
         let dots = position.map_or(0, |position| position.dots);
-        let (numbers, delivered, flight) = {
+        let (numbers, growing, from) = {
             let mut state = self.state.lock();
             let prefix = state.directory(ino)?;
             let numbers = (ino, state.parent(ino, &prefix));
             let now = Instant::now();
+            if position.is_none() {
+                let ttl = self.config.metadata_ttl;
+                for ahead in state.directories.walked_to(&prefix, ttl, now) {
+                    self.listing_under_way(&mut state, &ahead, now);
+                }
+            }
             let resume = match (position, state.directories.fresh(&prefix, now)) {
                 (Some(at), _) => state.directories.resume(&prefix, at.generation, at.entries),
                 (None, Some((listing, _))) => Resume::At(listing, 0),
-                (None, None) => Resume::Relist(None),
+                (None, None) => Resume::Relist(Onward::At(0)),
             };
             match resume {
                 Resume::At(listing, index) => {
                     let ttl = state.listing_ttl(&listing, now);
                     return Ok(Scan::new(listing, (dots, index), numbers, ttl));
                 }
-                Resume::Relist(delivered) => {
-                    (numbers, delivered, self.listing_flight(&mut state, &prefix, now))
+                Resume::In(growing, from) => (numbers, growing, from),
+                Resume::Relist(from) => {
+                    (numbers, self.listing_under_way(&mut state, &prefix, now), from)
                 }
                 Resume::Stale => return Err(NameError::Stale),
             }
         };
-        let listing = flight.land().await.ok_or_else(shut_down)??;
-        let index = delivered.map_or(0, |(old, last)| listing.behind(&old, last));
+        let (listing, index) = growing.read(&from).await.ok_or_else(shut_down)??;
         let ttl = self.state.lock().listing_ttl(&listing, Instant::now());
         Ok(Scan::new(listing, (dots, index), numbers, ttl))
     }
@@ -317,7 +330,7 @@ impl Namespace {
         state.lookups.insert(key.clone(), flight.clone());
         tokio::spawn(self.clone().look_up(prefix.clone(), key, now, epoch, landing));
         if state.directories.missed(prefix, self.config.metadata_ttl) {
-            self.listing_flight(state, prefix, now);
+            self.listing_under_way(state, prefix, now);
         }
         flight
     }
@@ -341,11 +354,7 @@ impl Namespace {
             } else {
                 Some(self.config.negative_ttl)
             };
-            let found = found.map(|inode| {
-                let ino = state.number(inode.by_ref());
-                state.directories.issued(&prefix, ino, &inode);
-                (ino, inode)
-            });
+            let found = found.map(|inode| (state.number(inode.by_ref()), inode));
             let point = Point { found, expiry: Expiry::after(asked, ttl), epoch };
             if state.directories.is_current(&prefix, epoch) {
                 state.points.put(key, point.clone());
@@ -356,40 +365,36 @@ impl Namespace {
         landing.send_replace(Some(point));
     }
 
-    /// The flight that lists a directory.
-    fn listing_flight(
+    /// The listing of a directory that is under way, or one that begins now.
+    fn listing_under_way(
         self: &Arc<Self>,
         state: &mut State,
         prefix: &Arc<str>,
         now: Instant,
-    ) -> ListingFlight {
-        let epoch = state.directories.epoch(prefix);
-        if let Some(flight) = state.listings.get(prefix).filter(|flight| flight.takes_on(epoch)) {
-            return flight.clone();
+    ) -> Growing {
+        if let Some(growing) = state.directories.under_way(prefix) {
+            return growing.clone();
         }
-        let (flight, landing) = Flight::new(epoch);
-        state.listings.insert(prefix.clone(), flight.clone());
-        state.directories.listing_begins(prefix);
-        tokio::spawn(self.clone().list(prefix.clone(), now, epoch, landing));
-        flight
+        let expiry = Expiry::after(now, self.config.metadata_ttl);
+        let (growing, grower) = state.directories.listing_begins(prefix, expiry);
+        tokio::spawn(self.clone().list(prefix.clone(), now, growing.clone(), grower));
+        growing
     }
 
     async fn list(
         self: Arc<Self>,
         prefix: Arc<str>,
         asked: Instant,
-        epoch: u64,
-        landing: Landing<Result<Arc<Listing>, NameError>>,
+        growing: Growing,
+        grower: Grower,
     ) {
-        let listed = self.pages(&prefix).await;
+        let listed = self.pages(&prefix, &growing, &grower).await;
         let mut state = self.state.lock();
-        if state.listings.get(&prefix).is_some_and(|flight| flight.epoch() == epoch) {
-            state.listings.remove(&prefix);
-        }
+        let now = Instant::now();
         let State { inodes, directories, .. } = &mut *state;
         let outcome = match listed {
-            Ok(complete) if complete.exists || *prefix == *self.config.root_prefix => {
-                for keys in &complete.hidden {
+            Ok(rest) if rest.exists || *prefix == *self.config.root_prefix => {
+                for keys in &rest.hidden {
                     if directories.is_first_warning(&prefix, keys.reason) {
                         let (count, example) = (keys.count, keys.example.as_deref());
                         let directory = &*prefix;
@@ -397,32 +402,71 @@ impl Namespace {
                     }
                 }
                 let knows = |prefix: &str| inodes.number(InodeRef::Directory(prefix)).is_some();
-                let belief = (epoch, asked, self.config.metadata_ttl);
-                Ok(directories.install(complete.listing, belief, Instant::now(), knows))
+                Ok(directories.install(&growing, asked, now, knows))
             }
             Ok(_) => {
-                directories.listing_failed(&prefix, epoch, true);
+                directories.listing_failed(&prefix, &growing, true, now);
                 Err(NameError::NotFound { ttl: Duration::ZERO })
             }
             Err(error) => {
                 // Those who wait log or answer it; a background listing has nobody.
                 tracing::debug!(directory = &*prefix, %error, "listing failed");
-                directories.listing_failed(&prefix, epoch, false);
+                directories.listing_failed(&prefix, &growing, false, now);
                 Err(NameError::Store(error))
             }
         };
-        drop(state);
-        landing.send_replace(Some(outcome));
+        let is_known = inodes.number(InodeRef::Directory(&prefix)).is_some();
+        if outcome.is_err() && !is_known {
+            // It was listed ahead, and nobody has come.
+            directories.release(&prefix, now);
+        }
+        grower.send_modify(|growth| {
+            if outcome.is_err() {
+                // Nobody reads on in it.
+                growth.listing = Listing::new(prefix, growing.generation);
+            }
+            growth.outcome = Some(outcome);
+        });
     }
 
-    async fn pages(&self, prefix: &Arc<str>) -> Result<Complete, StoreError> {
-        let mut pager = Pager::new(&*self.store, prefix, self.config.page_keys);
-        let mut builder = Builder::new(prefix.clone());
-        while let Some(page) = pager.next().await? {
-            let mut state = self.state.lock();
-            builder.add(&page, |of| state.number(of))?;
+    async fn pages(
+        &self,
+        prefix: &Arc<str>,
+        growing: &Growing,
+        grower: &Grower,
+    ) -> Result<Rest, StoreError> {
+        let (page_keys, workers) = (self.config.page_keys, self.config.pages_at_once);
+        let start_after = self.state.lock().start_after;
+        let store = self.store.clone();
+        let mut pages = Pages::new(store, prefix.clone(), page_keys, workers, start_after);
+        let mut hint = 0;
+        loop {
+            let parts = pages.next().await;
+            if pages.start_after() != start_after {
+                self.state.lock().start_after = pages.start_after();
+            }
+            let Some(parts) = parts? else { return Ok(pages.rest()) };
+            for part in parts {
+                // Between two parts, others have their turn.
+                self.show(prefix, growing, grower, part, &mut hint);
+            }
         }
-        Ok(builder.finish())
+    }
+
+    /// Gives entries their numbers and shows them.
+    fn show(
+        &self,
+        prefix: &Arc<str>,
+        growing: &Growing,
+        grower: &Grower,
+        mut part: Part,
+        hint: &mut usize,
+    ) {
+        let mut state = self.state.lock();
+        state.number_all(prefix, &mut part, hint);
+        let start = growing.now().listing.len();
+        state.directories.about_to_show(prefix, growing, start, &part, Instant::now());
+        grower.send_modify(|growth| growth.listing.push(Arc::new(part)));
     }
 }
 

@@ -44,7 +44,7 @@ fn run_with(variables: &[(&str, &str)]) -> Said {
 }
 
 /// Every option, and a value that it must refuse; none for those that take any text.
-const OPTIONS: [(&str, Option<&str>); 22] = [
+const OPTIONS: [(&str, Option<&str>); 23] = [
     ("endpoint-url", Some("localhost:9000")),
     ("region", None),
     ("profile", None),
@@ -60,6 +60,7 @@ const OPTIONS: [(&str, Option<&str>); 22] = [
     ("max-connections", Some("0")),
     ("metadata-ttl", Some("60")),
     ("negative-ttl", Some("-1s")),
+    ("names-budget", Some("much")),
     ("uid", Some("root")),
     ("gid", Some("-1")),
     ("file-mode", Some("0644")),

@@ -115,7 +115,9 @@ impl World {
             metadata_ttl: Some(ttl),
             negative_ttl: ttl / 2,
             mounted_at: SystemTime::UNIX_EPOCH,
+            listings_bytes: usize::MAX,
             page_keys,
+            pages_at_once: 4,
         };
         Self {
             names: Namespace::new(faults.clone(), config),

@@ -120,6 +120,11 @@ pub(crate) struct NameArgs {
     #[arg(long, value_name = "DURATION", env = "FASTS3_NEGATIVE_TTL", default_value = "5s",
           value_parser = duration)]
     pub(crate) negative_ttl: Duration,
+
+    /// Memory for listings, some 70 bytes a name; those that were not used for longest go first
+    #[arg(long, value_name = "SIZE", env = "FASTS3_NAMES_BUDGET", default_value = "1GiB",
+          value_parser = size)]
+    pub(crate) names_budget: u64,
 }
 
 #[derive(Debug, Group)]

@@ -31,7 +31,9 @@ impl Rig {
             metadata_ttl: ttl,
             negative_ttl: Duration::ZERO,
             mounted_at: UNIX_EPOCH,
+            listings_bytes: usize::MAX,
             page_keys: 1000,
+            pages_at_once: 4,
         };
         let reading = ReadConfig::new(&config);
         let fs = BucketFs::new(store.clone(), &config, names, reading, Handle::current()).unwrap();

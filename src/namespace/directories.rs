@@ -6,6 +6,9 @@
 //! began on it. A re-listing that finds the same things under the same numbers renews the newest
 //! listing and makes no new version.
 //!
+//! A listing under way is shown as far as it has come. It has a generation of its own, by which
+//! scans go on in it, and in what becomes of it.
+//!
 //! Invariant: the mtime of a directory that the kernel knows never goes back, and moves on before
 //! the kernel can see other entries than it saw under the mtime before. The kernel compares mtimes
 //! at the beginning of a scan to decide whether the directory pages it keeps are still good
@@ -18,9 +21,10 @@ use std::time::{Duration, SystemTime};
 use lru::LruCache;
 use tokio::time::Instant;
 
+use super::growing::{Grower, Growing, Onward};
 use super::inodes::{Inode, InodeRef};
-use super::listing::Listing;
-use super::tree::Hidden;
+use super::listing::{Listing, Part};
+use super::tree::{self, Hidden};
 use super::{FOREVER, Ino};
 
 /// The newest listing, and two more for scans and inode numbers.
@@ -29,8 +33,20 @@ const VERSIONS: usize = 3;
 /// After so many lookups that cost requests, a directory is worth listing.
 const MISSES_BEFORE_LISTING: u32 = 2;
 
-/// What an empty listing weighs, in entries: its directory's state is not free.
-const LISTING_WEIGHT: usize = 16;
+/// Directories that were listed one after the other, in the order of their parent's listing, before
+/// the next ones are listed ahead: two may be chance.
+const STEPS_BEFORE_WALK: u32 = 2;
+
+/// Directories listed ahead of a walk at most: as many latencies go by at the same time.
+const MOST_AHEAD: usize = 16;
+
+/// Entries that are looked through for the next directory: beyond so many files in between there
+/// is no walk to be fast for.
+const NEXT_WITHIN: usize = 4096;
+
+/// Newer generations under which a version is known, because it was found again: as many as there
+/// are versions.
+const ALIASES: usize = VERSIONS;
 
 /// Two mtimes of a directory differ by this at least: the least that Python's float `st_mtime`
 /// can tell apart.
@@ -55,15 +71,15 @@ impl Expiry {
     }
 }
 
-/// Everything that is believed of directories, within a bound on listed entries.
+/// Everything that is believed of directories, within a bound on the memory of listings.
 #[derive(Debug)]
 pub(super) struct Directories {
     states: HashMap<Arc<str>, Directory>,
     /// The directories that keep a listing, by last use.
     listed: LruCache<Arc<str>, ()>,
-    /// Weight of all listings of all directories, and its bound.
-    weight: usize,
-    max_weight: usize,
+    /// Memory of all complete listings of all directories, and its bound.
+    listed_bytes: usize,
+    max_listed_bytes: usize,
     last_epoch: u64,
     last_generation: u32,
     mounted_at: SystemTime,
@@ -78,8 +94,14 @@ pub(super) struct Directories {
 struct Directory {
     /// Newest first, at most [`VERSIONS`].
     versions: VecDeque<Arc<Listing>>,
+    /// Generations of listings that were found to be a version, and that version's own.
+    aliases: VecDeque<(u32, u32)>,
+    /// Listings under way, and one that has failed, for those who are in the middle of it.
+    growing: Vec<Under>,
     /// Of the newest version; `None` if its names were dropped and not even a scan may go on.
     expiry: Option<Expiry>,
+    /// How far its directories have been listed one after the other.
+    walk: Walk,
     /// How long the last listing took.
     listing_took: Duration,
     /// Answers to questions of an older epoch are not believed.
@@ -89,10 +111,26 @@ struct Directory {
     mtime_moved: bool,
     misses: u32,
     being_listed: bool,
-    /// Numbers that lookups have given out while the directory was being listed.
-    issued: Vec<(Ino, Inode)>,
     /// Reasons for hiding keys that the log has seen.
     warned: Vec<Hidden>,
+}
+
+/// How somebody goes through the directories in a directory.
+#[derive(Clone, Copy, Debug, Default)]
+struct Walk {
+    /// The listing, and the last directory in it that was listed.
+    generation: u32,
+    at: usize,
+    /// How many directories in a row were the next one.
+    steps: u32,
+}
+
+/// A listing under way.
+#[derive(Debug)]
+struct Under {
+    growing: Growing,
+    /// The version that it has been the same as so far.
+    same_as: Option<u32>,
 }
 
 /// How a scan goes on.
@@ -100,20 +138,22 @@ struct Directory {
 pub(super) enum Resume {
     /// From this entry of this listing.
     At(Arc<Listing>, usize),
-    /// After a new listing: behind this entry of this old one, or at the beginning.
-    Relist(Option<(Arc<Listing>, usize)>),
+    /// In a listing under way.
+    In(Growing, Onward),
+    /// After a new listing.
+    Relist(Onward),
     /// Nobody knows any more where it was.
     Stale,
 }
 
 impl Directories {
-    /// Believes nothing yet; `max_weight` bounds the entries of all listings together.
-    pub(super) fn new(mounted_at: SystemTime, now: Instant, max_weight: usize) -> Self {
+    /// Believes nothing yet; `max_listed_bytes` bounds all listings together.
+    pub(super) fn new(mounted_at: SystemTime, now: Instant, max_listed_bytes: usize) -> Self {
         Self {
             states: HashMap::new(),
             listed: LruCache::unbounded(),
-            weight: 0,
-            max_weight,
+            listed_bytes: 0,
+            max_listed_bytes,
             last_epoch: 0,
             last_generation: 0,
             mounted_at,
@@ -145,32 +185,145 @@ impl Directories {
         Some(fresh)
     }
 
+    /// What a listing under way says of a name: that it is there, or that nothing has this name,
+    /// because entries behind it have come; and how long that is believed.
+    pub(super) fn settled(
+        &self,
+        prefix: &str,
+        name: &[u8],
+        now: Instant,
+    ) -> Option<(Option<(Ino, Inode)>, Duration)> {
+        let growing = self.under_way(prefix)?;
+        let ttl = growing.expiry.remaining(now)?;
+        let growth = growing.now();
+        let listing = &growth.listing;
+        let found = listing.find(name).map(|at| (listing.ino(at), listing.inode(at)));
+        let is_behind = listing.behind((name, true)) < listing.len();
+        (found.is_some() || is_behind).then_some((found, ttl))
+    }
+
+    /// How long the names of this generation's listing are believed: not at all when there is a
+    /// newer one.
+    pub(super) fn ttl(&self, prefix: &str, generation: u32, now: Instant) -> Option<Duration> {
+        let directory = self.states.get(prefix)?;
+        let newest = directory.versions.front().filter(|newest| newest.generation() == generation);
+        if newest.is_some() {
+            return directory.expiry?.remaining(now);
+        }
+        let under_way = self.under_way(prefix)?;
+        under_way.expiry.remaining(now).filter(|_| under_way.generation == generation)
+    }
+
+    /// The listing under way that whoever comes now may wait for.
+    pub(super) fn under_way(&self, prefix: &str) -> Option<&Growing> {
+        let directory = self.states.get(prefix)?;
+        let mut growing = directory.growing.iter().map(|under| &under.growing);
+        growing.find(|growing| growing.takes_on(directory.epoch) && !growing.is_over())
+    }
+
     /// The number that a listing of the directory `prefix` has given to this.
     pub(super) fn number(&self, prefix: &str, of: InodeRef<'_>) -> Option<Ino> {
-        self.states.get(prefix)?.versions.iter().find_map(|listing| listing.number(of))
+        let directory = self.states.get(prefix)?;
+        let versions = directory.versions.iter().find_map(|listing| listing.number(of));
+        let mut growing = directory.growing.iter();
+        versions.or_else(|| growing.find_map(|under| under.growing.now().listing.number(of)))
+    }
+
+    /// The newest listing, believed or not.
+    pub(super) fn newest(&self, prefix: &str) -> Option<&Arc<Listing>> {
+        self.states.get(prefix)?.versions.front()
     }
 
     /// Where a scan stands that has delivered the entries before `index` of listing `generation`.
     pub(super) fn resume(&mut self, prefix: &str, generation: u32, index: usize) -> Resume {
         let Some(directory) = self.states.get(prefix) else { return Resume::Stale };
-        let mut versions = directory.versions.iter();
-        let Some(old) = versions.find(|listing| listing.generation() == generation) else {
-            return Resume::Stale;
+        let onward = |listing: &Listing| {
+            index.checked_sub(1).map_or(Onward::At(0), |last| {
+                let (name, directory) = listing.place(last);
+                Onward::Behind(name.to_vec(), directory)
+            })
         };
-        if index > old.len() {
-            return Resume::Stale;
+        let under = directory.growing.iter().find(|under| under.growing.generation == generation);
+        let onward = if let Some(Under { growing, .. }) = under {
+            let growth = growing.now();
+            if growth.outcome.is_none() && index > growth.listing.len() {
+                return Resume::Stale;
+            }
+            if growth.outcome.is_some() || growing.epoch == directory.epoch {
+                return Resume::In(growing.clone(), Onward::At(index));
+            }
+            onward(&growth.listing)
+        } else {
+            let alias = directory.aliases.iter().find(|(alias, _)| *alias == generation);
+            let generation = alias.map_or(generation, |(_, generation)| *generation);
+            let mut versions = directory.versions.iter();
+            let Some(old) = versions.find(|listing| listing.generation() == generation) else {
+                return Resume::Stale;
+            };
+            if index > old.len() {
+                return Resume::Stale;
+            }
+            self.listed.promote(prefix);
+            let newest = &directory.versions[0];
+            if directory.expiry.is_some() && old.generation() == newest.generation() {
+                return Resume::At(old.clone(), index);
+            }
+            onward(old)
+        };
+        match (directory.versions.front(), directory.expiry, onward) {
+            (Some(newest), Some(_), Onward::Behind(name, directory)) => {
+                Resume::At(newest.clone(), newest.behind((&name, directory)))
+            }
+            (Some(newest), Some(_), Onward::At(index)) => Resume::At(newest.clone(), index),
+            (_, _, onward) => Resume::Relist(onward),
         }
-        self.listed.promote(prefix);
-        let newest = &directory.versions[0];
-        let delivered = index.checked_sub(1).map(|last| (old.clone(), last));
-        if directory.expiry.is_none() {
-            return Resume::Relist(delivered);
+    }
+
+    /// A scan of the directory `prefix` begins: gives the directories that are worth listing ahead,
+    /// because whoever does this goes through all that are in its parent.
+    pub(super) fn walked_to(
+        &mut self,
+        prefix: &str,
+        ttl: Option<Duration>,
+        now: Instant,
+    ) -> Vec<Arc<str>> {
+        let Some((parent, name)) = tree::parent_and_name(prefix) else { return Vec::new() };
+        let Some(listing) = self.newest(parent).filter(|_| self.is_fresh(parent, now)).cloned()
+        else {
+            return Vec::new();
+        };
+        let Some(at) = listing.find(name.as_bytes()) else { return Vec::new() };
+        let directories_behind = |index: usize| {
+            let within = index + 1..listing.len().min(index + 1 + NEXT_WITHIN);
+            within.filter(|index| listing.is_directory(*index))
+        };
+        let Some(directory) = self.states.get_mut(parent) else { return Vec::new() };
+        let walk = &mut directory.walk;
+        let same = walk.generation == listing.generation();
+        if !same || walk.at != at {
+            let is_next = same && directories_behind(walk.at).next() == Some(at);
+            let steps = if is_next { walk.steps.saturating_add(1) } else { 0 };
+            *walk = Walk { generation: listing.generation(), at, steps };
         }
-        if old.generation() == newest.generation() {
-            return Resume::At(old.clone(), index);
+        let steps = walk.steps;
+        // What is listed ahead must still be believed when the walk comes to it.
+        let took = directory.listing_took * 2;
+        let most = u32::try_from(MOST_AHEAD).expect("small");
+        if steps < STEPS_BEFORE_WALK || ttl.is_some_and(|ttl| ttl <= took * most) {
+            return Vec::new();
         }
-        let index = delivered.map_or(0, |(old, last)| newest.behind(&old, last));
-        Resume::At(newest.clone(), index)
+        let ahead = 1_usize.checked_shl(steps).unwrap_or(MOST_AHEAD).min(MOST_AHEAD);
+        let names = directories_behind(at).take(ahead).map(|index| listing.name(index));
+        let prefixes = names.map(|name| format!("{parent}{}/", String::from_utf8_lossy(name)));
+        prefixes
+            .filter(|prefix| self.under_way(prefix).is_none() && !self.is_fresh(prefix, now))
+            .map(Arc::from)
+            .collect()
+    }
+
+    fn is_fresh(&self, prefix: &str, now: Instant) -> bool {
+        let expiry = self.states.get(prefix).and_then(|directory| directory.expiry);
+        expiry.is_some_and(|expiry| expiry.remaining(now).is_some())
     }
 
     /// Counts a lookup that costs requests. True when the directory is worth listing: it has come
@@ -183,25 +336,68 @@ impl Directories {
             && ttl.is_none_or(|ttl| ttl > directory.listing_took * 2)
     }
 
-    /// A listing begins.
-    pub(super) fn listing_begins(&mut self, prefix: &Arc<str>) {
+    /// A listing begins, whose answers are believed until `expiry`.
+    pub(super) fn listing_begins(
+        &mut self,
+        prefix: &Arc<str>,
+        expiry: Expiry,
+    ) -> (Growing, Grower) {
+        // 31 bits, and never 0.
+        self.last_generation = ((self.last_generation + 1) & (u32::MAX >> 1)).max(1);
+        let listing = Listing::new(prefix.clone(), self.last_generation);
         let directory = self.state(prefix);
         directory.misses = 0;
         directory.being_listed = true;
-        directory.issued.clear();
+        directory.growing.retain(|under| !under.growing.is_over());
+        let (growing, grower) = Growing::new(listing, directory.epoch, expiry);
+        let same_as = directory.versions.front().map(|newest| newest.generation());
+        directory.growing.push(Under { growing: growing.clone(), same_as });
+        (growing, grower)
     }
 
-    /// A lookup has given this number out without asking a listing.
-    pub(super) fn issued(&mut self, prefix: &str, ino: Ino, inode: &Inode) {
-        if let Some(directory) = self.states.get_mut(prefix).filter(|state| state.being_listed) {
-            directory.issued.push((ino, inode.clone()));
+    /// These entries are about to be shown as those from `start` on of the listing `growing`. If
+    /// others have been shown in their place the mtime moves.
+    pub(super) fn about_to_show(
+        &mut self,
+        prefix: &str,
+        growing: &Growing,
+        start: usize,
+        part: &Part,
+        now: Instant,
+    ) {
+        let now = self.mounted_at + (now - self.started);
+        let Some(directory) = self.states.get_mut(prefix) else { return };
+        let is_it = |under: &&mut Under| under.growing.generation == growing.generation;
+        let Some(under) = directory.growing.iter_mut().find(is_it) else { return };
+        let newest = directory.versions.front();
+        let Some(same_as) = under.same_as else { return };
+        let same = newest.filter(|newest| newest.generation() == same_as);
+        if same.is_some_and(|newest| newest.continues_with(start, part)) {
+            return;
+        }
+        under.same_as = None;
+        if !directory.mtime_moved {
+            directory.mtime = moved(directory.mtime, now);
+            directory.mtime_moved = true;
         }
     }
 
-    /// A listing that began in `epoch` has failed; `gone`: it found no such directory.
-    pub(super) fn listing_failed(&mut self, prefix: &str, epoch: u64, gone: bool) {
-        let directory = self.states.get_mut(prefix).filter(|state| state.epoch == epoch);
-        if let Some(directory) = directory {
+    /// A listing has failed; `gone`: it found no such directory.
+    pub(super) fn listing_failed(
+        &mut self,
+        prefix: &str,
+        growing: &Growing,
+        gone: bool,
+        now: Instant,
+    ) {
+        let now = self.mounted_at + (now - self.started);
+        let Some(directory) = self.states.get_mut(prefix) else { return };
+        if !growing.now().listing.is_empty() {
+            // What was shown of it will not be shown again.
+            directory.mtime = moved(directory.mtime, now);
+            directory.mtime_moved = true;
+        }
+        if directory.epoch == growing.epoch {
             directory.being_listed = false;
             directory.misses = 0;
             if gone {
@@ -210,57 +406,60 @@ impl Directories {
         }
     }
 
-    /// A listing that began in `epoch`, at `asked`, is complete. Gives what it has become: itself,
-    /// or the version before if nothing has changed, or a newer one. Throws old listings of other
+    /// A listing that began at `asked` is complete. Gives what it has become: itself, or the
+    /// version before if nothing has changed, or a newer one. Throws old listings of other
     /// directories away to stay within the bound, and forgets those directories that nobody `knows`.
     pub(super) fn install(
         &mut self,
-        mut listing: Listing,
-        (epoch, asked, ttl): (u64, Instant, Option<Duration>),
+        growing: &Growing,
+        asked: Instant,
         now: Instant,
         knows: impl Fn(&str) -> bool,
     ) -> Arc<Listing> {
+        let listing = growing.now().listing.clone();
         let prefix = listing.prefix().clone();
         let (mounted_at, started) = (self.mounted_at, self.started);
-        self.last_generation = (self.last_generation + 1) & (u32::MAX >> 1);
-        self.last_generation = self.last_generation.max(1);
-        let generation = self.last_generation;
         let directory = self.state(&prefix);
+        let bytes_before = directory.listed_bytes();
+        let is_it = |under: &Under| under.growing.generation == growing.generation;
+        let under = directory.growing.iter().position(is_it);
+        let same_as = under.and_then(|at| directory.growing.swap_remove(at).same_as);
 
-        let in_epoch = directory.epoch == epoch;
+        let in_epoch = directory.epoch == growing.epoch;
         if in_epoch {
             directory.being_listed = false;
-            for (ino, inode) in directory.issued.drain(..) {
-                listing.adopt(ino, inode.by_ref());
+        }
+        let same = directory
+            .versions
+            .front()
+            .filter(|newest| same_as == Some(newest.generation()) && newest.len() == listing.len());
+        let installed = if let Some(same) = same.cloned() {
+            directory.aliases.push_front((growing.generation, same.generation()));
+            directory.aliases.truncate(ALIASES);
+            same
+        } else if !in_epoch && directory.expiry.is_some() {
+            // Names were dropped while it was made, so nobody is to believe it. Whoever waited for
+            // it may scan what has been listed since, and who is in the middle of it finds its place.
+            directory.versions.insert(1, Arc::new(listing));
+            directory.versions[0].clone()
+        } else {
+            if !directory.versions.is_empty() && !directory.mtime_moved {
+                directory.mtime = moved(directory.mtime, mounted_at + (now - started));
             }
+            directory.versions.push_front(Arc::new(listing));
+            directory.versions[0].clone()
+        };
+        directory.versions.truncate(VERSIONS);
+        if in_epoch {
+            directory.expiry = Some(growing.expiry);
+            directory.mtime_moved = false;
+        } else if directory.expiry.is_none() {
+            directory.expiry = Some(Expiry(Some(asked)));
+            directory.mtime_moved = false;
         }
-        // Names were dropped while it was made, so nobody is to believe it. Whoever waited for it
-        // may scan what has been listed since, or else this.
-        let newer = directory.versions.front().filter(|_| !in_epoch && directory.expiry.is_some());
-        if let Some(newer) = newer {
-            return newer.clone();
-        }
-        directory.expiry =
-            Some(if in_epoch { Expiry::after(asked, ttl) } else { Expiry(Some(asked)) });
-
-        let same = directory.versions.front().filter(|old| old.is_same(&listing)).cloned();
-        let differs = same.is_none() && !directory.versions.is_empty();
-        if differs && !directory.mtime_moved {
-            directory.mtime = moved(directory.mtime, mounted_at + (now - started));
-        }
-        directory.mtime_moved = false;
-        let weight_before = directory.weight();
-        let installed = same.unwrap_or_else(|| {
-            listing.set_generation(generation);
-            let listing = Arc::new(listing);
-            directory.versions.push_front(listing.clone());
-            directory.versions.truncate(VERSIONS);
-            listing
-        });
         directory.listing_took = now - asked;
         directory.misses = 0;
-        let weight_after = directory.weight();
-        self.weight = self.weight - weight_before + weight_after;
+        self.listed_bytes = self.listed_bytes - bytes_before + self.states[&prefix].listed_bytes();
         self.listed.put(prefix.clone(), ());
         self.evict(&prefix, now, knows);
         installed
@@ -332,6 +531,9 @@ impl Directories {
             *last_epoch += 1;
             Directory {
                 versions: VecDeque::new(),
+                aliases: VecDeque::new(),
+                growing: Vec::new(),
+                walk: Walk::default(),
                 expiry: None,
                 listing_took: Duration::ZERO,
                 epoch: *last_epoch,
@@ -339,7 +541,6 @@ impl Directories {
                 mtime_moved: false,
                 misses: 0,
                 being_listed: false,
-                issued: Vec::new(),
                 warned: Vec::new(),
             }
         })
@@ -348,7 +549,7 @@ impl Directories {
     /// Throws listings away, the least recently used directory first, but neither the newest one of
     /// `keep` nor one that is being made anew and lends its numbers.
     fn evict(&mut self, keep: &Arc<str>, now: Instant, knows: impl Fn(&str) -> bool) {
-        while self.weight > self.max_weight {
+        while self.listed_bytes > self.max_listed_bytes {
             let states = &self.states;
             let idle = |prefix: &&Arc<str>| {
                 *prefix != keep && states.get(*prefix).is_none_or(|state| !state.being_listed)
@@ -358,7 +559,7 @@ impl Directories {
             let Some(directory) = self.states.get_mut(prefix) else { break };
             let left = usize::from(victim.is_none());
             let thrown = directory.versions.drain(left.min(directory.versions.len())..);
-            self.weight -= thrown.map(|listing| listing.len() + LISTING_WEIGHT).sum::<usize>();
+            self.listed_bytes -= thrown.map(|listing| listing.memory_bytes()).sum::<usize>();
             let Some(prefix) = victim else { break };
             self.listed.pop(&prefix);
             // Nobody will know any more when the kernel's pages expire: they do so now.
@@ -373,8 +574,8 @@ impl Directories {
 }
 
 impl Directory {
-    fn weight(&self) -> usize {
-        self.versions.iter().map(|listing| listing.len() + LISTING_WEIGHT).sum()
+    fn listed_bytes(&self) -> usize {
+        self.versions.iter().map(|listing| listing.memory_bytes()).sum()
     }
 
     fn drop_names(&mut self, epoch: u64) {
@@ -383,7 +584,6 @@ impl Directory {
         self.misses = 0;
         // Whoever is at work on a listing works for those who came before.
         self.being_listed = false;
-        self.issued.clear();
     }
 }
 

@@ -144,6 +144,17 @@ impl Inodes {
         self.get(ino).is_some_and(|inode| inode.by_ref().is_same(of)).then_some(ino)
     }
 
+    /// Whether anything may be known in the directory `prefix`; false is certain.
+    #[must_use]
+    pub fn may_know_below(&self, prefix: &str) -> bool {
+        /// More directories are not looked through.
+        const FEW: usize = 1000;
+        let is_below = |known: &Arc<str>| known.len() > prefix.len() && known.starts_with(prefix);
+        !self.files.is_empty()
+            || self.directories.len() > FEW
+            || self.directories.keys().any(is_below)
+    }
+
     /// Counts one lookup of a number that was issued for this inode.
     pub fn remember(&mut self, ino: Ino, inode: &Inode) {
         let known =

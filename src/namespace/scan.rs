@@ -38,7 +38,8 @@ impl Position {
     }
 }
 
-/// What is left of a directory's entries from a position on, `.` and `..` first.
+/// Some of a directory's entries from a position on, `.` and `..` first: all of them, unless the
+/// directory is being listed. There is at least one until the directory ends.
 #[derive(Clone, Debug)]
 pub struct Scan {
     listing: Arc<Listing>,
@@ -86,13 +87,10 @@ impl Scan {
             scan: self,
             index: None,
         });
-        let entries = (self.index..self.listing.len()).map(move |index| ScanEntry {
-            name: self.listing.name(index),
-            ino: self.listing.ino(index),
-            is_directory: self.listing.is_directory(index),
-            cookie: Position { generation, dots: DOTS.len(), entries: index + 1 }.cookie(),
-            scan: self,
-            index: Some(index),
+        let entries = (self.index..self.listing.len()).map(move |index| {
+            let ((name, is_directory), ino) = self.listing.entry(index);
+            let cookie = Position { generation, dots: DOTS.len(), entries: index + 1 }.cookie();
+            ScanEntry { name, ino, is_directory, cookie, scan: self, index: Some(index) }
         });
         dots.chain(entries)
     }

@@ -10,7 +10,8 @@ use tokio::time::Instant;
 use super::directories::{Directories, Expiry};
 use super::flight::Flight;
 use super::inodes::{Inode, InodeRef, Inodes};
-use super::listing::Listing;
+use super::listing::{Listing, Part};
+use super::split::StartAfter;
 use super::{FOREVER, Ino, NameError, Node, NodeKind, ROOT, tree};
 use crate::store::StoreError;
 
@@ -21,7 +22,8 @@ pub(super) struct State {
     /// What single lookups have found, by key (a directory's without its `/`).
     pub(super) points: LruCache<String, Point>,
     pub(super) lookups: HashMap<String, PointFlight>,
-    pub(super) listings: HashMap<Arc<str>, ListingFlight>,
+    /// What is known of the store.
+    pub(super) start_after: StartAfter,
 }
 
 /// The answer of a single lookup.
@@ -33,7 +35,6 @@ pub(super) struct Point {
 }
 
 pub(super) type PointFlight = Flight<Result<Point, StoreError>>;
-pub(super) type ListingFlight = Flight<Result<Arc<Listing>, NameError>>;
 
 impl State {
     /// The prefix of a directory that the kernel knows.
@@ -63,6 +64,9 @@ impl State {
         if let Some((listing, ttl)) = self.directories.fresh(prefix, now) {
             let found = listing.find(name).map(|at| (listing.ino(at), listing.inode(at)));
             return Some((found, ttl));
+        }
+        if let Some(settled) = self.directories.settled(prefix, name, now) {
+            return Some(settled);
         }
         let point = self.points.get(key)?;
         let ttl = point.expiry.remaining(now)?;
@@ -113,11 +117,42 @@ impl State {
     }
 
     /// How long the names of a listing are believed: not at all when there is a newer one.
-    pub(super) fn listing_ttl(&mut self, listing: &Listing, now: Instant) -> Duration {
-        let fresh = self.directories.fresh(listing.prefix(), now);
-        fresh
-            .filter(|(newest, _)| newest.generation() == listing.generation())
-            .map_or(Duration::ZERO, |(_, ttl)| ttl)
+    pub(super) fn listing_ttl(&self, listing: &Listing, now: Instant) -> Duration {
+        let ttl = self.directories.ttl(listing.prefix(), listing.generation(), now);
+        ttl.unwrap_or_default()
+    }
+
+    /// Numbers the entries of the directory `prefix` that come behind those before; `hint`, 0 at
+    /// first, is where they are likely to stand in the newest listing.
+    pub(super) fn number_all(&mut self, prefix: &str, part: &mut Part, hint: &mut usize) {
+        let newest = self.directories.newest(prefix).cloned();
+        let any_held = newest.is_some() || self.may_hold_numbers_below(prefix);
+        for index in 0..part.len() {
+            let old = newest.as_ref().and_then(|newest| newest.number_near(*hint, part, index));
+            let ino = if let Some(ino) = old {
+                *hint += 1;
+                ino
+            } else {
+                if let Some(newest) = &newest {
+                    *hint = newest.behind(part.place(index));
+                }
+                if any_held {
+                    self.number(part.inode(index, prefix).by_ref())
+                } else {
+                    self.inodes.issue()
+                }
+            };
+            part.set_ino(index, ino);
+        }
+    }
+
+    /// Whether anybody but a listing may hold a number of something in this directory. It costs
+    /// less to ask that once than to look for a million names that nobody knows.
+    fn may_hold_numbers_below(&self, prefix: &str) -> bool {
+        const FEW: usize = 1000;
+        self.inodes.may_know_below(prefix)
+            || self.points.len() > FEW
+            || self.points.iter().any(|(key, _)| key.starts_with(prefix))
     }
 
     /// The number of what a listing or a HEAD has shown: the one that anybody still holds for it,

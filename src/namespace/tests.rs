@@ -13,7 +13,7 @@ struct Mount {
     names: Arc<Namespace>,
 }
 
-fn mount_with(keys: &[&str], adjust: impl FnOnce(&mut NamespaceConfig) -> usize) -> Mount {
+fn mount_with(keys: &[&str], adjust: impl FnOnce(&mut NamespaceConfig)) -> Mount {
     let memory = Arc::new(MemoryStore::new());
     for key in keys {
         memory.put(key, "x");
@@ -24,21 +24,22 @@ fn mount_with(keys: &[&str], adjust: impl FnOnce(&mut NamespaceConfig) -> usize)
         metadata_ttl: Some(TTL),
         negative_ttl: NEGATIVE_TTL,
         mounted_at: SystemTime::UNIX_EPOCH + Duration::from_hours(1),
+        listings_bytes: usize::MAX,
         page_keys: 1000,
+        pages_at_once: 4,
     };
-    let max_listed = adjust(&mut config);
-    let names = Namespace::with_max_listed(faults.clone(), config, max_listed);
+    adjust(&mut config);
+    let names = Namespace::new(faults.clone(), config);
     Mount { memory, faults, names }
 }
 
 fn mount(keys: &[&str]) -> Mount {
-    mount_with(keys, |_| MAX_LISTED_ENTRIES)
+    mount_with(keys, |_| ())
 }
 
 fn mount_with_ttl(keys: &[&str], ttl: Option<Duration>) -> Mount {
     mount_with(keys, |config| {
         config.metadata_ttl = ttl;
-        MAX_LISTED_ENTRIES
     })
 }
 
@@ -57,11 +58,19 @@ impl Mount {
     }
 
     async fn scan(&self, ino: Ino, cookie: u64) -> Result<Vec<(String, Ino, u64)>, NameError> {
-        let scan = self.names.read_directory(ino, cookie).await?;
         let entry = |entry: ScanEntry<'_>| {
             (String::from_utf8_lossy(entry.name).into_owned(), entry.ino, entry.cookie)
         };
-        Ok(scan.iter().map(entry).collect())
+        let mut entries: Vec<(String, Ino, u64)> = Vec::new();
+        loop {
+            let cookie = entries.last().map_or(cookie, |last| last.2);
+            let scan = self.names.read_directory(ino, cookie).await?;
+            let before = entries.len();
+            entries.extend(scan.iter().map(entry));
+            if entries.len() == before {
+                return Ok(entries);
+            }
+        }
     }
 
     async fn list(&self, ino: Ino) -> Result<Vec<String>, NameError> {
@@ -277,7 +286,6 @@ async fn a_point_answer_keeps_its_number_for_a_kernel_that_forgets() {
 async fn a_number_given_out_while_a_listing_is_made_is_the_listings_too() {
     let mount = mount_with(&["d/1", "f", "g", "z"], |config| {
         config.page_keys = 1;
-        MAX_LISTED_ENTRIES
     });
     mount.faults.delay(Operation::List, Duration::from_secs(1));
     let names = mount.names.clone();
@@ -358,7 +366,6 @@ async fn concurrent_listings_are_one_and_its_failure_is_everybodys_but_not_remem
 async fn a_failed_page_is_an_error_never_a_shorter_directory() {
     let mount = mount_with(&["1", "2", "3"], |config| {
         config.page_keys = 1;
-        MAX_LISTED_ENTRIES
     });
     for fault in [
         Fault::Fail(StoreError::TimedOut("30 s".to_owned())),
@@ -430,7 +437,6 @@ async fn n12_the_root_exists_without_a_key() {
 async fn a_mount_of_a_prefix_sees_nothing_else() {
     let mount = mount_with(&["p/a/b", "p/", "q", "p"], |config| {
         config.root_prefix = "p/".to_owned();
-        MAX_LISTED_ENTRIES
     });
     assert_eq!(mount.list(ROOT).await, Ok(vec!["a".to_owned()]));
     let scan = mount.scan(mount.ino("a").await, 0).await.expect("listed");
@@ -456,7 +462,6 @@ async fn n11_a_key_of_1024_bytes_can_be_a_file_only() {
     let name = "z".repeat(1024 - root.len());
     let mount = mount_with(&[&format!("{root}{name}")], |config| {
         config.root_prefix = root;
-        MAX_LISTED_ENTRIES
     });
     assert!(mount.look(&name).await.is_ok());
     assert_eq!(mount.requests(), (0, 1));
@@ -661,10 +666,10 @@ async fn a_directory_that_becomes_a_file_is_a_new_inode() {
 
 #[tokio::test(start_paused = true)]
 async fn listings_are_thrown_away_by_last_use_when_there_are_too_many() {
-    // An empty listing weighs 16 entries.
-    let mount = mount_with(&["a/1", "b/1", "c/1"], |_| 40);
+    // A listing of one entry takes some 240 bytes.
+    let mount = mount_with(&["a/1", "b/1", "c/1"], |config| config.listings_bytes = 600);
     let directories = [mount.ino("a").await, mount.ino("b").await, mount.ino("c").await];
-    // Two misses have listed the root, which weighs 19; forget it by using others.
+    // Two misses have listed the root, which takes 290; forget it by using others.
     settle().await;
     let [a, b, c] = directories;
     let mtimes = [mount.mtime(a), mount.mtime(b)];
@@ -682,4 +687,215 @@ async fn listings_are_thrown_away_by_last_use_when_there_are_too_many() {
     assert!(mount.scan(a, cookie).await.is_ok());
     mount.list(b).await.expect("listed");
     assert_eq!(mount.requests(), (requests.0 + 2, requests.1));
+}
+
+/// Pages of two names, one after the other, a second each.
+fn slow_mount(keys: &[&str]) -> Mount {
+    let mount = mount_with(keys, |config| {
+        config.page_keys = 2;
+        config.pages_at_once = 1;
+    });
+    mount.faults.delay(Operation::List, Duration::from_secs(1));
+    mount
+}
+
+impl Mount {
+    /// One piece of a scan: names, and the cookie behind them.
+    async fn piece(&self, ino: Ino, cookie: u64) -> Result<(Vec<String>, u64), NameError> {
+        let scan = self.names.read_directory(ino, cookie).await?;
+        let name = |entry: ScanEntry<'_>| String::from_utf8_lossy(entry.name).into_owned();
+        let behind = scan.iter().last().map_or(cookie, |last| last.cookie);
+        let names = scan.iter().map(name).filter(|name| !name.starts_with('.'));
+        Ok((names.collect(), behind))
+    }
+}
+
+/// F8
+#[tokio::test(start_paused = true)]
+async fn entries_are_shown_as_their_pages_come() {
+    let mount = slow_mount(&["1", "2", "3", "4", "5"]);
+    let start = Instant::now();
+    let (mut cookie, mut shown) = (0, Vec::new());
+    loop {
+        let (names, behind) = mount.piece(ROOT, cookie).await.expect("shown");
+        if names.is_empty() {
+            break;
+        }
+        cookie = behind;
+        shown.push((names.join(" "), start.elapsed().as_secs()));
+    }
+    // A page's last name waits for what comes behind it: a directory of this name would hide it.
+    let expected = [("1", 1), ("2 3", 2), ("4 5", 3)].map(|(names, at)| (names.to_owned(), at));
+    assert_eq!((shown.as_slice(), mount.requests()), (&expected[..], (3, 0)));
+}
+
+/// F8
+#[tokio::test(start_paused = true)]
+async fn n3_a_name_is_not_shown_before_a_directory_of_the_same_name_could_have_come() {
+    let mount = slow_mount(&["a", "a-1", "a-2", "a-3", "a/x", "b"]);
+    let start = Instant::now();
+    let (names, _) = mount.piece(ROOT, 0).await.expect("shown");
+    assert_eq!((names.join(" ").as_str(), start.elapsed().as_secs()), ("a-1 a-2 a-3 a b", 3));
+}
+
+/// F8
+#[tokio::test(start_paused = true)]
+async fn what_has_come_of_a_listing_answers_lookups_and_what_has_not_is_asked_for() {
+    let mount = slow_mount(&["1", "3", "5", "7", "9"]);
+    let scan = mount.scan(ROOT, mount.piece(ROOT, 0).await.expect("shown").1);
+    tokio::pin!(scan);
+    assert!(tokio::time::timeout(Duration::from_millis(500), &mut scan).await.is_err());
+    let one = mount.look("1").await.expect("has come");
+    assert_eq!(one.name_ttl, Duration::from_millis(58_500));
+    assert!(is_absent(&mount.look("0").await));
+    assert_eq!(mount.requests(), (1, 0));
+    let nine = mount.ino("9").await;
+    assert_eq!(mount.requests(), (3, 1), "one LIST more for the listing");
+    let listed = scan.await.expect("listed");
+    assert_eq!(listed.last().map(|entry| (entry.0.as_str(), entry.1)), Some(("9", nine)));
+}
+
+/// F8, E6
+#[tokio::test(start_paused = true)]
+async fn a_listing_that_fails_half_way_is_an_error_for_all_who_are_in_it_and_then_made_anew() {
+    let mount = slow_mount(&["1", "2", "3", "4", "5"]);
+    let (_, quick) = mount.piece(ROOT, 0).await.expect("shown");
+    let slow = mount
+        .names
+        .read_directory(ROOT, 0)
+        .await
+        .expect("shown")
+        .iter()
+        .next()
+        .expect("`.`")
+        .cookie;
+    mount.faults.fail_next(Operation::List, StoreError::Throttled);
+    for cookie in [quick, slow, quick] {
+        let answer = mount.piece(ROOT, cookie).await;
+        assert_eq!(answer, Err(NameError::Store(StoreError::Throttled)));
+    }
+    assert_eq!(mount.list(ROOT).await.expect("listed").len(), 5);
+    assert_eq!(mount.piece(ROOT, quick).await, Err(NameError::Stale));
+}
+
+/// F6, F8
+#[tokio::test(start_paused = true)]
+async fn a_scan_of_a_listing_under_way_goes_on_when_names_are_dropped() {
+    let mount = slow_mount(&["1", "2", "3", "4", "5"]);
+    let (names, cookie) = mount.piece(ROOT, 0).await.expect("shown");
+    assert_eq!(names, ["1"]);
+    mount.memory.put("0", "");
+    mount.memory.delete("4");
+    mount.names.drop_names();
+    let rest: Vec<_> =
+        mount.scan(ROOT, cookie).await.expect("goes on").into_iter().map(|entry| entry.0).collect();
+    assert_eq!(rest, ["2", "3", "5"]);
+}
+
+/// A4, F8
+#[tokio::test(start_paused = true)]
+async fn the_mtime_moves_before_other_entries_are_shown_than_before() {
+    let mount = slow_mount(&["d/1", "d/2", "d/3", "d/4", "d/5", "d/6"]);
+    let d = mount.ino("d").await;
+    mount.list(d).await.expect("listed");
+    let first = mount.mtime(d);
+    pass(TTL).await;
+    let (_, cookie) = mount.piece(d, 0).await.expect("shown");
+    let (_, cookie) = mount.piece(d, cookie).await.expect("shown");
+    // Nobody has asked since it expired, and all is as it was so far.
+    mount.memory.delete("d/5");
+    let (names, _) = mount.piece(d, cookie).await.expect("shown");
+    assert_eq!(names, ["4", "6"]);
+    assert!(mount.mtime(d) > first);
+}
+
+/// F5, F8
+#[tokio::test(start_paused = true)]
+async fn cookies_of_a_listing_that_found_nothing_new_are_as_good_as_the_first_ones() {
+    let mount = slow_mount(&["1", "2", "3", "4", "5"]);
+    let first = mount.scan(ROOT, 0).await.expect("listed");
+    pass(TTL).await;
+    let (_, cookie) = mount.piece(ROOT, 0).await.expect("shown");
+    assert!(!first.iter().any(|entry| entry.2 == cookie), "a listing of its own");
+    pass(Duration::from_secs(5)).await;
+    let rest = |scan: Vec<(String, Ino, u64)>| {
+        scan.into_iter().map(|entry| (entry.0, entry.1)).collect::<Vec<_>>()
+    };
+    let expected: Vec<_> = rest(first.clone()).split_off(3);
+    for cookie in [cookie, first[2].2] {
+        assert_eq!(rest(mount.scan(ROOT, cookie).await.expect("goes on")), expected);
+    }
+}
+
+/// Directories `d/00` to `d/39` of two files each; 50 ms a page.
+async fn forest() -> (Mount, Ino) {
+    let keys: Vec<_> = (0..80).map(|n| format!("d/{:02}/{}", n / 2, n % 2)).collect();
+    let mount = mount(&keys.iter().map(String::as_str).collect::<Vec<_>>());
+    let d = mount.ino("d").await;
+    mount.list(d).await.expect("listed");
+    mount.faults.delay(Operation::List, Duration::from_millis(50));
+    (mount, d)
+}
+
+impl Mount {
+    async fn list_below(&self, parent: Ino, name: &str) {
+        let ino = self.names.lookup(parent, name.as_bytes()).await.expect("exists").ino;
+        assert_eq!(self.list(ino).await, Ok(vec!["0".to_owned(), "1".to_owned()]));
+    }
+}
+
+/// F9
+#[tokio::test(start_paused = true)]
+async fn a_walk_finds_the_next_directories_listed() {
+    let (mount, d) = forest().await;
+    let (lists, heads) = mount.requests();
+    let start = Instant::now();
+    for name in 0..40 {
+        mount.list_below(d, &format!("{name:02}")).await;
+    }
+    assert_eq!(mount.requests(), (lists + 40, heads));
+    // Three at a walking pace, then 4, 8, 16 at a time.
+    assert!(start.elapsed() <= Duration::from_millis(50) * 8, "{:?}", start.elapsed());
+}
+
+/// F9
+#[tokio::test(start_paused = true)]
+async fn who_does_not_walk_has_nothing_listed_ahead_and_who_stops_pays_for_16_at_most() {
+    let (mount, d) = forest().await;
+    let (lists, _) = mount.requests();
+    for name in ["03", "04", "20", "07", "08", "08", "01"] {
+        mount.list_below(d, name).await;
+    }
+    settle().await;
+    pass(Duration::from_secs(1)).await;
+    assert_eq!(mount.requests().0, lists + 6);
+    for name in 10..18 {
+        mount.list_below(d, &format!("{name:02}")).await;
+    }
+    pass(Duration::from_secs(1)).await;
+    assert_eq!(mount.requests().0, lists + 6 + 8 + 16 - 1, "20 is listed already");
+}
+
+/// F9
+#[tokio::test(start_paused = true)]
+async fn a_walk_meets_a_directory_that_is_gone_or_fails_as_if_nothing_had_been_listed_ahead() {
+    let (mount, d) = forest().await;
+    mount.memory.delete("d/05/0");
+    mount.memory.delete("d/05/1");
+    for name in 0..5 {
+        mount.list_below(d, &format!("{name:02}")).await;
+    }
+    let gone = mount.names.lookup(d, b"05").await.expect("listed before").ino;
+    assert!(matches!(mount.list(gone).await, Err(NameError::NotFound { .. })));
+    mount.faults.hook(|call| match call.key {
+        "d/30/" => Fault::Fail(StoreError::Throttled),
+        _ => Fault::None,
+    });
+    for name in 6..30 {
+        mount.list_below(d, &format!("{name:02}")).await;
+    }
+    let failing = mount.names.lookup(d, b"30").await.expect("listed before").ino;
+    assert_eq!(mount.list(failing).await, Err(NameError::Store(StoreError::Throttled)));
+    mount.faults.hook(|_| Fault::None);
+    mount.list_below(d, "30").await;
 }

@@ -42,7 +42,7 @@ pub enum Meaning<'a> {
 }
 
 /// Why a key is not shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Hidden {
     /// N4
     EmptyComponent,

@@ -263,5 +263,7 @@ fn a_large_directory_is_listed_once_and_wholly() {
         assert!(names.iter().zip(&expected).all(|(name, key)| key.ends_with(name.as_str())));
         assert_eq!(names.len(), expected.len());
     }
-    assert_eq!((mount.counts().list, mount.counts().requests()), (6, 6), "six pages, once");
+    let counts = mount.counts();
+    assert!((6..=7).contains(&counts.list), "six pages, once, and a guess: {counts:?}");
+    assert_eq!(counts.requests(), counts.list);
 }
