@@ -158,7 +158,7 @@ fn help_groups_the_options_and_shows_each_default() {
     for option in options {
         assert!(option.contains("[default: "), "--{option}");
     }
-    for default in ["128MiB", "8MiB", "64", "60s", "5s", "0444", "0555", "auto", "info", "text"] {
+    for default in ["128MiB", "8MiB", "128", "60s", "5s", "0444", "0555", "auto", "info", "text"] {
         assert!(said.stdout.contains(&format!("[default: {default}]")), "{default}");
     }
     assert_eq!(run(&["--version"]).code, 0);
