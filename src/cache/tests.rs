@@ -226,6 +226,24 @@ async fn what_the_page_cache_has_taken_whole_is_given_up_first() {
 }
 
 #[tokio::test]
+async fn a_stream_goes_on_in_the_memory_of_what_it_has_left_behind_and_in_no_other() {
+    let rig = Rig::new(160, &[16, 160]);
+    rig.read(0, 0..16).await.unwrap();
+    let object = rig.objects[&1].0.clone();
+    let mut held = None;
+    for chunk in 0..5 {
+        let range = chunk * 16..chunk * 16 + 16;
+        held = Some(rig.cache.read(1, &object, range, Taker::PageCache).await.unwrap());
+        tokio::task::yield_now().await;
+        assert!(rig.cache.used_bytes() <= 48, "what is being replied, and the one before");
+    }
+    drop(held);
+    let gets = rig.gets();
+    rig.read(0, 0..16).await.unwrap();
+    assert_eq!(rig.gets(), gets, "the oldest by use, but no second copy");
+}
+
+#[tokio::test]
 async fn what_the_page_cache_has_lost_again_is_a_first_copy_again() {
     let rig = Rig::new(48, &[16, 16, 16, 16]);
     let object = rig.objects[&2].0.clone();
