@@ -10,7 +10,7 @@
 //! - **Shuffled**, each once: an epoch. Whether a program will go on to read all files, or stops
 //!   after some, cannot be told from the first ones: a random order looks the same in both cases. So
 //!   it is a bet. Until more than a tenth of the directory has been read, what is read ahead and not
-//!   used stays under a tenth of what was read. From there on each read allows for three more, until
+//!   used stays under a tenth of what was read. From there on each read allows for six more, until
 //!   all the rest is there.
 //!
 //! Both are bets that a ledger of the directory watches: when more than a tenth of what was read
@@ -38,9 +38,9 @@ const LITTLE: usize = 10;
 const LEAST_FILES: usize = 16;
 
 /// How many more files may be ahead for each that is read, once a shuffled epoch is believed in. 16
-/// threads behind 15 ms read 970 files a second, so three keep 48 connections busy (2,960). More would
-/// only waste more when an epoch ends early.
-const AHEAD_PER_READ: usize = 3;
+/// threads behind 15 ms read 970 files a second, so six keep 96 connections busy. More would only waste
+/// more when an epoch ends early.
+const AHEAD_PER_READ: usize = 6;
 
 /// Fewer files mean nothing: three that are read one behind the other, or three in vain, are chance.
 const BEYOND_CHANCE: usize = 4;
