@@ -237,6 +237,10 @@ impl Readers {
         let is_regular = stream.strides.are_regular(length);
         if want.end == size && !begins {
             streams.swap_remove(index);
+            if streams.is_empty() {
+                // Those that come behind it by recency may well be active.
+                objects.pop(&id);
+            }
             return no_ahead;
         }
         if !advances && !begins && !is_regular {
@@ -486,6 +490,21 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[tokio::test]
+    async fn an_object_read_to_its_end_leaves_the_others_their_shares() {
+        let readers = readers();
+        for step in 0..40 {
+            for id in 2..66 {
+                plan(&readers, id, step * MIB..(step + 1) * MIB);
+            }
+        }
+        for mib in 0..5 {
+            readers.plan(66, 5 * MIB, mib * MIB..(mib + 1) * MIB, PACE);
+        }
+        let plan = plan(&readers, 3, 40 * MIB..41 * MIB);
+        assert!(bytes_ahead(&plan) <= (512 / 64 + 2) * MIB, "{plan:?}");
     }
 
     #[tokio::test]
