@@ -152,7 +152,7 @@ impl Strides {
     fn add(&mut self, start: u64) {
         let stride = start.wrapping_sub(self.last).cast_signed();
         if stride == self.stride {
-            self.times += 1;
+            self.times = self.times.saturating_add(1);
             self.asked = self.asked.saturating_sub(1);
         } else {
             (self.stride, self.times, self.asked) = (stride, 1, 0);
