@@ -238,7 +238,7 @@ impl ChunkCache {
     }
 
     /// Returns when all the blocks are ready, having fetched what nobody fetches. Ends the caller's
-    /// turn to wait for room when it has found some.
+    /// turn to wait for room when there is some for all of them.
     async fn wait_for_blocks(
         &self,
         lease: &Lease,
@@ -261,8 +261,9 @@ impl ChunkCache {
                 let writers =
                     self.claim_making_room(lease, blocks.clone()).map_err(|Full| Wait::Full)?;
                 self.spawn_fetches(lease, object, chunk, writers, Purpose::Demand);
-                *turn = None;
             }
+            // All of it has room, be it that others have found some.
+            *turn = None;
             lease.want(blocks);
             progress.await;
         }

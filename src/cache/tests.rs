@@ -255,6 +255,22 @@ async fn memory_that_nobody_needs_for_a_while_goes_back_to_the_system() {
     rig.read(0, 0..16).await.unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_what_others_fetch_keeps_nobody_from_reading_ahead() {
+    let rig = Rig::new(64, &[16, 16]);
+    rig.faults.delay(Operation::Get, Duration::from_secs(1));
+    let (object, other) = (rig.objects[&0].0.clone(), rig.objects[&1].0.clone());
+    rig.cache.fetch(0, &object, 0..16, 8, Purpose::Demand);
+    let lease = rig.cache.lease(0, &object, 0).unwrap();
+    // Its turn has come, and what it wanted room for is fetched already.
+    let mut turn = Some(rig.cache.0.turn.lock().await);
+    let mut waiting = pin!(rig.cache.wait_for_blocks(&lease, &object, 0, &(0..4), &mut turn));
+    let half = tokio::time::timeout(Duration::from_millis(500), &mut waiting).await;
+    assert!(half.is_err());
+    assert_eq!(rig.cache.fetch(1, &other, 0..16, 8, Purpose::Ahead), 16);
+    assert!(waiting.await.is_ok());
+}
+
 #[tokio::test]
 async fn a_fetch_says_how_far_there_was_room() {
     let rig = Rig::new(24, &[40, 40]);
