@@ -461,8 +461,9 @@ impl Inner {
     fn unspend(&self, chunk: &Chunk) {
         self.spent_bytes.fetch_sub(chunk.stream_bytes(), Ordering::Relaxed);
         chunk.spent.store(false, Ordering::Relaxed);
-        chunk.taken.iter().for_each(|taken| taken.store(false, Ordering::Relaxed));
+        // First the number: who takes a block meanwhile counts from it.
         chunk.not_taken.store(chunk.taken.len(), Ordering::Relaxed);
+        chunk.taken.iter().for_each(|taken| taken.store(false, Ordering::Release));
     }
 }
 
@@ -502,7 +503,8 @@ impl Chunk {
         if self.memory.block_end(blocks.end - 1) > bytes.end {
             ended.end -= 1;
         }
-        let is_new = |block: &&AtomicBool| !block.swap(true, Ordering::Relaxed);
+        // Acquire and Release: who sees a block given back sees the number with all of them.
+        let is_new = |block: &&AtomicBool| !block.swap(true, Ordering::Acquire);
         let new = self.taken[ended].iter().filter(is_new).count();
         new > 0 && self.not_taken.fetch_sub(new, Ordering::Relaxed) == new
     }
