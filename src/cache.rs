@@ -283,8 +283,11 @@ impl ChunkCache {
         }
         let len = self.0.layout.chunk_len(object.version.size_bytes, chunk);
         let first_part = self.0.layout.part_bytes.min(len as u64);
-        let recycles =
-            self.0.spent_bytes.load(Ordering::Relaxed) > 0 && self.0.arena.idle() < first_part;
+        // For a stream only: a small object would take the place of the one before it, which is
+        // spent later than any stream and so goes sooner, with the budget not nearly full.
+        let recycles = len as u64 > WHOLE_OBJECT_BYTES
+            && self.0.spent_bytes.load(Ordering::Relaxed) > 0
+            && self.0.arena.idle() < first_part;
         if recycles || self.0.arena.available() < first_part {
             // Its first part will need room anyway. Made now, the room is where the chunk will be:
             // memory that is there already. If there is none to be made, that is not needed yet.

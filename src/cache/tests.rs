@@ -23,6 +23,10 @@ struct Rig {
 impl Rig {
     /// A cache of `budget` bytes over objects of these sizes, numbered from 0.
     fn new(budget: u64, sizes: &[usize]) -> Self {
+        Self::with(LAYOUT, budget, sizes)
+    }
+
+    fn with(layout: Layout, budget: u64, sizes: &[usize]) -> Self {
         let memory = Arc::new(MemoryStore::new());
         let faults = Arc::new(FaultyStore::new(memory.clone()));
         let objects = sizes.iter().enumerate().map(|(id, &size)| {
@@ -34,7 +38,7 @@ impl Rig {
         let objects = objects.collect();
         let stats = Arc::new(Stats::default());
         let runtime = Handle::current();
-        let cache = ChunkCache::new(faults.clone(), LAYOUT, budget, 4, runtime, stats).unwrap();
+        let cache = ChunkCache::new(faults.clone(), layout, budget, 4, runtime, stats).unwrap();
         Self { memory, faults, cache, objects }
     }
 
@@ -223,6 +227,20 @@ async fn what_the_page_cache_has_taken_whole_is_given_up_first() {
     assert_eq!(rig.gets(), gets, "2 was the one to go");
     rig.read(2, 0..16).await.unwrap();
     assert_eq!(rig.gets(), gets + 2);
+}
+
+#[tokio::test]
+async fn small_objects_take_nobodys_place_while_there_is_room() {
+    const MIB: u64 = 1 << 20;
+    let layout = Layout { chunk_bytes: 8 * MIB, block_bytes: MIB, part_bytes: 8 * MIB };
+    let rig = Rig::with(layout, 64 * MIB, &[8 << 20, 1 << 20, 1 << 20]);
+    for id in 0..3 {
+        let object = rig.objects[&id].0.clone();
+        let taken = rig.cache.read(id, &object, 0..object.version.size_bytes, Taker::PageCache);
+        taken.await.map(drop).unwrap();
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(rig.cache.used_bytes(), 10 * MIB, "though the first is spent");
 }
 
 #[tokio::test]
