@@ -32,7 +32,7 @@ use self::arena::{Arena, BlockWriter, Memory};
 use self::gate::{Gate, Pass};
 use self::pace::Timing;
 use self::slots::Full;
-use crate::layout::{Layout, Span, WHOLE_OBJECT_BYTES};
+use crate::layout::{Layout, Span};
 use crate::stats::Stats;
 use crate::store::{ObjectMeta, ObjectStore, StoreError};
 
@@ -285,13 +285,15 @@ impl ChunkCache {
         let first_part = self.0.layout.part_bytes.min(len as u64);
         // For a stream only: a small object would take the place of the one before it, which is
         // spent later than any stream and so goes sooner, with the budget not nearly full.
-        let recycles = len as u64 > WHOLE_OBJECT_BYTES
+        let recycles = len as u64 > self.0.layout.part_bytes
             && self.0.spent_bytes.load(Ordering::Relaxed) > 0
             && self.0.arena.idle() < first_part;
-        if recycles || self.0.arena.available() < first_part {
-            // Its first part will need room anyway. Made now, the room is where the chunk will be:
-            // memory that is there already. If there is none to be made, that is not needed yet.
+        // Room that is made now is where the chunk will be: in memory that is there already. If there
+        // is none to be made, that is not needed yet.
+        if self.0.arena.available() < first_part {
             let _ = self.0.evict_oldest(&mut chunks);
+        } else if recycles {
+            let _ = self.0.evict_oldest_if(&mut chunks, |chunk| chunk.spent.load(Ordering::Relaxed));
         }
         let memory = loop {
             match self.0.arena.memory(len) {
@@ -440,9 +442,19 @@ impl Drop for Verdict<'_> {
 impl Inner {
     /// Gives up the least recently used chunk that nobody holds.
     fn evict_oldest(&self, chunks: &mut LruCache<(ObjectId, u32), Arc<Chunk>>) -> Result<(), Full> {
+        self.evict_oldest_if(chunks, |_| true)
+    }
+
+    /// The same, unless that chunk is not such a one.
+    fn evict_oldest_if(
+        &self,
+        chunks: &mut LruCache<(ObjectId, u32), Arc<Chunk>>,
+        is_such: impl Fn(&Chunk) -> bool,
+    ) -> Result<(), Full> {
         // No new lease can be taken while `chunks` is locked, so a count of one stays one.
         let idle = |chunk: &Arc<Chunk>| Arc::strong_count(chunk) == 1;
-        let oldest = chunks.iter().rev().find(|(_, chunk)| idle(chunk)).map(|(&key, _)| key);
+        let mut oldest = chunks.iter().rev().filter(|(_, chunk)| idle(chunk));
+        let oldest = oldest.next().filter(|(_, chunk)| is_such(chunk)).map(|(&key, _)| key);
         let chunk = chunks.pop(&oldest.ok_or(Full)?);
         if let Some(chunk) = chunk.filter(|chunk| chunk.spent.load(Ordering::Relaxed)) {
             self.unspend(&chunk);
@@ -455,14 +467,21 @@ impl Inner {
     fn spend(&self, chunk: &Chunk, key: (ObjectId, u32)) {
         let mut chunks = self.chunks.lock();
         if !chunk.spent.swap(true, Ordering::Relaxed) {
-            self.spent_bytes.fetch_add(chunk.stream_bytes(), Ordering::Relaxed);
+            self.spent_bytes.fetch_add(self.stream_bytes(chunk), Ordering::Relaxed);
             chunks.demote(&key);
         }
     }
 
+    /// What a chunk counts for among the spent ones of streams. Small objects do not: whoever reads
+    /// them again has them from here when the kernel has not.
+    fn stream_bytes(&self, chunk: &Chunk) -> u64 {
+        let len = chunk.memory.len() as u64;
+        if len > self.layout.part_bytes { len } else { 0 }
+    }
+
     /// Called under the lock of `chunks`, for a chunk that is spent.
     fn unspend(&self, chunk: &Chunk) {
-        self.spent_bytes.fetch_sub(chunk.stream_bytes(), Ordering::Relaxed);
+        self.spent_bytes.fetch_sub(self.stream_bytes(chunk), Ordering::Relaxed);
         chunk.spent.store(false, Ordering::Relaxed);
         // First the number: who takes a block meanwhile counts from it.
         chunk.not_taken.store(chunk.taken.len(), Ordering::Relaxed);
@@ -510,13 +529,6 @@ impl Chunk {
         let is_new = |block: &&AtomicBool| !block.swap(true, Ordering::Acquire);
         let new = self.taken[ended].iter().filter(is_new).count();
         new > 0 && self.not_taken.fetch_sub(new, Ordering::Relaxed) == new
-    }
-
-    /// What it counts for among the spent chunks of streams. Small objects do not: whoever reads
-    /// them again has them from here when the kernel has not.
-    fn stream_bytes(&self) -> u64 {
-        let len = self.memory.len() as u64;
-        if len > WHOLE_OBJECT_BYTES { len } else { 0 }
     }
 
     /// A reader waits for these blocks: their fetch must not wait for its turn.

@@ -23,10 +23,6 @@ struct Rig {
 impl Rig {
     /// A cache of `budget` bytes over objects of these sizes, numbered from 0.
     fn new(budget: u64, sizes: &[usize]) -> Self {
-        Self::with(LAYOUT, budget, sizes)
-    }
-
-    fn with(layout: Layout, budget: u64, sizes: &[usize]) -> Self {
         let memory = Arc::new(MemoryStore::new());
         let faults = Arc::new(FaultyStore::new(memory.clone()));
         let objects = sizes.iter().enumerate().map(|(id, &size)| {
@@ -38,7 +34,7 @@ impl Rig {
         let objects = objects.collect();
         let stats = Arc::new(Stats::default());
         let runtime = Handle::current();
-        let cache = ChunkCache::new(faults.clone(), layout, budget, 4, runtime, stats).unwrap();
+        let cache = ChunkCache::new(faults.clone(), LAYOUT, budget, 4, runtime, stats).unwrap();
         Self { memory, faults, cache, objects }
     }
 
@@ -231,16 +227,32 @@ async fn what_the_page_cache_has_taken_whole_is_given_up_first() {
 
 #[tokio::test]
 async fn small_objects_take_nobodys_place_while_there_is_room() {
-    const MIB: u64 = 1 << 20;
-    let layout = Layout { chunk_bytes: 8 * MIB, block_bytes: MIB, part_bytes: 8 * MIB };
-    let rig = Rig::with(layout, 64 * MIB, &[8 << 20, 1 << 20, 1 << 20]);
+    let rig = Rig::new(160, &[16, 4, 4]);
     for id in 0..3 {
         let object = rig.objects[&id].0.clone();
         let taken = rig.cache.read(id, &object, 0..object.version.size_bytes, Taker::PageCache);
         taken.await.map(drop).unwrap();
         tokio::task::yield_now().await;
     }
-    assert_eq!(rig.cache.used_bytes(), 10 * MIB, "though the first is spent");
+    assert_eq!(rig.cache.used_bytes(), 24, "though the first is spent");
+}
+
+#[tokio::test]
+async fn a_stream_goes_on_in_the_memory_of_what_it_has_left_behind_and_in_no_other() {
+    let rig = Rig::new(160, &[16, 160]);
+    rig.read(0, 0..16).await.unwrap();
+    let object = rig.objects[&1].0.clone();
+    let mut held = None;
+    for chunk in 0..5 {
+        let range = chunk * 16..chunk * 16 + 16;
+        held = Some(rig.cache.read(1, &object, range, Taker::PageCache).await.unwrap());
+        tokio::task::yield_now().await;
+        assert!(rig.cache.used_bytes() <= 48, "what is being replied, and the one before");
+    }
+    drop(held);
+    let gets = rig.gets();
+    rig.read(0, 0..16).await.unwrap();
+    assert_eq!(rig.gets(), gets, "the oldest by use, but no second copy");
 }
 
 #[tokio::test]
