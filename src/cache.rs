@@ -238,7 +238,7 @@ impl ChunkCache {
     }
 
     /// Returns when all the blocks are ready, having fetched what nobody fetches. Ends the caller's
-    /// turn to wait for room when it has found some.
+    /// turn to wait for room when there is some for all of them.
     async fn wait_for_blocks(
         &self,
         lease: &Lease,
@@ -261,8 +261,9 @@ impl ChunkCache {
                 let writers =
                     self.claim_making_room(lease, blocks.clone()).map_err(|Full| Wait::Full)?;
                 self.spawn_fetches(lease, object, chunk, writers, Purpose::Demand);
-                *turn = None;
             }
+            // All of it has room, be it that others have found some.
+            *turn = None;
             lease.want(blocks);
             progress.await;
         }
@@ -282,8 +283,11 @@ impl ChunkCache {
         }
         let len = self.0.layout.chunk_len(object.version.size_bytes, chunk);
         let first_part = self.0.layout.part_bytes.min(len as u64);
-        let recycles =
-            self.0.spent_bytes.load(Ordering::Relaxed) > 0 && self.0.arena.idle() < first_part;
+        // For a stream only: a small object would take the place of the one before it, which is
+        // spent later than any stream and so goes sooner, with the budget not nearly full.
+        let recycles = len as u64 > self.0.layout.part_bytes
+            && self.0.spent_bytes.load(Ordering::Relaxed) > 0
+            && self.0.arena.idle() < first_part;
         // Room that is made now is where the chunk will be: in memory that is there already. If there
         // is none to be made, that is not needed yet.
         if self.0.arena.available() < first_part {
@@ -479,8 +483,9 @@ impl Inner {
     fn unspend(&self, chunk: &Chunk) {
         self.spent_bytes.fetch_sub(self.stream_bytes(chunk), Ordering::Relaxed);
         chunk.spent.store(false, Ordering::Relaxed);
-        chunk.taken.iter().for_each(|taken| taken.store(false, Ordering::Relaxed));
+        // First the number: who takes a block meanwhile counts from it.
         chunk.not_taken.store(chunk.taken.len(), Ordering::Relaxed);
+        chunk.taken.iter().for_each(|taken| taken.store(false, Ordering::Release));
     }
 }
 
@@ -520,7 +525,8 @@ impl Chunk {
         if self.memory.block_end(blocks.end - 1) > bytes.end {
             ended.end -= 1;
         }
-        let is_new = |block: &&AtomicBool| !block.swap(true, Ordering::Relaxed);
+        // Acquire and Release: who sees a block given back sees the number with all of them.
+        let is_new = |block: &&AtomicBool| !block.swap(true, Ordering::Acquire);
         let new = self.taken[ended].iter().filter(is_new).count();
         new > 0 && self.not_taken.fetch_sub(new, Ordering::Relaxed) == new
     }

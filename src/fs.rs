@@ -367,8 +367,9 @@ impl BucketFs {
             return false;
         }
         let size_bytes = object.version.size_bytes;
-        self.cache.fetch(ino, &object, 0..size_bytes, self.whole_bytes, Purpose::Ahead);
-        let fetched = self.cache.holds(ino);
+        let reached =
+            self.cache.fetch(ino, &object, 0..size_bytes, self.whole_bytes, Purpose::Ahead);
+        let fetched = reached > 0;
         if fetched {
             self.stats.siblings_ahead.add(1);
             self.stats.siblings_ahead_bytes.add(size_bytes);

@@ -322,7 +322,8 @@ impl Pattern {
     /// Notes a read. False if it is the continuation of one.
     fn note(&mut self, directory: &dyn Directory, access: Access, totals: &mut Totals) -> bool {
         let Access { index, from_start, cached, served_bytes } = access;
-        self.read_at = served_bytes;
+        // Reads that come together may have looked at the clock in another order.
+        self.read_at = self.read_at.max(served_bytes);
         if self.read.has(index) {
             if !from_start || !self.again.set(index) {
                 return false;

@@ -64,7 +64,8 @@ impl Pace {
         Self { first_byte: new(), connection: new(), together: new(), sample: (now, 0) }
     }
 
-    /// A GET has ended; `received` bytes have come in all, by whatever GET.
+    /// A GET has ended; `received` bytes have come in all, by whatever GET. GETs that end together
+    /// may say so in another order than they counted.
     pub(super) fn add(&mut self, timing: Timing, received: u64, now: Instant) {
         // The least time is the most of its inverse.
         self.first_byte.add(1.0 / timing.first_byte.as_secs_f64().max(1e-6), now);
@@ -75,7 +76,7 @@ impl Pace {
         let taken = now - begun;
         if taken >= SAMPLE {
             if taken <= LONGEST_SAMPLE {
-                self.together.add(per_second(received - before, taken), now);
+                self.together.add(per_second(received.saturating_sub(before), taken), now);
             }
             self.sample = (now, received);
         }
@@ -205,6 +206,18 @@ mod tests {
             pace.add(Timing { first_byte: Duration::from_millis(15), ..far }, 0, now);
         }
         assert_eq!(pace.part_bytes(16 * MIB), 8 * MIB, "4 x 15 ms x 90 MB/s are 5.4 MB");
+    }
+
+    #[test]
+    fn bytes_that_were_counted_before_the_sample_began_are_no_rate() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        let timing = Timing { first_byte: Duration::from_millis(15), body: SAMPLE, bytes: 8 * MIB };
+        pace.add(timing, 80 * MIB, start + SAMPLE);
+        let before = pace.together.most();
+        // Counted first, and told last.
+        pace.add(timing, 72 * MIB, start + SAMPLE * 2);
+        assert_eq!(pace.together.most().to_bits(), before.to_bits());
     }
 
     #[test]

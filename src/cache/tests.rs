@@ -226,6 +226,18 @@ async fn what_the_page_cache_has_taken_whole_is_given_up_first() {
 }
 
 #[tokio::test]
+async fn small_objects_take_nobodys_place_while_there_is_room() {
+    let rig = Rig::new(160, &[16, 4, 4]);
+    for id in 0..3 {
+        let object = rig.objects[&id].0.clone();
+        let taken = rig.cache.read(id, &object, 0..object.version.size_bytes, Taker::PageCache);
+        taken.await.map(drop).unwrap();
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(rig.cache.used_bytes(), 24, "though the first is spent");
+}
+
+#[tokio::test]
 async fn a_stream_goes_on_in_the_memory_of_what_it_has_left_behind_and_in_no_other() {
     let rig = Rig::new(160, &[16, 160]);
     rig.read(0, 0..16).await.unwrap();
@@ -271,6 +283,22 @@ async fn memory_that_nobody_needs_for_a_while_goes_back_to_the_system() {
     tokio::time::sleep(IDLE * 2 + Duration::from_secs(1)).await;
     assert_eq!(rig.cache.0.arena.idle(), 4, "but for what is to be kept");
     rig.read(0, 0..16).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_what_others_fetch_keeps_nobody_from_reading_ahead() {
+    let rig = Rig::new(64, &[16, 16]);
+    rig.faults.delay(Operation::Get, Duration::from_secs(1));
+    let (object, other) = (rig.objects[&0].0.clone(), rig.objects[&1].0.clone());
+    rig.cache.fetch(0, &object, 0..16, 8, Purpose::Demand);
+    let lease = rig.cache.lease(0, &object, 0).unwrap();
+    // Its turn has come, and what it wanted room for is fetched already.
+    let mut turn = Some(rig.cache.0.turn.lock().await);
+    let mut waiting = pin!(rig.cache.wait_for_blocks(&lease, &object, 0, &(0..4), &mut turn));
+    let half = tokio::time::timeout(Duration::from_millis(500), &mut waiting).await;
+    assert!(half.is_err());
+    assert_eq!(rig.cache.fetch(1, &other, 0..16, 8, Purpose::Ahead), 16);
+    assert!(waiting.await.is_ok());
 }
 
 #[tokio::test]

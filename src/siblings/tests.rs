@@ -427,6 +427,19 @@ fn books(siblings: &Siblings, folder: &Folder) -> (Vec<(bool, bool)>, u64, u64) 
     (marks.collect(), pattern.ahead_bytes, pattern.ahead.count() as u64)
 }
 
+#[test]
+fn reads_that_looked_at_the_clock_in_another_order_change_nothing() {
+    let siblings = Siblings::new(NO_LIMITS, Arc::new(Stats::default()));
+    let folder = Folder::of(1000);
+    for (index, served_bytes) in [(0, 200 * KIB), (500, 90 * KIB), (250, 310 * KIB)] {
+        let access = Access { index, from_start: true, cached: false, served_bytes };
+        assert!(siblings.read(&folder, access).is_empty());
+    }
+    let state = siblings.state.lock();
+    let pattern = state.patterns.peek("d/").unwrap();
+    assert_eq!(pattern.served_per_read(), 110 * KIB / 3);
+}
+
 proptest! {
     /// Whatever is read in whatever order, with any limits and sizes: what is chosen is a small file
     /// that was neither read nor chosen before in the epoch, the share is kept, and the books agree.
