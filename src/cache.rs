@@ -50,6 +50,9 @@ pub type ObjectId = u64;
 /// flight, or it would begin with touching fresh memory, which costs more than to receive the bytes.
 const READY_BYTES: u64 = 256 << 20;
 
+/// Chunks that are looked at to find one that can be given up.
+const LOOKED_AT: usize = 16;
+
 /// What more of it was not needed for this long goes back to the system.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -153,6 +156,7 @@ impl ChunkCache {
     /// Begins to fetch what of `range` nobody has fetched, in GETs of at most `piece_bytes`, as
     /// far as the budget allows. Returns where it has come to: the range's end, or where there was
     /// no room any more.
+    #[must_use]
     pub fn fetch(
         &self,
         id: ObjectId,
@@ -293,7 +297,10 @@ impl ChunkCache {
         if self.0.arena.available() < first_part {
             let _ = self.0.evict_oldest(&mut chunks);
         } else if recycles {
-            let _ = self.0.evict_oldest_if(&mut chunks, |chunk| chunk.spent.load(Ordering::Relaxed));
+            let is_spent = |chunk: &Chunk| {
+                chunk.spent.load(Ordering::Relaxed) && self.0.stream_bytes(chunk) > 0
+            };
+            let _ = self.0.evict_oldest_if(&mut chunks, is_spent);
         }
         let memory = loop {
             match self.0.arena.memory(len) {
@@ -445,7 +452,7 @@ impl Inner {
         self.evict_oldest_if(chunks, |_| true)
     }
 
-    /// The same, unless that chunk is not such a one.
+    /// The same, of those that are such; they are among the oldest if there are any.
     fn evict_oldest_if(
         &self,
         chunks: &mut LruCache<(ObjectId, u32), Arc<Chunk>>,
@@ -453,8 +460,8 @@ impl Inner {
     ) -> Result<(), Full> {
         // No new lease can be taken while `chunks` is locked, so a count of one stays one.
         let idle = |chunk: &Arc<Chunk>| Arc::strong_count(chunk) == 1;
-        let mut oldest = chunks.iter().rev().filter(|(_, chunk)| idle(chunk));
-        let oldest = oldest.next().filter(|(_, chunk)| is_such(chunk)).map(|(&key, _)| key);
+        let mut oldest = chunks.iter().rev().filter(|(_, chunk)| idle(chunk)).take(LOOKED_AT);
+        let oldest = oldest.find(|(_, chunk)| is_such(chunk)).map(|(&key, _)| key);
         let chunk = chunks.pop(&oldest.ok_or(Full)?);
         if let Some(chunk) = chunk.filter(|chunk| chunk.spent.load(Ordering::Relaxed)) {
             self.unspend(&chunk);

@@ -319,7 +319,8 @@ impl BucketFs {
         let (part_bytes, in_flight_bytes) = self.cache.pace();
         let pace = Pace { part_bytes, in_flight_bytes };
         let plan = self.readers.plan(ino, length, want.clone(), pace);
-        self.cache.fetch(ino, &object, plan.now, plan.now_piece_bytes, Purpose::Demand);
+        // What finds no room now, the read below waits for.
+        let _ = self.cache.fetch(ino, &object, plan.now, plan.now_piece_bytes, Purpose::Demand);
         for ahead in plan.ahead {
             let (until, piece) = (ahead.end, plan.ahead_piece_bytes);
             let reached = self.cache.fetch(ino, &object, ahead, piece, Purpose::Ahead);

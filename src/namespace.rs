@@ -442,8 +442,9 @@ impl Namespace {
         let mut hint = 0;
         loop {
             let parts = pages.next().await;
-            if pages.start_after() != start_after {
-                self.state.lock().start_after = pages.start_after();
+            // That it fails is not remembered: the store may have been busy or out of reach.
+            if start_after == StartAfter::Untried && pages.start_after() == StartAfter::Works {
+                self.state.lock().start_after = StartAfter::Works;
             }
             let Some(parts) = parts? else { return Ok(pages.rest()) };
             for part in parts {

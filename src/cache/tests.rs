@@ -91,7 +91,7 @@ async fn a_random_read_fetches_its_blocks_only() {
 async fn what_is_fetched_ahead_is_not_fetched_again() {
     let rig = Rig::new(64, &[40]);
     let object = rig.objects[&0].0.clone();
-    rig.cache.fetch(0, &object, 0..40, 8, Purpose::Ahead);
+    let _ = rig.cache.fetch(0, &object, 0..40, 8, Purpose::Ahead);
     rig.read(0, 0..40).await.unwrap();
     assert_eq!(rig.gets(), 5);
 }
@@ -180,7 +180,7 @@ async fn readers_of_far_more_than_the_budget_all_get_their_bytes() {
             readers.spawn(rig.read(id, start..start + 10));
         }
         let object = rig.objects[&id].0.clone();
-        rig.cache.fetch(id, &object, 0..40, 8, Purpose::Ahead);
+        let _ = rig.cache.fetch(id, &object, 0..40, 8, Purpose::Ahead);
     }
     while let Some(read) = readers.join_next().await {
         read.unwrap().unwrap();
@@ -194,7 +194,7 @@ async fn a_reader_does_not_wait_for_the_turn_of_readahead() {
     rig.faults.delay(Operation::Get, Duration::from_secs(1));
     for id in 0..6 {
         let object = rig.objects[&id].0.clone();
-        rig.cache.fetch(id, &object, 0..16, 8, Purpose::Ahead);
+        let _ = rig.cache.fetch(id, &object, 0..16, 8, Purpose::Ahead);
     }
     // Four connections let three GETs of readahead run at once; this is the last of twelve.
     let start = tokio::time::Instant::now();
@@ -290,7 +290,7 @@ async fn who_waits_for_what_others_fetch_keeps_nobody_from_reading_ahead() {
     let rig = Rig::new(64, &[16, 16]);
     rig.faults.delay(Operation::Get, Duration::from_secs(1));
     let (object, other) = (rig.objects[&0].0.clone(), rig.objects[&1].0.clone());
-    rig.cache.fetch(0, &object, 0..16, 8, Purpose::Demand);
+    let _ = rig.cache.fetch(0, &object, 0..16, 8, Purpose::Demand);
     let lease = rig.cache.lease(0, &object, 0).unwrap();
     // Its turn has come, and what it wanted room for is fetched already.
     let mut turn = Some(rig.cache.0.turn.lock().await);
@@ -350,7 +350,7 @@ proptest! {
                 let range = start.min(bytes.len() as u64)..(start + len).min(bytes.len() as u64);
                 match how % 4 {
                     0 => {
-                        rig.cache.fetch(id, object, range, 4, Purpose::Ahead);
+                        let _ = rig.cache.fetch(id, object, range, 4, Purpose::Ahead);
                     }
                     1 => {
                         let patience = Duration::from_millis(u64::from(how));

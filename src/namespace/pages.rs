@@ -74,7 +74,7 @@ impl Pages {
         let (range, page) = landed.map_err(|died| StoreError::Unavailable(died.to_string()))?;
         let page = match page {
             Ok(page) => page,
-            Err(error) if self.plan.failed(range, &error) => return Ok(Some(Vec::new())),
+            Err(_) if self.plan.failed(range) => return Ok(Some(Vec::new())),
             Err(error) => return Err(error),
         };
         self.assembly.count(&page);

@@ -24,6 +24,7 @@
 //! left neighbour comes to it first.
 
 use self::model::{Model, common};
+use super::tree::MAX_KEY_BYTES;
 use crate::store::{ListFrom, ListPage, StoreError};
 
 mod model;
@@ -264,19 +265,19 @@ impl Plan {
     /// A request has failed. True if that is no harm: other pages have brought what it asked for, or
     /// it was the first probe and the store did not understand it, so that its range is taken back
     /// and no other will be cut.
-    pub fn failed(&mut self, id: RangeId, error: &StoreError) -> bool {
+    pub fn failed(&mut self, id: RangeId) -> bool {
         self.in_flight -= 1;
         let Some(at) = self.ranges.iter().position(|range| range.id == id && !range.done) else {
             return true;
         };
-        // What a store says to a `start-after` that it does not know makes no sense.
-        let is_nonsense = matches!(error, StoreError::Protocol(_));
+        // Who knows what a store says to a `start-after` that it does not know. If it would say the
+        // same to anybody, the range on the left will hear it too.
         let is_first = self.start_after == StartAfter::Untried && self.ranges[at].is_probe();
-        if is_first && is_nonsense {
+        if is_first {
             self.join(at - 1);
             self.start_after = StartAfter::Fails;
         }
-        is_first && is_nonsense
+        is_first
     }
 
     /// Entries behind the end of a range belong to those on its right: all of such a range, or the
@@ -413,7 +414,8 @@ impl Plan {
             };
             Some((at, end, cut))
         })?;
-        Some(self.cut_at(at, end, cut))
+        // Nobody may ask for a longer key.
+        (self.prefix.len() + end.len() <= MAX_KEY_BYTES).then(|| self.cut_at(at, end, cut))
     }
 
     fn cut_at(&mut self, at: usize, end: String, cut: Cut) -> usize {
