@@ -14,10 +14,9 @@
 //! - A chunk whose every byte the kernel's page cache has taken is *spent*: a second copy. Spent
 //!   chunks are given up first, and sooner than that fresh memory is touched for a stream.
 
-use std::collections::VecDeque;
 use std::ops::{Deref, Range};
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -28,7 +27,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{MutexGuard, Notify};
 use tokio::time::{Instant, sleep};
 
-use self::arena::{Arena, BlockWriter, Memory};
+use self::arena::{Arena, BlockWriter};
+use self::chunk::Chunk;
 use self::gate::{Gate, Pass};
 use self::pace::Timing;
 use self::slots::Full;
@@ -37,6 +37,7 @@ use crate::stats::Stats;
 use crate::store::{ObjectMeta, ObjectStore, StoreError};
 
 mod arena;
+mod chunk;
 mod gate;
 mod pace;
 mod slots;
@@ -50,11 +51,11 @@ pub type ObjectId = u64;
 /// flight, or it would begin with touching fresh memory, which costs more than to receive the bytes.
 const READY_BYTES: u64 = 256 << 20;
 
-/// Chunks that are looked at to find one that can be given up.
-const LOOKED_AT: usize = 16;
-
 /// What more of it was not needed for this long goes back to the system.
 const IDLE: Duration = Duration::from_secs(10);
+
+/// Chunks that are looked at to find a spent one, which are all among the oldest.
+const LOOKED_AT: usize = 16;
 
 /// Who takes the bytes of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,7 +175,7 @@ impl ChunkCache {
         for span in layout.spans(range.clone()) {
             let Ok(lease) = self.lease(id, object, span.chunk) else { return reached };
             for piece in layout.parts(layout.blocks(&span.bytes)) {
-                let bytes = layout.block_bytes(&piece, lease.memory.len());
+                let bytes = layout.block_bytes(&piece, lease.memory().len());
                 let Ok(writers) = self.claim_making_room(&lease, piece) else { return reached };
                 self.spawn_fetches(&lease, object, span.chunk, writers, purpose);
                 reached = layout.object_range(&Span { chunk: span.chunk, bytes }).end;
@@ -251,17 +252,17 @@ impl ChunkCache {
         blocks: &Range<usize>,
         turn: &mut Option<MutexGuard<'_, ()>>,
     ) -> Result<(), Wait> {
-        let since = lease.failures.lock().count;
+        let since = lease.failures().lock().count();
         loop {
-            let mut progress = pin!(lease.memory.progress().notified());
+            let mut progress = pin!(lease.memory().progress().notified());
             progress.as_mut().enable();
-            if lease.memory.is_ready(blocks.clone()) {
+            if lease.memory().is_ready(blocks.clone()) {
                 return Ok(());
             }
-            if let Some(error) = lease.failures.lock().find(since, blocks) {
+            if let Some(error) = lease.failures().lock().find(since, blocks) {
                 return Err(Wait::Failed(error));
             }
-            if lease.memory.has_empty(blocks.clone()) {
+            if lease.memory().has_empty(blocks.clone()) {
                 let writers =
                     self.claim_making_room(lease, blocks.clone()).map_err(|Full| Wait::Full)?;
                 self.spawn_fetches(lease, object, chunk, writers, Purpose::Demand);
@@ -279,7 +280,7 @@ impl ChunkCache {
         let key = (id, chunk);
         if let Some(found) = chunks.get(&key) {
             let found = found.clone();
-            if found.spent.load(Ordering::Relaxed) {
+            if found.is_spent() {
                 // The kernel has forgotten it, so it is a first copy again.
                 self.0.unspend(&found);
             }
@@ -298,7 +299,7 @@ impl ChunkCache {
             let _ = self.0.evict_oldest(&mut chunks);
         } else if recycles {
             let is_spent = |chunk: &Chunk| {
-                chunk.spent.load(Ordering::Relaxed) && self.0.stream_bytes(chunk) > 0
+                chunk.is_spent() && self.0.stream_bytes(chunk) > 0
             };
             let _ = self.0.evict_oldest_if(&mut chunks, is_spent);
         }
@@ -320,7 +321,7 @@ impl ChunkCache {
         blocks: Range<usize>,
     ) -> Result<Vec<BlockWriter>, Full> {
         loop {
-            match lease.memory.claim(blocks.clone()) {
+            match lease.memory().claim(blocks.clone()) {
                 Ok(writers) => return Ok(writers),
                 Err(Full) => self.0.evict_oldest(&mut self.0.chunks.lock())?,
             }
@@ -402,7 +403,7 @@ async fn pass_ahead(lease: &Lease, blocks: &Range<usize>, bytes: u64) -> Pass {
     {
         let mut pass = pin!(gate.enter(Purpose::Ahead, bytes));
         loop {
-            let mut wanted = pin!(lease.wanted.notified());
+            let mut wanted = pin!(lease.wanted().notified());
             wanted.as_mut().enable();
             if lease.is_wanted(blocks) {
                 break;
@@ -441,7 +442,7 @@ struct Verdict<'a> {
 impl Drop for Verdict<'_> {
     fn drop(&mut self) {
         if let Some(error) = self.failure.take() {
-            self.chunk.failures.lock().add(self.blocks.clone(), error);
+            self.chunk.failures().lock().add(self.blocks.clone(), error);
         }
     }
 }
@@ -463,7 +464,7 @@ impl Inner {
         let mut oldest = chunks.iter().rev().filter(|(_, chunk)| idle(chunk)).take(LOOKED_AT);
         let oldest = oldest.find(|(_, chunk)| is_such(chunk)).map(|(&key, _)| key);
         let chunk = chunks.pop(&oldest.ok_or(Full)?);
-        if let Some(chunk) = chunk.filter(|chunk| chunk.spent.load(Ordering::Relaxed)) {
+        if let Some(chunk) = chunk.filter(|chunk| chunk.is_spent()) {
             self.unspend(&chunk);
         }
         self.stats.evictions.add(1);
@@ -473,7 +474,7 @@ impl Inner {
     /// The page cache holds all of this chunk: it goes first, from here on.
     fn spend(&self, chunk: &Chunk, key: (ObjectId, u32)) {
         let mut chunks = self.chunks.lock();
-        if !chunk.spent.swap(true, Ordering::Relaxed) {
+        if chunk.spend() {
             self.spent_bytes.fetch_add(self.stream_bytes(chunk), Ordering::Relaxed);
             chunks.demote(&key);
         }
@@ -482,113 +483,14 @@ impl Inner {
     /// What a chunk counts for among the spent ones of streams. Small objects do not: whoever reads
     /// them again has them from here when the kernel has not.
     fn stream_bytes(&self, chunk: &Chunk) -> u64 {
-        let len = chunk.memory.len() as u64;
+        let len = chunk.memory().len() as u64;
         if len > self.layout.part_bytes { len } else { 0 }
     }
 
     /// Called under the lock of `chunks`, for a chunk that is spent.
     fn unspend(&self, chunk: &Chunk) {
         self.spent_bytes.fetch_sub(self.stream_bytes(chunk), Ordering::Relaxed);
-        chunk.spent.store(false, Ordering::Relaxed);
-        // First the number: who takes a block meanwhile counts from it.
-        chunk.not_taken.store(chunk.taken.len(), Ordering::Relaxed);
-        chunk.taken.iter().for_each(|taken| taken.store(false, Ordering::Release));
-    }
-}
-
-/// A chunk: its memory, and why parts of it could not be fetched lately.
-struct Chunk {
-    memory: Arc<Memory>,
-    failures: Mutex<Failures>,
-    /// For each block, whether a reader has ever had to wait for it; told when one does.
-    waited_for: Box<[AtomicBool]>,
-    wanted: Notify,
-    /// For each block, whether the page cache has taken its end; and how many it has not.
-    taken: Box<[AtomicBool]>,
-    not_taken: AtomicUsize,
-    /// The page cache has taken all of it. Changed under the lock of the cache's chunks.
-    spent: AtomicBool,
-}
-
-impl Chunk {
-    fn new(memory: Arc<Memory>) -> Self {
-        let blocks = memory.blocks();
-        let flags = || (0..blocks).map(|_| AtomicBool::new(false)).collect();
-        Self {
-            memory,
-            failures: Mutex::default(),
-            waited_for: flags(),
-            wanted: Notify::new(),
-            taken: flags(),
-            not_taken: AtomicUsize::new(blocks),
-            spent: AtomicBool::new(false),
-        }
-    }
-
-    /// The page cache takes these bytes; whether it has now taken all of the chunk. Who reads a
-    /// block's end has mostly read its beginning.
-    fn take(&self, blocks: &Range<usize>, bytes: &Range<usize>) -> bool {
-        let mut ended = blocks.clone();
-        if self.memory.block_end(blocks.end - 1) > bytes.end {
-            ended.end -= 1;
-        }
-        // Acquire and Release: who sees a block given back sees the number with all of them.
-        let is_new = |block: &&AtomicBool| !block.swap(true, Ordering::Acquire);
-        let new = self.taken[ended].iter().filter(is_new).count();
-        new > 0 && self.not_taken.fetch_sub(new, Ordering::Relaxed) == new
-    }
-
-    /// A reader waits for these blocks: their fetch must not wait for its turn.
-    fn want(&self, blocks: &Range<usize>) {
-        for block in &self.waited_for[blocks.clone()] {
-            block.store(true, Ordering::Release);
-        }
-        self.wanted.notify_waiters();
-    }
-
-    fn is_wanted(&self, blocks: &Range<usize>) -> bool {
-        self.waited_for[blocks.clone()].iter().any(|block| block.load(Ordering::Acquire))
-    }
-}
-
-/// The last few failed fetches of a chunk: for those who waited for them, and for a moment for
-/// everybody. The kernel asks for each page of a failed readahead once more, and what has failed
-/// until its deadline would cost another one.
-#[derive(Default)]
-struct Failures {
-    /// How many there have been.
-    count: u64,
-    recent: VecDeque<Failure>,
-}
-
-struct Failure {
-    number: u64,
-    blocks: Range<usize>,
-    error: StoreError,
-    at: Instant,
-}
-
-impl Failures {
-    /// Who waits finds the failure before eight others have followed; if not, it tries itself.
-    const KEPT: usize = 8;
-    /// How long a failure is everybody's.
-    const REMEMBERED: Duration = Duration::from_secs(1);
-
-    fn add(&mut self, blocks: Range<usize>, error: StoreError) {
-        self.count += 1;
-        self.recent.push_back(Failure { number: self.count, blocks, error, at: Instant::now() });
-        if self.recent.len() > Self::KEPT {
-            self.recent.pop_front();
-        }
-    }
-
-    /// The latest failure of any of these blocks that is after the first `since` ones, or fresh.
-    fn find(&self, since: u64, blocks: &Range<usize>) -> Option<StoreError> {
-        let counts =
-            |failure: &&Failure| failure.number > since || failure.at.elapsed() < Self::REMEMBERED;
-        let overlaps = |other: &Range<usize>| other.start < blocks.end && blocks.start < other.end;
-        let mut latest = self.recent.iter().rev().take_while(counts);
-        latest.find(|failure| overlaps(&failure.blocks)).map(|failure| failure.error.clone())
+        chunk.unspend();
     }
 }
 
@@ -641,7 +543,7 @@ impl Deref for Slice {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        let ready = self.lease.memory.bytes(self.bytes.clone());
+        let ready = self.lease.memory().bytes(self.bytes.clone());
         ready.expect("was ready when the slice was made, and stays so while it is leased")
     }
 }
