@@ -43,9 +43,18 @@ impl Rig {
         id: ObjectId,
         range: Range<u64>,
     ) -> impl Future<Output = Result<(), StoreError>> + Send + 'static + use<> {
+        self.read_as(Taker::Program, id, range)
+    }
+
+    fn read_as(
+        &self,
+        taker: Taker,
+        id: ObjectId,
+        range: Range<u64>,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send + 'static + use<> {
         let (cache, (object, bytes)) = (self.cache.clone(), self.objects[&id].clone());
         async move {
-            let data = cache.read(id, &object, range.clone(), Taker::Program).await?;
+            let data = cache.read(id, &object, range.clone(), taker).await?;
             let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
             assert_eq!(&*data, &bytes[range]);
             Ok(())
@@ -205,10 +214,7 @@ async fn a_reader_does_not_wait_for_the_turn_of_readahead() {
 #[tokio::test]
 async fn what_the_page_cache_has_taken_whole_is_given_up_first() {
     let rig = Rig::new(48, &[16, 16, 16, 16]);
-    let taken = |id: ObjectId, range: Range<u64>| {
-        let (cache, object) = (rig.cache.clone(), rig.objects[&id].0.clone());
-        async move { cache.read(id, &object, range, Taker::PageCache).await.map(drop) }
-    };
+    let taken = |id: ObjectId, range: Range<u64>| rig.read_as(Taker::PageCache, id, range);
     // The newest by use, but a second copy; of the oldest the page cache has not the last block.
     taken(0, 0..12).await.unwrap();
     rig.read(1, 0..16).await.unwrap();
@@ -258,12 +264,10 @@ async fn a_stream_goes_on_in_the_memory_of_what_it_has_left_behind_and_in_no_oth
 #[tokio::test]
 async fn what_the_page_cache_has_lost_again_is_a_first_copy_again() {
     let rig = Rig::new(48, &[16, 16, 16, 16]);
-    let object = rig.objects[&2].0.clone();
     rig.read(1, 0..16).await.unwrap();
-    for _ in 0..2 {
-        rig.cache.read(2, &object, 0..16, Taker::PageCache).await.map(drop).unwrap();
+    for range in [0..16, 0..16, 0..4] {
+        rig.read_as(Taker::PageCache, 2, range).await.unwrap();
     }
-    rig.cache.read(2, &object, 0..4, Taker::PageCache).await.map(drop).unwrap();
     rig.read(0, 0..16).await.unwrap();
     tokio::task::yield_now().await;
     rig.read(3, 0..16).await.unwrap();
@@ -357,6 +361,9 @@ proptest! {
                         let read = tokio::time::timeout(patience, rig.read(id, range));
                         readers.spawn(async { read.await.unwrap_or(Ok(())) });
                     }
+                    2 => {
+                        readers.spawn(rig.read_as(Taker::PageCache, id, range));
+                    }
                     _ => {
                         readers.spawn(rig.read(id, range));
                     }
@@ -374,6 +381,7 @@ proptest! {
             let mut chunks = rig.cache.0.chunks.lock();
             while rig.cache.0.evict_oldest(&mut chunks).is_ok() {}
             assert_eq!((chunks.len(), rig.cache.used_bytes()), (0, 0));
+            assert_eq!(rig.cache.0.spent_bytes.load(Ordering::Relaxed), 0);
         });
     }
 }
