@@ -298,9 +298,7 @@ impl ChunkCache {
         if self.0.arena.available() < first_part {
             let _ = self.0.evict_oldest(&mut chunks);
         } else if recycles {
-            let is_spent = |chunk: &Chunk| {
-                chunk.is_spent() && self.0.stream_bytes(chunk) > 0
-            };
+            let is_spent = |chunk: &Chunk| chunk.is_spent() && self.0.stream_bytes(chunk) > 0;
             let _ = self.0.evict_oldest_if(&mut chunks, is_spent);
         }
         let memory = loop {
