@@ -105,7 +105,7 @@ pub struct Limits {
 pub struct Pace {
     /// The most that one GET asks for.
     pub part_bytes: u64,
-    /// Bytes worth having in flight.
+    /// Bytes that the network needs in flight; 0 if that is not known.
     pub in_flight_bytes: u64,
 }
 

@@ -78,10 +78,10 @@ impl Gate {
         self.inside.lock().pace.part_bytes(most)
     }
 
-    /// How many bytes of readahead are worth having in flight, in GETs of `part` bytes.
+    /// How many bytes of readahead the network needs in flight, in GETs of `part` bytes; 0 if unknown.
     pub(super) fn bytes_in_flight(&self, part: u64) -> u64 {
-        let connections = self.most_ahead(&self.inside.lock(), part);
-        part * connections as u64
+        let needed = self.inside.lock().pace.needed(part).min(self.most - self.most / 4);
+        part * needed as u64
     }
 
     fn most_ahead(&self, inside: &Inside, bytes: u64) -> usize {
