@@ -133,13 +133,12 @@ impl ChunkCache {
         self.0.runtime.spawn(release_idle_memory(Arc::downgrade(&self.0), ready_bytes));
     }
 
-    /// The size of a GET that reads a stream ahead, and how many bytes of them are worth having in
-    /// flight, both as the network was measured. A part has the layout's size, or half of it.
+    /// The size of a GET that reads a stream ahead, and how many bytes of them the network
+    /// needs in flight, 0 if unknown, both as it was measured. A part has the layout's size, or half of it.
     #[must_use]
     pub fn pace(&self) -> (u64, u64) {
         let Layout { part_bytes, block_bytes, .. } = self.0.layout;
-        let part_bytes = self.0.gate.part_bytes(part_bytes).next_multiple_of(block_bytes);
-        (part_bytes, self.0.gate.bytes_in_flight(part_bytes))
+        self.0.gate.ahead_bytes(part_bytes, block_bytes)
     }
 
     /// Bytes that chunks hold or await.

@@ -73,15 +73,13 @@ impl Gate {
         self.inside.lock().pace.add(timing, received, Instant::now());
     }
 
-    /// The size of a readahead GET, from the half of `most` to `most`.
-    pub(super) fn part_bytes(&self, most: u64) -> u64 {
-        self.inside.lock().pace.part_bytes(most)
-    }
-
-    /// How many bytes of readahead the network needs in flight, in GETs of `part` bytes; 0 if unknown.
-    pub(super) fn bytes_in_flight(&self, part: u64) -> u64 {
-        let needed = self.inside.lock().pace.needed(part).min(self.most - self.most / 4);
-        part * needed as u64
+    /// The size of a readahead GET, in whole blocks from the half of `most` on; and how many bytes of
+    /// them the network needs in flight, 0 if unknown.
+    pub(super) fn ahead_bytes(&self, most: u64, block: u64) -> (u64, u64) {
+        let pace = &self.inside.lock().pace;
+        let part = pace.part_bytes(most).next_multiple_of(block);
+        let needed = pace.needed(part).min(self.most - self.most / 4);
+        (part, part * needed as u64)
     }
 
     fn most_ahead(&self, inside: &Inside, bytes: u64) -> usize {

@@ -153,24 +153,7 @@ impl Plan {
     /// Of everything behind `prefix`, `page_keys` entries a page and `workers` pages at a time.
     #[must_use]
     pub fn new(prefix: &str, page_keys: u16, workers: usize, start_after: StartAfter) -> Self {
-        let whole = Range {
-            id: RangeId(0),
-            cursor: None,
-            end: None,
-            from: ListFrom::Start,
-            in_flight: false,
-            done: false,
-            pages: 0,
-            pages_since_cut: 0,
-            empty_pages: 0,
-            keys: 0,
-            room: 0.0,
-            first: None,
-            width: None,
-            leap: FIRST_LEAP,
-            cut_from: None,
-            width_is_good: false,
-        };
+        let whole = Range::new(RangeId(0), None, None, ListFrom::Start);
         Self {
             prefix: prefix.to_owned(),
             page_keys: f64::from(page_keys),
@@ -422,23 +405,12 @@ impl Plan {
         self.last_id += 1;
         self.pages_since_probe = 0;
         let left = &mut self.ranges[at];
+        let from = ListFrom::After(format!("{}{end}", self.prefix));
         let right = Range {
-            id: RangeId(self.last_id),
-            cursor: Some(end.clone()),
-            end: left.end.take(),
-            from: ListFrom::After(format!("{}{end}", self.prefix)),
-            in_flight: false,
-            done: false,
-            pages: 0,
-            pages_since_cut: 0,
-            empty_pages: 0,
-            keys: 0,
-            room: 0.0,
-            first: None,
             width: left.width.clone(),
             leap: if cut == Cut::Leap { left.leap * 4.0 } else { left.leap },
             cut_from: Some((left.id, cut)),
-            width_is_good: false,
+            ..Range::new(RangeId(self.last_id), Some(end.clone()), left.end.take(), from)
         };
         left.end = Some(end);
         left.pages_since_cut = 0;
@@ -521,6 +493,28 @@ impl Plan {
 }
 
 impl Range {
+    /// A range that nothing is known of.
+    fn new(id: RangeId, cursor: Option<String>, end: Option<String>, from: ListFrom) -> Self {
+        Self {
+            id,
+            cursor,
+            end,
+            from,
+            in_flight: false,
+            done: false,
+            pages: 0,
+            pages_since_cut: 0,
+            empty_pages: 0,
+            keys: 0,
+            room: 0.0,
+            first: None,
+            width: None,
+            leap: FIRST_LEAP,
+            cut_from: None,
+            width_is_good: false,
+        }
+    }
+
     /// Waits for its first answer.
     fn is_probe(&self) -> bool {
         self.pages == 0 && matches!(self.from, ListFrom::After(_))
