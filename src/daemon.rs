@@ -147,7 +147,11 @@ const PAGES_AT_ONCE: usize = 16;
 /// retries, the file system on them.
 fn stack(store: S3Store, config: &Config, reading: ReadConfig) -> std::io::Result<Arc<BucketFs>> {
     let store: Arc<dyn ObjectStore> = Arc::new(store);
-    let policy = RetryPolicy { max_connections: config.max_connections, ..RetryPolicy::default() };
+    let policy = RetryPolicy {
+        max_connections: config.max_connections,
+        deadline: config.io_timeout,
+        ..RetryPolicy::default()
+    };
     let store: Arc<dyn ObjectStore> = Arc::new(Retrying::new(store, policy));
     let names = NamespaceConfig {
         root_prefix: config.prefix.clone(),

@@ -207,11 +207,13 @@ impl FsError {
         match error {
             // The name led to a version that is not there any more.
             StoreError::NotFound | StoreError::Changed => Self::Stale,
-            StoreError::Denied(_) | StoreError::Archived | StoreError::NoCredentials(_) => {
-                Self::Denied
-            }
+            StoreError::Denied(_)
+            | StoreError::SignatureRefused(_)
+            | StoreError::Archived
+            | StoreError::NoCredentials(_) => Self::Denied,
             StoreError::TimedOut(_) => Self::TimedOut,
             StoreError::Throttled
+            | StoreError::Busy(_)
             | StoreError::Unavailable(_)
             | StoreError::Protocol(_)
             | StoreError::NoSuchBucket
