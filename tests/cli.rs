@@ -57,6 +57,7 @@ const OPTIONS: [(&str, Option<&str>); 23] = [
     ("chunk-size", Some("3 chunks")),
     ("part-size", Some("100KiB")),
     ("kernel-readahead", Some("1GiB")),
+    ("io-timeout", Some("1ms")),
     ("max-connections", Some("0")),
     ("metadata-ttl", Some("60")),
     ("negative-ttl", Some("-1s")),
