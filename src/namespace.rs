@@ -310,6 +310,11 @@ impl Namespace {
         (listing.ino(index) == ino).then_some(Place { listing, index })
     }
 
+    /// The directories that the kernel knows.
+    pub fn known_directories(&self) -> Vec<Ino> {
+        self.state.lock().inodes.directories().collect()
+    }
+
     /// Drops what is believed of all names, negative answers included. Inodes stay: whoever has
     /// one open goes on reading the version it names.
     pub fn drop_names(&self) {
