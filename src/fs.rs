@@ -414,9 +414,11 @@ impl BucketFs {
         Ok(())
     }
 
-    /// Forgets what is believed of all names, so that the next use asks the store.
-    pub fn drop_names(&self) {
+    /// Forgets what is believed of all names, so that the next use asks the store. Gives the
+    /// directories that the kernel knows.
+    pub fn drop_names(&self) -> Vec<Ino> {
         self.namespace.drop_names();
+        self.namespace.known_directories()
     }
 
     fn entry(&self, node: &Node) -> Entry {

@@ -378,7 +378,7 @@ fn a_signal_ends_the_mount_with_0() {
     if !can_mount() {
         return;
     }
-    for (name, signal) in [("TERM", Signal::TERM), ("INT", Signal::INT), ("HUP", Signal::HUP)] {
+    for (name, signal) in [("TERM", Signal::TERM), ("INT", Signal::INT)] {
         let scene = Scene::new();
         let daemon = started(&scene, scene.program().arg("s3://data/").arg(scene.mountpoint()));
         let (code, log) = daemon.end(signal);
