@@ -1,5 +1,6 @@
 //! The body of a response, which owns its connection until its end.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -25,8 +26,11 @@ const LARGEST_BATCH: u64 = 512 << 10;
 /// A batch that does not fill is taken as it is, so that a slow connection's bytes are late by no
 /// more. A part of S3's 90 MB/s fills 512 KiB in 6 ms.
 const PATIENCE: Duration = Duration::from_millis(20);
-/// Read at once where the caller takes the body in frames: listings, errors.
+/// Read at once where the caller does not know how long the body will be: listings, errors.
 const FRAME_BYTES: usize = 64 * 1024;
+/// So much of a body is streamed, for whoever streams collects it: errors and credentials, which
+/// have some hundred bytes.
+const LONGEST_STREAM: u64 = 8 << 20;
 
 /// A body, to be received ([`Body::receive`]) or streamed (`http_body::Body`). Dropped before its
 /// end, it closes the connection.
@@ -36,11 +40,12 @@ pub(in crate::store) struct Body {
     connection: Option<Connection>,
     /// Where the connection goes at the end of the body, unless it is to be closed.
     home: Option<Home>,
+    streamed: u64,
 }
 
 impl Body {
     pub(super) fn new(connection: Connection, framing: Framing, home: Option<Home>) -> Self {
-        let mut body = Self { framing, connection: Some(connection), home };
+        let mut body = Self { framing, connection: Some(connection), home, streamed: 0 };
         body.end_if_over();
         body
     }
@@ -89,6 +94,32 @@ impl Body {
         Ok(())
     }
 
+    /// All of a body that has at most so many bytes.
+    pub(in crate::store) async fn whole(mut self, at_most: u64) -> Result<Vec<u8>, StoreError> {
+        let too_long = || StoreError::Protocol(format!("a body of more than {at_most} bytes"));
+        let mut whole = Vec::new();
+        if let Some(length) = self.length() {
+            if length > at_most {
+                return Err(too_long());
+            }
+            whole.reserve_exact(usize::try_from(length).map_err(|_| too_long())?);
+            self.receive(length, &mut whole).await?;
+            return Ok(whole);
+        }
+        loop {
+            let data = timeout(SILENCE, poll_fn(|context| self.poll_data(context))).await;
+            let data = data.map_err(|_elapsed| silent())?.map_err(|error| match error.kind() {
+                io::ErrorKind::InvalidData => StoreError::Protocol(format!("a body: {error}")),
+                _ => StoreError::Unavailable(format!("a body broke: {error}")),
+            })?;
+            let Some(data) = data else { return Ok(whole) };
+            if (whole.len() + data.len()) as u64 > at_most {
+                return Err(too_long());
+            }
+            whole.extend_from_slice(&data);
+        }
+    }
+
     /// The next bytes of the body, none at its end.
     fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
         while let Some(connection) = &mut self.connection {
@@ -132,14 +163,16 @@ async fn batch_of(
         Err(_elapsed) => {
             connection.batch(1, left);
             let receive = connection.receive(into, at_most);
-            timeout(SILENCE.saturating_sub(PATIENCE), receive).await.map_err(|_elapsed| {
-                StoreError::TimedOut(format!("no byte of a body for {} s", SILENCE.as_secs()))
-            })?
+            timeout(SILENCE.saturating_sub(PATIENCE), receive).await.map_err(|_elapsed| silent())?
         }
     };
     received.map_err(|error| {
         StoreError::Unavailable(format!("a body broke {left} bytes before its end: {error}"))
     })
+}
+
+fn silent() -> StoreError {
+    StoreError::TimedOut(format!("no byte of a body for {} s", SILENCE.as_secs()))
 }
 
 impl http_body::Body for Body {
@@ -151,7 +184,13 @@ impl http_body::Body for Body {
         context: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let this = self.get_mut();
-        let frame = ready!(this.poll_data(context));
+        let mut frame = ready!(this.poll_data(context));
+        if let Ok(Some(data)) = &frame {
+            this.streamed += data.len() as u64;
+        }
+        if this.streamed > LONGEST_STREAM {
+            frame = Err(io::Error::new(io::ErrorKind::InvalidData, "an endless body"));
+        }
         if !matches!(frame, Ok(Some(_))) {
             this.connection = None;
         }
