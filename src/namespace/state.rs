@@ -126,7 +126,7 @@ impl State {
     /// first, is where they are likely to stand in the newest listing.
     pub(super) fn number_all(&mut self, prefix: &str, part: &mut Part, hint: &mut usize) {
         let newest = self.directories.newest(prefix).cloned();
-        let any_held = newest.is_some() || self.may_hold_numbers_below(prefix);
+        let any_held = newest.is_some() || self.may_hold_numbers_from(prefix, part);
         for index in 0..part.len() {
             let old = newest.as_ref().and_then(|newest| newest.number_near(*hint, part, index));
             let ino = if let Some(ino) = old {
@@ -146,13 +146,23 @@ impl State {
         }
     }
 
-    /// Whether anybody but a listing may hold a number of something in this directory. It costs
-    /// less to ask that once than to look for a million names that nobody knows.
-    fn may_hold_numbers_below(&self, prefix: &str) -> bool {
+    /// Whether anybody but a listing may hold a number of something in this directory that stands
+    /// in this part or behind it. It costs less to ask that once than to look for a million names
+    /// that nobody knows; and what the kernel has read of this listing stands before.
+    fn may_hold_numbers_from(&self, prefix: &str, part: &Part) -> bool {
         const FEW: usize = 1000;
-        self.inodes.may_know_below(prefix)
+        if part.is_empty() {
+            return false;
+        }
+        let (first, _) = part.place(0);
+        // Answers do not tell directories by their slash.
+        let is_behind = |key: &str| {
+            key.strip_prefix(prefix)
+                .is_some_and(|name| name.bytes().chain([b'/']).ge(first.iter().copied()))
+        };
+        self.inodes.may_know_from(prefix, first)
             || self.points.len() > FEW
-            || self.points.iter().any(|(key, _)| key.starts_with(prefix))
+            || self.points.iter().any(|(key, _)| is_behind(key))
     }
 
     /// The number of what a listing or a HEAD has shown: the one that anybody still holds for it,
