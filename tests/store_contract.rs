@@ -493,20 +493,102 @@ async fn a_listing_that_makes_no_sense_is_a_contradiction() {
         (whole(entry), false),
         (String::new(), false),
     ] {
+        // With a length, in chunks, and until the connection ends.
         let length = body.len();
-        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}");
-        let request = ListRequest {
-            prefix: String::new(),
-            delimited: true,
-            from: ListFrom::Start,
-            max_keys: 10,
-        };
-        let page = answering(answer).await.list_page(&request).await;
-        match page {
-            Ok(_) => assert!(good, "{body}"),
-            Err(StoreError::Protocol(_)) => assert!(!good, "{body}"),
-            Err(other) => panic!("{body}: {other}"),
+        let chunk =
+            if body.is_empty() { body.clone() } else { format!("{length:x}\r\n{body}\r\n") };
+        for answer in [
+            format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}"),
+            format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}0\r\n\r\n"),
+            format!("HTTP/1.1 200 OK\r\n\r\n{body}"),
+        ] {
+            let page = answering(answer.clone()).await.list_page(&everything()).await;
+            match page {
+                Ok(_) => assert!(good, "{answer}"),
+                Err(StoreError::Protocol(_)) => assert!(!good, "{answer}"),
+                Err(other) => panic!("{answer}: {other}"),
+            }
         }
+    }
+}
+
+fn everything() -> ListRequest {
+    ListRequest { prefix: String::new(), delimited: true, from: ListFrom::Start, max_keys: 10 }
+}
+
+#[tokio::test]
+async fn a_listing_that_breaks_off_is_asked_for_again() {
+    let page = "<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>";
+    for head in ["Content-Length: 1000\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n1000\r\n"] {
+        let got = answering(format!("HTTP/1.1 200 OK\r\n{head}{page}")).await;
+        let got = got.list_page(&everything()).await;
+        assert!(got.as_ref().is_err_and(StoreError::is_transient), "{head}: {got:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_listing_that_is_refused_says_why() {
+    let error = |code: &str, more: &str| {
+        format!("<Error><Code>{code}</Code><Message>Why &amp; how.</Message>{more}</Error>")
+    };
+    let denied = |text: &str| StoreError::Denied(text.to_owned());
+    let west = || StoreError::WrongRegion(Some("eu-west-1".to_owned()));
+    for (head, body, want) in [
+        ("404 N", error("NoSuchBucket", ""), StoreError::NoSuchBucket),
+        ("403 F", error("AccessDenied", ""), denied("403 AccessDenied: Why & how")),
+        ("400 B", error("ExpiredToken", ""), denied("400 ExpiredToken: Why & how")),
+        ("503 S", error("SlowDown", ""), StoreError::Throttled),
+        ("429 T", String::new(), StoreError::Throttled),
+        ("502 B", "<html>".to_owned(), StoreError::Unavailable("502".to_owned())),
+        ("307 T\r\nx-amz-bucket-region: eu-west-1", error("TemporaryRedirect", ""), west()),
+        ("400 B", error("AuthorizationHeaderMalformed", "<Region>eu-west-1</Region>"), west()),
+    ] {
+        let answer = format!("HTTP/1.1 {head}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        assert_eq!(answering(answer).await.list_page(&everything()).await, Err(want), "{body}");
+    }
+}
+
+/// A server that sends this much of a body, for which it finds `head` fitting; what of it was taken.
+async fn flooding(head: &str, bytes: usize) -> (S3Store, Arc<std::sync::atomic::AtomicUsize>) {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (head, taken) = (format!("HTTP/1.1 {head}\r\n\r\n"), Arc::new(AtomicUsize::new(0)));
+    let counted = Arc::clone(&taken);
+    tokio::spawn(async move {
+        loop {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            let _ = connection.read(&mut [0; 8192]).await;
+            let _ = connection.write_all(head.as_bytes()).await;
+            let piece = "<Contents><Key>aaaaaaaaaaaaaaaaaaaaaaa</Key></Contents>".repeat(1024);
+            for _ in 0..bytes / piece.len() {
+                if connection.write_all(piece.as_bytes()).await.is_err() {
+                    break;
+                }
+                counted.fetch_add(piece.len(), Ordering::Relaxed);
+            }
+        }
+    });
+    let config = StoreConfig { no_sign_request: true, ..config(&url) };
+    (S3Store::connect("contract", &config).await.unwrap(), taken)
+}
+
+#[tokio::test]
+async fn of_an_endless_listing_no_more_is_taken_than_a_page_may_have() {
+    const MIB: usize = 1 << 20;
+    for (head, most) in [
+        // Not a byte of it, but what fits into the sockets.
+        ("200 OK\r\nContent-Length: 16777216", 8 * MIB),
+        ("200 OK", 16 * MIB),
+        ("500 I", 16 * MIB),
+    ] {
+        let (store, taken) = flooding(head, 64 * MIB).await;
+        let got = store.list_page(&everything()).await;
+        assert!(got.as_ref().is_err_and(StoreError::is_transient), "{head}: {got:?}");
+        let taken = taken.load(std::sync::atomic::Ordering::Relaxed);
+        assert!(taken < most, "{head}: {taken} bytes");
     }
 }
 

@@ -3,8 +3,10 @@
 //! Objects are in a map; a [`Family`] stands for any number of keys without a map entry each. A
 //! [`Cursor`] walks both as one sequence and can jump.
 
-use std::collections::BTreeMap;
+use std::cmp::{Ordering, Reverse};
+use std::collections::binary_heap::PeekMut;
 use std::collections::btree_map;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::fmt::Write as _;
 use std::iter::Peekable;
 use std::ops::Bound;
@@ -188,12 +190,12 @@ impl Objects {
         self.map.range::<[u8], _>((from, Bound::Unbounded)).peekable()
     }
 
-    fn members(&self, from: Bound<&[u8]>) -> Vec<Member<'_>> {
-        let members = self.families.iter().map(|(family, put_at)| {
+    fn members(&self, from: Bound<&[u8]>) -> Members<'_> {
+        let members = self.families.iter().enumerate().map(|(at, (family, put_at))| {
             let index = family.first_at(from);
-            Member { family, put_at: *put_at, index, key: family.key(index) }
+            Member { family, at, put_at: *put_at, index, key: family.key(index) }
         });
-        members.filter(|member| member.index < member.family.count).collect()
+        members.filter(|member| member.index < member.family.count).map(Reverse).collect()
     }
 
     fn insert(&mut self, key: &str, object: Object) -> Arc<Object> {
@@ -226,16 +228,46 @@ type Stored<'a> = btree_map::Range<'a, Vec<u8>, Option<Arc<Object>>>;
 pub(crate) struct Cursor<'a> {
     objects: &'a Objects,
     stored: Peekable<Stored<'a>>,
-    /// The next number and key of each family that is not yet at its end.
-    members: Vec<Member<'a>>,
+    members: Members<'a>,
 }
+
+/// The next number and key of each family that is not yet at its end, the least key first.
+type Members<'a> = BinaryHeap<Reverse<Member<'a>>>;
 
 struct Member<'a> {
     family: &'a Family,
+    /// The place among the families.
+    at: usize,
     put_at: SystemTime,
     index: u64,
     key: String,
 }
+
+impl Member<'_> {
+    fn place(&self) -> (&str, usize) {
+        (&self.key, self.at)
+    }
+}
+
+impl Ord for Member<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.place().cmp(&other.place())
+    }
+}
+
+impl PartialOrd for Member<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Member<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.place() == other.place()
+    }
+}
+
+impl Eq for Member<'_> {}
 
 impl Cursor<'_> {
     /// Goes to the first key inside the bound, in time logarithmic in the number of keys.
@@ -251,19 +283,25 @@ impl Iterator for Cursor<'_> {
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             let stored = self.stored.peek().map(|(key, _)| key.as_slice());
-            let member = self.members.iter().map(|member| member.key.as_bytes()).min();
+            let member = self.members.peek().map(|Reverse(member)| member.key.as_bytes());
             let key = [stored, member].into_iter().flatten().min()?.to_vec();
 
             let mut found = None;
-            for member in self.members.iter_mut().filter(|m| m.key.as_bytes() == key) {
+            while let Some(mut least) = self.members.peek_mut()
+                && least.0.key.as_bytes() == key
+            {
+                let Reverse(member) = &mut *least;
                 found.get_or_insert_with(|| {
                     let Member { family, put_at, key, .. } = &*member;
                     Some(Arc::new(Object::synthetic(key, family.size, *put_at, 0)))
                 });
                 member.index += 1;
-                member.key = member.family.key(member.index);
+                if member.index < member.family.count {
+                    member.key = member.family.key(member.index);
+                } else {
+                    PeekMut::pop(least);
+                }
             }
-            self.members.retain(|member| member.index < member.family.count);
             if let Some((_, slot)) = self.stored.next_if(|(stored, _)| **stored == key) {
                 found = Some(slot.clone());
             }

@@ -178,7 +178,7 @@ impl Open {
         let all: Range<usize> = 0..entries.len();
         let page = ListPage { entries, next: None, undecodable: 0 };
         let part = self.assembly.part(&page, all)?;
-        self.assembly.append(&part)?;
+        self.assembly.append(part)?;
         self.parts.push(self.assembly.settled()?);
         Ok(())
     }

@@ -275,9 +275,11 @@ impl Assembly {
     }
 
     /// Appends what comes behind all that was appended.
-    pub fn append(&mut self, part: &Part) -> Result<(), StoreError> {
-        for index in 0..part.len() {
-            let (name, is_directory) = part.place(index);
+    pub fn append(&mut self, part: Part) -> Result<(), StoreError> {
+        let open = self.open.len();
+        self.open.append(part)?;
+        for index in open..self.open.len() {
+            let (name, is_directory) = self.open.place(index);
             while let Some(last) = self.unsettled.last() {
                 let (object, _) = self.open.place(*last);
                 match name.strip_prefix(object) {
@@ -286,16 +288,15 @@ impl Assembly {
                     Some([]) if is_directory => {
                         let key = format!("{}{}", self.prefix, String::from_utf8_lossy(object));
                         self.shadowed.push(*last);
-                        self.hide(Hidden::ShadowedByDirectory, 1, Some(&key));
+                        hide(&mut self.hidden, Hidden::ShadowedByDirectory, 1, Some(&key));
                     }
                     _ => {}
                 }
                 self.unsettled.pop();
             }
             if !is_directory {
-                self.unsettled.push(self.open.len());
+                self.unsettled.push(index);
             }
-            self.open.push_copy(part, index)?;
         }
         Ok(())
     }
@@ -308,20 +309,17 @@ impl Assembly {
         }
         // In the order of their directories, which is not that of the objects: `a-/` < `a/`.
         self.shadowed.sort_unstable();
-        let mut shadowed = self.shadowed.iter().copied().peekable();
-        let (mut shown, mut open) = (Part::default(), Part::default());
-        let mut is_shadowed = |index: usize| shadowed.next_if_eq(&index).is_some();
-        if self.shadowed.is_empty() && settled == self.open.len() {
-            shown = std::mem::take(&mut self.open);
-        } else {
-            for index in (0..settled).filter(|index| !is_shadowed(*index)) {
-                shown.push_copy(&self.open, index)?;
-            }
-            for index in settled..self.open.len() {
-                open.push_copy(&self.open, index)?;
+        let open = self.open.split_off(settled);
+        let mut shown = std::mem::replace(&mut self.open, open);
+        if self.shadowed.first().is_some_and(|index| *index < settled) {
+            let mut shadowed = self.shadowed.iter().copied().peekable();
+            let all = std::mem::take(&mut shown);
+            for index in 0..settled {
+                if shadowed.next_if_eq(&index).is_none() {
+                    shown.push_copy(&all, index)?;
+                }
             }
         }
-        self.open = open;
         for index in &mut self.unsettled {
             *index -= settled;
         }
@@ -350,14 +348,18 @@ impl Assembly {
     }
 
     fn hide(&mut self, reason: Hidden, count: usize, example: Option<&str>) {
-        let example = example.map(str::to_owned);
-        if let Some(keys) = self.hidden.iter_mut().find(|keys| keys.reason == reason) {
-            keys.count += count;
-            // Ranges are listed side by side, so the first to come need not be the first.
-            keys.example = keys.example.take().into_iter().chain(example).min();
-        } else {
-            self.hidden.push(HiddenKeys { reason, count, example });
-        }
+        hide(&mut self.hidden, reason, count, example);
+    }
+}
+
+fn hide(hidden: &mut Vec<HiddenKeys>, reason: Hidden, count: usize, example: Option<&str>) {
+    let example = example.map(str::to_owned);
+    if let Some(keys) = hidden.iter_mut().find(|keys| keys.reason == reason) {
+        keys.count += count;
+        // Ranges are listed side by side, so the first to come need not be the first.
+        keys.example = keys.example.take().into_iter().chain(example).min();
+    } else {
+        hidden.push(HiddenKeys { reason, count, example });
     }
 }
 

@@ -106,9 +106,9 @@ impl Namespace {
             }
             if let (Some((_, Inode::Directory(below))), Some(_)) = (&point.found, page_keys) {
                 let mut learnt = Learnt { names: &self, state: &mut state, asked, epoch };
-                learnt.from_flat_page(below, flat);
+                learnt.learn_flat_page(below, flat);
                 if let Some(own) = own {
-                    learnt.from_own_page(below, &own);
+                    learnt.learn_own_page(below, &own);
                 }
             }
             point
@@ -144,7 +144,7 @@ struct Learnt<'a> {
 }
 
 impl Learnt<'_> {
-    fn from_flat_page(&mut self, below: &str, page: ListPage) {
+    fn learn_flat_page(&mut self, below: &str, page: ListPage) {
         let is_all = page.next.is_none();
         let mut flat = Flat::new(below);
         // It may hold what proves nothing; then nothing is learnt.
@@ -169,7 +169,7 @@ impl Learnt<'_> {
         }
     }
 
-    fn from_own_page(&mut self, below: &Arc<str>, page: &ListPage) {
+    fn learn_own_page(&mut self, below: &Arc<str>, page: &ListPage) {
         match own_page(below, page) {
             Ok(Own::Whole(proved)) => {
                 self.names.learn(self.state, proved, self.asked, self.epoch);
@@ -290,7 +290,7 @@ fn own_page(prefix: &Arc<str>, page: &ListPage) -> Result<Own, StoreError> {
     let mut assembly = Assembly::new(prefix.clone());
     assembly.count(page);
     let part = assembly.part(page, 0..page.entries.len())?;
-    assembly.append(&part)?;
+    assembly.append(part)?;
     if page.next.is_some() {
         return Ok(Own::Beginning(assembly.settled()?));
     }

@@ -84,7 +84,7 @@ impl Pages {
         let mut settled = Vec::new();
         while let Some((range, done)) = self.plan.leftmost() {
             for part in self.early.remove(&range).unwrap_or_default() {
-                self.assembly.append(&part)?;
+                self.assembly.append(part)?;
                 settled.push(self.assembly.settled()?);
             }
             if !done {

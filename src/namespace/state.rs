@@ -132,7 +132,7 @@ impl State {
         let newest = self.directories.newest(prefix).cloned();
         // A few are looked for one by one, which costs less than to look through what is known.
         let any_held =
-            newest.is_some() || part.len() <= FEW_NAMES || self.may_hold_numbers_below(prefix);
+            newest.is_some() || part.len() <= FEW_NAMES || self.may_hold_numbers_from(prefix, part);
         let before = newest.or_else(|| self.directories.beginning(prefix).cloned());
         for index in 0..part.len() {
             let same = before.as_ref().and_then(|old| old.number_near(*hint, part, index));
@@ -154,14 +154,24 @@ impl State {
         }
     }
 
-    /// Whether anybody but a listing may hold a number of something in this directory. It costs
-    /// less to ask that once than to look for a million names that nobody knows.
-    fn may_hold_numbers_below(&self, prefix: &str) -> bool {
+    /// Whether anybody but a listing may hold a number of something in this directory that stands
+    /// in this part or behind it. It costs less to ask that once than to look for a million names
+    /// that nobody knows; and what the kernel has read of this listing stands before.
+    fn may_hold_numbers_from(&self, prefix: &str, part: &Part) -> bool {
         const FEW: usize = 1000;
+        if part.is_empty() {
+            return false;
+        }
+        let (first, _) = part.place(0);
+        // Answers do not tell directories by their slash.
+        let is_behind = |key: &str| {
+            key.strip_prefix(prefix)
+                .is_some_and(|name| name.bytes().chain([b'/']).ge(first.iter().copied()))
+        };
         self.directories.may_have_numbered(prefix)
-            || self.inodes.may_know_below(prefix)
+            || self.inodes.may_know_from(prefix, first)
             || self.points.len() > FEW
-            || self.points.iter().any(|(key, _)| key.starts_with(prefix))
+            || self.points.iter().any(|(key, _)| is_behind(key))
     }
 
     /// The number of what a listing or a HEAD has shown: the one that anybody still holds for it,
