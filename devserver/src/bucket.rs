@@ -8,7 +8,8 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use crate::content;
-use crate::objects::{Content, Family, Object, Objects};
+use crate::objects::{Content, Object, Objects};
+use crate::pattern::Pattern;
 
 /// A bucket. Clones are the same bucket; changes are seen by the next request.
 #[derive(Clone, Debug)]
@@ -59,10 +60,10 @@ impl Bucket {
         ObjectInfo::of(&self.write().objects.put_synthetic(key, size))
     }
 
-    /// Puts any number of synthetic objects at the cost of one. A key that was put or deleted by
-    /// itself, before or after, stays as it is.
-    pub fn put_family(&self, family: Family) {
-        self.write().objects.put_family(family);
+    /// Puts any number of synthetic objects at the cost of one, of a [`Family`](crate::Family) or
+    /// any other pattern. A key that was put or deleted by itself, before or after, stays as it is.
+    pub fn put_family(&self, keys: impl Into<Pattern>) {
+        self.write().objects.put_family(keys.into());
     }
 
     /// Deletes an object; whether there was one.
