@@ -100,6 +100,16 @@ impl Bucket {
         self.amend(key, |object| object.storage_class = class.into());
     }
 
+    /// Changes what a HEAD says the object's bytes are. Panics if there is no such object.
+    pub fn set_content_type(&self, key: &str, content_type: &str) {
+        self.amend(key, |object| object.content_type = content_type.into());
+    }
+
+    /// Adds to an object's own metadata, or changes it. Panics if there is no such object.
+    pub fn set_metadata(&self, key: &str, name: &str, value: &str) {
+        self.amend(key, |object| drop(object.metadata.insert(name.into(), value.into())));
+    }
+
     /// Changes when an object says it was written. Panics if there is no such object.
     pub fn set_last_modified(&self, key: &str, time: SystemTime) {
         self.amend(key, |object| object.last_modified = time);

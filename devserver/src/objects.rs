@@ -3,8 +3,8 @@
 //! Objects are in a map; a [`Pattern`] stands for any number of keys without a map entry each. A
 //! [`Cursor`] walks both as one sequence and can jump.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::iter::Peekable;
 use std::ops::Bound;
@@ -61,6 +61,8 @@ pub(crate) struct Object {
     pub(crate) last_modified: SystemTime,
     pub(crate) storage_class: String,
     pub(crate) content_type: String,
+    /// What the headers `x-amz-meta-…` say, by name.
+    pub(crate) metadata: HashMap<String, String>,
     /// How often the key had been written before.
     version: u64,
 }
@@ -85,6 +87,7 @@ impl Object {
             last_modified,
             storage_class: "STANDARD".into(),
             content_type: "binary/octet-stream".into(),
+            metadata: HashMap::new(),
             version,
         }
     }

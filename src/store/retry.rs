@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
-    ListPage, ListRequest, ObjectMeta, ObjectStore, ObjectVersion, StoreError, check_page,
+    ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError, check_page,
 };
 
 /// When to try again, and when to give up.
@@ -84,14 +84,14 @@ impl ObjectStore for Retrying {
         }
     }
 
-    async fn head(&self, key: &str) -> Result<ObjectMeta, StoreError> {
+    async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
         let mut tries = Tries::new(&self.policy, "head", key, 0);
         loop {
             let permit = self.permit().await;
-            let meta = tries.within(self.store.head(key)).await;
+            let head = tries.within(self.store.head(key)).await;
             drop(permit);
-            match meta {
-                Ok(meta) => return Ok(meta),
+            match head {
+                Ok(head) => return Ok(head),
                 Err(error) => tries.pause_after(error).await?,
             }
         }

@@ -16,7 +16,8 @@ use bytes::BufMut;
 use percent_encoding::percent_decode;
 
 use super::{
-    ListEntry, ListFrom, ListPage, ListRequest, ObjectMeta, ObjectStore, ObjectVersion, StoreError,
+    ListEntry, ListFrom, ListPage, ListRequest, ObjectDetails, ObjectHead, ObjectMeta, ObjectStore,
+    ObjectVersion, StoreError,
 };
 use crate::config::StoreConfig;
 
@@ -158,7 +159,7 @@ impl ObjectStore for S3Store {
         Ok(self.list(request).await?)
     }
 
-    async fn head(&self, key: &str) -> Result<ObjectMeta, StoreError> {
+    async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
         let output = self
             .client
             .head_object()
@@ -168,7 +169,7 @@ impl ObjectStore for S3Store {
             .send()
             .await
             .map_err(|error| failure(About::Key, &error))?;
-        head_meta(key, &output)
+        Ok(ObjectHead { meta: head_meta(key, &output)?, details: details(output) })
     }
 
     async fn get_range(
@@ -269,6 +270,16 @@ fn head_meta(key: &str, output: &HeadObjectOutput) -> Result<ObjectMeta, StoreEr
         output.last_modified.as_ref(),
         cold && !restored,
     )
+}
+
+fn details(output: HeadObjectOutput) -> ObjectDetails {
+    let class = output.storage_class.unwrap_or(StorageClass::Standard);
+    ObjectDetails {
+        storage_class: class.as_str().to_owned(),
+        version_id: output.version_id,
+        content_type: output.content_type,
+        metadata: output.metadata.unwrap_or_default().into_iter().collect(),
+    }
 }
 
 fn meta(

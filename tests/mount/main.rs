@@ -12,3 +12,4 @@ mod life;
 mod names;
 mod read_only;
 mod reads;
+mod xattrs;
