@@ -142,7 +142,7 @@ def svg(results):
     shapes, y = _legend(names), 84
     for network in networks:
         phases = [phase for phase in network["phases"] if len(_speeds(phase)) > 1
-                  or bars.target(network["name"], phase["name"])]
+                  or _speeds(phase) and bars.target(network["name"], phase["name"])]
         bottom = y + 34 + ROW * len(phases)
         shapes.append(_text(8, y + 12, f"Network {network['name']}", "head"))
         for power in range(low, math.ceil(high)):

@@ -65,8 +65,8 @@ impl Pattern {
                 _ => return Err(format!("there is no column {kind:?}")),
             }
         }
-        let counts = columns.iter().map(Column::count);
-        let count = counts.fold(Some(1_u64), |all, count| all?.checked_mul(count));
+        let mut counts = columns.iter().map(Column::count);
+        let count = counts.try_fold(1_u64, u64::checked_mul);
         match count {
             None => Err("more keys than a number can count".to_owned()),
             Some(0) => Err("no keys".to_owned()),

@@ -194,7 +194,7 @@ fn ls_and_a_copy_with_attributes_cost_no_head() {
     mount.forget_counts();
     let ls = Command::new("ls").arg("-l").arg(mount.path("d")).output().unwrap();
     assert!(ls.status.success(), "{ls:?}");
-    assert_eq!(ls.stdout.iter().filter(|byte| **byte == b'\n').count(), 101);
+    assert_eq!(String::from_utf8(ls.stdout).unwrap().lines().count(), 101);
     assert_eq!(mount.counts().requests(), 0);
     let copy = mount.scene.folder.path().join("copy");
     let cp = Command::new("cp").arg("-a").arg(mount.path("d")).arg(&copy).status().unwrap();
