@@ -72,7 +72,9 @@ def figures(found, name, subject):
         cpu = [f"{found[f'{who}cpu_s_per_gb']:.2f}" for who in ("", "reader_", "server_")]
     else:
         asked = [f"{found['lists']:,}", f"{found['heads']:,}"]
-        cpu = [number(found[f"{who}cpu_us_per_item"]) for who in ("", "reader_", "server_")]
+        # The kernel counts in hundredths of a second, which says nothing of a hundred names.
+        cpu = [number(found[f"{who}cpu_us_per_item"]) if found["items"] >= 1000 else ""
+               for who in ("", "reader_", "server_")]
     if local or name in products.CLIENTS:
         cpu[0] = ""
     return ["", "", *cpu[:2], ""] if local else [*asked, *cpu]
