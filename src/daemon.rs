@@ -98,11 +98,17 @@ pub async fn run(config: &Config) -> Result<(), StartError> {
         config.mountpoint.display(),
     );
 
-    tokio::select! {
-        name = signals.next() => tracing::info!("{name}: unmounting"),
-        () = mounted.ended() => tracing::info!("unmounted from outside"),
+    let mounted = Arc::new(mounted);
+    loop {
+        tokio::select! {
+            asked = signals.next() => match asked {
+                Asked::End(name) => break tracing::info!("{name}: unmounting"),
+                Asked::DropNames => drop_names(&fs, &mounted).await,
+            },
+            () = mounted.ended() => break tracing::info!("unmounted from outside"),
+        }
     }
-    unmount(Arc::new(mounted), config).await?;
+    unmount(mounted, config).await?;
     let stats = fs.stats();
     tracing::info!(
         reads = stats.reads.get(),
@@ -117,6 +123,20 @@ pub async fn run(config: &Config) -> Result<(), StartError> {
         config.mountpoint.display(),
     );
     Ok(())
+}
+
+/// Has every name asked for anew, by us and by the kernel.
+async fn drop_names(fs: &Arc<BucketFs>, mounted: &Arc<fuse::Mounted>) {
+    let (fs, mounted) = (fs.clone(), mounted.clone());
+    let told = tokio::task::spawn_blocking(move || mounted.expire_names(&fs.drop_names())).await;
+    match told {
+        Ok(Ok(())) => tracing::info!("SIGHUP: all names are asked for anew"),
+        Ok(Err(error)) => tracing::info!(
+            "SIGHUP: all names are asked for anew, those that the kernel keeps when their time has \
+             come (before Linux 6.16 it cannot be told: {error})"
+        ),
+        Err(panicked) => tracing::error!("SIGHUP: {panicked}"),
+    }
 }
 
 /// Unmounts, and lets readers that are under way have their answers for a moment.
@@ -147,7 +167,11 @@ const PAGES_AT_ONCE: usize = 16;
 /// retries, the file system on them.
 fn stack(store: S3Store, config: &Config, reading: ReadConfig) -> std::io::Result<Arc<BucketFs>> {
     let store: Arc<dyn ObjectStore> = Arc::new(store);
-    let policy = RetryPolicy { max_connections: config.max_connections, ..RetryPolicy::default() };
+    let policy = RetryPolicy {
+        max_connections: config.max_connections,
+        deadline: config.io_timeout,
+        ..RetryPolicy::default()
+    };
     let store: Arc<dyn ObjectStore> = Arc::new(Retrying::new(store, policy));
     let names = NamespaceConfig {
         root_prefix: config.prefix.clone(),
@@ -179,7 +203,14 @@ fn refused(config: &Config, error: &std::io::Error) -> String {
     format!("mounting on {shown} was refused: {error}; {remedy}")
 }
 
-/// The signals that mean "end": from a terminal, from systemd, and from a terminal that is gone.
+/// What a signal asks for.
+enum Asked {
+    /// From a terminal, or from systemd.
+    End(&'static str),
+    /// SIGHUP, as daemons take it: to look again.
+    DropNames,
+}
+
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
@@ -195,11 +226,11 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> &'static str {
+    async fn next(&mut self) -> Asked {
         tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.hangup.recv() => "SIGHUP",
+            _ = self.interrupt.recv() => Asked::End("SIGINT"),
+            _ = self.terminate.recv() => Asked::End("SIGTERM"),
+            _ = self.hangup.recv() => Asked::DropNames,
         }
     }
 }

@@ -6,8 +6,10 @@
 //! the kernel too; the EROFS here is for what slips past it.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::future::Future;
-use std::io;
+use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -38,9 +40,10 @@ use crate::namespace::Ino;
 /// Inode numbers are never reused while mounted, so one generation does.
 const GENERATION: Generation = Generation(0);
 
-/// Requests that the kernel may have in flight on its own account (readahead, async direct I/O).
-/// Its default of 12 would hold eight readers with readahead back.
-const MAX_BACKGROUND: u16 = 64;
+/// Requests that the kernel may have in flight on its own account (readahead, async direct I/O), which
+/// every buffered read is. Its default of 12 would hold eight readers with readahead back; with 64,
+/// as many readers of objects that the store does not give held up all others (28 s, measured).
+const MAX_BACKGROUND: u16 = 1024;
 
 /// The reply to a stale read waits so long for the kernel to forget the name, which it mostly does
 /// in microseconds.
@@ -50,6 +53,9 @@ const LONGEST_FORGETTING: Duration = Duration::from_secs(1);
 pub struct Mounted {
     mountpoint: PathBuf,
     unmounter: Mutex<SessionUnmounter>,
+    notifier: Notifier,
+    /// The connection to the kernel.
+    device: File,
     ended: watch::Receiver<bool>,
 }
 
@@ -79,7 +85,9 @@ pub fn mount(fs: Arc<BucketFs>, config: &Config, runtime: Handle) -> io::Result<
     let adapter =
         Adapter { fs, runtime, kernel: kernel.clone(), no_open: false, no_opendir: false };
     let mut session = fuser::Session::new(adapter, &config.mountpoint, &options)?;
-    let _ = kernel.set(session.notifier());
+    let notifier = session.notifier();
+    let _ = kernel.set(notifier.clone());
+    let device = File::from(session.as_fd().try_clone_to_owned()?);
     let unmounter = Mutex::new(session.unmount_callable());
     let (end, ended) = watch::channel(false);
     std::thread::Builder::new().name("fuse".to_owned()).spawn(move || {
@@ -90,7 +98,7 @@ pub fn mount(fs: Arc<BucketFs>, config: &Config, runtime: Handle) -> io::Result<
         let _ = end.send(true);
     })?;
     raise_readahead(config);
-    Ok(Mounted { mountpoint: config.mountpoint.clone(), unmounter, ended })
+    Ok(Mounted { mountpoint: config.mountpoint.clone(), unmounter, notifier, device, ended })
 }
 
 /// Raises how far the kernel reads ahead of a file, which halves the CPU of a sequential read
@@ -131,6 +139,28 @@ impl Mounted {
             Ok(()) | Err(SystemError::EINVAL) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Has the kernel ask anew for every name, and for the attributes of these directories, by which
+    /// it learns that the directory pages it keeps are old. What is open or read stays.
+    ///
+    /// The kernel may wait for requests under way, so not on a thread that answers them. An error
+    /// before Linux 6.16: then names live on as long as it was told.
+    pub fn expire_names(&self, directories: &[Ino]) -> io::Result<()> {
+        /// `FUSE_NOTIFY_INC_EPOCH`, since protocol 7.44, as a `fuse_out_header` without a request:
+        /// length, code, and no number. fuser has no name for it.
+        const EPOCH_ENDS: (u32, u32, u64) = (16, 8, 0);
+        let (length, code, number) = EPOCH_ENDS;
+        let mut message = [0; 16];
+        message[..4].copy_from_slice(&length.to_ne_bytes());
+        message[4..8].copy_from_slice(&code.to_ne_bytes());
+        message[8..].copy_from_slice(&number.to_ne_bytes());
+        let told = (&self.device).write_all(&message);
+        for ino in directories {
+            // A negative offset: attributes only. What it does not know it calls missing.
+            let _ = self.notifier.inval_inode(INodeNo(*ino), -1, 0);
+        }
+        told
     }
 
     /// Returns when the kernel has ended the session, be it by an unmount from outside.
