@@ -4,6 +4,7 @@
 //! nothing all the same: a page that fails or makes no sense fails the whole, because a directory
 //! that silently lacks files is worse than an error.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -216,8 +217,15 @@ pub struct HiddenKeys {
     pub reason: Hidden,
     /// How many; a common prefix counts as one.
     pub count: usize,
-    /// The first of them, if it can be written.
-    pub example: Option<String>,
+    /// The first of them, in order, at most [`HiddenKeys::MOST_KEPT`]; of those that are not UTF-8,
+    /// none.
+    pub keys: BTreeSet<String>,
+}
+
+impl HiddenKeys {
+    /// Whoever has so many has made them by a rule, and sees it by now: 1,000 of 100 bytes are
+    /// 100 KB a directory and reason, for as long as it is being listed.
+    pub const MOST_KEPT: usize = 1000;
 }
 
 /// What a complete listing does not show.
@@ -347,19 +355,23 @@ impl Assembly {
         Rest { hidden: self.hidden, exists }
     }
 
-    fn hide(&mut self, reason: Hidden, count: usize, example: Option<&str>) {
-        hide(&mut self.hidden, reason, count, example);
+    fn hide(&mut self, reason: Hidden, count: usize, key: Option<&str>) {
+        hide(&mut self.hidden, reason, count, key);
     }
 }
 
-fn hide(hidden: &mut Vec<HiddenKeys>, reason: Hidden, count: usize, example: Option<&str>) {
-    let example = example.map(str::to_owned);
-    if let Some(keys) = hidden.iter_mut().find(|keys| keys.reason == reason) {
-        keys.count += count;
-        // Ranges are listed side by side, so the first to come need not be the first.
-        keys.example = keys.example.take().into_iter().chain(example).min();
-    } else {
-        hidden.push(HiddenKeys { reason, count, example });
+fn hide(hidden: &mut Vec<HiddenKeys>, reason: Hidden, count: usize, key: Option<&str>) {
+    let at = hidden.iter().position(|hidden| hidden.reason == reason);
+    let at = at.unwrap_or_else(|| {
+        hidden.push(HiddenKeys { reason, count: 0, keys: BTreeSet::new() });
+        hidden.len() - 1
+    });
+    let hidden = &mut hidden[at];
+    hidden.count += count;
+    // Ranges are listed side by side, so the first to come need not be the first.
+    hidden.keys.extend(key.map(str::to_owned));
+    if hidden.keys.len() > HiddenKeys::MOST_KEPT {
+        hidden.keys.pop_last();
     }
 }
 
@@ -425,7 +437,7 @@ mod tests {
             assert_eq!(names(&complete.listing), ["a-/", "a-b", "a/", "b"]);
             let hidden = &complete.hidden[0];
             assert_eq!((hidden.reason, hidden.count), (Hidden::ShadowedByDirectory, 2));
-            assert_eq!(hidden.example.as_deref(), Some("a"));
+            assert_eq!(hidden.keys.iter().collect::<Vec<_>>(), ["a", "a-"]);
             for (index, name) in ["a-", "a-b", "a", "b"].iter().enumerate() {
                 assert_eq!(complete.listing.find(name.as_bytes()), Some(index));
             }
@@ -466,8 +478,8 @@ mod tests {
         let undecodable = Fault::Page(BadPage::Undecodable(2));
         store.next(Operation::List, undecodable);
         let complete = list(store.clone(), "d/", 10).await.expect("complete");
-        let (reason, example) = (Hidden::NotUtf8, None);
-        assert_eq!(complete.hidden, [HiddenKeys { reason, count: 2, example }]);
+        let (reason, keys) = (Hidden::NotUtf8, BTreeSet::new());
+        assert_eq!(complete.hidden, [HiddenKeys { reason, count: 2, keys }]);
         assert!(complete.exists);
     }
 

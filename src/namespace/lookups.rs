@@ -254,7 +254,7 @@ async fn ask(
         return Ok(Answer { found, flat, own });
     }
     match file {
-        Ok(meta) => Ok(Answer { found: Some(Inode::File(Arc::new(meta))), flat, own: None }),
+        Ok(head) => Ok(Answer { found: Some(Inode::File(Arc::new(head.meta))), flat, own: None }),
         Err(StoreError::NotFound) => Ok(Answer { found: None, flat, own: None }),
         Err(error) => Err(error),
     }

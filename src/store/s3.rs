@@ -13,7 +13,10 @@ use aws_sdk_s3::types::{RequestPayer, StorageClass};
 use bytes::BufMut;
 use tokio::time::Instant;
 
-use super::{ListFrom, ListPage, ListRequest, ObjectMeta, ObjectStore, ObjectVersion, StoreError};
+use super::{
+    ListFrom, ListPage, ListRequest, ObjectDetails, ObjectHead, ObjectMeta, ObjectStore,
+    ObjectVersion, StoreError,
+};
 use crate::config::StoreConfig;
 
 mod connect;
@@ -148,7 +151,7 @@ impl ObjectStore for S3Store {
         self.signed(async { Ok(self.direct.list(request).await?) }).await
     }
 
-    async fn head(&self, key: &str) -> Result<ObjectMeta, StoreError> {
+    async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
         self.signed(async {
             let output = self
                 .direct
@@ -160,7 +163,7 @@ impl ObjectStore for S3Store {
                 .send()
                 .await
                 .map_err(|error| failure(About::Key, &error))?;
-            head_meta(key, &output)
+            Ok(ObjectHead { meta: head_meta(key, &output)?, details: details(output) })
         })
         .await
     }
@@ -190,6 +193,16 @@ fn head_meta(key: &str, output: &HeadObjectOutput) -> Result<ObjectMeta, StoreEr
         output.last_modified.as_ref(),
         cold && !restored,
     )
+}
+
+fn details(output: HeadObjectOutput) -> ObjectDetails {
+    let class = output.storage_class.unwrap_or(StorageClass::Standard);
+    ObjectDetails {
+        storage_class: class.as_str().to_owned(),
+        version_id: output.version_id,
+        content_type: output.content_type,
+        metadata: output.metadata.unwrap_or_default().into_iter().collect(),
+    }
 }
 
 fn meta(

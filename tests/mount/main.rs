@@ -13,3 +13,4 @@ mod matrix;
 mod names;
 mod read_only;
 mod reads;
+mod xattrs;
