@@ -55,30 +55,25 @@ pub struct Mounted {
 
 /// Mounts `fs` and serves it on threads of its own; what cannot be answered at once goes on in
 /// `runtime`. Returns when the kernel has accepted the mount.
-pub fn mount(fs: Arc<BucketFs>, config: &Config, runtime: Handle) -> io::Result<Mounted> {
-    let mut options = fuser::Config::default();
-    options.mount_options = vec![
-        MountOption::RO,
-        MountOption::NoSuid,
-        MountOption::NoDev,
-        MountOption::NoAtime,
-        MountOption::DefaultPermissions,
-        MountOption::FSName(source(config)),
-        MountOption::Subtype("fasts3-mount".to_owned()),
-    ];
-    options.acl = match config.access {
-        Access::Owner => SessionACL::Owner,
-        Access::OwnerAndRoot => SessionACL::RootAndOwner,
-        Access::Everyone => SessionACL::All,
-    };
+pub fn mount(fs: &Arc<BucketFs>, config: &Config, runtime: &Handle) -> io::Result<Mounted> {
     // More threads than cores gain nothing (measured), one makes small reads three times slower.
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    options.n_threads = Some(cores.clamp(2, 16));
-
     let kernel = Arc::new(OnceLock::new());
-    let adapter =
-        Adapter { fs, runtime, kernel: kernel.clone(), no_open: false, no_opendir: false };
-    let mut session = fuser::Session::new(adapter, &config.mountpoint, &options)?;
+    let session = |typed: bool| {
+        let mut options = fuser::Config::default();
+        options.mount_options = mount_options(config, typed);
+        options.acl = match config.access {
+            Access::Owner => SessionACL::Owner,
+            Access::OwnerAndRoot => SessionACL::RootAndOwner,
+            Access::Everyone => SessionACL::All,
+        };
+        options.n_threads = Some(cores.clamp(2, 16));
+        let (fs, runtime, kernel) = (fs.clone(), runtime.clone(), kernel.clone());
+        let adapter = Adapter { fs, runtime, kernel, no_open: false, no_opendir: false };
+        fuser::Session::new(adapter, &config.mountpoint, &options)
+    };
+    // A kernel before 5.4 knows no subtype, and does not say what it is that it refuses.
+    let mut session = session(true).or_else(|_| session(false))?;
     let _ = kernel.set(session.notifier());
     let unmounter = Mutex::new(session.unmount_callable());
     let (end, ended) = watch::channel(false);
@@ -91,6 +86,26 @@ pub fn mount(fs: Arc<BucketFs>, config: &Config, runtime: Handle) -> io::Result<
     })?;
     raise_readahead(config);
     Ok(Mounted { mountpoint: config.mountpoint.clone(), unmounter, ended })
+}
+
+/// With the type `fuse.fasts3`, by which findmnt and fstab know it, or else `fuse`. fuser's own
+/// `Subtype` does not reach the kernel.
+fn mount_options(config: &Config, typed: bool) -> Vec<MountOption> {
+    let mut options = vec![
+        MountOption::RO,
+        MountOption::NoSuid,
+        MountOption::NoDev,
+        MountOption::NoAtime,
+        MountOption::DefaultPermissions,
+        MountOption::FSName(source(config)),
+    ];
+    if typed {
+        options.push(MountOption::CUSTOM("subtype=fasts3".to_owned()));
+    }
+    if config.no_exec {
+        options.push(MountOption::NoExec);
+    }
+    options
 }
 
 /// Raises how far the kernel reads ahead of a file, which halves the CPU of a sequential read
@@ -200,7 +215,7 @@ impl fuser::Filesystem for Adapter {
             InitFlags::FUSE_AUTO_INVAL_DATA,
         ] {
             if !enable(flag) {
-                tracing::debug!(?flag, "the kernel does not offer this");
+                tracing::info!("the kernel does not offer {flag:?}: some requests cost more");
             }
         }
         // Neither can fail with a number that is not 0.

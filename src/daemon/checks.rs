@@ -74,9 +74,10 @@ fn unusable(path: &Path, error: &Error) -> StartError {
     })
 }
 
-/// The type of the file system whose mount point a path is. Format: `proc_pid_mountinfo(5)`.
+/// The type of the file system that is mounted on a path, the topmost if there are several; none
+/// for an automount point, whose purpose is to be mounted on. Format: `proc_pid_mountinfo(5)`.
 fn mounted_kind(mountinfo: &[u8], path: &Path) -> Option<String> {
-    mountinfo.split(|&byte| byte == b'\n').find_map(|line| {
+    let mut kinds = mountinfo.split(|&byte| byte == b'\n').filter_map(|line| {
         let mut fields = line.split(|&byte| byte == b' ');
         if unescaped(fields.nth(4)?) != path.as_os_str().as_bytes() {
             return None;
@@ -84,7 +85,8 @@ fn mounted_kind(mountinfo: &[u8], path: &Path) -> Option<String> {
         // Optional fields end with a lone hyphen; the type follows.
         fields.find(|field| *field == b"-")?;
         Some(String::from_utf8_lossy(fields.next()?).into_owned())
-    })
+    });
+    kinds.next_back().filter(|kind| kind != "autofs")
 }
 
 /// Space, tab, newline and backslash are written `\ooo`.
@@ -114,11 +116,16 @@ mod tests {
     #[test]
     fn mount_points_are_found_with_their_type() {
         let info = b"36 35 98:0 /root /mnt/a\\040b rw,noatime master:1 - fuse.other x rw\n\
-                     37 35 98:0 / /mnt/c rw - tmpfs tmpfs rw\n";
+                     37 35 98:0 / /mnt/c rw - tmpfs tmpfs rw\n\
+                     38 35 0:40 / /mnt/d rw - autofs systemd-1 rw,direct\n\
+                     39 35 0:40 / /mnt/e rw - autofs systemd-1 rw,direct\n\
+                     40 39 0:41 / /mnt/e rw - fuse.fasts3 s3://x/ rw\n";
         let kind = |path: &str| mounted_kind(info, Path::new(path));
         assert_eq!(kind("/mnt/a b").as_deref(), Some("fuse.other"));
         assert_eq!(kind("/mnt/c").as_deref(), Some("tmpfs"));
         assert_eq!(kind("/mnt"), None);
+        assert_eq!(kind("/mnt/d"), None, "an automount point is there to be mounted on");
+        assert_eq!(kind("/mnt/e").as_deref(), Some("fuse.fasts3"));
         assert_eq!(mounted_kind(b"garbage", Path::new("/")), None);
     }
 

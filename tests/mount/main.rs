@@ -5,6 +5,7 @@
 mod common;
 
 mod attributes;
+mod background;
 mod changes;
 mod counts;
 mod faults;
@@ -12,3 +13,4 @@ mod life;
 mod names;
 mod read_only;
 mod reads;
+mod service;
