@@ -31,9 +31,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn write_main_page(command: clap::Command, folder: &Path) -> Result<(), Box<dyn Error>> {
     let version = command.get_version().unwrap_or_default().to_owned();
-    let page = Man::new(command)
-        .manual("System Administration")
-        .source(format!("fasts3-mount {version}"));
+    let page =
+        Man::new(command).manual("System Administration").source(format!("fasts3-mount {version}"));
     let mut text = Vec::new();
     page.render_title(&mut text)?;
     page.render_name_section(&mut text)?;

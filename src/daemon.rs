@@ -4,12 +4,10 @@
 //! an exit code ([`StartError`]).
 
 use std::ffi::OsString;
-use std::os::unix::fs::MetadataExt as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use nix::sys::stat::{major, minor};
 use tokio::runtime::{Builder, Handle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::spawn_blocking;
@@ -148,12 +146,12 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
         chunk_size = config::size(reading.layout.chunk_bytes),
         part_size = config::size(reading.layout.part_bytes),
         max_connections = config.max_connections,
-        metadata_ttl = ?config.metadata_ttl,
+        metadata_ttl = ttl(config),
         version = env!("CARGO_PKG_VERSION"),
         "mounted {source} on {}",
         config.mountpoint.display(),
     );
-    let seen = seen_by_the_host(config).await;
+    let seen = seen_by_the_host(&mounted, config);
     if background::is_child() {
         background::leave()?;
     }
@@ -190,6 +188,11 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
     Ok(())
 }
 
+fn ttl(config: &Config) -> String {
+    let shown = |ttl| humantime::format_duration(ttl).to_string();
+    config.metadata_ttl.map_or_else(|| "indefinite".to_owned(), shown)
+}
+
 /// Returns when the mount has answered the kernel.
 async fn usable(mounted: &fuse::Mounted, config: &Config) -> Result<(), StartError> {
     let failure = tokio::select! {
@@ -207,14 +210,9 @@ async fn usable(mounted: &fuse::Mounted, config: &Config) -> Result<(), StartErr
 }
 
 /// Warns of a mount that only this process sees; what is to be told of it elsewhere.
-async fn seen_by_the_host(config: &Config) -> &'static str {
-    let mountpoint = config.mountpoint.clone();
-    let seen = spawn_blocking(move || {
-        let device = std::fs::metadata(mountpoint).ok()?.dev();
-        service::host_sees((major(device), minor(device)))
-    });
+fn seen_by_the_host(mounted: &fuse::Mounted, config: &Config) -> &'static str {
     // Not known is not worth a word.
-    if seen.await.ok().flatten() != Some(false) {
+    if service::host_sees(mounted.device()) != Some(false) {
         return "";
     }
     tracing::warn!(
