@@ -38,6 +38,8 @@ pub struct Config {
     pub kernel_readahead_bytes: u64,
     /// Requests in flight at once, at least 1.
     pub max_connections: usize,
+    /// An operation that has not got on for so long fails; at least 1 s.
+    pub io_timeout: Duration,
     /// The bound on complete listings that are kept, the one in use excepted.
     pub names_budget_bytes: u64,
     /// How long names are believed; `None` is for ever.
@@ -136,6 +138,9 @@ pub enum NoConfig {
 
 /// A random fault of a mapped file fetches as much, so more only costs.
 const MAX_KERNEL_READAHEAD_BYTES: u64 = 16 << 20;
+/// Below a second a lost packet is an error; who waits for an hour may as well wait for ever.
+const IO_TIMEOUTS: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_hours(1);
 /// Parts that must fit into the budget together: two being read and two ahead of them. With less
 /// a stream would wait for its own readahead.
 const PARTS_IN_BUDGET: u64 = 4;
@@ -187,6 +192,12 @@ fn validate(args: args::Args) -> Result<Config, String> {
             size(cache.kernel_readahead),
         ));
     }
+    if !IO_TIMEOUTS.contains(&cache.io_timeout) {
+        return Err(format!(
+            "--io-timeout must be between 1s and 1h, and is {}",
+            humantime::format_duration(cache.io_timeout),
+        ));
+    }
     let access = match (permissions.allow_other, permissions.allow_root) {
         (true, _) => Access::Everyone,
         (false, true) => Access::OwnerAndRoot,
@@ -204,6 +215,7 @@ fn validate(args: args::Args) -> Result<Config, String> {
         part_bytes: cache.part_size,
         kernel_readahead_bytes: cache.kernel_readahead,
         max_connections: usize::from(cache.max_connections),
+        io_timeout: cache.io_timeout,
         names_budget_bytes: names.names_budget,
         metadata_ttl: names.metadata_ttl.0,
         negative_ttl: names.negative_ttl,
@@ -340,6 +352,7 @@ mod tests {
         assert_eq!(config.chunk_bytes, 128 << 20);
         assert_eq!(config.part_bytes, 8 << 20);
         assert_eq!(config.max_connections, 128);
+        assert_eq!(config.io_timeout, Duration::from_secs(30));
         assert_eq!(config.metadata_ttl, Some(Duration::from_mins(1)));
         assert_eq!(config.names_budget_bytes, 1 << 30);
         assert_eq!(config.negative_ttl, Duration::from_secs(5));
@@ -378,6 +391,7 @@ mod tests {
             (&["--memory-budget=16MiB"], "--memory-budget must be at least 32MiB"),
             (&["--memory-budget=1MiB", "--part-size=128KiB"], "at least 16MiB"),
             (&["--file-mode=0644"], "--file-mode"),
+            (&["--io-timeout=200ms"], "--io-timeout must be between 1s and 1h, and is 200ms"),
             (&["--dir-mode=9"], "--dir-mode"),
             (&["--allow-other", "--allow-root"], "--allow-other"),
         ] {

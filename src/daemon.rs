@@ -159,10 +159,12 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
     let rates = service::telling(fs.clone());
     let watchdog = service::watched(config.mountpoint.clone());
 
+    let mounted = Arc::new(mounted);
     loop {
         tokio::select! {
             asked = signals.next() => match asked {
                 Asked::End(name) => break tracing::info!("{name}: unmounting"),
+                Asked::DropNames => drop_names(&fs, &mounted).await,
                 Asked::Louder => logs.louder(),
                 Asked::AsGiven => logs.as_given(),
             },
@@ -171,7 +173,7 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
     }
     service::stopping();
     drop((rates, watchdog));
-    unmount(Arc::new(mounted), config).await?;
+    unmount(mounted, config).await?;
     let stats = fs.stats();
     tracing::info!(
         reads = stats.reads.get(),
@@ -212,7 +214,7 @@ async fn usable(mounted: &fuse::Mounted, config: &Config) -> Result<(), StartErr
 /// Warns of a mount that only this process sees; what is to be told of it elsewhere.
 fn seen_by_the_host(mounted: &fuse::Mounted, config: &Config) -> &'static str {
     // Not known is not worth a word.
-    if service::host_sees(mounted.device()) != Some(false) {
+    if service::host_sees(mounted.device_number()) != Some(false) {
         return "";
     }
     tracing::warn!(
@@ -222,6 +224,20 @@ fn seen_by_the_host(mounted: &fuse::Mounted, config: &Config) -> &'static str {
         config.mountpoint.display()
     );
     ", but not for the host"
+}
+
+/// Has every name asked for anew, by us and by the kernel.
+async fn drop_names(fs: &Arc<BucketFs>, mounted: &Arc<fuse::Mounted>) {
+    let (fs, mounted) = (fs.clone(), mounted.clone());
+    let told = spawn_blocking(move || mounted.expire_names(&fs.drop_names())).await;
+    match told {
+        Ok(Ok(())) => tracing::info!("SIGHUP: all names are asked for anew"),
+        Ok(Err(error)) => tracing::info!(
+            "SIGHUP: all names are asked for anew, those that the kernel keeps when their time has \
+             come (before Linux 6.16 it cannot be told: {error})"
+        ),
+        Err(panicked) => tracing::error!("SIGHUP: {panicked}"),
+    }
 }
 
 /// Unmounts, and lets readers that are under way have their answers for a moment.
@@ -252,7 +268,11 @@ const PAGES_AT_ONCE: usize = 16;
 /// retries, the file system on them.
 fn stack(store: S3Store, config: &Config, reading: ReadConfig) -> std::io::Result<Arc<BucketFs>> {
     let store: Arc<dyn ObjectStore> = Arc::new(store);
-    let policy = RetryPolicy { max_connections: config.max_connections, ..RetryPolicy::default() };
+    let policy = RetryPolicy {
+        max_connections: config.max_connections,
+        deadline: config.io_timeout,
+        ..RetryPolicy::default()
+    };
     let store: Arc<dyn ObjectStore> = Arc::new(Retrying::new(store, policy));
     let names = NamespaceConfig {
         root_prefix: config.prefix.clone(),
@@ -286,8 +306,10 @@ fn refused(config: &Config, error: &std::io::Error) -> String {
 
 /// What a signal asks for.
 enum Asked {
-    /// To unmount: from a terminal, from systemd, and from a terminal that is gone.
+    /// From a terminal, or from systemd.
     End(&'static str),
+    /// SIGHUP, as daemons take it: to look again.
+    DropNames,
     /// SIGUSR1: more in the log.
     Louder,
     /// SIGUSR2: the log as it was asked for at the start.
@@ -317,7 +339,7 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => Asked::End("SIGINT"),
             _ = self.terminate.recv() => Asked::End("SIGTERM"),
-            _ = self.hangup.recv() => Asked::End("SIGHUP"),
+            _ = self.hangup.recv() => Asked::DropNames,
             _ = self.first.recv() => Asked::Louder,
             _ = self.second.recv() => Asked::AsGiven,
         }

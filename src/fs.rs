@@ -207,11 +207,13 @@ impl FsError {
         match error {
             // The name led to a version that is not there any more.
             StoreError::NotFound | StoreError::Changed => Self::Stale,
-            StoreError::Denied(_) | StoreError::Archived | StoreError::NoCredentials(_) => {
-                Self::Denied
-            }
+            StoreError::Denied(_)
+            | StoreError::SignatureRefused(_)
+            | StoreError::Archived
+            | StoreError::NoCredentials(_) => Self::Denied,
             StoreError::TimedOut(_) => Self::TimedOut,
             StoreError::Throttled
+            | StoreError::Busy(_)
             | StoreError::Unavailable(_)
             | StoreError::Protocol(_)
             | StoreError::NoSuchBucket
@@ -412,9 +414,11 @@ impl BucketFs {
         Ok(())
     }
 
-    /// Forgets what is believed of all names, so that the next use asks the store.
-    pub fn drop_names(&self) {
+    /// Forgets what is believed of all names, so that the next use asks the store. Gives the
+    /// directories that the kernel knows.
+    pub fn drop_names(&self) -> Vec<Ino> {
         self.namespace.drop_names();
+        self.namespace.known_directories()
     }
 
     fn entry(&self, node: &Node) -> Entry {

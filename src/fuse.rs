@@ -6,8 +6,10 @@
 //! the kernel too; the EROFS here is for what slips past it.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::future::Future;
-use std::io;
+use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -39,9 +41,10 @@ use crate::namespace::Ino;
 /// Inode numbers are never reused while mounted, so one generation does.
 const GENERATION: Generation = Generation(0);
 
-/// Requests that the kernel may have in flight on its own account (readahead, async direct I/O).
-/// Its default of 12 would hold eight readers with readahead back.
-const MAX_BACKGROUND: u16 = 64;
+/// Requests that the kernel may have in flight on its own account (readahead, async direct I/O), which
+/// every buffered read is. Its default of 12 would hold eight readers with readahead back; with 64,
+/// as many readers of objects that the store does not give held up all others (28 s, measured).
+const MAX_BACKGROUND: u16 = 1024;
 
 /// The reply to a stale read waits so long for the kernel to forget the name, which it mostly does
 /// in microseconds.
@@ -52,7 +55,10 @@ pub struct Mounted {
     /// Without symbolic links.
     mountpoint: PathBuf,
     /// `major:minor`, by which the kernel knows this mount.
-    device: String,
+    device_number: String,
+    notifier: Notifier,
+    /// The connection to the kernel.
+    device: File,
     ended: watch::Receiver<bool>,
 }
 
@@ -78,7 +84,9 @@ pub fn mount(fs: &Arc<BucketFs>, config: &Config, runtime: &Handle) -> io::Resul
     // A kernel before 5.4 knows no subtype, and does not say what it is that it refuses.
     let mountpoint = config.mountpoint.canonicalize()?;
     let session = session(true).or_else(|_| session(false))?;
-    let _ = kernel.set(session.notifier());
+    let notifier = session.notifier();
+    let _ = kernel.set(notifier.clone());
+    let device = File::from(session.as_fd().try_clone_to_owned()?);
     let (end, ended) = watch::channel(false);
     let session = session.spawn()?;
     std::thread::Builder::new().name("fuse".to_owned()).spawn(move || {
@@ -100,9 +108,9 @@ pub fn mount(fs: &Arc<BucketFs>, config: &Config, runtime: &Handle) -> io::Resul
         // Nothing else can be there yet.
         let _ = umount2(&mountpoint, MntFlags::MNT_DETACH);
     })?;
-    let device = format!("{}:{}", major(root.dev()), minor(root.dev()));
-    raise_readahead(config, &device);
-    Ok(Mounted { mountpoint, device, ended })
+    let device_number = format!("{}:{}", major(root.dev()), minor(root.dev()));
+    raise_readahead(config, &device_number);
+    Ok(Mounted { mountpoint, device_number, notifier, device, ended })
 }
 
 /// With the type `fuse.fasts3`, by which findmnt and fstab know it, or else `fuse`. fuser's own
@@ -150,8 +158,8 @@ fn source(config: &Config) -> String {
 impl Mounted {
     /// `major:minor` of the mount.
     #[must_use]
-    pub fn device(&self) -> &str {
-        &self.device
+    pub fn device_number(&self) -> &str {
+        &self.device_number
     }
 
     /// Unmounts: plainly, or lazily when files are still open. Once it is unmounted, by us or from
@@ -159,7 +167,7 @@ impl Mounted {
     pub fn unmount(&self) -> io::Result<()> {
         let mounts = std::fs::read("/proc/self/mountinfo")?;
         let there = mountinfo::topmost(&mounts, &self.mountpoint);
-        if there.is_none_or(|mount| mount.device != self.device) {
+        if there.is_none_or(|mount| mount.device != self.device_number) {
             return Ok(());
         }
         match umount2(&self.mountpoint, MntFlags::empty()) {
@@ -175,6 +183,28 @@ impl Mounted {
             Err(SystemError::EPERM) => unmount_by_helper(&self.mountpoint),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Has the kernel ask anew for every name, and for the attributes of these directories, by which
+    /// it learns that the directory pages it keeps are old. What is open or read stays.
+    ///
+    /// The kernel may wait for requests under way, so not on a thread that answers them. An error
+    /// before Linux 6.16: then names live on as long as it was told.
+    pub fn expire_names(&self, directories: &[Ino]) -> io::Result<()> {
+        /// `FUSE_NOTIFY_INC_EPOCH`, since protocol 7.44, as a `fuse_out_header` without a request:
+        /// length, code, and no number. fuser has no name for it.
+        const EPOCH_ENDS: (u32, u32, u64) = (16, 8, 0);
+        let (length, code, number) = EPOCH_ENDS;
+        let mut message = [0; 16];
+        message[..4].copy_from_slice(&length.to_ne_bytes());
+        message[4..8].copy_from_slice(&code.to_ne_bytes());
+        message[8..].copy_from_slice(&number.to_ne_bytes());
+        let told = (&self.device).write_all(&message);
+        for ino in directories {
+            // A negative offset: attributes only. What it does not know it calls missing.
+            let _ = self.notifier.inval_inode(INodeNo(*ino), -1, 0);
+        }
+        told
     }
 
     /// Returns when the kernel has ended the session, be it by an unmount from outside.

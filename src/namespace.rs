@@ -25,7 +25,6 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use self::directories::{Directories, Expiry, Resume};
-use self::flight::{Flight, Landing};
 use self::growing::{Grower, Growing, Onward};
 use self::inodes::{Inode, InodeRef, Inodes};
 use self::listing::{Listing, Part, Rest};
@@ -33,15 +32,18 @@ use self::pages::Pages;
 use self::scan::Position;
 pub use self::scan::{Scan, ScanEntry};
 use self::split::StartAfter;
-use self::state::{Point, PointFlight, State};
+use self::state::State;
 use self::tree::Asked;
 use crate::store::{ObjectMeta, ObjectStore, StoreError};
 
 mod directories;
+#[allow(dead_code)]
+mod flat;
 mod flight;
 mod growing;
 pub mod inodes;
 pub mod listing;
+mod lookups;
 pub mod pages;
 mod scan;
 pub mod split;
@@ -287,7 +289,7 @@ impl Namespace {
         // changed must not cost its directory a listing each time.
         let is_known = believed.is_some_and(|(found, _)| found.is_none_or(|(now, _)| now != ino));
         if !is_known {
-            state.directories.drop_names(parent);
+            state.directories.drop_names(parent, Instant::now());
         }
     }
 
@@ -308,61 +310,15 @@ impl Namespace {
         (listing.ino(index) == ino).then_some(Place { listing, index })
     }
 
+    /// The directories that the kernel knows.
+    pub fn known_directories(&self) -> Vec<Ino> {
+        self.state.lock().inodes.directories().collect()
+    }
+
     /// Drops what is believed of all names, negative answers included. Inodes stay: whoever has
     /// one open goes on reading the version it names.
     pub fn drop_names(&self) {
-        self.state.lock().directories.drop_all_names();
-    }
-
-    /// The flight that finds out about a key; counts as a miss if it has to start.
-    fn point_flight(
-        self: &Arc<Self>,
-        state: &mut State,
-        prefix: &Arc<str>,
-        key: String,
-        now: Instant,
-    ) -> PointFlight {
-        let epoch = state.directories.epoch(prefix);
-        if let Some(flight) = state.lookups.get(&key).filter(|flight| flight.takes_on(epoch)) {
-            return flight.clone();
-        }
-        let (flight, landing) = Flight::new(epoch);
-        state.lookups.insert(key.clone(), flight.clone());
-        tokio::spawn(self.clone().look_up(prefix.clone(), key, now, epoch, landing));
-        if state.directories.missed(prefix, self.config.metadata_ttl) {
-            self.listing_under_way(state, prefix, now);
-        }
-        flight
-    }
-
-    async fn look_up(
-        self: Arc<Self>,
-        prefix: Arc<str>,
-        key: String,
-        asked: Instant,
-        epoch: u64,
-        landing: Landing<Result<Point, StoreError>>,
-    ) {
-        let found = ask(&*self.store, &key).await;
-        let mut state = self.state.lock();
-        if state.lookups.get(&key).is_some_and(|flight| flight.epoch() == epoch) {
-            state.lookups.remove(&key);
-        }
-        let point = found.map(|found| {
-            let ttl = if found.is_some() {
-                self.config.metadata_ttl
-            } else {
-                Some(self.config.negative_ttl)
-            };
-            let found = found.map(|inode| (state.number(inode.by_ref()), inode));
-            let point = Point { found, expiry: Expiry::after(asked, ttl), epoch };
-            if state.directories.is_current(&prefix, epoch) {
-                state.points.put(key, point.clone());
-            }
-            point
-        });
-        drop(state);
-        landing.send_replace(Some(point));
+        self.state.lock().directories.drop_all_names(Instant::now());
     }
 
     /// The listing of a directory that is under way, or one that begins now.
@@ -389,9 +345,21 @@ impl Namespace {
         grower: Grower,
     ) {
         let listed = self.pages(&prefix, &growing, &grower).await;
-        let mut state = self.state.lock();
+        self.listing_ends(&mut self.state.lock(), &growing, &grower, asked, listed);
+    }
+
+    /// All pages of a listing have been shown, or one has failed.
+    fn listing_ends(
+        &self,
+        state: &mut State,
+        growing: &Growing,
+        grower: &Grower,
+        asked: Instant,
+        listed: Result<Rest, StoreError>,
+    ) {
+        let prefix = growing.now().listing.prefix().clone();
         let now = Instant::now();
-        let State { inodes, directories, .. } = &mut *state;
+        let State { inodes, directories, .. } = state;
         let outcome = match listed {
             Ok(rest) if rest.exists || *prefix == *self.config.root_prefix => {
                 for keys in &rest.hidden {
@@ -402,16 +370,16 @@ impl Namespace {
                     }
                 }
                 let knows = |prefix: &str| inodes.number(InodeRef::Directory(prefix)).is_some();
-                Ok(directories.install(&growing, asked, now, knows))
+                Ok(directories.install(growing, asked, now, knows))
             }
             Ok(_) => {
-                directories.listing_failed(&prefix, &growing, true, now);
+                directories.listing_failed(&prefix, growing, true, now);
                 Err(NameError::NotFound { ttl: Duration::ZERO })
             }
             Err(error) => {
                 // Those who wait log or answer it; a background listing has nobody.
                 tracing::debug!(directory = &*prefix, %error, "listing failed");
-                directories.listing_failed(&prefix, &growing, false, now);
+                directories.listing_failed(&prefix, growing, false, now);
                 Err(NameError::Store(error))
             }
         };
@@ -449,54 +417,21 @@ impl Namespace {
             let Some(parts) = parts? else { return Ok(pages.rest()) };
             for part in parts {
                 // Between two parts, others have their turn.
-                self.show(prefix, growing, grower, part, &mut hint);
+                show(&mut self.state.lock(), growing, grower, part, &mut hint);
             }
         }
     }
-
-    /// Gives entries their numbers and shows them.
-    fn show(
-        &self,
-        prefix: &Arc<str>,
-        growing: &Growing,
-        grower: &Grower,
-        mut part: Part,
-        hint: &mut usize,
-    ) {
-        let mut state = self.state.lock();
-        state.number_all(prefix, &mut part, hint);
-        let start = growing.now().listing.len();
-        state.directories.about_to_show(prefix, growing, start, &part, Instant::now());
-        grower.send_modify(|growth| growth.listing.push(Arc::new(part)));
-    }
 }
 
-/// Asks the store what a key is: HEAD and LIST together, in one round trip. The directory wins
-/// (N3), so nothing is certain before the LIST has answered, and nothing more is needed when it
-/// has found a key.
-async fn ask(store: &dyn ObjectStore, key: &str) -> Result<Option<Inode>, StoreError> {
-    let below = tree::directory_prefix(key);
-    let list = async {
-        match &below {
-            Some(prefix) => listing::any_key_below(store, prefix).await,
-            None => Ok(false),
-        }
+/// Gives the next entries of a listing their numbers and shows them.
+fn show(state: &mut State, growing: &Growing, grower: &Grower, mut part: Part, hint: &mut usize) {
+    let (prefix, start) = {
+        let shown = growing.now();
+        (shown.listing.prefix().clone(), shown.listing.len())
     };
-    tokio::pin!(list);
-    let mut head = store.head(key);
-    let (is_directory, file) = tokio::select! {
-        biased;
-        found = &mut list => {
-            if found? { (true, Err(StoreError::NotFound)) } else { (false, head.await) }
-        }
-        file = &mut head => (list.await?, file),
-    };
-    match file {
-        _ if is_directory => Ok(below.as_deref().map(|prefix| Inode::Directory(prefix.into()))),
-        Ok(meta) => Ok(Some(Inode::File(Arc::new(meta)))),
-        Err(StoreError::NotFound) => Ok(None),
-        Err(error) => Err(error),
-    }
+    state.number_all(&prefix, &mut part, hint);
+    state.directories.about_to_show(&prefix, growing, start, &part, Instant::now());
+    grower.send_modify(|growth| growth.listing.push(Arc::new(part)));
 }
 
 /// A task died before it had its answer.

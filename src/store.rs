@@ -5,7 +5,7 @@
 //! `daemon.rs`.
 
 use std::ops::Range;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::BufMut;
@@ -135,12 +135,19 @@ pub enum StoreError {
     /// 403.
     #[error("access denied: {0}")]
     Denied(String),
+    /// A request was refused for its signature, not for what it asked: credentials that have
+    /// expired, or the clock. The store has replaced them since, so it may be asked once more.
+    #[error("the signature is refused: {0}")]
+    SignatureRefused(String),
     /// The object is in an archive storage class and has not been restored.
     #[error("the object is archived")]
     Archived,
     /// 503 `SlowDown`, 429.
     #[error("the store asks to slow down")]
     Throttled,
+    /// The store cannot answer now, and says for how long (`Retry-After`).
+    #[error("the store asks to come back after {} s", .0.as_secs())]
+    Busy(Duration),
     /// The store failed or could not be reached: 5xx, a refused or broken connection.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
@@ -166,10 +173,15 @@ impl StoreError {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Throttled | Self::Unavailable(_) | Self::TimedOut(_) | Self::Protocol(_) => true,
+            Self::Throttled
+            | Self::Busy(_)
+            | Self::Unavailable(_)
+            | Self::TimedOut(_)
+            | Self::Protocol(_) => true,
             Self::NotFound
             | Self::Changed
             | Self::Denied(_)
+            | Self::SignatureRefused(_)
             | Self::Archived
             | Self::NoSuchBucket
             | Self::NoCredentials(_)

@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
+use devserver::proxy::FaultProxy;
 use devserver::{Counts, Family, Server};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::{Receiver, channel};
 
 /// An S3 server on this machine that holds what its flags say and forgets it when it ends.
 #[derive(Debug, Parser)]
@@ -49,6 +51,10 @@ struct Args {
     /// Lets everybody read, without a signature
     #[arg(long)]
     public: bool,
+    /// Puts a proxy in front of it, which breaks answers as lines on standard input say: `add get a/*
+    /// reset@100000 times=2`, `hits 0`, `clear`, `cut`; each is answered with a line
+    #[arg(long, conflicts_with = "tls")]
+    faults: bool,
     /// Speaks TLS, with a certificate that is made now and written to this file
     #[arg(long, value_name = "FILE")]
     tls: Option<PathBuf>,
@@ -126,21 +132,45 @@ async fn run(args: Args) -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut count = signal(SignalKind::user_defined1())?;
     let keys = server.credentials();
-    println!("# bucket {} at {}", args.bucket, server.endpoint_url());
-    println!("export AWS_ENDPOINT_URL={}", server.endpoint_url());
+    let proxy = if args.faults { Some(FaultProxy::start(server.address()).await?) } else { None };
+    let endpoint = proxy.as_ref().map_or_else(|| server.endpoint_url(), FaultProxy::endpoint_url);
+    println!("# bucket {} at {endpoint}", args.bucket);
+    println!("export AWS_ENDPOINT_URL={endpoint}");
     println!("export AWS_ACCESS_KEY_ID={}", keys.access_key);
     println!("export AWS_SECRET_ACCESS_KEY={}", keys.secret_key);
     if let Some(path) = &args.tls {
         println!("export AWS_CA_BUNDLE={}", path.display());
     }
     println!("export AWS_REGION={}", args.region.as_deref().unwrap_or(devserver::ENDPOINT_REGION));
+    let mut lines = lines(proxy.is_some());
     loop {
         tokio::select! {
+            Some((line, proxy)) = async { Some((lines.recv().await?, proxy.as_ref()?)) } => {
+                match proxy.tell(&line) {
+                    Ok(answer) => println!("ok {answer}"),
+                    Err(error) => println!("error {error}"),
+                }
+            }
             _ = interrupt.recv() => return Ok(()),
             _ = terminate.recv() => return Ok(()),
             _ = count.recv() => println!("{}", json(server.counts())),
         }
     }
+}
+
+/// The lines of standard input, if anybody is to hear them.
+fn lines(heard: bool) -> Receiver<String> {
+    let (said, lines) = channel(1);
+    if heard {
+        std::thread::spawn(move || {
+            for line in io::stdin().lines().map_while(Result::ok) {
+                if said.blocking_send(line).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    lines
 }
 
 fn json(counts: Counts) -> String {

@@ -105,6 +105,11 @@ pub(crate) struct CacheArgs {
           value_parser = size)]
     pub(crate) kernel_readahead: u64,
 
+    /// An operation that has not got on for so long fails; until then it is retried
+    #[arg(long, value_name = "DURATION", env = "FASTS3_IO_TIMEOUT", default_value = "30s",
+          value_parser = duration)]
+    pub(crate) io_timeout: Duration,
+
     /// Requests in flight at once
     #[arg(long, value_name = "NUMBER", env = "FASTS3_MAX_CONNECTIONS", default_value = "128",
           value_parser = clap::value_parser!(u16).range(1..=4096))]

@@ -152,12 +152,15 @@ impl StartError {
         };
         match error {
             StoreError::NoSuchBucket => Self::NoSuchBucket { bucket, endpoint },
-            StoreError::Denied(cause) => Self::Denied { bucket, cause },
+            StoreError::Denied(cause) | StoreError::SignatureRefused(cause) => {
+                Self::Denied { bucket, cause }
+            }
             StoreError::NoCredentials(cause) => Self::NoCredentials { cause },
             StoreError::WrongRegion(region) => Self::WrongRegion { bucket, region },
             StoreError::Throttled => {
                 Self::Slow { endpoint, cause: "it asks to slow down".to_owned() }
             }
+            StoreError::Busy(_) => Self::Slow { endpoint, cause: error.to_string() },
             StoreError::TimedOut(cause) => Self::Slow { endpoint, cause },
             StoreError::Unavailable(cause) => Self::Failing { endpoint, cause },
             StoreError::Protocol(cause) => Self::NotS3 { endpoint, cause },

@@ -14,6 +14,7 @@ use aws_sdk_s3::primitives::DateTime;
 use aws_sdk_s3::types::{EncodingType, Object, ObjectStorageClass, RequestPayer, StorageClass};
 use bytes::BufMut;
 use percent_encoding::percent_decode;
+use tokio::time::Instant;
 
 use super::{
     ListEntry, ListFrom, ListPage, ListRequest, ObjectMeta, ObjectStore, ObjectVersion, StoreError,
@@ -25,16 +26,19 @@ mod errors;
 mod form;
 mod get;
 mod http;
+mod renewal;
 
 pub use errors::Failure;
 use errors::{About, failure};
 use get::Gets;
+use renewal::Renewing;
 
 /// A bucket of an S3 store.
 #[derive(Debug)]
 pub struct S3Store {
     client: Client,
     gets: Gets,
+    credentials: Option<Renewing>,
     bucket: String,
     payer: Option<RequestPayer>,
     region: String,
@@ -84,10 +88,10 @@ impl S3Store {
     }
 
     fn new(bucket: &str, config: &StoreConfig, connected: connect::Connected) -> Self {
-        let connect::Connected { client, wire, region, endpoint } = connected;
+        let connect::Connected { client, wire, credentials, region, endpoint } = connected;
         let payer = config.requester_pays.then_some(RequestPayer::Requester);
         let gets = Gets::new(client.clone(), wire, bucket.to_owned(), payer.clone());
-        Self { client, gets, bucket: bucket.to_owned(), payer, region, endpoint }
+        Self { client, gets, credentials, bucket: bucket.to_owned(), payer, region, endpoint }
     }
 
     /// The region that requests are signed for.
@@ -127,6 +131,22 @@ impl S3Store {
         }
     }
 
+    /// Sends a request; if its signature is refused, the next one has other credentials, when there
+    /// are any.
+    async fn signed<T>(
+        &self,
+        request: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let begun = Instant::now();
+        let answer = request.await;
+        if let (Err(StoreError::SignatureRefused(_)), Some(credentials)) =
+            (&answer, &self.credentials)
+        {
+            credentials.refused(begun);
+        }
+        answer
+    }
+
     async fn list(&self, request: &ListRequest) -> Result<ListPage, Failure> {
         let (after, token) = match &request.from {
             ListFrom::Start => (None, None),
@@ -155,20 +175,23 @@ impl S3Store {
 #[async_trait]
 impl ObjectStore for S3Store {
     async fn list_page(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
-        Ok(self.list(request).await?)
+        self.signed(async { Ok(self.list(request).await?) }).await
     }
 
     async fn head(&self, key: &str) -> Result<ObjectMeta, StoreError> {
-        let output = self
-            .client
-            .head_object()
-            .bucket(&self.bucket)
-            .key(key)
-            .set_request_payer(self.payer.clone())
-            .send()
-            .await
-            .map_err(|error| failure(About::Key, &error))?;
-        head_meta(key, &output)
+        self.signed(async {
+            let output = self
+                .client
+                .head_object()
+                .bucket(&self.bucket)
+                .key(key)
+                .set_request_payer(self.payer.clone())
+                .send()
+                .await
+                .map_err(|error| failure(About::Key, &error))?;
+            head_meta(key, &output)
+        })
+        .await
     }
 
     async fn get_range(
@@ -178,7 +201,7 @@ impl ObjectStore for S3Store {
         into: &mut (dyn BufMut + Send),
     ) -> Result<(), StoreError> {
         debug_assert!(range.start < range.end && range.end <= version.size_bytes, "{range:?}");
-        self.gets.get(version, &range, into).await
+        self.signed(self.gets.get(version, &range, into)).await
     }
 }
 

@@ -10,6 +10,7 @@ mod changes;
 mod counts;
 mod faults;
 mod life;
+mod matrix;
 mod names;
 mod read_only;
 mod reads;

@@ -103,7 +103,7 @@ impl Gets {
             Err(error) => failure(About::Key, &error).into(),
             Ok(_) => protocol("a refusal that the SDK takes for a success"),
         };
-        if matches!(error, StoreError::Denied(_)) {
+        if matches!(error, StoreError::SignatureRefused(_)) {
             // The reason may be a clock, and the SDK has just seen the store's.
             *self.form.lock() = None;
         }
