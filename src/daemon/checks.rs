@@ -2,13 +2,13 @@
 
 use std::fs::OpenOptions;
 use std::io::{Error, ErrorKind};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::statvfs::statvfs;
 
 use super::StartError;
+use crate::mountinfo;
 
 /// Whether `/dev/fuse` is there and opens.
 pub(super) fn fuse_device() -> Result<(), StartError> {
@@ -74,37 +74,10 @@ fn unusable(path: &Path, error: &Error) -> StartError {
     })
 }
 
-/// The type of the file system whose mount point a path is. Format: `proc_pid_mountinfo(5)`.
+/// The type of the file system that is mounted on a path; none for an automount point, whose purpose
+/// is to be mounted on.
 fn mounted_kind(mountinfo: &[u8], path: &Path) -> Option<String> {
-    mountinfo.split(|&byte| byte == b'\n').find_map(|line| {
-        let mut fields = line.split(|&byte| byte == b' ');
-        if unescaped(fields.nth(4)?) != path.as_os_str().as_bytes() {
-            return None;
-        }
-        // Optional fields end with a lone hyphen; the type follows.
-        fields.find(|field| *field == b"-")?;
-        Some(String::from_utf8_lossy(fields.next()?).into_owned())
-    })
-}
-
-/// Space, tab, newline and backslash are written `\ooo`.
-fn unescaped(field: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, after)) = rest.split_first() {
-        let octal = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(escaped) if byte == b'\\' => {
-                bytes.push(escaped);
-                rest = &after[3..];
-            }
-            _ => {
-                bytes.push(byte);
-                rest = after;
-            }
-        }
-    }
-    bytes
+    mountinfo::topmost(mountinfo, path).map(|mount| mount.kind).filter(|kind| kind != "autofs")
 }
 
 #[cfg(test)]
@@ -112,14 +85,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mount_points_are_found_with_their_type() {
-        let info = b"36 35 98:0 /root /mnt/a\\040b rw,noatime master:1 - fuse.other x rw\n\
-                     37 35 98:0 / /mnt/c rw - tmpfs tmpfs rw\n";
-        let kind = |path: &str| mounted_kind(info, Path::new(path));
-        assert_eq!(kind("/mnt/a b").as_deref(), Some("fuse.other"));
-        assert_eq!(kind("/mnt/c").as_deref(), Some("tmpfs"));
-        assert_eq!(kind("/mnt"), None);
-        assert_eq!(mounted_kind(b"garbage", Path::new("/")), None);
+    fn an_automount_point_is_not_in_use_until_it_is_mounted_on() {
+        let info = b"38 35 0:40 / /mnt/d rw - autofs systemd-1 rw,direct\n\
+                     39 35 0:40 / /mnt/e rw - autofs systemd-1 rw,direct\n\
+                     40 39 0:41 / /mnt/e rw - fuse.fasts3 s3://x/ rw\n";
+        assert_eq!(mounted_kind(info, Path::new("/mnt/d")), None);
+        assert_eq!(mounted_kind(info, Path::new("/mnt/e")).as_deref(), Some("fuse.fasts3"));
     }
 
     #[test]

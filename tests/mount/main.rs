@@ -5,6 +5,7 @@
 mod common;
 
 mod attributes;
+mod background;
 mod changes;
 mod counts;
 mod faults;
@@ -13,4 +14,5 @@ mod matrix;
 mod names;
 mod read_only;
 mod reads;
+mod service;
 mod xattrs;
