@@ -263,6 +263,7 @@ impl Part {
     }
 
     /// Takes the entries from `at` on off the end.
+    #[must_use]
     pub fn split_off(&mut self, at: usize) -> Self {
         let mut records = self.records.split_off(at);
         let Some(shift) = records.first().map(|first| first.bytes_at) else {

@@ -33,7 +33,7 @@ fn contents(given: &str) -> String {
         ("LastModified", "2024-01-01T00:00:00.000Z"),
     ] {
         if !given.contains(&format!("<{name}")) {
-            all += &format!("<{name}>{value}</{name}>");
+            all.extend(["<", name, ">", value, "</", name, ">"]);
         }
     }
     format!("<Contents>{all}</Contents>")
@@ -151,7 +151,7 @@ fn what_stores_write_differently_means_the_same() {
         ),
         whole(&format!("{plain}{END}"))
             .replace("</", "</s3:")
-            .replace("<", "<s3:")
+            .replace('<', "<s3:")
             .replace("<s3:/s3:", "</s3:"),
         whole(&format!("\n  {}\n {END}<!-- > --><?a b?>", plain.replace("><", ">\n\t<"))),
         whole(&format!("<New><Key>b</Key><a/></New>{}{END}", contents("<Key>a</Key><New/>"))),
@@ -366,7 +366,7 @@ fn written() -> impl Strategy<Value = (ListPage, String)> {
         for (is_prefix, key, size_bytes, etag, seconds) in listed {
             let name = written(&key);
             if is_prefix {
-                xml += &format!("<CommonPrefixes><Prefix>{name}</Prefix></CommonPrefixes>");
+                xml.extend(["<CommonPrefixes><Prefix>", &name, "</Prefix></CommonPrefixes>"]);
                 prefixes.push(ListEntry::Prefix(key));
                 continue;
             }
@@ -384,7 +384,7 @@ fn written() -> impl Strategy<Value = (ListPage, String)> {
         }
         let mut told = format!("<IsTruncated>{}</IsTruncated>", token.is_some());
         if let Some(token) = &token {
-            told += &format!("<NextContinuationToken>{token}</NextContinuationToken>");
+            told.extend(["<NextContinuationToken>", token, "</NextContinuationToken>"]);
         }
         if encoded {
             told += "<EncodingType>url</EncodingType>";
