@@ -39,7 +39,6 @@ use self::tree::Asked;
 use crate::store::{ObjectMeta, ObjectStore, StoreError};
 
 mod directories;
-#[allow(dead_code)]
 mod flat;
 mod flight;
 mod growing;
@@ -47,12 +46,14 @@ pub mod inodes;
 pub mod listing;
 mod lookups;
 pub mod pages;
+mod runs;
 mod scan;
 pub mod split;
 mod state;
 #[cfg(test)]
 mod tests;
 pub mod tree;
+mod walk;
 
 /// "Practically for ever", as a TTL for the kernel: ten years.
 pub const FOREVER: Duration = Duration::from_hours(10 * 365 * 24);
@@ -268,10 +269,9 @@ impl Namespace {
             let numbers = (ino, state.parent(ino, &prefix));
             let now = Instant::now();
             if position.is_none() {
-                let ttl = self.config.metadata_ttl;
-                for ahead in state.directories.walked_to(&prefix, ttl, now) {
-                    self.listing_under_way(&mut state, &ahead, now);
-                }
+                let (page_keys, ttl) = (self.config.page_keys, self.config.metadata_ttl);
+                let ahead = state.directories.walked_to(&prefix, page_keys, ttl, now);
+                self.list_ahead(&mut state, ahead, now);
             }
             let resume = match (position, state.directories.fresh(&prefix, now)) {
                 (Some(at), _) => state.directories.resume(&prefix, at.generation, at.entries),

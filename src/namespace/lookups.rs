@@ -119,7 +119,7 @@ impl Namespace {
 
     /// A directory is known completely, as it was `asked` for in `epoch`.
     pub(super) fn learn(&self, state: &mut State, proved: Proved, asked: Instant, epoch: u64) {
-        let Proved { prefix, parts, rest } = proved;
+        let Proved { prefix, parts, rest, .. } = proved;
         let now = Instant::now();
         let expiry = Expiry::after(asked, self.config.metadata_ttl);
         let directories = &mut state.directories;
@@ -296,5 +296,5 @@ fn own_page(prefix: &Arc<str>, page: &ListPage) -> Result<Own, StoreError> {
     }
     let parts = vec![assembly.last()?];
     let rest: Rest = assembly.rest();
-    Ok(Own::Whole(Proved { prefix: prefix.clone(), parts, rest }))
+    Ok(Own::Whole(Proved { prefix: prefix.clone(), parts, rest, keys: page.entries.len() }))
 }

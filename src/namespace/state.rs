@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::directories::{Directories, Expiry};
 use super::flight::Flight;
+use super::growing::Growing;
 use super::inodes::{Inode, InodeRef, Inodes};
 use super::listing::{Listing, Part};
 use super::split::StartAfter;
@@ -117,6 +118,14 @@ impl State {
                 let (mtime, attr_ttl) = self.directories.attributes(prefix, name_ttl, now);
                 Node { ino, kind: NodeKind::Directory { mtime }, name_ttl, attr_ttl }
             }
+        }
+    }
+
+    /// A listing that was begun is not made after all, and nobody waits for it.
+    pub(super) fn withdraw(&mut self, prefix: &str, growing: &Growing, now: Instant) {
+        self.directories.withdraw(prefix, growing);
+        if self.inodes.number(InodeRef::Directory(prefix)).is_none() {
+            self.directories.release(prefix, now);
         }
     }
 
