@@ -220,7 +220,8 @@ impl ChunkCache {
             let mut freed = pin!(self.0.freed.notified());
             freed.as_mut().enable();
             if let Ok(lease) = self.lease(id, object, span.chunk) {
-                match self.wait_for_blocks(&lease, id, object, span.chunk, &blocks, &mut turn).await {
+                match self.wait_for_blocks(&lease, id, object, span.chunk, &blocks, &mut turn).await
+                {
                     Ok(()) => {
                         if taker == Taker::PageCache && lease.take(&blocks, &span.bytes) {
                             self.0.spend(&lease, (id, span.chunk));

@@ -44,7 +44,7 @@ fn run_with(variables: &[(&str, &str)]) -> Said {
 }
 
 /// Every option, and a value that it must refuse; none for those that take any text.
-const OPTIONS: [(&str, Option<&str>); 23] = [
+const OPTIONS: [(&str, Option<&str>); 24] = [
     ("endpoint-url", Some("localhost:9000")),
     ("region", None),
     ("profile", None),

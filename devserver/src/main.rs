@@ -132,8 +132,7 @@ async fn run(args: Args) -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut count = signal(SignalKind::user_defined1())?;
     let keys = server.credentials();
-    let proxy =
-        if args.faults { Some(FaultProxy::start(server.address()).await?) } else { None };
+    let proxy = if args.faults { Some(FaultProxy::start(server.address()).await?) } else { None };
     let endpoint = proxy.as_ref().map_or_else(|| server.endpoint_url(), FaultProxy::endpoint_url);
     println!("# bucket {} at {endpoint}", args.bucket);
     println!("export AWS_ENDPOINT_URL={endpoint}");

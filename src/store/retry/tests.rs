@@ -412,7 +412,8 @@ async fn a_throttled_mount_slows_all_requests_down_together() {
     // Somebody who was never refused waits for a turn all the same.
     let before = store.calls();
     let start = Instant::now();
-    let new = tokio::spawn(async move { retrying.get_range(&version(), 3..4, &mut Vec::new()).await });
+    let new =
+        tokio::spawn(async move { retrying.get_range(&version(), 3..4, &mut Vec::new()).await });
     while !store.ranges()[before..].contains(&(3..4)) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

@@ -222,6 +222,9 @@ mod tests {
         let turns: Vec<_> = (0..17).filter_map(|_| throttle.turn()).collect();
         let apart = *turns.last().unwrap() - Instant::now();
         assert_eq!(turns.len(), 16);
-        assert!(apart >= Duration::from_millis(950) && apart <= Duration::from_secs(1), "{apart:?}");
+        assert!(
+            apart >= Duration::from_millis(950) && apart <= Duration::from_secs(1),
+            "{apart:?}"
+        );
     }
 }

@@ -89,9 +89,9 @@ impl Renewing {
         let Some((credentials, _)) = kept.credentials.clone().filter(|_| !kept.refused) else {
             return Need::Now;
         };
-        let left = credentials.expiry().map(|expiry| {
-            expiry.duration_since(SystemTime::now()).unwrap_or_default()
-        });
+        let left = credentials
+            .expiry()
+            .map(|expiry| expiry.duration_since(SystemTime::now()).unwrap_or_default());
         match left {
             Some(left) if left <= LAST => Need::Now,
             Some(left) if left <= AHEAD => Need::Soon(credentials),
@@ -236,7 +236,6 @@ mod tests {
         given.map(|keys| keys.access_key_id().to_owned()).map_err(|error| innermost(&error))
     }
 
-
     #[tokio::test(start_paused = true)]
     async fn a_thousand_refused_readers_cost_one_renewal() {
         let (scripted, renewing) = Scripted::new([Some(None)]);
@@ -301,7 +300,8 @@ mod tests {
         let (_, renewing) = Scripted::new([Some(None)]);
         let keys = renewing.provide_credentials().await.unwrap();
         assert_eq!(keys.secret_access_key(), "hush");
-        let shown = format!("{renewing:?} {:?} {keys:?}", SharedCredentialsProvider::new(renewing.clone()));
+        let shown =
+            format!("{renewing:?} {:?} {keys:?}", SharedCredentialsProvider::new(renewing.clone()));
         assert!(!shown.contains("hush"), "{shown}");
     }
 }

@@ -309,8 +309,8 @@ async fn a_request_without_a_first_byte_is_sent_a_second_time_and_who_answers_fi
 
 #[tokio::test(start_paused = true)]
 async fn a_streamed_body_that_falls_silent_is_given_up() {
-    let server = Scripted::start([&[SendAndHang("HTTP/1.1 200 O\r\nContent-Length: 9\r\n\r\n1")]])
-        .await;
+    let server =
+        Scripted::start([&[SendAndHang("HTTP/1.1 200 O\r\nContent-Length: 9\r\n\r\n1")]]).await;
     let start = Instant::now();
     let error = streamed(&wire(), &server.get()).await.unwrap_err();
     assert!(error.contains("no byte of a body"), "{error}");
