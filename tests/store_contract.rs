@@ -97,7 +97,7 @@ impl Subject {
     }
 
     async fn version(&self, key: &str) -> ObjectVersion {
-        self.store.head(key).await.unwrap().version
+        self.store.head(key).await.unwrap().meta.version
     }
 
     async fn get(&self, version: &ObjectVersion, range: Range<u64>) -> Result<Vec<u8>, StoreError> {
@@ -133,7 +133,7 @@ async fn listings(subject: &Subject) {
     let ListEntry::Object(listed) = &pages[0].entries[2] else { panic!("{pages:?}") };
     assert_eq!(listed.version.size_bytes, 3);
     // What a listing tells of an object is what a HEAD tells.
-    assert_eq!(*listed, subject.store.head("listings/b/1").await.unwrap());
+    assert_eq!(*listed, subject.store.head("listings/b/1").await.unwrap().meta);
 }
 
 async fn odd_keys(subject: &Subject) {
@@ -184,7 +184,7 @@ async fn heads(subject: &Subject) {
         assert_eq!(subject.store.head(absent).await, Err(StoreError::NotFound), "{absent}");
     }
     subject.writer.put("heads/empty", b"").await;
-    let empty = subject.store.head("heads/empty").await.unwrap();
+    let empty = subject.store.head("heads/empty").await.unwrap().meta;
     assert_eq!((empty.version.size_bytes, empty.archived), (0, false));
     assert!(empty.version.etag.starts_with('"') && empty.version.etag.ends_with('"'));
 }
@@ -293,7 +293,7 @@ async fn s3_reports_each_refusal_as_what_it_is() {
     let store = S3Store::connect_with("contract", &config, &right).await.unwrap();
     let page = store.list_page(&list).await.unwrap();
     let ListEntry::Object(cold) = &page.entries[0] else { panic!("{page:?}") };
-    assert!(cold.archived && store.head("cold").await.unwrap().archived);
+    assert!(cold.archived && store.head("cold").await.unwrap().meta.archived);
     let version =
         ObjectVersion { key: "cold".to_owned(), etag: format!("\"{}\"", info.etag), size_bytes: 1 };
     let got = store.get_range(&version, 0..1, &mut Vec::new()).await;
@@ -332,7 +332,7 @@ async fn one_call_of_the_store_is_one_request() {
     let config = config(&server.endpoint_url());
     let store = S3Store::connect_with("contract", &config, &keys(&server)).await.unwrap();
     assert_eq!(server.counts().requests(), 0, "connecting asks nothing");
-    let version = store.head("a").await.unwrap().version;
+    let version = store.head("a").await.unwrap().meta.version;
     store.get_range(&version, 1..3, &mut Vec::new()).await.unwrap();
     let counts = server.counts();
     assert_eq!((counts.head, counts.get, counts.list, counts.other), (1, 1, 0, 0));
@@ -662,7 +662,7 @@ async fn bodies_of_every_size_arrive_whole_and_leave_their_connection_to_the_nex
     for url in [server.endpoint_url(), over_tls] {
         let config = StoreConfig { no_verify_tls: true, ..config(&url) };
         let store = S3Store::connect_with("contract", &config, &keys(&server)).await.unwrap();
-        let version = store.head("large").await.unwrap().version;
+        let version = store.head("large").await.unwrap().meta.version;
         // Around the sizes of reads, TLS records, blocks and batches.
         for size in [1, 7, 8, 16, 127, 128, 129, 160, 511, 513, 1025, 2047] {
             for length in [size * KIB - 1, size * KIB, size * KIB + 1] {

@@ -144,6 +144,11 @@ impl Inodes {
         self.get(ino).is_some_and(|inode| inode.by_ref().is_same(of)).then_some(ino)
     }
 
+    /// All directories that are known.
+    pub fn directories(&self) -> impl Iterator<Item = Ino> {
+        self.directories.values().copied()
+    }
+
     /// Whether anything may be known in the directory `prefix` whose key does not stand before that
     /// of the name `first`; false is certain.
     #[must_use]

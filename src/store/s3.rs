@@ -11,8 +11,12 @@ use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::primitives::DateTime;
 use aws_sdk_s3::types::{RequestPayer, StorageClass};
 use bytes::BufMut;
+use tokio::time::Instant;
 
-use super::{ListFrom, ListPage, ListRequest, ObjectMeta, ObjectStore, ObjectVersion, StoreError};
+use super::{
+    ListFrom, ListPage, ListRequest, ObjectDetails, ObjectHead, ObjectMeta, ObjectStore,
+    ObjectVersion, StoreError,
+};
 use crate::config::StoreConfig;
 
 mod connect;
@@ -22,15 +26,18 @@ mod form;
 mod get;
 mod http;
 mod list;
+mod renewal;
 
 use direct::Direct;
 pub use errors::Failure;
 use errors::{About, failure};
+use renewal::Renewing;
 
 /// A bucket of an S3 store.
 #[derive(Debug)]
 pub struct S3Store {
     direct: Direct,
+    credentials: Option<Renewing>,
     region: String,
     endpoint: String,
 }
@@ -78,9 +85,10 @@ impl S3Store {
     }
 
     fn new(bucket: &str, config: &StoreConfig, connected: connect::Connected) -> Self {
-        let connect::Connected { client, wire, region, endpoint } = connected;
+        let connect::Connected { client, wire, credentials, region, endpoint } = connected;
         let payer = config.requester_pays.then_some(RequestPayer::Requester);
-        Self { direct: Direct::new(client, wire, bucket.to_owned(), payer), region, endpoint }
+        let direct = Direct::new(client, wire, bucket.to_owned(), payer);
+        Self { direct, credentials, region, endpoint }
     }
 
     /// The region that requests are signed for.
@@ -119,26 +127,45 @@ impl S3Store {
             }
         }
     }
+
+    /// Sends a request; if its signature is refused, the next one has other credentials, when there
+    /// are any.
+    async fn signed<T>(
+        &self,
+        request: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let begun = Instant::now();
+        let answer = request.await;
+        if let (Err(StoreError::SignatureRefused(_)), Some(credentials)) =
+            (&answer, &self.credentials)
+        {
+            credentials.refused(begun);
+        }
+        answer
+    }
 }
 
 #[async_trait]
 impl ObjectStore for S3Store {
     async fn list_page(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
-        Ok(self.direct.list(request).await?)
+        self.signed(async { Ok(self.direct.list(request).await?) }).await
     }
 
-    async fn head(&self, key: &str) -> Result<ObjectMeta, StoreError> {
-        let output = self
-            .direct
-            .client
-            .head_object()
-            .bucket(&self.direct.bucket)
-            .key(key)
-            .set_request_payer(self.direct.payer.clone())
-            .send()
-            .await
-            .map_err(|error| failure(About::Key, &error))?;
-        head_meta(key, &output)
+    async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
+        self.signed(async {
+            let output = self
+                .direct
+                .client
+                .head_object()
+                .bucket(&self.direct.bucket)
+                .key(key)
+                .set_request_payer(self.direct.payer.clone())
+                .send()
+                .await
+                .map_err(|error| failure(About::Key, &error))?;
+            Ok(ObjectHead { meta: head_meta(key, &output)?, details: details(output) })
+        })
+        .await
     }
 
     async fn get_range(
@@ -148,7 +175,7 @@ impl ObjectStore for S3Store {
         into: &mut (dyn BufMut + Send),
     ) -> Result<(), StoreError> {
         debug_assert!(range.start < range.end && range.end <= version.size_bytes, "{range:?}");
-        self.direct.get(version, &range, into).await
+        self.signed(self.direct.get(version, &range, into)).await
     }
 }
 
@@ -166,6 +193,16 @@ fn head_meta(key: &str, output: &HeadObjectOutput) -> Result<ObjectMeta, StoreEr
         output.last_modified.as_ref(),
         cold && !restored,
     )
+}
+
+fn details(output: HeadObjectOutput) -> ObjectDetails {
+    let class = output.storage_class.unwrap_or(StorageClass::Standard);
+    ObjectDetails {
+        storage_class: class.as_str().to_owned(),
+        version_id: output.version_id,
+        content_type: output.content_type,
+        metadata: output.metadata.unwrap_or_default().into_iter().collect(),
+    }
 }
 
 fn meta(

@@ -5,10 +5,16 @@
 mod common;
 
 mod attributes;
+mod background;
 mod changes;
 mod counts;
+mod credentials;
 mod faults;
 mod life;
+mod matrix;
 mod names;
+mod panics;
 mod read_only;
 mod reads;
+mod service;
+mod xattrs;

@@ -13,9 +13,10 @@ use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
+use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{
-    ProvideCredentials as _, RequestChecksumCalculation, ResponseChecksumValidation,
+    IdentityCache, ProvideCredentials as _, RequestChecksumCalculation, ResponseChecksumValidation,
 };
 use aws_types::os_shim_internal::{Env, Fs};
 use aws_types::service_config::ServiceConfigKey;
@@ -23,12 +24,11 @@ use aws_types::service_config::ServiceConfigKey;
 use super::Keys;
 use super::errors::credentials_failure;
 use super::http::{self, Trust};
+use super::renewal::Renewing;
 use crate::config::{PathStyle, StoreConfig};
 use crate::store::StoreError;
 use crate::store::wire::Wire;
 
-/// Start-up must end within 10 s, and the bucket is asked after this.
-const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(5);
 /// The instance metadata service answers at once, or this is not an EC2 instance.
 const IMDS_REGION_TIMEOUT: Duration = Duration::from_secs(1);
 /// A listing or a HEAD, its body included: no page takes so long that is still coming.
@@ -42,6 +42,8 @@ pub(super) struct Connected {
     pub(super) client: Client,
     /// What the client sends its requests through.
     pub(super) wire: Arc<Wire>,
+    /// What signed requests are signed with.
+    pub(super) credentials: Option<Renewing>,
     pub(super) region: String,
     /// Where requests go, for people.
     pub(super) endpoint: String,
@@ -78,33 +80,48 @@ pub(super) async fn connect(
         .region()
         .await;
 
-    let mut loader = aws_config::defaults(BehaviorVersion::latest())
-        .http_client(http::client(verified))
+    let loader = {
         // Something must be set, or the loader asks the metadata service for as long as it likes.
-        .region(told.clone().unwrap_or(Region::from_static(FIRST_REGION)));
-    if let Some(profile) = profile {
-        loader = loader.profile_name(profile);
-    }
-    if config.no_sign_request {
-        loader = loader.no_credentials();
-    } else if let Some(Keys { access_key_id, secret_access_key }) = keys {
-        loader = loader.credentials_provider(Credentials::new(
-            access_key_id,
-            secret_access_key,
-            None,
-            None,
-            "given keys",
-        ));
-    }
-    let sdk = loader.load().await;
+        let region = told.clone().unwrap_or(Region::from_static(FIRST_REGION));
+        let (profile, keys) = (config.profile.clone(), keys.cloned());
+        let unsigned = config.no_sign_request;
+        move || {
+            let mut loader = aws_config::defaults(BehaviorVersion::latest())
+                .http_client(http::client(Arc::clone(&verified)))
+                .region(region.clone());
+            if let Some(profile) = &profile {
+                loader = loader.profile_name(profile);
+            }
+            if unsigned {
+                loader.no_credentials()
+            } else if let Some(Keys { access_key_id, secret_access_key }) = &keys {
+                loader.credentials_provider(Credentials::new(
+                    access_key_id,
+                    secret_access_key,
+                    None,
+                    None,
+                    "given keys",
+                ))
+            } else {
+                loader
+            }
+        }
+    };
+    let sdk = loader().load().await;
+    let credentials = (!config.no_sign_request).then(|| {
+        Renewing::new(move || {
+            let loader = loader();
+            Box::pin(async move { loader.load().await.credentials_provider() })
+        })
+    });
 
     let endpoint = config.endpoint_url.clone().or_else(|| configured_endpoint(&sdk));
     let region = match told {
         Some(region) => region,
         None => guess_region(endpoint.as_deref()).await,
     };
-    if !config.no_sign_request {
-        check_credentials(&sdk).await?;
+    if let Some(credentials) = &credentials {
+        check_credentials(credentials).await?;
     }
 
     let mut builder = aws_sdk_s3::config::Builder::from(&sdk)
@@ -121,13 +138,17 @@ pub(super) async fn connect(
     if let Some(url) = &endpoint {
         builder = builder.endpoint_url(with_slash(url));
     }
-    if config.no_sign_request {
-        builder = builder.allow_no_auth();
-    }
+    builder = match &credentials {
+        // They keep what there is to keep.
+        Some(credentials) => builder
+            .credentials_provider(credentials.clone())
+            .identity_cache(IdentityCache::no_cache()),
+        None => builder.allow_no_auth(),
+    };
     let region = region.to_string();
     let endpoint = endpoint.unwrap_or_else(|| format!("AWS, {region}"));
     let client = Client::from_conf(builder.build());
-    Ok(Connected { client, wire: to_store, region, endpoint })
+    Ok(Connected { client, wire: to_store, credentials, region, endpoint })
 }
 
 /// A profile that was asked for by name must exist; the SDK would go on to whatever else it finds.
@@ -180,19 +201,19 @@ async fn guess_region(endpoint: Option<&str>) -> Region {
         .unwrap_or(fallback)
 }
 
-async fn check_credentials(sdk: &SdkConfig) -> Result<(), StoreError> {
-    let none = |cause: &str| StoreError::NoCredentials(cause.to_owned());
-    let Some(provider) = sdk.credentials_provider() else {
-        return Err(none("no provider is configured"));
-    };
-    match tokio::time::timeout(CREDENTIALS_TIMEOUT, provider.provide_credentials()).await {
-        Ok(Ok(_credentials)) => Ok(()),
+async fn check_credentials(credentials: &Renewing) -> Result<(), StoreError> {
+    match credentials.provide_credentials().await {
+        Ok(_credentials) => Ok(()),
+        Err(CredentialsError::ProviderTimedOut(_)) => {
+            Err(StoreError::NoCredentials("no provider answered in time".to_owned()))
+        }
         // At the start it does not matter whether they may come later.
-        Ok(Err(error)) => match credentials_failure(&error) {
-            StoreError::TimedOut(cause) | StoreError::Unavailable(cause) => Err(none(&cause)),
+        Err(error) => match credentials_failure(&error) {
+            StoreError::TimedOut(cause) | StoreError::Unavailable(cause) => {
+                Err(StoreError::NoCredentials(cause))
+            }
             other => Err(other),
         },
-        Err(_elapsed) => Err(none("no provider answered in time")),
     }
 }
 

@@ -77,7 +77,7 @@ impl Direct {
 
     /// Notes what the SDK has made of a refusal.
     pub(super) fn refused(&self, failure: &Failure) {
-        if matches!(failure, Failure::Store(StoreError::Denied(_))) {
+        if matches!(failure, Failure::Store(StoreError::SignatureRefused(_))) {
             // The reason may be a clock, and the SDK has just seen the store's.
             *self.form.lock() = None;
         }

@@ -8,15 +8,16 @@ use std::time::Duration;
 
 use bytes::{Buf as _, BufMut, Bytes};
 use http_body::{Frame, SizeHint};
-use tokio::time::timeout;
+use tokio::time::{Sleep, sleep, timeout};
 
 use super::connection::Connection;
 use super::framing::{Found, Framing};
 use super::pool::Home;
 use crate::store::StoreError;
 
-/// A body that gives no byte for so long has stalled; a new connection is cheaper than waiting.
-pub(super) const SILENCE: Duration = Duration::from_secs(10);
+/// A body that gives no byte for so long has stalled: a connection that lives retransmits several
+/// times meanwhile, and to go on from the byte reached on a new one costs one request.
+pub(super) const SILENCE: Duration = Duration::from_secs(4);
 /// Bytes are received in batches of no less, unless less is left: a reader is served by the block
 /// of 128 KiB.
 const SMALLEST_BATCH: u64 = 128 << 10;
@@ -40,12 +41,15 @@ pub(in crate::store) struct Body {
     connection: Option<Connection>,
     /// Where the connection goes at the end of the body, unless it is to be closed.
     home: Option<Home>,
+    /// Ends when a streamed body has been silent for too long.
+    silence: Option<Pin<Box<Sleep>>>,
     streamed: u64,
 }
 
 impl Body {
     pub(super) fn new(connection: Connection, framing: Framing, home: Option<Home>) -> Self {
-        let mut body = Self { framing, connection: Some(connection), home, streamed: 0 };
+        let connection = Some(connection);
+        let mut body = Self { framing, connection, home, silence: None, streamed: 0 };
         body.end_if_over();
         body
     }
@@ -107,9 +111,10 @@ impl Body {
             return Ok(whole);
         }
         loop {
-            let data = timeout(SILENCE, poll_fn(|context| self.poll_data(context))).await;
-            let data = data.map_err(|_elapsed| silent())?.map_err(|error| match error.kind() {
+            let data = poll_fn(|context| self.poll_data(context)).await;
+            let data = data.map_err(|error| match error.kind() {
                 io::ErrorKind::InvalidData => StoreError::Protocol(format!("a body: {error}")),
+                io::ErrorKind::TimedOut => silent(),
                 _ => StoreError::Unavailable(format!("a body broke: {error}")),
             })?;
             let Some(data) = data else { return Ok(whole) };
@@ -130,11 +135,20 @@ impl Body {
                     return Poll::Ready(Ok(Some(data)));
                 }
                 Found::End => self.end_if_over(),
-                Found::TooLittle => match ready!(connection.poll_fill(FRAME_BYTES, context))? {
-                    0 if self.framing == Framing::Close => break,
-                    0 => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
-                    _ => {}
-                },
+                Found::TooLittle => {
+                    let Poll::Ready(filled) = connection.poll_fill(FRAME_BYTES, context) else {
+                        let silence = self.silence.get_or_insert_with(|| Box::pin(sleep(SILENCE)));
+                        ready!(silence.as_mut().poll(context));
+                        let text = format!("no byte of a body for {} s", SILENCE.as_secs());
+                        return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, text)));
+                    };
+                    self.silence = None;
+                    match filled? {
+                        0 if self.framing == Framing::Close => break,
+                        0 => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                        _ => {}
+                    }
+                }
             }
         }
         Poll::Ready(Ok(None))

@@ -362,7 +362,7 @@ async fn a_store_that_calls_the_clock_wrong_is_asked_at_its_own_time_then() {
     for _ in 0..2 {
         let got = gets.get(&version("k"), &(2..6), &mut Vec::new()).await;
         let text = "403 RequestTimeTooSkewed: Too far; is this machine's clock right?";
-        assert_eq!(got, Err(StoreError::Denied(text.to_owned())));
+        assert_eq!(got, Err(StoreError::SignatureRefused(text.to_owned())));
     }
     let heads = heads.lock();
     assert!(!heads[0].contains("x-amz-date: 20400101T0000"), "{}", heads[0]);
