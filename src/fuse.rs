@@ -34,7 +34,7 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use crate::config::{Access, Config};
-use crate::fs::{Attributes, BucketFs, DirectoryEntry, FsError, Kind, Taker};
+use crate::fs::{Attributes, BucketFs, DirectoryEntry, FsError, Kind, Space, Taker};
 use crate::mountinfo;
 use crate::namespace::Ino;
 
@@ -401,9 +401,26 @@ impl fuser::Filesystem for Adapter {
         });
     }
 
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
+        self.answer(async move {
+            match fs.xattr(ino.0, &name).await {
+                Ok(value) => give_value(reply, size, &value),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        match self.fs.xattr_names(ino.0) {
+            Ok(names) => give_value(reply, size, &names),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        let block = u32::try_from(crate::layout::BLOCK_BYTES).unwrap_or(4096);
-        reply.statfs(0, 0, 0, 0, 0, block, 255, block);
+        let Space { blocks, block_bytes, name_bytes } = Space::OF_A_BUCKET;
+        reply.statfs(blocks, blocks, blocks, 0, 0, block_bytes, name_bytes, block_bytes);
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -427,8 +444,6 @@ impl fuser::Filesystem for Adapter {
     refuse! { ENOSYS:
         fn flush(INodeNo, FileHandle, LockOwner) -> ReplyEmpty;
         fn fsync(INodeNo, FileHandle, bool) -> ReplyEmpty;
-        fn getxattr(INodeNo, &OsStr, u32) -> ReplyXattr;
-        fn listxattr(INodeNo, u32) -> ReplyXattr;
         fn bmap(INodeNo, u32, u64) -> ReplyBmap;
         fn lseek(INodeNo, FileHandle, i64, i32) -> ReplyLseek;
     }
@@ -473,6 +488,15 @@ async fn forget_name(name: Option<(Ino, String)>, kernel: Arc<OnceLock<Notifier>
     });
     // Nor for ever: whoever holds that lock may be waiting for the very read that this is about.
     let _ = tokio::time::timeout(LONGEST_FORGETTING, telling).await;
+}
+
+/// A size of 0 asks how much room the value needs.
+fn give_value(reply: ReplyXattr, size: u32, value: &[u8]) {
+    match u32::try_from(value.len()) {
+        Ok(length) if size == 0 => reply.size(length),
+        Ok(length) if length <= size => reply.data(value),
+        _ => reply.error(Errno::ERANGE),
+    }
 }
 
 fn errno(error: &FsError) -> Errno {

@@ -10,6 +10,8 @@ pub(crate) struct Mount {
     pub(crate) device: String,
     /// The file system's type.
     pub(crate) kind: String,
+    /// What is mounted, in the file system's own words.
+    pub(crate) source: String,
 }
 
 /// What is mounted on a path, the topmost if there are several.
@@ -23,7 +25,8 @@ pub(crate) fn topmost(mountinfo: &[u8], path: &Path) -> Option<Mount> {
         // Optional fields end with a lone hyphen; the type follows.
         fields.find(|field| *field == b"-")?;
         let text = |field| String::from_utf8_lossy(field).into_owned();
-        Some(Mount { device: text(device), kind: text(fields.next()?) })
+        let (kind, source) = (text(fields.next()?), text(fields.next()?));
+        Some(Mount { device: text(device), kind, source })
     })
 }
 

@@ -26,7 +26,9 @@ use tokio::time::Instant;
 
 use self::directories::{Directories, Expiry, Resume};
 use self::growing::{Grower, Growing, Onward};
-use self::inodes::{Inode, InodeRef, Inodes};
+pub use self::inodes::Inode;
+use self::inodes::{InodeRef, Inodes};
+pub use self::listing::HiddenKeys;
 use self::listing::{Listing, Part, Rest};
 use self::pages::Pages;
 use self::scan::Position;
@@ -37,7 +39,6 @@ use self::tree::Asked;
 use crate::store::{ObjectMeta, ObjectStore, StoreError};
 
 mod directories;
-#[allow(dead_code)]
 mod flat;
 mod flight;
 mod growing;
@@ -45,12 +46,14 @@ pub mod inodes;
 pub mod listing;
 mod lookups;
 pub mod pages;
+mod runs;
 mod scan;
 pub mod split;
 mod state;
 #[cfg(test)]
 mod tests;
 pub mod tree;
+mod walk;
 
 /// "Practically for ever", as a TTL for the kernel: ten years.
 pub const FOREVER: Duration = Duration::from_hours(10 * 365 * 24);
@@ -219,6 +222,22 @@ impl Namespace {
         Ok(state.node(ino, &inode, name_ttl, Instant::now()))
     }
 
+    /// What an inode's number names.
+    pub fn inode(&self, ino: Ino) -> Result<Inode, NameError> {
+        self.state.lock().inodes.get(ino).cloned().ok_or(NameError::Stale)
+    }
+
+    /// The keys that the directory `prefix` hides, one item a reason. Lists it for this, for nobody
+    /// keeps them: hardly anybody asks.
+    pub async fn hidden_keys(&self, prefix: &Arc<str>) -> Result<Vec<HiddenKeys>, NameError> {
+        let (page_keys, workers) = (self.config.page_keys, self.config.pages_at_once);
+        let start_after = self.state.lock().start_after;
+        let store = self.store.clone();
+        let mut pages = Pages::new(store, prefix.clone(), page_keys, workers, start_after);
+        while pages.next().await?.is_some() {}
+        Ok(pages.rest().hidden)
+    }
+
     /// The object behind a file's inode.
     pub fn object(&self, ino: Ino) -> Result<Arc<ObjectMeta>, NameError> {
         match self.state.lock().inodes.get(ino) {
@@ -250,10 +269,9 @@ impl Namespace {
             let numbers = (ino, state.parent(ino, &prefix));
             let now = Instant::now();
             if position.is_none() {
-                let ttl = self.config.metadata_ttl;
-                for ahead in state.directories.walked_to(&prefix, ttl, now) {
-                    self.listing_under_way(&mut state, &ahead, now);
-                }
+                let (page_keys, ttl) = (self.config.page_keys, self.config.metadata_ttl);
+                let ahead = state.directories.walked_to(&prefix, page_keys, ttl, now);
+                self.list_ahead(&mut state, ahead, now);
             }
             let resume = match (position, state.directories.fresh(&prefix, now)) {
                 (Some(at), _) => state.directories.resume(&prefix, at.generation, at.entries),
@@ -364,9 +382,15 @@ impl Namespace {
             Ok(rest) if rest.exists || *prefix == *self.config.root_prefix => {
                 for keys in &rest.hidden {
                     if directories.is_first_warning(&prefix, keys.reason) {
-                        let (count, example) = (keys.count, keys.example.as_deref());
+                        let (count, example) = (keys.count, keys.keys.first());
                         let directory = &*prefix;
-                        tracing::warn!(directory, count, example, "hidden keys: {}", keys.reason);
+                        let reason = keys.reason;
+                        tracing::warn!(
+                            directory,
+                            count,
+                            example,
+                            "hidden keys: {reason}; `getfattr -n user.s3.hidden-keys` lists them"
+                        );
                     }
                 }
                 let knows = |prefix: &str| inodes.number(InodeRef::Directory(prefix)).is_some();

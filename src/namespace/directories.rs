@@ -25,6 +25,7 @@ use super::growing::{Grower, Growing, Onward};
 use super::inodes::{Inode, InodeRef};
 use super::listing::{Listing, Part};
 use super::tree::{self, Hidden};
+use super::walk::{Ahead, Bounds, MOST_AHEAD, Surroundings, Walk};
 use super::{FOREVER, Ino};
 
 /// The newest listing, and two more for scans and inode numbers.
@@ -32,17 +33,6 @@ const VERSIONS: usize = 3;
 
 /// After so many lookups that cost requests, a directory is worth listing.
 const MISSES_BEFORE_LISTING: u32 = 2;
-
-/// Directories that were listed one after the other, in the order of their parent's listing, before
-/// the next ones are listed ahead: two may be chance.
-const STEPS_BEFORE_WALK: u32 = 2;
-
-/// Directories listed ahead of a walk at most: as many latencies go by at the same time.
-const MOST_AHEAD: usize = 16;
-
-/// Entries that are looked through for the next directory: beyond so many files in between there
-/// is no walk to be fast for.
-const NEXT_WITHIN: usize = 4096;
 
 /// Newer generations under which a version is known, because it was found again: as many as there
 /// are versions.
@@ -118,16 +108,6 @@ struct Directory {
     being_listed: bool,
     /// Reasons for hiding keys that the log has seen.
     warned: Vec<Hidden>,
-}
-
-/// How somebody goes through the directories in a directory.
-#[derive(Clone, Copy, Debug, Default)]
-struct Walk {
-    /// The listing, and the last directory in it that was listed.
-    generation: u32,
-    at: usize,
-    /// How many directories in a row were the next one.
-    steps: u32,
 }
 
 /// The first page of a directory that has more. It answers lookups; nobody scans it.
@@ -333,46 +313,51 @@ impl Directories {
         }
     }
 
-    /// A scan of the directory `prefix` begins: gives the directories that are worth listing ahead,
-    /// because whoever does this goes through all that are in its parent.
+    /// A scan of the directory `prefix` begins: gives what is worth listing ahead, because whoever
+    /// does this goes through all that is in its parent.
     pub(super) fn walked_to(
         &mut self,
         prefix: &str,
+        page_keys: u16,
         ttl: Option<Duration>,
         now: Instant,
-    ) -> Vec<Arc<str>> {
+    ) -> Vec<Ahead> {
         let Some((parent, name)) = tree::parent_and_name(prefix) else { return Vec::new() };
-        let Some(listing) = self.newest(parent).filter(|_| self.is_fresh(parent, now)).cloned()
-        else {
+        if !self.is_fresh(parent, now) {
             return Vec::new();
-        };
+        }
+        let Some(listing) = self.newest(parent).cloned() else { return Vec::new() };
         let Some(at) = listing.find(name.as_bytes()) else { return Vec::new() };
-        let directories_behind = |index: usize| {
-            let within = index + 1..listing.len().min(index + 1 + NEXT_WITHIN);
-            within.filter(|index| listing.is_directory(*index))
-        };
-        let Some(directory) = self.states.get_mut(parent) else { return Vec::new() };
-        let walk = &mut directory.walk;
-        let same = walk.generation == listing.generation();
-        if !same || walk.at != at {
-            let is_next = same && directories_behind(walk.at).next() == Some(at);
-            let steps = if is_next { walk.steps.saturating_add(1) } else { 0 };
-            *walk = Walk { generation: listing.generation(), at, steps };
-        }
-        let steps = walk.steps;
+        let Some(directory) = self.states.get(parent) else { return Vec::new() };
+        let (mut walk, took) = (directory.walk, directory.listing_took * 2);
         // What is listed ahead must still be believed when the walk comes to it.
-        let took = directory.listing_took * 2;
         let most = u32::try_from(MOST_AHEAD).expect("small");
-        if steps < STEPS_BEFORE_WALK || ttl.is_some_and(|ttl| ttl <= took * most) {
-            return Vec::new();
+        let is_worth_it = ttl.is_none_or(|ttl| ttl > took * most);
+        let bounds = Bounds { page_keys, listings_bytes: self.max_listed_bytes };
+        let mut ahead = walk.step(&listing, at, bounds, &Around { directories: self, now });
+        if !is_worth_it {
+            ahead.clear();
         }
-        let ahead = 1_usize.checked_shl(steps).unwrap_or(MOST_AHEAD).min(MOST_AHEAD);
-        let names = directories_behind(at).take(ahead).map(|index| listing.name(index));
-        let prefixes = names.map(|name| format!("{parent}{}/", String::from_utf8_lossy(name)));
-        prefixes
-            .filter(|prefix| self.under_way(prefix).is_none() && !self.is_fresh(prefix, now))
-            .map(Arc::from)
-            .collect()
+        if let Some(directory) = self.states.get_mut(parent) {
+            directory.walk = walk;
+        }
+        ahead
+    }
+
+    /// Directories in this one were found to hold so many keys.
+    pub(super) fn walk_measured(&mut self, parent: &str, keys: usize, directories: usize) {
+        if let Some(directory) = self.states.get_mut(parent) {
+            directory.walk.measured(keys, directories);
+        }
+    }
+
+    /// A listing that was begun is not made after all.
+    pub(super) fn withdraw(&mut self, prefix: &str, growing: &Growing) {
+        let Some(directory) = self.states.get_mut(prefix) else { return };
+        directory.growing.retain(|under| under.growing.generation != growing.generation);
+        if directory.epoch == growing.epoch {
+            directory.being_listed = false;
+        }
     }
 
     fn is_fresh(&self, prefix: &str, now: Instant) -> bool {
@@ -667,6 +652,22 @@ impl Directories {
                 self.release(&prefix, now);
             }
         }
+    }
+}
+
+/// What a walk may know.
+struct Around<'a> {
+    directories: &'a Directories,
+    now: Instant,
+}
+
+impl Surroundings for Around<'_> {
+    fn is_known(&self, directory: &str) -> bool {
+        self.directories.needs_nothing(directory, self.now)
+    }
+
+    fn entries(&self, directory: &str) -> Option<usize> {
+        self.directories.newest(directory).map(|listing| listing.len())
     }
 }
 

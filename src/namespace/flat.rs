@@ -27,7 +27,7 @@ const LAST: char = '\u{10ffff}';
 pub(super) struct Flat {
     /// The prefix, and below it the directories that the last key stands in.
     open: Vec<Open>,
-    /// Keys in this directory are not looked at: it was left in its middle, or before.
+    /// Keys in this directory are not looked at: it was left in its middle.
     left: Option<String>,
     /// The pages do not begin at the first key of the prefix, so it is never known completely.
     begun_behind: bool,
@@ -53,6 +53,8 @@ pub(super) struct Proved {
     pub(super) parts: Vec<Part>,
     /// What it does not show.
     pub(super) rest: Rest,
+    /// How many keys are in and below it.
+    pub(super) keys: usize,
 }
 
 impl Flat {
@@ -61,9 +63,9 @@ impl Flat {
         Self { open: vec![Open::new(prefix.into())], left: None, begun_behind: false }
     }
 
-    /// Pages of the directory `prefix` that begin behind `left`, a directory in it.
-    pub(super) fn behind(prefix: &str, left: &str) -> Self {
-        Self { left: Some(left.to_owned()), begun_behind: true, ..Self::new(prefix) }
+    /// Pages that begin between two names of the directory `prefix`.
+    pub(super) fn begun_behind(prefix: &str) -> Self {
+        Self { begun_behind: true, ..Self::new(prefix) }
     }
 
     /// Where to begin a listing behind a directory. Keys of the directory that come all the same
@@ -178,7 +180,7 @@ impl Open {
         let all: Range<usize> = 0..entries.len();
         let page = ListPage { entries, next: None, undecodable: 0 };
         let part = self.assembly.part(&page, all)?;
-        self.assembly.append(&part)?;
+        self.assembly.append(part)?;
         self.parts.push(self.assembly.settled()?);
         Ok(())
     }
@@ -187,7 +189,8 @@ impl Open {
         self.flush()?;
         self.parts.push(self.assembly.last()?);
         self.parts.retain(|part| !part.is_empty());
-        Ok(Proved { prefix: self.prefix, parts: self.parts, rest: self.assembly.rest() })
+        let Self { prefix, parts, keys, .. } = self;
+        Ok(Proved { prefix, parts, rest: self.assembly.rest(), keys })
     }
 }
 
@@ -320,7 +323,7 @@ mod tests {
                     let proved: BTreeMap<_, _> = proved
                         .into_iter()
                         .map(|proved| {
-                            let Proved { prefix, parts, rest } = proved;
+                            let Proved { prefix, parts, rest, .. } = proved;
                             (prefix.to_string(), seen(&prefix, parts, rest))
                         })
                         .collect();
@@ -330,7 +333,7 @@ mod tests {
             });
         }
 
-        /// Behind a directory, and over one that is left in its middle: nothing is proved of what
+        /// From the middle on, and over a directory that is left in its middle: nothing is proved of what
         /// was not seen whole.
         #[test]
         fn what_was_not_seen_whole_is_not_proved(
@@ -341,9 +344,9 @@ mod tests {
             run(async move {
                 let store = store(&keys);
                 let expected = walk(&store, "").await;
-                let mut flat = Flat::behind("", "a/");
+                let mut flat = Flat::begun_behind("");
                 let (mut proved, mut left) = (Vec::new(), None);
-                let from = ListFrom::After(Flat::start_behind("a/"));
+                let from = ListFrom::After("a".to_owned());
                 let pages = pages(&store, "", from, page_keys).await;
                 for (number, page) in pages.into_iter().enumerate() {
                     proved.extend(flat.add(page).expect("keys that can be decoded"));
@@ -353,8 +356,8 @@ mod tests {
                     }
                 }
                 proved.extend(flat.end().expect("complete"));
-                for Proved { prefix, parts, rest } in proved {
-                    assert!(!prefix.is_empty() && !prefix.starts_with("a/"), "{prefix:?}");
+                for Proved { prefix, parts, rest, .. } in proved {
+                    assert!(!prefix.is_empty() && left.as_deref() != Some(&*prefix), "{prefix:?}");
                     let seen = seen(&prefix, parts, rest);
                     assert_eq!(Some(&seen), expected.get(&*prefix), "{prefix:?}, left {left:?}");
                 }

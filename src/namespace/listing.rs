@@ -4,6 +4,7 @@
 //! nothing all the same: a page that fails or makes no sense fails the whole, because a directory
 //! that silently lacks files is worse than an error.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -216,8 +217,15 @@ pub struct HiddenKeys {
     pub reason: Hidden,
     /// How many; a common prefix counts as one.
     pub count: usize,
-    /// The first of them, if it can be written.
-    pub example: Option<String>,
+    /// The first of them, in order, at most [`HiddenKeys::MOST_KEPT`]; of those that are not UTF-8,
+    /// none.
+    pub keys: BTreeSet<String>,
+}
+
+impl HiddenKeys {
+    /// Whoever has so many has made them by a rule, and sees it by now: 1,000 of 100 bytes are
+    /// 100 KB a directory and reason, for as long as it is being listed.
+    pub const MOST_KEPT: usize = 1000;
 }
 
 /// What a complete listing does not show.
@@ -275,9 +283,11 @@ impl Assembly {
     }
 
     /// Appends what comes behind all that was appended.
-    pub fn append(&mut self, part: &Part) -> Result<(), StoreError> {
-        for index in 0..part.len() {
-            let (name, is_directory) = part.place(index);
+    pub fn append(&mut self, part: Part) -> Result<(), StoreError> {
+        let open = self.open.len();
+        self.open.append(part)?;
+        for index in open..self.open.len() {
+            let (name, is_directory) = self.open.place(index);
             while let Some(last) = self.unsettled.last() {
                 let (object, _) = self.open.place(*last);
                 match name.strip_prefix(object) {
@@ -286,16 +296,15 @@ impl Assembly {
                     Some([]) if is_directory => {
                         let key = format!("{}{}", self.prefix, String::from_utf8_lossy(object));
                         self.shadowed.push(*last);
-                        self.hide(Hidden::ShadowedByDirectory, 1, Some(&key));
+                        hide(&mut self.hidden, Hidden::ShadowedByDirectory, 1, Some(&key));
                     }
                     _ => {}
                 }
                 self.unsettled.pop();
             }
             if !is_directory {
-                self.unsettled.push(self.open.len());
+                self.unsettled.push(index);
             }
-            self.open.push_copy(part, index)?;
         }
         Ok(())
     }
@@ -308,20 +317,17 @@ impl Assembly {
         }
         // In the order of their directories, which is not that of the objects: `a-/` < `a/`.
         self.shadowed.sort_unstable();
-        let mut shadowed = self.shadowed.iter().copied().peekable();
-        let (mut shown, mut open) = (Part::default(), Part::default());
-        let mut is_shadowed = |index: usize| shadowed.next_if_eq(&index).is_some();
-        if self.shadowed.is_empty() && settled == self.open.len() {
-            shown = std::mem::take(&mut self.open);
-        } else {
-            for index in (0..settled).filter(|index| !is_shadowed(*index)) {
-                shown.push_copy(&self.open, index)?;
-            }
-            for index in settled..self.open.len() {
-                open.push_copy(&self.open, index)?;
+        let open = self.open.split_off(settled);
+        let mut shown = std::mem::replace(&mut self.open, open);
+        if self.shadowed.first().is_some_and(|index| *index < settled) {
+            let mut shadowed = self.shadowed.iter().copied().peekable();
+            let all = std::mem::take(&mut shown);
+            for index in 0..settled {
+                if shadowed.next_if_eq(&index).is_none() {
+                    shown.push_copy(&all, index)?;
+                }
             }
         }
-        self.open = open;
         for index in &mut self.unsettled {
             *index -= settled;
         }
@@ -349,15 +355,23 @@ impl Assembly {
         Rest { hidden: self.hidden, exists }
     }
 
-    fn hide(&mut self, reason: Hidden, count: usize, example: Option<&str>) {
-        let example = example.map(str::to_owned);
-        if let Some(keys) = self.hidden.iter_mut().find(|keys| keys.reason == reason) {
-            keys.count += count;
-            // Ranges are listed side by side, so the first to come need not be the first.
-            keys.example = keys.example.take().into_iter().chain(example).min();
-        } else {
-            self.hidden.push(HiddenKeys { reason, count, example });
-        }
+    fn hide(&mut self, reason: Hidden, count: usize, key: Option<&str>) {
+        hide(&mut self.hidden, reason, count, key);
+    }
+}
+
+fn hide(hidden: &mut Vec<HiddenKeys>, reason: Hidden, count: usize, key: Option<&str>) {
+    let at = hidden.iter().position(|hidden| hidden.reason == reason);
+    let at = at.unwrap_or_else(|| {
+        hidden.push(HiddenKeys { reason, count: 0, keys: BTreeSet::new() });
+        hidden.len() - 1
+    });
+    let hidden = &mut hidden[at];
+    hidden.count += count;
+    // Ranges are listed side by side, so the first to come need not be the first.
+    hidden.keys.extend(key.map(str::to_owned));
+    if hidden.keys.len() > HiddenKeys::MOST_KEPT {
+        hidden.keys.pop_last();
     }
 }
 
@@ -423,7 +437,7 @@ mod tests {
             assert_eq!(names(&complete.listing), ["a-/", "a-b", "a/", "b"]);
             let hidden = &complete.hidden[0];
             assert_eq!((hidden.reason, hidden.count), (Hidden::ShadowedByDirectory, 2));
-            assert_eq!(hidden.example.as_deref(), Some("a"));
+            assert_eq!(hidden.keys.iter().collect::<Vec<_>>(), ["a", "a-"]);
             for (index, name) in ["a-", "a-b", "a", "b"].iter().enumerate() {
                 assert_eq!(complete.listing.find(name.as_bytes()), Some(index));
             }
@@ -464,8 +478,8 @@ mod tests {
         let undecodable = Fault::Page(BadPage::Undecodable(2));
         store.next(Operation::List, undecodable);
         let complete = list(store.clone(), "d/", 10).await.expect("complete");
-        let (reason, example) = (Hidden::NotUtf8, None);
-        assert_eq!(complete.hidden, [HiddenKeys { reason, count: 2, example }]);
+        let (reason, keys) = (Hidden::NotUtf8, BTreeSet::new());
+        assert_eq!(complete.hidden, [HiddenKeys { reason, count: 2, keys }]);
         assert!(complete.exists);
     }
 

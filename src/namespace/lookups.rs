@@ -106,9 +106,9 @@ impl Namespace {
             }
             if let (Some((_, Inode::Directory(below))), Some(_)) = (&point.found, page_keys) {
                 let mut learnt = Learnt { names: &self, state: &mut state, asked, epoch };
-                learnt.from_flat_page(below, flat);
+                learnt.learn_flat_page(below, flat);
                 if let Some(own) = own {
-                    learnt.from_own_page(below, &own);
+                    learnt.learn_own_page(below, &own);
                 }
             }
             point
@@ -119,7 +119,7 @@ impl Namespace {
 
     /// A directory is known completely, as it was `asked` for in `epoch`.
     pub(super) fn learn(&self, state: &mut State, proved: Proved, asked: Instant, epoch: u64) {
-        let Proved { prefix, parts, rest } = proved;
+        let Proved { prefix, parts, rest, .. } = proved;
         let now = Instant::now();
         let expiry = Expiry::after(asked, self.config.metadata_ttl);
         let directories = &mut state.directories;
@@ -144,7 +144,7 @@ struct Learnt<'a> {
 }
 
 impl Learnt<'_> {
-    fn from_flat_page(&mut self, below: &str, page: ListPage) {
+    fn learn_flat_page(&mut self, below: &str, page: ListPage) {
         let is_all = page.next.is_none();
         let mut flat = Flat::new(below);
         // It may hold what proves nothing; then nothing is learnt.
@@ -169,7 +169,7 @@ impl Learnt<'_> {
         }
     }
 
-    fn from_own_page(&mut self, below: &Arc<str>, page: &ListPage) {
+    fn learn_own_page(&mut self, below: &Arc<str>, page: &ListPage) {
         match own_page(below, page) {
             Ok(Own::Whole(proved)) => {
                 self.names.learn(self.state, proved, self.asked, self.epoch);
@@ -254,7 +254,7 @@ async fn ask(
         return Ok(Answer { found, flat, own });
     }
     match file {
-        Ok(meta) => Ok(Answer { found: Some(Inode::File(Arc::new(meta))), flat, own: None }),
+        Ok(head) => Ok(Answer { found: Some(Inode::File(Arc::new(head.meta))), flat, own: None }),
         Err(StoreError::NotFound) => Ok(Answer { found: None, flat, own: None }),
         Err(error) => Err(error),
     }
@@ -290,11 +290,11 @@ fn own_page(prefix: &Arc<str>, page: &ListPage) -> Result<Own, StoreError> {
     let mut assembly = Assembly::new(prefix.clone());
     assembly.count(page);
     let part = assembly.part(page, 0..page.entries.len())?;
-    assembly.append(&part)?;
+    assembly.append(part)?;
     if page.next.is_some() {
         return Ok(Own::Beginning(assembly.settled()?));
     }
     let parts = vec![assembly.last()?];
     let rest: Rest = assembly.rest();
-    Ok(Own::Whole(Proved { prefix: prefix.clone(), parts, rest }))
+    Ok(Own::Whole(Proved { prefix: prefix.clone(), parts, rest, keys: page.entries.len() }))
 }

@@ -922,10 +922,13 @@ async fn cookies_of_a_listing_that_found_nothing_new_are_as_good_as_the_first_on
     }
 }
 
-/// Directories `d/00` to `d/39` of two files each; 50 ms a page.
-async fn forest() -> (Mount, Ino) {
-    let keys: Vec<_> = (0..80).map(|n| format!("d/{:02}/{}", n / 2, n % 2)).collect();
-    let mount = mount(&keys.iter().map(String::as_str).collect::<Vec<_>>());
+/// Directories `d/000` and so on, each of so many files; 50 ms a page of so many keys.
+async fn forest(directories: usize, files: usize, page_keys: u16) -> (Mount, Ino) {
+    let keys: Vec<_> =
+        (0..directories * files).map(|n| format!("d/{:03}/{}", n / files, n % files)).collect();
+    let mount = mount_with(&keys.iter().map(String::as_str).collect::<Vec<_>>(), |config| {
+        config.page_keys = page_keys;
+    });
     let d = mount.ino("d").await;
     // What the lookup has learnt of all of them.
     mount.names.drop_names();
@@ -935,21 +938,40 @@ async fn forest() -> (Mount, Ino) {
 }
 
 impl Mount {
-    async fn list_below(&self, parent: Ino, name: &str) {
+    async fn list_below(&self, parent: Ino, name: &str, files: usize) {
         let ino = self.names.lookup(parent, name.as_bytes()).await.expect("exists").ino;
-        assert_eq!(self.list(ino).await, Ok(vec!["0".to_owned(), "1".to_owned()]));
+        assert_eq!(self.list(ino).await.expect("listed").len(), files, "{name}");
+    }
+
+    /// Lists the directories in a directory one after the other.
+    async fn walk(&self, parent: Ino, names: std::ops::Range<usize>, files: usize) {
+        for name in names {
+            self.list_below(parent, &format!("{name:03}"), files).await;
+        }
     }
 }
 
 /// F9
 #[tokio::test(start_paused = true)]
-async fn a_walk_finds_the_next_directories_listed() {
-    let (mount, d) = forest().await;
+async fn a_walk_of_small_directories_costs_their_pages_and_few_latencies() {
+    // 4,000 keys are 20 pages.
+    let (mount, d) = forest(200, 20, 200).await;
     let (lists, heads) = mount.requests();
     let start = Instant::now();
-    for name in 0..40 {
-        mount.list_below(d, &format!("{name:02}")).await;
-    }
+    mount.walk(d, 0..200, 20).await;
+    let (walked, _) = mount.requests();
+    assert!(walked - lists <= 3 + 20 + 8, "{} LISTs", walked - lists);
+    assert_eq!(mount.requests().1, heads);
+    assert!(start.elapsed() <= Duration::from_millis(50) * 14, "{:?}", start.elapsed());
+}
+
+/// F9
+#[tokio::test(start_paused = true)]
+async fn a_walk_of_directories_that_fill_pages_has_each_listed_alone() {
+    let (mount, d) = forest(40, 2, 3).await;
+    let (lists, heads) = mount.requests();
+    let start = Instant::now();
+    mount.walk(d, 0..40, 2).await;
     assert_eq!(mount.requests(), (lists + 40, heads));
     // Three at a walking pace, then 4, 8, 16 at a time.
     assert!(start.elapsed() <= Duration::from_millis(50) * 8, "{:?}", start.elapsed());
@@ -957,42 +979,108 @@ async fn a_walk_finds_the_next_directories_listed() {
 
 /// F9
 #[tokio::test(start_paused = true)]
-async fn who_does_not_walk_has_nothing_listed_ahead_and_who_stops_pays_for_16_at_most() {
-    let (mount, d) = forest().await;
+async fn who_does_not_walk_has_nothing_listed_ahead_and_who_stops_pays_for_16_pages_at_most() {
+    for (directories, files, page_keys, most) in [(40, 2, 3, 16), (400, 20, 200, 16 + 4)] {
+        let (mount, d) = forest(directories, files, page_keys).await;
+        let (lists, _) = mount.requests();
+        for name in ["003", "004", "020", "007", "008", "008", "001"] {
+            mount.list_below(d, name, files).await;
+        }
+        pass(Duration::from_secs(1)).await;
+        assert_eq!(mount.requests().0, lists + 6);
+        mount.walk(d, 9..22, files).await;
+        let (walked, _) = mount.requests();
+        pass(Duration::from_secs(10)).await;
+        let in_vain = mount.requests().0 - walked;
+        assert!(in_vain <= most, "{in_vain} of {page_keys} keys");
+    }
+}
+
+/// F7, F9
+#[tokio::test(start_paused = true)]
+async fn who_comes_to_a_directory_that_is_being_listed_ahead_waits_for_that() {
+    let (mount, d) = forest(10, 2, 1000).await;
     let (lists, _) = mount.requests();
-    for name in ["03", "04", "20", "07", "08", "08", "01"] {
-        mount.list_below(d, name).await;
-    }
-    settle().await;
-    pass(Duration::from_secs(1)).await;
-    assert_eq!(mount.requests().0, lists + 6);
-    for name in 10..18 {
-        mount.list_below(d, &format!("{name:02}")).await;
-    }
-    pass(Duration::from_secs(1)).await;
-    assert_eq!(mount.requests().0, lists + 6 + 8 + 16 - 1, "20 is listed already");
+    mount.walk(d, 0..2, 2).await;
+    let start = Instant::now();
+    let last = mount.names.lookup(d, b"009").await.expect("exists").ino;
+    // The third directory and the run behind it, at the same time.
+    let (_, listed) = tokio::join!(mount.walk(d, 2..3, 2), async {
+        pass(Duration::from_millis(1)).await;
+        mount.list(last).await
+    });
+    assert_eq!(listed.expect("listed").len(), 2);
+    assert_eq!((mount.requests().0, start.elapsed()), (lists + 4, Duration::from_millis(50)));
 }
 
 /// F9
 #[tokio::test(start_paused = true)]
 async fn a_walk_meets_a_directory_that_is_gone_or_fails_as_if_nothing_had_been_listed_ahead() {
-    let (mount, d) = forest().await;
-    mount.memory.delete("d/05/0");
-    mount.memory.delete("d/05/1");
-    for name in 0..5 {
-        mount.list_below(d, &format!("{name:02}")).await;
+    for page_keys in [3, 20] {
+        let (mount, d) = forest(40, 2, page_keys).await;
+        mount.memory.delete("d/005/0");
+        mount.memory.delete("d/005/1");
+        mount.walk(d, 0..5, 2).await;
+        let gone = mount.names.lookup(d, b"005").await.expect("listed before").ino;
+        assert!(matches!(mount.list(gone).await, Err(NameError::NotFound { .. })));
+        mount.walk(d, 6..10, 2).await;
+        // All that is listed ahead fails, and so does a directory that is asked for.
+        mount.faults.hook(|call| match call.key {
+            "d/" | "d/030/" => Fault::Fail(StoreError::Throttled),
+            _ => Fault::None,
+        });
+        mount.walk(d, 10..30, 2).await;
+        let failing = mount.names.lookup(d, b"030").await.expect("listed before").ino;
+        pass(Duration::from_secs(1)).await;
+        mount.names.drop_names();
+        assert_eq!(mount.list(failing).await, Err(NameError::Store(StoreError::Throttled)));
+        mount.faults.hook(|_| Fault::None);
+        mount.list_below(d, "030", 2).await;
     }
-    let gone = mount.names.lookup(d, b"05").await.expect("listed before").ino;
-    assert!(matches!(mount.list(gone).await, Err(NameError::NotFound { .. })));
-    mount.faults.hook(|call| match call.key {
-        "d/30/" => Fault::Fail(StoreError::Throttled),
-        _ => Fault::None,
+}
+
+/// F9
+#[tokio::test(start_paused = true)]
+async fn a_huge_directory_on_the_way_of_a_walk_is_left_to_a_listing_of_its_own() {
+    let (mount, d) = forest(60, 2, 20).await;
+    for n in 0..2000 {
+        mount.memory.put(&format!("d/030/{n:04}"), "");
+    }
+    let (lists, _) = mount.requests();
+    mount.walk(d, 0..30, 2).await;
+    mount.walk(d, 31..60, 2).await;
+    pass(Duration::from_secs(10)).await;
+    // 120 keys are 6 pages.
+    let walked = mount.requests().0 - lists;
+    assert!(walked <= 3 + 2 * 6 + 8, "{walked} LISTs");
+    mount.list_below(d, "030", 2002).await;
+}
+
+/// F9
+#[tokio::test(start_paused = true)]
+async fn a_walk_of_trees_has_what_is_below_them_listed_too() {
+    let keys: Vec<_> =
+        (0..1200).map(|n| format!("d/{:02}/{}/{}", n / 20, n / 2 % 10, n % 2)).collect();
+    let mount = mount_with(&keys.iter().map(String::as_str).collect::<Vec<_>>(), |config| {
+        config.page_keys = 100;
     });
-    for name in 6..30 {
-        mount.list_below(d, &format!("{name:02}")).await;
+    let d = mount.ino("d").await;
+    mount.names.drop_names();
+    let (lists, _) = mount.requests();
+    let mut open = vec![d];
+    let mut files = 0;
+    while let Some(directory) = open.pop() {
+        let entries = mount.scan(directory, 0).await.expect("listed").split_off(2);
+        for (name, ..) in entries.iter().rev() {
+            let node = mount.names.lookup(directory, name.as_bytes()).await.expect("exists");
+            match node.kind {
+                NodeKind::Directory { .. } => open.push(node.ino),
+                NodeKind::File(_) => files += 1,
+            }
+        }
     }
-    let failing = mount.names.lookup(d, b"30").await.expect("listed before").ino;
-    assert_eq!(mount.list(failing).await, Err(NameError::Store(StoreError::Throttled)));
-    mount.faults.hook(|_| Fault::None);
-    mount.list_below(d, "30").await;
+    // 661 directories; 1,200 keys are 12 pages.
+    let walked = mount.requests().0 - lists;
+    assert_eq!(files, 1200);
+    assert!(walked <= 40, "{walked} LISTs");
 }
