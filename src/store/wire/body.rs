@@ -16,7 +16,10 @@ use crate::store::StoreError;
 
 /// A body that gives no byte for so long has stalled: a connection that lives retransmits several
 /// times meanwhile, and to go on from the byte reached on a new one costs one request.
-pub(super) const SILENCE: Duration = Duration::from_secs(4);
+pub(super) const SILENCE: Duration = Duration::from_secs(2);
+/// Until its first byte, and where frames are taken: a store may send a head before it knows more, and
+/// what is given up here has brought nothing.
+pub(super) const FIRST_SILENCE: Duration = Duration::from_secs(4);
 /// Bytes are received in batches of no less, unless less is left: a reader is served by the block
 /// of 128 KiB.
 const SMALLEST_BATCH: u64 = 128 << 10;
@@ -77,7 +80,8 @@ impl Body {
             left -= fits as u64;
             while left > 0 {
                 let batch = (length - left).clamp(SMALLEST_BATCH, LARGEST_BATCH);
-                match batch_of(connection, batch, left, &mut *into).await? {
+                let silence = if left == length { FIRST_SILENCE } else { SILENCE };
+                match batch_of(connection, batch, left, silence, &mut *into).await? {
                     0 => {
                         return Err(StoreError::Unavailable(format!(
                             "a body ended {left} bytes before its end"
@@ -104,9 +108,10 @@ impl Body {
                 Found::End => self.end_if_over(),
                 Found::TooLittle => {
                     let Poll::Ready(filled) = connection.poll_fill(FRAME_BYTES, context) else {
-                        let silence = self.silence.get_or_insert_with(|| Box::pin(sleep(SILENCE)));
+                        let silence =
+                            self.silence.get_or_insert_with(|| Box::pin(sleep(FIRST_SILENCE)));
                         ready!(silence.as_mut().poll(context));
-                        let text = format!("no byte of a body for {} s", SILENCE.as_secs());
+                        let text = format!("no byte of a body for {} s", FIRST_SILENCE.as_secs());
                         return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, text)));
                     };
                     self.silence = None;
@@ -135,6 +140,7 @@ async fn batch_of(
     connection: &mut Connection,
     batch: u64,
     left: u64,
+    silence: Duration,
     into: &mut (dyn BufMut + Send),
 ) -> Result<usize, StoreError> {
     let at_most = usize::try_from(left).unwrap_or(usize::MAX);
@@ -144,8 +150,8 @@ async fn batch_of(
         Err(_elapsed) => {
             connection.batch(1, left);
             let receive = connection.receive(into, at_most);
-            timeout(SILENCE.saturating_sub(PATIENCE), receive).await.map_err(|_elapsed| {
-                StoreError::TimedOut(format!("no byte of a body for {} s", SILENCE.as_secs()))
+            timeout(silence.saturating_sub(PATIENCE), receive).await.map_err(|_elapsed| {
+                StoreError::TimedOut(format!("no byte of a body for {} s", silence.as_secs()))
             })?
         }
     };
