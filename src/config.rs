@@ -7,12 +7,15 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 
 use crate::layout::BLOCK_BYTES;
 
 pub(crate) mod args;
+mod helper;
 mod memory;
+
+pub(crate) use helper::MountCall;
 
 /// Everything the daemon needs to know, valid by construction in [`parse`].
 #[derive(Clone, Debug)]
@@ -53,6 +56,10 @@ pub struct Config {
     pub dir_mode: u16,
     /// Who may use the mount.
     pub access: Access,
+    /// Whether programs in the mount cannot be executed.
+    pub no_exec: bool,
+    /// Go on in the background once mounted.
+    pub daemon: bool,
     /// What is logged, and how.
     pub log: LogConfig,
 }
@@ -148,6 +155,17 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Config, No
     validate(args).map_err(NoConfig::Wrong)
 }
 
+/// What mount(8) asks for, if the program was called by its helper's name, `mount.fasts3`.
+pub(crate) fn mount_call(arguments: &[OsString]) -> Option<Result<MountCall, String>> {
+    helper::is_called(arguments.first()).then(|| helper::parse(arguments.iter().skip(1).cloned()))
+}
+
+/// The command line as clap knows it, from which man pages and completions are made.
+#[must_use]
+pub fn command() -> clap::Command {
+    args::Args::command()
+}
+
 /// clap's message in one line: what stands above its first empty line.
 fn no_config(error: &clap::Error) -> NoConfig {
     if !error.use_stderr() {
@@ -161,7 +179,7 @@ fn no_config(error: &clap::Error) -> NoConfig {
 }
 
 fn validate(args: args::Args) -> Result<Config, String> {
-    let args::Args { bucket, mountpoint, store, cache, names, permissions, log } = args;
+    let args::Args { bucket, mountpoint, store, cache, names, permissions, log, process } = args;
     let budget_bytes = cache.memory_budget.unwrap_or_else(|| {
         // On a very small machine the default still has to hold what the other defaults need.
         memory::default_budget_bytes().max(cache.part_size.saturating_mul(PARTS_IN_BUDGET))
@@ -189,7 +207,8 @@ fn validate(args: args::Args) -> Result<Config, String> {
     Ok(Config {
         bucket: bucket.name,
         prefix: bucket.prefix,
-        mountpoint,
+        mountpoint: std::path::absolute(&mountpoint)
+            .map_err(|error| format!("the mountpoint cannot be told: {error}"))?,
         store: store_config(store)?,
         memory_budget_bytes: budget_bytes,
         chunk_bytes: cache.chunk_size,
@@ -205,6 +224,8 @@ fn validate(args: args::Args) -> Result<Config, String> {
         file_mode: permissions.file_mode,
         dir_mode: permissions.dir_mode,
         access,
+        no_exec: permissions.no_exec,
+        daemon: process.daemon,
         log: LogConfig { filter: log.log_level.0, format: log.log_format },
     })
 }

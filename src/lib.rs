@@ -16,6 +16,7 @@
 //! - [`cache`]: chunks of object bytes: LRU, the memory budget, single flight, waiting readers.
 //! - [`layout`]: pure arithmetic: offsets to chunks, blocks and parts.
 //! - [`store`]: the seam to the object store, and everything that implements it.
+//! - `mountinfo`: pure: what is mounted where, as the kernel tells it.
 //! - [`stats`]: counters; nothing of ours above it.
 
 pub mod cache;
@@ -24,6 +25,7 @@ pub mod daemon;
 pub mod fs;
 pub mod fuse;
 pub mod layout;
+mod mountinfo;
 pub mod namespace;
 pub mod reader;
 pub mod siblings;

@@ -4,6 +4,7 @@
 //! store is spoken to (retries, injected faults) wraps it. The stack is assembled in one place,
 //! `daemon.rs`.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
@@ -24,8 +25,9 @@ pub trait ObjectStore: Send + Sync + 'static {
     /// One page of a listing, in key order (`ListObjectsV2`).
     async fn list_page(&self, request: &ListRequest) -> Result<ListPage, StoreError>;
 
-    /// One object's metadata (`HeadObject`); [`StoreError::NotFound`] when there is no such key.
-    async fn head(&self, key: &str) -> Result<ObjectMeta, StoreError>;
+    /// What is known of one object (`HeadObject`); [`StoreError::NotFound`] when there is no such
+    /// key.
+    async fn head(&self, key: &str) -> Result<ObjectHead, StoreError>;
 
     /// Writes exactly the bytes `range` of exactly this version into `into` (`GetObject` with
     /// `Range` and `If-Match`), or fails.
@@ -61,6 +63,28 @@ pub struct ObjectMeta {
     pub last_modified: SystemTime,
     /// In a storage class that cannot be read before a restore (`GLACIER`, `DEEP_ARCHIVE`).
     pub archived: bool,
+}
+
+/// What a HEAD tells of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectHead {
+    /// What a listing tells, too.
+    pub meta: ObjectMeta,
+    /// What it does not.
+    pub details: ObjectDetails,
+}
+
+/// What only a HEAD tells of an object. Most of it may change under the same `ETag`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObjectDetails {
+    /// `STANDARD`, also where the store does not say.
+    pub storage_class: String,
+    /// `x-amz-version-id`: none in a bucket without versions.
+    pub version_id: Option<String>,
+    /// `Content-Type`
+    pub content_type: Option<String>,
+    /// `x-amz-meta-…`: names in lower case, without the prefix, and values; by name.
+    pub metadata: BTreeMap<String, String>,
 }
 
 /// What to list.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
 use devserver::proxy::FaultProxy;
-use devserver::{Counts, Family, Server};
+use devserver::{Counts, Family, Pattern, Server};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, channel};
 
@@ -30,6 +30,11 @@ struct Args {
     /// repeated
     #[arg(long, value_name = "PREFIX:COUNT:SIZE[:SUFFIX]", value_parser = family)]
     family: Vec<Family>,
+    /// Objects with a key for each combination of columns, such as wide/{100}/{1000}.jpg=110KB:
+    /// {N} counts with leading zeros, {hex:N} are scattered digests, {plain:N} numbers without
+    /// leading zeros, {word:N} words; may be repeated
+    #[arg(long, value_name = "PATTERN=SIZE", value_parser = pattern)]
+    pattern: Vec<Pattern>,
     /// Latency and bandwidth of a network, which the flags below override
     #[arg(long, value_enum)]
     network: Option<Network>,
@@ -127,6 +132,9 @@ async fn run(args: Args) -> io::Result<()> {
     for family in args.family {
         bucket.put_family(family);
     }
+    for pattern in args.pattern {
+        bucket.put_family(pattern);
+    }
 
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -208,6 +216,13 @@ fn family(text: &str) -> Result<Family, String> {
     Ok(family)
 }
 
+fn pattern(text: &str) -> Result<Pattern, String> {
+    let (keys, bytes) = text.rsplit_once('=').ok_or("must have the form PATTERN=SIZE")?;
+    let pattern = Pattern::parse(keys, size(bytes)?)?;
+    checked(&pattern.key(0))?;
+    Ok(pattern)
+}
+
 fn checked(key: &str) -> Result<&str, String> {
     match key.len() {
         1..=1024 => Ok(key),
@@ -230,6 +245,8 @@ mod tests {
         for wrong in ["", "a", "a:1", "a:x:1", "a:1:x"] {
             assert!(family(wrong).is_err(), "{wrong}");
         }
+        assert_eq!(pattern("a={3}=1KB").map(|pattern| pattern.key(2)), Ok("a=2".into()));
+        assert!(pattern("a/{3}").is_err());
         assert!(object("=1").is_err());
         assert!(object("a=1XB").is_err());
     }

@@ -37,6 +37,8 @@ pub(crate) struct Args {
     pub(crate) permissions: PermissionArgs,
     #[command(flatten)]
     pub(crate) log: LogArgs,
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
 }
 
 #[derive(Debug, Group)]
@@ -162,6 +164,11 @@ pub(crate) struct PermissionArgs {
     #[arg(long, env = "FASTS3_ALLOW_ROOT", value_parser = BoolishValueParser::new(),
           action = ArgAction::SetTrue)]
     pub(crate) allow_root: bool,
+
+    /// Keep programs in the mount from being executed [default: false]
+    #[arg(long, env = "FASTS3_NO_EXEC", value_parser = BoolishValueParser::new(),
+          action = ArgAction::SetTrue)]
+    pub(crate) no_exec: bool,
 }
 
 #[derive(Debug, Group)]
@@ -174,6 +181,15 @@ pub(crate) struct LogArgs {
     /// How a log line looks
     #[arg(long, value_name = "FORMAT", env = "FASTS3_LOG_FORMAT", default_value = "text")]
     pub(crate) log_format: LogFormat,
+}
+
+#[derive(Debug, Group)]
+#[command(next_help_heading = "Process")]
+pub(crate) struct ProcessArgs {
+    /// Return when the mount is usable, and go on in the background [default: false]
+    #[arg(long, env = "FASTS3_DAEMON", value_parser = BoolishValueParser::new(),
+          action = ArgAction::SetTrue)]
+    pub(crate) daemon: bool,
 }
 
 /// A bucket and the prefix under which it is mounted.

@@ -2,7 +2,6 @@
 
 use std::fs::OpenOptions;
 use std::io::{Error, ErrorKind};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -12,6 +11,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::statvfs::statvfs;
 
 use super::StartError;
+use crate::mountinfo::{self, Mount};
 
 /// Whether `/dev/fuse` is there and opens.
 pub(super) fn fuse_device() -> Result<(), StartError> {
@@ -36,10 +36,10 @@ fn no_device(error: &Error) -> String {
     format!("/dev/fuse cannot be opened: {error}; {remedy}")
 }
 
-/// Whether `mount` shows one of ours: by its type, when fusermount3 has made it, or by its source, when
-/// the kernel was asked directly and was not told the type. No other program has such a source.
-fn is_ours(kind: &str, source: &str) -> bool {
-    kind == "fuse.fasts3-mount" || (kind == "fuse" && source.starts_with("s3://"))
+/// Whether it is one of ours: by its type, or by its source when the kernel was told no type. No
+/// other program has such a source.
+fn is_ours(mount: &Mount) -> bool {
+    mount.kind == "fuse.fasts3" || (mount.kind == "fuse" && mount.source.starts_with("s3://"))
 }
 
 /// Whether something can be mounted here. What a daemon of ours that died has left is taken away;
@@ -65,7 +65,7 @@ fn is_our_stale_mount(path: &Path) -> bool {
     let parent = parent.unwrap_or(Path::new(".")).canonicalize();
     let Some((parent, name)) = parent.ok().zip(path.file_name()) else { return false };
     let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-    mounted(&mounts, &parent.join(name)).is_some_and(|(kind, source)| is_ours(&kind, &source))
+    mounted(&mounts, &parent.join(name)).is_some_and(|mount| is_ours(&mount))
 }
 
 fn free(path: &Path) -> std::io::Result<()> {
@@ -129,7 +129,7 @@ fn usable(path: &Path) -> Result<(), StartError> {
         )));
     }
     let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-    if let Some((kind, _source)) = mounted(&mounts, &real) {
+    if let Some(Mount { kind, .. }) = mounted(&mounts, &real) {
         // The attributes of a dead mount's root may be cached; how full it is never is.
         if statvfs(&real).err() == Some(Errno::ENOTCONN) {
             return Err(StartError::Stale { mountpoint: shown.to_string() });
@@ -159,39 +159,9 @@ fn unusable(path: &Path, error: &Error) -> StartError {
     })
 }
 
-/// Type and source of the file system whose mount point a path is. Format: `proc_pid_mountinfo(5)`.
-fn mounted(mountinfo: &[u8], path: &Path) -> Option<(String, String)> {
-    // The last one covers those before it.
-    mountinfo.split(|&byte| byte == b'\n').rev().find_map(|line| {
-        let mut fields = line.split(|&byte| byte == b' ');
-        if unescaped(fields.nth(4)?) != path.as_os_str().as_bytes() {
-            return None;
-        }
-        // Optional fields end with a lone hyphen; the type follows.
-        fields.find(|field| *field == b"-")?;
-        let mut text = || Some(String::from_utf8_lossy(fields.next()?).into_owned());
-        Some((text()?, text()?))
-    })
-}
-
-/// Space, tab, newline and backslash are written `\ooo`.
-fn unescaped(field: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, after)) = rest.split_first() {
-        let octal = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(escaped) if byte == b'\\' => {
-                bytes.push(escaped);
-                rest = &after[3..];
-            }
-            _ => {
-                bytes.push(byte);
-                rest = after;
-            }
-        }
-    }
-    bytes
+/// What is mounted on a path; none for an automount point, whose purpose is to be mounted on.
+fn mounted(mountinfo: &[u8], path: &Path) -> Option<Mount> {
+    mountinfo::topmost(mountinfo, path).filter(|mount| mount.kind != "autofs")
 }
 
 #[cfg(test)]
@@ -199,25 +169,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mount_points_are_found_with_their_type() {
-        let info = b"36 35 98:0 /root /mnt/a\\040b rw,noatime master:1 - fuse.other x rw\n\
-                     37 35 98:0 / /mnt/c rw - tmpfs tmpfs rw\n";
-        let kind = |path: &str| mounted(info, Path::new(path)).map(|(kind, _)| kind);
-        assert_eq!(kind("/mnt/a b").as_deref(), Some("fuse.other"));
-        assert_eq!(kind("/mnt/c").as_deref(), Some("tmpfs"));
-        assert_eq!(kind("/mnt"), None);
-        assert_eq!(mounted(b"garbage", Path::new("/")), None);
+    fn an_automount_point_is_not_in_use_until_it_is_mounted_on() {
+        let info = b"38 35 0:40 / /mnt/d rw - autofs systemd-1 rw,direct\n\
+                     39 35 0:40 / /mnt/e rw - autofs systemd-1 rw,direct\n\
+                     40 39 0:41 / /mnt/e rw - fuse.fasts3 s3://x/ rw\n";
+        assert_eq!(mounted(info, Path::new("/mnt/d")), None);
+        assert_eq!(mounted(info, Path::new("/mnt/e")).unwrap().kind, "fuse.fasts3");
     }
 
     #[test]
     fn only_what_is_mounted_last_and_is_ours_is_ours() {
         let ours = |last: &str| {
-            let text =
-                format!("1 2 3:4 / /m rw - fuse.fasts3-mount y rw\n5 6 7:8 / /m rw - {last} rw\n");
-            let (kind, source) = mounted(text.as_bytes(), Path::new("/m")).unwrap();
-            is_ours(&kind, &source)
+            let text = format!("1 2 3:4 / /m rw - fuse.fasts3 y rw\n5 6 7:8 / /m rw - {last} rw\n");
+            is_ours(&mounted(text.as_bytes(), Path::new("/m")).unwrap())
         };
-        assert!(ours("fuse.fasts3-mount s3://data/"));
+        assert!(ours("fuse.fasts3 s3://data/"));
         assert!(ours("fuse s3://data/"));
         for other in ["fuse data", "fuse.s3fs s3fs", "fuse.rclone s3://data/", "ext4 s3://data/"] {
             assert!(!ours(other), "{other}");

@@ -8,7 +8,7 @@ use crate::store::s3::Failure;
 /// Every way in which `fasts3-mount` fails. The text says what is wrong and what to do.
 ///
 /// Exit codes are those of sysexits(3), each used for one kind of failure only, so that a unit file
-/// or a script can tell them apart (`RestartPreventExitStatus=64 66 77 78`).
+/// or a script can tell them apart (`RestartPreventExitStatus=` in `systemd/`).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StartError {
     /// An option is wrong: 64.

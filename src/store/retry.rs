@@ -18,7 +18,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::{
-    ListPage, ListRequest, ObjectMeta, ObjectStore, ObjectVersion, StoreError, check_page,
+    ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError, check_page,
 };
 
 mod throttle;
@@ -149,12 +149,12 @@ impl ObjectStore for Retrying {
         }
     }
 
-    async fn head(&self, key: &str) -> Result<ObjectMeta, StoreError> {
+    async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
         let mut tries = Tries::new(&self.policy, "head", key, 0);
         loop {
             let slot = self.slot(false).await;
             match tries.within(slot.hold(self.store.head(key))).await {
-                Ok(meta) => return Ok(meta),
+                Ok(head) => return Ok(head),
                 Err(error) => tries.pause_after(error).await?,
             }
         }

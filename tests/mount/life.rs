@@ -107,6 +107,33 @@ fn unmounting_from_outside_ends_the_daemon_with_0() {
 }
 
 #[test]
+fn what_others_mount_on_the_mountpoint_later_is_left_alone() {
+    if !can_mount() || !is_root() {
+        return;
+    }
+    // Ended by the last reader, or by a signal.
+    for signal in [None, Some(Signal::TERM)] {
+        let scene = Scene::new();
+        scene.bucket().put("file", "bytes");
+        let mut mount = scene.mount(&[]);
+        let mountpoint = mount.scene.mountpoint();
+        let held = File::open(mount.path("file")).unwrap();
+        rustix::mount::unmount(&mountpoint, UnmountFlags::DETACH).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("other", &mountpoint, "tmpfs", flags, None).unwrap();
+        match signal {
+            None => drop(held),
+            Some(signal) => mount.daemon.signal(signal),
+        }
+        let (code, log) = mount.daemon.ended();
+        assert_eq!(code, Some(0), "{log}");
+        assert!(is_mounted(&mountpoint), "somebody else's mount is gone: {log}");
+        assert!(!log.contains("WARN"), "{log}");
+        rustix::mount::unmount(&mountpoint, UnmountFlags::DETACH).unwrap();
+    }
+}
+
+#[test]
 fn a_killed_daemon_leaves_a_stale_mount_and_the_next_start_takes_it_away() {
     if !can_mount() || !is_root() {
         return;

@@ -5,6 +5,7 @@
 mod common;
 
 mod attributes;
+mod background;
 mod changes;
 mod counts;
 mod credentials;
@@ -15,3 +16,5 @@ mod names;
 mod panics;
 mod read_only;
 mod reads;
+mod service;
+mod xattrs;

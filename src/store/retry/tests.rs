@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::*;
-use crate::store::{ListEntry, ListFrom};
+use crate::store::{ListEntry, ListFrom, ObjectDetails, ObjectMeta};
 
 /// The object of these tests.
 const BODY: &[u8] = b"0123456789";
@@ -88,10 +88,12 @@ impl ObjectStore for Scripted {
         Ok(page.unwrap_or_default())
     }
 
-    async fn head(&self, key: &str) -> Result<ObjectMeta, StoreError> {
+    async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
         self.step(0..0).await.map_err(|(_, error)| error)?;
         let version = ObjectVersion { key: key.to_owned(), ..version() };
-        Ok(ObjectMeta { version, last_modified: SystemTime::UNIX_EPOCH, archived: false })
+        let last_modified = SystemTime::UNIX_EPOCH;
+        let meta = ObjectMeta { version, last_modified, archived: false };
+        Ok(ObjectHead { meta, details: ObjectDetails::default() })
     }
 
     async fn get_range(

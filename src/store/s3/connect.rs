@@ -32,7 +32,7 @@ use crate::store::wire::Wire;
 /// The instance metadata service answers at once, or this is not an EC2 instance.
 const IMDS_REGION_TIMEOUT: Duration = Duration::from_secs(1);
 /// A listing or a HEAD, its body included: no page takes so long that is still coming.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Where a bucket is asked for when nobody has said where it is; the answer corrects it.
 const FIRST_REGION: &str = "us-east-1";
 

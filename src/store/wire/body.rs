@@ -1,5 +1,6 @@
 //! The body of a response, which owns its connection until its end.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -29,8 +30,11 @@ const LARGEST_BATCH: u64 = 512 << 10;
 /// A batch that does not fill is taken as it is, so that a slow connection's bytes are late by no
 /// more. A part of S3's 90 MB/s fills 512 KiB in 6 ms.
 const PATIENCE: Duration = Duration::from_millis(20);
-/// Read at once where the caller takes the body in frames: listings, errors.
+/// Read at once where the caller does not know how long the body will be: listings, errors.
 const FRAME_BYTES: usize = 64 * 1024;
+/// So much of a body is streamed, for whoever streams collects it: errors and credentials, which
+/// have some hundred bytes.
+const LONGEST_STREAM: u64 = 8 << 20;
 
 /// A body, to be received ([`Body::receive`]) or streamed (`http_body::Body`). Dropped before its
 /// end, it closes the connection.
@@ -42,11 +46,13 @@ pub(in crate::store) struct Body {
     home: Option<Home>,
     /// Ends when a streamed body has been silent for too long.
     silence: Option<Pin<Box<Sleep>>>,
+    streamed: u64,
 }
 
 impl Body {
     pub(super) fn new(connection: Connection, framing: Framing, home: Option<Home>) -> Self {
-        let mut body = Self { framing, connection: Some(connection), home, silence: None };
+        let connection = Some(connection);
+        let mut body = Self { framing, connection, home, silence: None, streamed: 0 };
         body.end_if_over();
         body
     }
@@ -94,6 +100,33 @@ impl Body {
         self.framing = Framing::Length(left);
         self.end_if_over();
         Ok(())
+    }
+
+    /// All of a body that has at most so many bytes.
+    pub(in crate::store) async fn whole(mut self, at_most: u64) -> Result<Vec<u8>, StoreError> {
+        let too_long = || StoreError::Protocol(format!("a body of more than {at_most} bytes"));
+        let mut whole = Vec::new();
+        if let Some(length) = self.length() {
+            if length > at_most {
+                return Err(too_long());
+            }
+            whole.reserve_exact(usize::try_from(length).map_err(|_| too_long())?);
+            self.receive(length, &mut whole).await?;
+            return Ok(whole);
+        }
+        loop {
+            let data = poll_fn(|context| self.poll_data(context)).await;
+            let data = data.map_err(|error| match error.kind() {
+                io::ErrorKind::InvalidData => StoreError::Protocol(format!("a body: {error}")),
+                io::ErrorKind::TimedOut => silent(FIRST_SILENCE),
+                _ => StoreError::Unavailable(format!("a body broke: {error}")),
+            })?;
+            let Some(data) = data else { return Ok(whole) };
+            if (whole.len() + data.len()) as u64 > at_most {
+                return Err(too_long());
+            }
+            whole.extend_from_slice(&data);
+        }
     }
 
     /// The next bytes of the body, none at its end.
@@ -150,14 +183,17 @@ async fn batch_of(
         Err(_elapsed) => {
             connection.batch(1, left);
             let receive = connection.receive(into, at_most);
-            timeout(silence.saturating_sub(PATIENCE), receive).await.map_err(|_elapsed| {
-                StoreError::TimedOut(format!("no byte of a body for {} s", silence.as_secs()))
-            })?
+            let limit = silence.saturating_sub(PATIENCE);
+            timeout(limit, receive).await.map_err(|_elapsed| silent(silence))?
         }
     };
     received.map_err(|error| {
         StoreError::Unavailable(format!("a body broke {left} bytes before its end: {error}"))
     })
+}
+
+fn silent(silence: Duration) -> StoreError {
+    StoreError::TimedOut(format!("no byte of a body for {} s", silence.as_secs()))
 }
 
 impl http_body::Body for Body {
@@ -169,7 +205,13 @@ impl http_body::Body for Body {
         context: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let this = self.get_mut();
-        let frame = ready!(this.poll_data(context));
+        let mut frame = ready!(this.poll_data(context));
+        if let Ok(Some(data)) = &frame {
+            this.streamed += data.len() as u64;
+        }
+        if this.streamed > LONGEST_STREAM {
+            frame = Err(io::Error::new(io::ErrorKind::InvalidData, "an endless body"));
+        }
         if !matches!(frame, Ok(Some(_))) {
             this.connection = None;
         }
