@@ -53,6 +53,10 @@ fn a_panic_is_eio_for_its_request_and_the_mount_goes_on() {
     for key in ["get", "well", "panic/file", "d/head", "d/well"] {
         store.0.put(key, "bytes");
     }
+    // More than the page that a lookup of `d` asks for, so that `d/head` is not in it.
+    for index in 0..1200 {
+        store.0.put(&format!("d/a{index:04}"), "bytes");
+    }
     let arguments: [OsString; 3] = ["fasts3-mount".into(), "data".into(), folder.path().into()];
     let config = config::parse(arguments).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
