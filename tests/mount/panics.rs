@@ -13,7 +13,7 @@ use fasts3_mount::fuse;
 use fasts3_mount::namespace::NamespaceConfig;
 use fasts3_mount::store::memory::MemoryStore;
 use fasts3_mount::store::{
-    ListPage, ListRequest, ObjectMeta, ObjectStore, ObjectVersion, StoreError,
+    ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError,
 };
 
 use crate::common::{can_mount, errno, names};
@@ -27,7 +27,7 @@ impl ObjectStore for Panicking {
         self.0.list_page(request).await
     }
 
-    async fn head(&self, key: &str) -> Result<ObjectMeta, StoreError> {
+    async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
         assert_ne!(key, "d/head", "a panic of the test");
         self.0.head(key).await
     }
@@ -68,7 +68,7 @@ fn a_panic_is_eio_for_its_request_and_the_mount_goes_on() {
     let handle = runtime.handle().clone();
     let reading = ReadConfig::new(&config);
     let fs = BucketFs::new(Arc::new(store), &config, names_config, reading, handle.clone());
-    let mounted = fuse::mount(fs.unwrap(), &config, handle).unwrap();
+    let mounted = fuse::mount(&fs.unwrap(), &config, &handle).unwrap();
 
     let path = |key: &str| folder.path().join(key);
     // By a HEAD, as long as the directory is not listed.
