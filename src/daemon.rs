@@ -15,7 +15,9 @@ use crate::config::{self, Config, NoConfig};
 use crate::fs::{BucketFs, ReadConfig};
 use crate::fuse;
 use crate::namespace::NamespaceConfig;
+use crate::stats::Stats;
 use crate::store::ObjectStore;
+use crate::store::measured::Measured;
 use crate::store::retry::{RetryPolicy, Retrying};
 use crate::store::s3::S3Store;
 
@@ -143,10 +145,11 @@ async fn unmount(mounted: Arc<fuse::Mounted>, config: &Config) -> Result<(), Sta
 /// it would be 1.1 s for half again as many requests in vain (simulated: `namespace/split`).
 const PAGES_AT_ONCE: usize = 16;
 
-/// The layers between the kernel's requests and the network, outermost last: one request, its
-/// retries, the file system on them.
+/// The layers between the kernel's requests and the network, outermost last: one request, how long
+/// it takes, its retries, the file system on them.
 fn stack(store: S3Store, config: &Config, reading: ReadConfig) -> std::io::Result<Arc<BucketFs>> {
-    let store: Arc<dyn ObjectStore> = Arc::new(store);
+    let stats = Arc::new(Stats::default());
+    let store: Arc<dyn ObjectStore> = Arc::new(Measured::new(Arc::new(store), stats.clone()));
     let policy = RetryPolicy { max_connections: config.max_connections, ..RetryPolicy::default() };
     let store: Arc<dyn ObjectStore> = Arc::new(Retrying::new(store, policy));
     let names = NamespaceConfig {
@@ -158,7 +161,7 @@ fn stack(store: S3Store, config: &Config, reading: ReadConfig) -> std::io::Resul
         page_keys: 1000,
         pages_at_once: PAGES_AT_ONCE.min(config.max_connections),
     };
-    BucketFs::new(store, config, names, reading, Handle::current())
+    BucketFs::new(store, config, names, reading, Handle::current(), stats)
 }
 
 fn refused(config: &Config, error: &std::io::Error) -> String {

@@ -34,6 +34,7 @@ use tokio::task::spawn_blocking;
 use crate::config::{Access, Config};
 use crate::fs::{Attributes, BucketFs, DirectoryEntry, FsError, Kind, Taker};
 use crate::namespace::Ino;
+use crate::stats::{Operation, Stats};
 
 /// Inode numbers are never reused while mounted, so one generation does.
 const GENERATION: Generation = Generation(0);
@@ -159,11 +160,15 @@ struct Adapter {
 }
 
 impl Adapter {
-    /// Runs what answers a request: on this very thread as long as it need not wait, for a task
+    /// Runs what answers a request, and notes how long that took: on this very thread as long as it need not wait, for a task
     /// switch costs more than a cached read does. A panic drops the reply, which fuser turns into
     /// EIO, and ends neither the thread nor the mount.
-    fn answer(&self, request: impl Future<Output = ()> + Send + 'static) {
-        let mut request = Box::pin(request);
+    fn answer(&self, operation: Operation, request: impl Future<Output = ()> + Send + 'static) {
+        let answering = Stats::answering(self.fs.stats().clone(), operation);
+        let mut request = Box::pin(async move {
+            let _answering = answering;
+            request.await;
+        });
         let _runtime = self.runtime.enter();
         let first = catch_unwind(AssertUnwindSafe(|| {
             request.as_mut().poll(&mut Context::from_waker(Waker::noop()))
@@ -211,7 +216,7 @@ impl fuser::Filesystem for Adapter {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
-        self.answer(async move {
+        self.answer(Operation::Lookup, async move {
             match fs.lookup(parent.0, &name).await {
                 Ok(entry) => reply.entry_with_ttls(
                     &entry.attributes_ttl,
@@ -226,7 +231,7 @@ impl fuser::Filesystem for Adapter {
                     &file_attr(&Attributes::NONE),
                     GENERATION,
                 ),
-                Err(error) => reply.error(errno(&error)),
+                Err(error) => reply.error(errno(&fs, &error)),
             }
         });
     }
@@ -236,15 +241,16 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let _answering = Stats::answering(&**self.fs.stats(), Operation::Getattr);
         match self.fs.attributes(ino.0) {
             Ok(entry) => reply.attr(&entry.attributes_ttl, &file_attr(&entry.attributes)),
-            Err(error) => reply.error(errno(&error)),
+            Err(error) => reply.error(errno(&self.fs, &error)),
         }
     }
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -256,14 +262,19 @@ impl fuser::Filesystem for Adapter {
         let (fs, kernel) = (self.fs.clone(), self.kernel.clone());
         let past_page_cache = flags.0 & libc::O_DIRECT != 0;
         let taker = if past_page_cache { Taker::Program } else { Taker::PageCache };
-        self.answer(async move {
+        let process = request.pid();
+        self.answer(Operation::Read, async move {
             match fs.read(ino.0, offset, size, taker).await {
-                Ok(data) => reply.data(&data),
+                Ok(data) => {
+                    fs.stats().files.add(ino.0, data.len() as u64);
+                    fs.stats().processes.add(process.into(), data.len() as u64);
+                    reply.data(&data);
+                }
                 Err(error) => {
                     if error == FsError::Stale {
                         forget_name(fs.name_of(ino.0), kernel).await;
                     }
-                    reply.error(errno(&error));
+                    reply.error(errno(&fs, &error));
                 }
             }
         });
@@ -278,14 +289,14 @@ impl fuser::Filesystem for Adapter {
         mut reply: ReplyDirectory,
     ) {
         let fs = self.fs.clone();
-        self.answer(async move {
+        self.answer(Operation::Readdir, async move {
             let add = |entry: &DirectoryEntry<'_>| {
                 let name = OsStr::from_bytes(entry.name);
                 !reply.add(INodeNo(entry.ino), entry.cookie, file_type(entry.kind), name)
             };
             match fs.read_directory(ino.0, offset, add).await {
                 Ok(()) => reply.ok(),
-                Err(error) => reply.error(errno(&error)),
+                Err(error) => reply.error(errno(&fs, &error)),
             }
         });
     }
@@ -299,7 +310,7 @@ impl fuser::Filesystem for Adapter {
         mut reply: ReplyDirectoryPlus,
     ) {
         let fs = self.fs.clone();
-        self.answer(async move {
+        self.answer(Operation::Readdirplus, async move {
             let add = |entry: &DirectoryEntry<'_>, known: &crate::fs::Entry| {
                 !reply.add(
                     INodeNo(entry.ino),
@@ -313,7 +324,7 @@ impl fuser::Filesystem for Adapter {
             };
             match fs.read_directory_plus(ino.0, offset, add).await {
                 Ok(()) => reply.ok(),
-                Err(error) => reply.error(errno(&error)),
+                Err(error) => reply.error(errno(&fs, &error)),
             }
         });
     }
@@ -392,7 +403,9 @@ async fn forget_name(name: Option<(Ino, String)>, kernel: Arc<OnceLock<Notifier>
     let _ = tokio::time::timeout(LONGEST_FORGETTING, telling).await;
 }
 
-fn errno(error: &FsError) -> Errno {
+/// The errno of a failure, counted.
+fn errno(fs: &BucketFs, error: &FsError) -> Errno {
+    fs.stats().fuse.failed(error.errno());
     Errno::from_i32(error.errno())
 }
 
