@@ -4,6 +4,7 @@
 //! is checked here by [`parse`].
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -51,6 +52,8 @@ pub struct Config {
     pub dir_mode: u16,
     /// Who may use the mount.
     pub access: Access,
+    /// Where metrics are served; nowhere unless set.
+    pub metrics_listen: Option<SocketAddr>,
     /// What is logged, and how.
     pub log: LogConfig,
 }
@@ -156,7 +159,7 @@ fn no_config(error: &clap::Error) -> NoConfig {
 }
 
 fn validate(args: args::Args) -> Result<Config, String> {
-    let args::Args { bucket, mountpoint, store, cache, names, permissions, log } = args;
+    let args::Args { bucket, mountpoint, store, cache, names, permissions, looking, log } = args;
     let budget_bytes = cache.memory_budget.unwrap_or_else(|| {
         // On a very small machine the default still has to hold what the other defaults need.
         memory::default_budget_bytes().max(cache.part_size.saturating_mul(PARTS_IN_BUDGET))
@@ -193,6 +196,7 @@ fn validate(args: args::Args) -> Result<Config, String> {
         file_mode: permissions.file_mode,
         dir_mode: permissions.dir_mode,
         access,
+        metrics_listen: looking.metrics_listen,
         log: LogConfig { filter: log.log_level.0, format: log.log_format },
     })
 }
@@ -359,6 +363,7 @@ mod tests {
             (&["--file-mode=0644"], "--file-mode"),
             (&["--dir-mode=9"], "--dir-mode"),
             (&["--allow-other", "--allow-root"], "--allow-other"),
+            (&["--metrics-listen=nowhere"], "--metrics-listen"),
         ] {
             let sentence = wrong(arguments);
             assert!(sentence.contains(says), "{arguments:?}: {sentence}");

@@ -7,6 +7,7 @@
 //!   plain [`config::Config`] with units in the names.
 //! - [`daemon`]: checks the bucket and the mountpoint, assembles the stack, mounts, says ready,
 //!   waits for a signal, unmounts. Every way to fail at start-up has a sentence and an exit code.
+//! - [`metrics`]: the counters as Prometheus text, over HTTP.
 //! - [`fuse`]: the adapter: one kernel request, one [`fs::BucketFs`] call, one reply. The only
 //!   module that knows fuser.
 //! - [`fs`]: the whole file system without FUSE, and the errno of every failure.
@@ -24,6 +25,7 @@ pub mod daemon;
 pub mod fs;
 pub mod fuse;
 pub mod layout;
+pub mod metrics;
 pub mod namespace;
 pub mod reader;
 pub mod siblings;
