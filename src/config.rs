@@ -147,7 +147,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Config, No
 }
 
 /// clap's message in one line: what stands above its first empty line.
-fn no_config(error: &clap::Error) -> NoConfig {
+pub(crate) fn no_config(error: &clap::Error) -> NoConfig {
     if !error.use_stderr() {
         return NoConfig::Shown(error.render().to_string());
     }

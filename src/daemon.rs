@@ -10,8 +10,11 @@ use std::time::{Duration, SystemTime};
 
 use tokio::runtime::{Builder, Handle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 
 use crate::config::{self, Config, NoConfig};
+use crate::control::status::Settings;
+use crate::control::{self, Socket};
 use crate::fs::{BucketFs, ReadConfig};
 use crate::fuse;
 use crate::metrics;
@@ -89,8 +92,14 @@ pub async fn run(config: &Config) -> Result<(), StartError> {
     let fs = stack(store, config, reading).map_err(|error| {
         StartError::Internal(format!("address space for the cache cannot be reserved: {error}"))
     })?;
+    let socket = Socket::open(&config.mountpoint)
+        .inspect_err(|error| {
+            tracing::warn!("no control socket, so `status` and the like will not work: {error}")
+        })
+        .ok();
     let mounted = fuse::mount(fs.clone(), config, Handle::current())
         .map_err(|error| StartError::NoFuse(refused(config, &error)))?;
+    let mounted = Arc::new(mounted);
     tracing::info!(
         endpoint,
         region,
@@ -112,11 +121,25 @@ pub async fn run(config: &Config) -> Result<(), StartError> {
         Task::spawn(metrics::serve(port, metrics::Source::new(fs.clone(), config)))
     });
 
+    let asked_to_unmount = Arc::new(Notify::new());
+    let _control = socket.map(|socket| {
+        tracing::debug!("the control socket is {}", socket.path().display());
+        Task::spawn(socket.serve(control::Target {
+            fs: fs.clone(),
+            mounted: mounted.clone(),
+            settings: Settings::new(config, &reading, &endpoint, &region),
+            unmount: asked_to_unmount.clone(),
+        }))
+    });
+
     tokio::select! {
+        () = asked_to_unmount.notified() => {
+            tracing::info!("the control socket: unmounting");
+        }
         name = signals.next() => tracing::info!("{name}: unmounting"),
         () = mounted.ended() => tracing::info!("unmounted from outside"),
     }
-    unmount(Arc::new(mounted), config).await?;
+    unmount(mounted, config).await?;
     let stats = fs.stats();
     tracing::info!(
         reads = stats.reads.get(),

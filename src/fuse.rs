@@ -32,7 +32,7 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use crate::config::{Access, Config};
-use crate::fs::{Attributes, BucketFs, DirectoryEntry, FsError, Kind, Taker};
+use crate::fs::{Attributes, BucketFs, DirectoryEntry, FsError, Kind, Known, Taker};
 use crate::namespace::Ino;
 use crate::stats::{Operation, Stats};
 
@@ -51,6 +51,7 @@ const LONGEST_FORGETTING: Duration = Duration::from_secs(1);
 pub struct Mounted {
     mountpoint: PathBuf,
     unmounter: Mutex<SessionUnmounter>,
+    kernel: Notifier,
     ended: watch::Receiver<bool>,
 }
 
@@ -80,7 +81,8 @@ pub fn mount(fs: Arc<BucketFs>, config: &Config, runtime: Handle) -> io::Result<
     let adapter =
         Adapter { fs, runtime, kernel: kernel.clone(), no_open: false, no_opendir: false };
     let mut session = fuser::Session::new(adapter, &config.mountpoint, &options)?;
-    let _ = kernel.set(session.notifier());
+    let notifier = session.notifier();
+    let _ = kernel.set(notifier.clone());
     let unmounter = Mutex::new(session.unmount_callable());
     let (end, ended) = watch::channel(false);
     std::thread::Builder::new().name("fuse".to_owned()).spawn(move || {
@@ -91,7 +93,7 @@ pub fn mount(fs: Arc<BucketFs>, config: &Config, runtime: Handle) -> io::Result<
         let _ = end.send(true);
     })?;
     raise_readahead(config);
-    Ok(Mounted { mountpoint: config.mountpoint.clone(), unmounter, ended })
+    Ok(Mounted { mountpoint: config.mountpoint.clone(), unmounter, kernel: notifier, ended })
 }
 
 /// Raises how far the kernel reads ahead of a file, which halves the CPU of a sequential read
@@ -131,6 +133,17 @@ impl Mounted {
             // Somebody else was faster.
             Ok(()) | Err(SystemError::EINVAL) => Ok(()),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Has the kernel forget names, attributes and pages. It waits for reads of them that are under
+    /// way, so this is never called from a thread that answers reads.
+    pub fn forget(&self, known: &[Known]) {
+        for Known { ino, parent, name } in known {
+            // What it has forgotten already it calls missing, which is as well.
+            let _ = self.kernel.inval_entry(INodeNo(*parent), name.as_ref());
+            // From the first byte to the last: 0 is "to the end".
+            let _ = self.kernel.inval_inode(INodeNo(*ino), 0, 0);
         }
     }
 

@@ -8,6 +8,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 /// Totals since the mount; each only ever grows.
@@ -134,8 +135,9 @@ impl Histogram {
 }
 
 /// What a histogram held at some moment.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Durations {
+    /// How many were in each bucket of [`BOUNDS`], and above the last.
     buckets: Vec<u64>,
     /// All of them together.
     pub seconds: f64,
@@ -146,6 +148,15 @@ impl Durations {
     #[must_use]
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
+    }
+
+    /// Those that were added after `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let before = earlier.buckets.iter().copied().chain(std::iter::repeat(0));
+        let added = |(now, before): (&u64, u64)| now.saturating_sub(before);
+        let buckets = self.buckets.iter().zip(before).map(added).collect();
+        Self { buckets, seconds: (self.seconds - earlier.seconds).max(0.0) }
     }
 
     /// The upper bound of each bucket in seconds, and how many are in it alone.
@@ -517,6 +528,10 @@ mod tests {
         }
         let counts = histogram.counts();
         assert!((counts.seconds - 5.35).abs() < 1e-9);
+        histogram.add(MS);
+        let added = histogram.counts().since(&counts);
+        assert_eq!(added.count(), 1);
+        assert!((added.seconds - 0.001).abs() < 1e-9);
         for (share, from, to) in [(0.5, 0.01, 0.02), (0.9, 0.01, 0.02), (0.99, 0.2, 0.5)] {
             let quantile = counts.quantile(share);
             assert!(from < quantile && quantile <= to, "{share}: {quantile}");

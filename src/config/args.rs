@@ -271,7 +271,7 @@ fn size(text: &str) -> Result<u64, String> {
         .map_err(|_| "a size is written like 512MiB or 4GiB".to_owned())
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|_| "a duration is written with its unit, like 500ms, 60s or 5m".to_owned())
 }
