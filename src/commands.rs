@@ -13,13 +13,15 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
-use crate::config::{self, NoConfig};
+use crate::config::{self, NoConfig, args};
 use crate::control::client::{self, NoAnswer};
 use crate::control::{Command, Reply, top, warm};
-use crate::daemon;
+use crate::{daemon, doctor};
 
 /// Options are wrong: `EX_USAGE` of sysexits(3).
 const USAGE: u8 = 64;
+/// A fault of the machine: `EX_SOFTWARE`.
+const FAULT: u8 = 70;
 
 /// Looks at, and steers, mounts that are running.
 #[derive(Debug, Parser)]
@@ -82,6 +84,34 @@ enum Word {
         #[arg(long)]
         json: bool,
     },
+    /// Tries a store and this machine, and says what is wrong or slow, and what to expect
+    Doctor(Box<Doctor>),
+}
+
+/// The bucket, and every option that a mount of it would have.
+#[derive(Debug, clap::Args)]
+struct Doctor {
+    /// What would be mounted: bucket, bucket/prefix or s3://bucket/prefix/
+    #[arg(value_name = "BUCKET")]
+    bucket: args::Bucket,
+    /// As one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Measure for a shorter time
+    #[arg(long)]
+    quick: bool,
+    #[command(flatten)]
+    store: args::StoreArgs,
+    #[command(flatten)]
+    cache: args::CacheArgs,
+    #[command(flatten)]
+    names: args::NameArgs,
+    #[command(flatten)]
+    permissions: args::PermissionArgs,
+    #[command(flatten)]
+    looking: args::LookingArgs,
+    #[command(flatten)]
+    log: args::LogArgs,
 }
 
 /// What `--json` shows of a failure.
@@ -145,12 +175,34 @@ fn run(word: Word) -> ExitCode {
                 _ => None,
             })
         }
+        Word::Doctor(doctor) => examine(*doctor),
         Word::Unmount { mountpoint, json } => match client::unmount(&mountpoint) {
             Ok(()) if json => shown(r#"{"unmounted":true}"#),
             Ok(()) => shown(&format!("{} is unmounted", mountpoint.display())),
             Err(error) => failed(&error.to_string(), error.code(), json),
         },
     }
+}
+
+fn examine(doctor: Doctor) -> ExitCode {
+    let Doctor { bucket, json, quick, store, cache, names, permissions, looking, log } = doctor;
+    // Nothing is mounted, so any directory will do.
+    let mountpoint = "/".into();
+    let args = args::Args { bucket, mountpoint, store, cache, names, permissions, looking, log };
+    let config = match config::validate(args) {
+        Ok(config) => config,
+        Err(sentence) => return failed(&sentence, USAGE, json),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&format!("no threads: {error}"), FAULT, json),
+    };
+    let report = runtime.block_on(doctor::run(&config, quick));
+    // A look-up of a host name may hang in a thread that nothing can end.
+    runtime.shutdown_background();
+    let text = if json { serde_json::to_string_pretty(&report).ok() } else { None };
+    shown(&text.unwrap_or_else(|| report.text()));
+    ExitCode::from(report.exit_code)
 }
 
 fn answer(

@@ -158,7 +158,7 @@ pub(crate) fn no_config(error: &clap::Error) -> NoConfig {
     NoConfig::Wrong(sentence.strip_prefix("error: ").unwrap_or(&sentence).to_owned())
 }
 
-fn validate(args: args::Args) -> Result<Config, String> {
+pub(crate) fn validate(args: args::Args) -> Result<Config, String> {
     let args::Args { bucket, mountpoint, store, cache, names, permissions, looking, log } = args;
     let budget_bytes = cache.memory_budget.unwrap_or_else(|| {
         // On a very small machine the default still has to hold what the other defaults need.

@@ -22,7 +22,6 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use self::status::{Settings, Status};
-use crate::config::Config;
 use crate::fs::BucketFs;
 use crate::fuse::Mounted;
 

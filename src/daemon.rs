@@ -30,6 +30,8 @@ mod checks;
 mod error;
 mod logging;
 
+pub(crate) use bucket::open as open_bucket;
+pub(crate) use checks::fuse_device;
 pub use error::StartError;
 
 /// How long files that are still open are served after a lazy unmount.
@@ -114,22 +116,19 @@ pub async fn run(config: &Config) -> Result<(), StartError> {
         config.mountpoint.display(),
     );
 
+    let mut settings = Settings::new(config, &reading, &endpoint, &region);
     let _metrics = port.map(|port| {
-        if let Ok(address) = port.local_addr() {
-            tracing::info!("metrics are at http://{address}/metrics");
-        }
+        let address = port.local_addr().ok().map(|address| address.to_string());
+        tracing::info!("metrics are at http://{}/metrics", address.as_deref().unwrap_or_default());
+        settings.metrics = address;
         Task::spawn(metrics::serve(port, metrics::Source::new(fs.clone(), config)))
     });
-
     let asked_to_unmount = Arc::new(Notify::new());
     let _control = socket.map(|socket| {
         tracing::debug!("the control socket is {}", socket.path().display());
-        Task::spawn(socket.serve(control::Target {
-            fs: fs.clone(),
-            mounted: mounted.clone(),
-            settings: Settings::new(config, &reading, &endpoint, &region),
-            unmount: asked_to_unmount.clone(),
-        }))
+        let (fs, mounted) = (fs.clone(), mounted.clone());
+        let unmount = asked_to_unmount.clone();
+        Task::spawn(socket.serve(control::Target { fs, mounted, settings, unmount }))
     });
 
     tokio::select! {

@@ -275,12 +275,12 @@ impl fuser::Filesystem for Adapter {
         let (fs, kernel) = (self.fs.clone(), self.kernel.clone());
         let past_page_cache = flags.0 & libc::O_DIRECT != 0;
         let taker = if past_page_cache { Taker::Program } else { Taker::PageCache };
-        let process = request.pid();
+        let thread = request.pid();
         self.answer(Operation::Read, async move {
             match fs.read(ino.0, offset, size, taker).await {
                 Ok(data) => {
                     fs.stats().files.add(ino.0, data.len() as u64);
-                    fs.stats().processes.add(process.into(), data.len() as u64);
+                    fs.stats().threads.add(thread.into(), data.len() as u64);
                     reply.data(&data);
                 }
                 Err(error) => {

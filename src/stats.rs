@@ -58,8 +58,8 @@ pub struct Stats {
     pub fuse: Operations,
     /// Inode numbers of the files that most bytes were served of.
     pub files: Busiest,
-    /// Process numbers of the programs that most bytes were served to.
-    pub processes: Busiest,
+    /// Numbers of the threads that most bytes were served to, which is what the kernel tells.
+    pub threads: Busiest,
 }
 
 /// A number that many threads add to.

@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 
 use super::{Command, Reply, directories, socket_name};
 
-/// The file system type of our mounts in `/proc/self/mountinfo`.
+/// The file system type of our mounts in `/proc/self/mountinfo`, where fusermount3 has mounted them.
 const KIND: &[u8] = b"fuse.fasts3-mount";
+/// Where root has mounted them, the type is that of all, and the source is ours.
+const KIND_OF_ROOT: (&[u8], &[u8]) = (b"fuse", b"s3://");
 /// The longest answer is that of a drop which waits for reads that wait for the store.
 const LONGEST_ANSWER: Duration = Duration::from_secs(45);
 /// A busy mount is detached, so an unmount takes what the daemon's last requests take.
@@ -59,7 +61,9 @@ fn of_mountinfo(mountinfo: &[u8]) -> Vec<PathBuf> {
         let path = unescaped(fields.nth(4)?);
         // Optional fields end with a lone hyphen; the type follows.
         fields.find(|field| *field == b"-")?;
-        (fields.next()? == KIND).then(|| PathBuf::from(OsStr::from_bytes(&path)))
+        let (kind, source) = (fields.next()?, fields.next()?);
+        let is_ours = kind == KIND || kind == KIND_OF_ROOT.0 && source.starts_with(KIND_OF_ROOT.1);
+        is_ours.then(|| PathBuf::from(OsStr::from_bytes(&path)))
     };
     mountinfo.split(|&byte| byte == b'\n').filter_map(mountpoint).collect()
 }
@@ -195,7 +199,8 @@ mod tests {
     fn our_mounts_are_told_from_others() {
         let info = b"36 35 98:0 /root /mnt/a\\040b rw shared:7 - fuse.fasts3-mount s3://x ro\n\
                      37 35 98:0 / /mnt/c rw - tmpfs tmpfs rw\n\
-                     38 35 98:0 / /mnt/a\\040b/in\\012ner ro - fuse.fasts3-mount s3://y/ ro\n";
+                     38 35 98:0 / /mnt/a\\040b/in\\012ner ro - fuse s3://y/ ro\n\
+                     39 35 98:0 / /mnt/d ro - fuse other ro\n";
         let mounts = of_mountinfo(info);
         assert_eq!(mounts, [Path::new("/mnt/a b"), Path::new("/mnt/a b/in\nner")]);
         let of = |path: &str| mount_of(Path::new(path), &mounts);

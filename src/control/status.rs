@@ -35,8 +35,8 @@ pub struct Status {
     pub errors: BTreeMap<String, u64>,
     /// The files that most bytes were served of, by path below the mountpoint.
     pub files: Vec<Busy>,
-    /// The processes that most bytes were served to, by number.
-    pub processes: Vec<Busy>,
+    /// The threads that most bytes were served to, by number.
+    pub threads: Vec<Busy>,
 }
 
 /// What does not change while a mount lives.
@@ -76,7 +76,7 @@ pub struct Settings {
     pub gid: u32,
     /// Who may use it: `owner`, `owner and root` or `everyone`.
     pub access: String,
-    /// Where metrics are served.
+    /// Where metrics are served, if they are.
     pub metrics: Option<String>,
     #[serde(skip, default = "Instant::now")]
     since: Instant,
@@ -109,7 +109,7 @@ impl Settings {
             uid: config.uid,
             gid: config.gid,
             access: access.to_owned(),
-            metrics: config.metrics_listen.map(|address| address.to_string()),
+            metrics: None,
             since: Instant::now(),
         }
     }
@@ -160,7 +160,7 @@ pub struct Operations {
 /// Who took bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Busy {
-    /// A path, or a process's number.
+    /// A path, or a thread's number.
     pub name: String,
     /// How many.
     pub bytes: u64,
@@ -214,7 +214,7 @@ impl Status {
             operations: operations.into_iter().collect(),
             errors: errors.map(|(errno, count)| (errno.to_owned(), count)).collect(),
             files: busiest(&stats.files, |ino| fs.path_of(ino)),
-            processes: busiest(&stats.processes, |pid| Some(pid.to_string())),
+            threads: busiest(&stats.threads, |thread| Some(thread.to_string())),
         }
     }
 

@@ -3,6 +3,7 @@
 //! A look is the difference of two [`Status`]es; the daemon keeps nothing for it. On a terminal it is
 //! drawn, until q; anywhere else each look is printed.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -141,7 +142,7 @@ impl Look {
             first_byte_seconds: now.first_byte.since(&before.first_byte).quantile(0.5),
             trouble: trouble(before, now),
             files: shares(&before.files, &now.files, took, str::to_owned),
-            processes: shares(&before.processes, &now.processes, took, process),
+            processes: shares(&before.threads, &now.threads, took, process),
         }
     }
 
@@ -191,28 +192,31 @@ fn trouble(before: &Status, now: &Status) -> Vec<Trouble> {
 
 #[allow(clippy::cast_precision_loss)] // as above
 fn shares(before: &[Busy], now: &[Busy], took: f64, name: impl Fn(&str) -> String) -> Vec<Share> {
-    let mut shares: Vec<(u64, &str)> = Vec::new();
-    for Busy { name, bytes } in now {
+    // By the name that is shown, which threads of one process share.
+    let mut added: BTreeMap<String, u64> = BTreeMap::new();
+    for Busy { name: id, bytes } in now {
         // Who had lost the place and came again has less than before: all of it is new.
-        let was = before.iter().find(|other| other.name == *name).map_or(0, |other| other.bytes);
-        let added = bytes.checked_sub(was).unwrap_or(*bytes);
-        if added > 0 {
-            shares.push((added, name));
+        let was = before.iter().find(|other| other.name == *id).map_or(0, |other| other.bytes);
+        let bytes = bytes.checked_sub(was).unwrap_or(*bytes);
+        if bytes > 0 {
+            *added.entry(name(id)).or_default() += bytes;
         }
     }
-    shares.sort_unstable_by_key(|&(bytes, name)| (std::cmp::Reverse(bytes), name));
+    let mut shares: Vec<_> = added.into_iter().collect();
+    shares.sort_by_key(|&(_, bytes)| std::cmp::Reverse(bytes));
     let shares = shares.into_iter().take(SHOWN);
-    shares
-        .map(|(bytes, id)| Share { name: name(id), bytes_per_second: bytes as f64 / took })
-        .collect()
+    shares.map(|(name, bytes)| Share { name, bytes_per_second: bytes as f64 / took }).collect()
 }
 
-/// A process's number, and its name if it is still there.
-fn process(pid: &str) -> String {
-    match std::fs::read_to_string(format!("/proc/{pid}/comm")) {
-        Ok(name) => format!("{pid} {}", name.trim_end()),
-        Err(_) => format!("{pid} (ended)"),
-    }
+/// The number and the name of a thread's process, if it is still there (`proc_pid_status(5)`).
+fn process(thread: &str) -> String {
+    let name = || {
+        let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+        let process = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim();
+        let name = std::fs::read_to_string(format!("/proc/{process}/comm")).ok()?;
+        Some(format!("{process} {}", name.trim_end()))
+    };
+    name().unwrap_or_else(|| format!("{thread} (ended)"))
 }
 
 /// Looks until q, or so many times, or until the mount has ended.
@@ -434,6 +438,8 @@ mod tests {
             .collect();
         let want = [("new", 150.0), ("steady", 100.0), ("lost", 30.0)];
         assert_eq!(names, want.map(|(name, rate)| (name.to_owned(), rate)));
+        let together = shares(&before, &now, 2.0, |_| "one process".to_owned());
+        assert_eq!((together.len(), together[0].bytes_per_second), (1, 280.0));
     }
 
     fn look() -> Look {

@@ -123,7 +123,7 @@ impl StartError {
         ExitCode::from(self.code())
     }
 
-    fn code(&self) -> u8 {
+    pub(crate) fn code(&self) -> u8 {
         match self {
             Self::Usage(_) => 64,             // EX_USAGE
             Self::WrongRegion { .. } => 65,   // EX_DATAERR

@@ -20,6 +20,7 @@ use super::{
 };
 use crate::config::StoreConfig;
 
+mod checkup;
 mod connect;
 mod errors;
 mod form;
@@ -39,6 +40,7 @@ pub struct S3Store {
     payer: Option<RequestPayer>,
     region: String,
     endpoint: String,
+    facts: connect::Facts,
 }
 
 /// Keys to sign with, for whoever has them at hand: tests, mostly.
@@ -84,10 +86,10 @@ impl S3Store {
     }
 
     fn new(bucket: &str, config: &StoreConfig, connected: connect::Connected) -> Self {
-        let connect::Connected { client, wire, region, endpoint } = connected;
+        let connect::Connected { client, wire, region, endpoint, facts } = connected;
         let payer = config.requester_pays.then_some(RequestPayer::Requester);
         let gets = Gets::new(client.clone(), wire, bucket.to_owned(), payer.clone());
-        Self { client, gets, bucket: bucket.to_owned(), payer, region, endpoint }
+        Self { client, gets, bucket: bucket.to_owned(), payer, region, endpoint, facts }
     }
 
     /// The region that requests are signed for.

@@ -45,6 +45,16 @@ pub(super) struct Connected {
     pub(super) region: String,
     /// Where requests go, for people.
     pub(super) endpoint: String,
+    pub(super) facts: Facts,
+}
+
+/// What `doctor` tells of a connection.
+#[derive(Debug)]
+pub(super) struct Facts {
+    /// Who gave the credentials; `None` when requests are unsigned.
+    pub(super) credentials: Option<String>,
+    /// Buckets stand in the path.
+    pub(super) path_style: bool,
 }
 
 /// Finds endpoint, region and credentials, and makes a client of them; sends nothing to the store.
@@ -103,9 +113,9 @@ pub(super) async fn connect(
         Some(region) => region,
         None => guess_region(endpoint.as_deref()).await,
     };
-    if !config.no_sign_request {
-        check_credentials(&sdk).await?;
-    }
+    let credentials =
+        if config.no_sign_request { None } else { Some(check_credentials(&sdk).await?) };
+    let path_style = path_style(config.path_style, endpoint.as_deref());
 
     let mut builder = aws_sdk_s3::config::Builder::from(&sdk)
         .http_client(http::client(Arc::clone(&to_store)))
@@ -117,7 +127,7 @@ pub(super) async fn connect(
         // A SHA-256 that the store sends would cost 1 s/GB to check.
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
-        .force_path_style(path_style(config.path_style, endpoint.as_deref()));
+        .force_path_style(path_style);
     if let Some(url) = &endpoint {
         builder = builder.endpoint_url(with_slash(url));
     }
@@ -127,7 +137,8 @@ pub(super) async fn connect(
     let region = region.to_string();
     let endpoint = endpoint.unwrap_or_else(|| format!("AWS, {region}"));
     let client = Client::from_conf(builder.build());
-    Ok(Connected { client, wire: to_store, region, endpoint })
+    let facts = Facts { credentials, path_style };
+    Ok(Connected { client, wire: to_store, region, endpoint, facts })
 }
 
 /// A profile that was asked for by name must exist; the SDK would go on to whatever else it finds.
@@ -180,13 +191,14 @@ async fn guess_region(endpoint: Option<&str>) -> Region {
         .unwrap_or(fallback)
 }
 
-async fn check_credentials(sdk: &SdkConfig) -> Result<(), StoreError> {
+/// Whether there are credentials, and who gave them.
+async fn check_credentials(sdk: &SdkConfig) -> Result<String, StoreError> {
     let none = |cause: &str| StoreError::NoCredentials(cause.to_owned());
     let Some(provider) = sdk.credentials_provider() else {
         return Err(none("no provider is configured"));
     };
     match tokio::time::timeout(CREDENTIALS_TIMEOUT, provider.provide_credentials()).await {
-        Ok(Ok(_credentials)) => Ok(()),
+        Ok(Ok(credentials)) => Ok(provider_of(&credentials)),
         // At the start it does not matter whether they may come later.
         Ok(Err(error)) => match credentials_failure(&error) {
             StoreError::TimedOut(cause) | StoreError::Unavailable(cause) => Err(none(&cause)),
@@ -194,6 +206,13 @@ async fn check_credentials(sdk: &SdkConfig) -> Result<(), StoreError> {
         },
         Err(_elapsed) => Err(none("no provider answered in time")),
     }
+}
+
+/// The provider's name, which credentials tell in no other way than by how they show themselves.
+fn provider_of(credentials: &Credentials) -> String {
+    let shown = format!("{credentials:?}");
+    let name = shown.split_once("provider_name: \"").and_then(|(_, rest)| rest.split_once('"'));
+    name.map_or("an unknown provider", |(name, _)| name).to_owned()
 }
 
 fn path_style(style: PathStyle, endpoint: Option<&str>) -> bool {
@@ -230,6 +249,12 @@ mod tests {
         ] {
             assert_eq!(with_slash(url), want);
         }
+    }
+
+    #[test]
+    fn credentials_tell_who_gave_them() {
+        let credentials = Credentials::new("id", "secret", None, None, "EnvironmentVariable");
+        assert_eq!(provider_of(&credentials), "EnvironmentVariable");
     }
 
     #[test]
