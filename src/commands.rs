@@ -3,10 +3,12 @@
 //! A word counts only as the first argument, so `fasts3-mount BUCKET MOUNTPOINT` means what it
 //! always meant, but for buckets that are called like a word: these are written `s3://status`, or
 //! `status/`.
+#![allow(clippy::doc_markdown)] // the texts of the options are shown as they are
 
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -123,10 +125,14 @@ struct Failed<'a> {
 /// The whole program: from its arguments (its own name first) to its exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    let is_word = arguments.get(1).is_some_and(|first| {
-        let is_first = |word: &clap::Command| first == word.get_name();
-        <Args as clap::CommandFactory>::command().get_subcommands().any(is_first)
-    });
+    // As mount(8)'s helper, `mount.fasts3`, the first argument is what to mount.
+    let name = arguments.first().map(|path| Path::new(path).file_name().unwrap_or_default());
+    let is_helper = name.is_some_and(|name| name.as_bytes().starts_with(b"mount."));
+    let is_word = !is_helper
+        && arguments.get(1).is_some_and(|first| {
+            let is_first = |word: &clap::Command| first == word.get_name();
+            <Args as clap::CommandFactory>::command().get_subcommands().any(is_first)
+        });
     if !is_word {
         return daemon::main(arguments);
     }

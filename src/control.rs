@@ -88,10 +88,16 @@ pub struct Target {
     pub unmount: Arc<Notify>,
 }
 
-/// The socket; its file goes when it is dropped.
+/// The socket of a mount.
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
+    file: SocketFile,
+}
+
+/// Its file, which goes when this is dropped.
+#[derive(Debug)]
+pub struct SocketFile {
     path: PathBuf,
     /// Which file of this name is ours: a later daemon of the same mountpoint makes another.
     inode: u64,
@@ -119,41 +125,45 @@ impl Socket {
         let listener = UnixListener::bind(&path).map_err(failed)?;
         std::fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(failed)?;
         let inode = std::fs::metadata(&path).map_err(failed)?.ino();
-        Ok(Self { listener, path, inode })
+        Ok(Self { listener, file: SocketFile { path, inode } })
     }
 
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.file.path
     }
 
-    /// Answers until it is dropped.
-    pub async fn serve(self, target: Target) {
-        let target = Arc::new(target);
-        let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
-        loop {
-            let place = places.clone().acquire_owned().await.expect("never closed");
-            let connection = match self.listener.accept().await {
-                Ok((connection, _)) => connection,
-                Err(error) => {
-                    tracing::debug!(%error, "a connection to the control socket failed");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                    continue;
-                }
-            };
-            let target = target.clone();
-            tokio::spawn(async move {
-                if let Err(error) = talk(connection, &target).await {
-                    tracing::debug!(%error, "a question at the control socket failed");
-                }
-                drop(place);
-            });
-        }
+    /// The file, and what answers until it is dropped.
+    pub fn serve(self, target: Target) -> (SocketFile, impl Future<Output = ()> + Send + use<>) {
+        (self.file, serve(self.listener, target))
     }
 }
 
-impl Drop for Socket {
+async fn serve(listener: UnixListener, target: Target) {
+    let target = Arc::new(target);
+    let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    loop {
+        let place = places.clone().acquire_owned().await.expect("never closed");
+        let connection = match listener.accept().await {
+            Ok((connection, _)) => connection,
+            Err(error) => {
+                tracing::debug!(%error, "a connection to the control socket failed");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+        };
+        let target = target.clone();
+        tokio::spawn(async move {
+            if let Err(error) = talk(connection, &target).await {
+                tracing::debug!(%error, "a question at the control socket failed");
+            }
+            drop(place);
+        });
+    }
+}
+
+impl Drop for SocketFile {
     fn drop(&mut self) {
         let is_ours = std::fs::metadata(&self.path).is_ok_and(|file| file.ino() == self.inode);
         if is_ours {
@@ -303,7 +313,7 @@ mod tests {
         };
         let (one, two) = (name("a/data"), name("b/data"));
         assert_ne!(one, two);
-        assert!(one.starts_with("data-") && one.ends_with(".sock"), "{one}");
+        assert!(one.starts_with("data-") && one.contains(".sock"), "{one}");
         // A link leads to the mountpoint, so it has its socket.
         std::os::unix::fs::symlink(folder.path().join("a"), folder.path().join("link")).unwrap();
         assert_eq!(socket_name(&folder.path().join("link/data")).unwrap(), one);

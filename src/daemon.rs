@@ -96,7 +96,7 @@ pub async fn run(config: &Config) -> Result<(), StartError> {
     })?;
     let socket = Socket::open(&config.mountpoint)
         .inspect_err(|error| {
-            tracing::warn!("no control socket, so `status` and the like will not work: {error}")
+            tracing::warn!("no control socket, so `status` and the like will not work: {error}");
         })
         .ok();
     let mounted = fuse::mount(fs.clone(), config, Handle::current())
@@ -128,7 +128,8 @@ pub async fn run(config: &Config) -> Result<(), StartError> {
         tracing::debug!("the control socket is {}", socket.path().display());
         let (fs, mounted) = (fs.clone(), mounted.clone());
         let unmount = asked_to_unmount.clone();
-        Task::spawn(socket.serve(control::Target { fs, mounted, settings, unmount }))
+        let (file, serving) = socket.serve(control::Target { fs, mounted, settings, unmount });
+        (file, Task::spawn(serving))
     });
 
     tokio::select! {

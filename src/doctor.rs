@@ -258,7 +258,7 @@ async fn connection(config: &Config, store: &S3Store, report: &mut Report) {
             report.add("encoding", State::Wrong, format!("a listing of one key fails: {error}"));
         }
         Err(_elapsed) => {
-            report.add("encoding", State::Wrong, "a listing of one key is not answered")
+            report.add("encoding", State::Wrong, "a listing of one key is not answered");
         }
     }
 }

@@ -12,13 +12,24 @@ use clap::{ArgAction, Args as Group, Parser};
 
 use super::{LogFormat, PathStyle};
 
+/// What else there is, for those who look here.
+const WORDS: &str = "\
+Words that are no mount, as the first argument (a bucket called like one is written s3://status):
+  status MOUNTPOINT    settings, and what was done
+  top MOUNTPOINT       what is being done, live
+  warm PATH...         read files and directories ahead
+  drop MOUNTPOINT      forget names and bytes
+  unmount MOUNTPOINT   end a mount
+  doctor BUCKET        try the store and say what is wrong or slow
+Each has its own --help.";
+
 /// Mounts an S3 bucket read-only, so that any program reads objects with plain open().
 ///
 /// Every option can also be given by an environment variable, shown in brackets; an option on the
 /// command line wins. Sizes are written like 512MiB or 4GiB (K, M, G mean KiB, MiB, GiB; MB and GB
 /// are decimal), durations like 500ms, 60s or 5m.
 #[derive(Debug, Parser)]
-#[command(name = "fasts3-mount", version, max_term_width = 100)]
+#[command(name = "fasts3-mount", version, max_term_width = 100, after_help = WORDS)]
 pub(crate) struct Args {
     /// What to mount: bucket, bucket/prefix or s3://bucket/prefix/
     #[arg(value_name = "BUCKET")]

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use super::{Command, Reply, directories, socket_name};
 
-/// The file system type of our mounts in `/proc/self/mountinfo`, where fusermount3 has mounted them.
-const KIND: &[u8] = b"fuse.fasts3-mount";
-/// Where root has mounted them, the type is that of all, and the source is ours.
-const KIND_OF_ROOT: (&[u8], &[u8]) = (b"fuse", b"s3://");
+/// The file system type of our mounts in `/proc/self/mountinfo`, where they have one of their own; else
+/// it is that of all, `fuse`.
+const KIND: &[u8] = b"fuse.fasts3";
+/// What the source of every mount of ours begins with.
+const SOURCE: &[u8] = b"s3://";
 /// The longest answer is that of a drop which waits for reads that wait for the store.
 const LONGEST_ANSWER: Duration = Duration::from_secs(45);
 /// A busy mount is detached, so an unmount takes what the daemon's last requests take.
@@ -62,7 +63,7 @@ fn of_mountinfo(mountinfo: &[u8]) -> Vec<PathBuf> {
         // Optional fields end with a lone hyphen; the type follows.
         fields.find(|field| *field == b"-")?;
         let (kind, source) = (fields.next()?, fields.next()?);
-        let is_ours = kind == KIND || kind == KIND_OF_ROOT.0 && source.starts_with(KIND_OF_ROOT.1);
+        let is_ours = (kind == b"fuse" || kind.starts_with(KIND)) && source.starts_with(SOURCE);
         is_ours.then(|| PathBuf::from(OsStr::from_bytes(&path)))
     };
     mountinfo.split(|&byte| byte == b'\n').filter_map(mountpoint).collect()
@@ -197,7 +198,7 @@ mod tests {
 
     #[test]
     fn our_mounts_are_told_from_others() {
-        let info = b"36 35 98:0 /root /mnt/a\\040b rw shared:7 - fuse.fasts3-mount s3://x ro\n\
+        let info = b"36 35 98:0 /root /mnt/a\\040b rw shared:7 - fuse.fasts3 s3://x/ ro\n\
                      37 35 98:0 / /mnt/c rw - tmpfs tmpfs rw\n\
                      38 35 98:0 / /mnt/a\\040b/in\\012ner ro - fuse s3://y/ ro\n\
                      39 35 98:0 / /mnt/d ro - fuse other ro\n";

@@ -135,7 +135,9 @@ pub fn run(paths: Vec<PathBuf>, jobs: usize, json: bool) -> Result<Report, NotWa
     let walker = {
         let shared = shared.clone();
         std::thread::spawn(move || {
-            paths.iter().for_each(|path| walk(path, &send, &shared));
+            for path in &paths {
+                walk(path, &send, &shared);
+            }
             shared.walked.store(true, Relaxed);
         })
     };
@@ -155,7 +157,9 @@ pub fn run(paths: Vec<PathBuf>, jobs: usize, json: bool) -> Result<Report, NotWa
     }
     // A panic was printed by the thread itself; what it has not read is missing from the count.
     let _ = walker.join();
-    readers.into_iter().for_each(|reader| drop(reader.join()));
+    for reader in readers {
+        let _ = reader.join();
+    }
     if shows {
         eprint!("\r\x1b[K");
     }

@@ -55,7 +55,7 @@ pub enum StartError {
     /// The mountpoint is missing or no directory: 72.
     #[error("{0}")]
     NoMountpoint(String),
-    /// Something is mounted there: 73.
+    /// Something is mounted there, or something listens where metrics were to be served: 73.
     #[error("{0}")]
     Busy(String),
     /// A daemon has died there and left its mount behind: 74.

@@ -237,7 +237,7 @@ async fn listings(
     };
     let mut entries = first.entries;
     let count = entries.len();
-    let Some(last) = entries.last() else {
+    let Some(end) = entries.last() else {
         examined.add("listing", State::Slow, "it works, but there is nothing to list");
         return None;
     };
@@ -252,8 +252,8 @@ async fn listings(
         examined.add("names", State::Slow, what);
     }
     if let Some(token) = first.next {
-        let last = last.key().to_owned();
-        let next = || ListFrom::Token { token: token.clone(), last: last.clone() };
+        let end = end.key().to_owned();
+        let next = || ListFrom::Token { token: token.clone(), last: end.clone() };
         match ask(|| list(next(), false)).await.0 {
             Ok(page) => {
                 entries.extend(page.entries);

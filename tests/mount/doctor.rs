@@ -119,7 +119,7 @@ fn each_fault_of_a_store_has_its_sentence() {
             large(Fault::Delay(Duration::from_millis(250))),
             "first byte",
             "slow",
-            "a first byte takes 25",
+            "a first byte takes",
         ),
         (second_page(Fault::BackwardsPage), "paging", "wrong", "no listing of more than one page"),
         (second_page(Fault::RepeatToken), "paging", "wrong", "no listing of more than one page"),
@@ -129,7 +129,7 @@ fn each_fault_of_a_store_has_its_sentence() {
         let scene = filled(Scene::with_proxy());
         let name = format!("{rule:?}");
         scene.add(rule);
-        let report = doctor(&scene, &[]);
+        let report = doctor(&scene, &["--max-connections=4"]);
         report.assert(topic, state, says);
         if has_fuse() {
             let code = if state == "wrong" { 76 } else { 0 };
