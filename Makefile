@@ -2,7 +2,7 @@
 SHELL := bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help fmt lint test contract deny demo bench
+.PHONY: help fmt lint test contract deny demo bench deb
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,4 +29,13 @@ demo: ## the demo of the README
 bench: ## compare with other mounts and clients, see docs/performance.md; FLAGS="--quick"
 	python3 benches/field $(FLAGS)
 
+deb: ## the Debian package, in target/debian
+	cargo build --release --workspace --bins --examples --locked
+	target/release/examples/pages target/package
+	ln -sf ../bin/fasts3-mount target/package/mount.fasts3
+	packaging/changelog >target/package/changelog
+	command -v cargo-deb >/dev/null || cargo install --quiet --locked cargo-deb@$(CARGO_DEB)
+	cargo deb --no-build --locked
+
 CARGO_DENY := 0.20.2
+CARGO_DEB := 3.8.0

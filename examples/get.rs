@@ -42,7 +42,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         ..StoreConfig::default()
     };
     let store = S3Store::connect("data", &config).await?;
-    let version = store.head(key).await?.version;
+    let version = store.head(key).await?.meta.version;
     let run = Arc::new((store, version, part, AtomicU64::new(0)));
 
     let mut buffers = vec![vec![0; usize::try_from(part)?]; at_once];

@@ -25,11 +25,11 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{MutexGuard, Notify};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use self::arena::{Arena, BlockWriter};
 use self::chunk::Chunk;
-use self::gate::{Gate, Pass};
+use self::gate::{Gate, OVERDUE, Pass};
 use self::pace::Timing;
 use self::slots::Full;
 use crate::layout::{Layout, Span};
@@ -190,7 +190,7 @@ impl ChunkCache {
             for piece in layout.parts(layout.blocks(&span.bytes)) {
                 let bytes = layout.block_bytes(&piece, lease.memory().len());
                 let Ok(writers) = self.claim_making_room(&lease, piece) else { return reached };
-                self.spawn_fetches(&lease, object, span.chunk, writers, purpose);
+                self.spawn_fetches(&lease, id, object, span.chunk, writers, purpose);
                 reached = layout.object_range(&Span { chunk: span.chunk, bytes }).end;
             }
         }
@@ -234,7 +234,8 @@ impl ChunkCache {
             let mut freed = pin!(self.0.freed.notified());
             freed.as_mut().enable();
             if let Ok(lease) = self.lease(id, object, span.chunk) {
-                match self.wait_for_blocks(&lease, object, span.chunk, &blocks, &mut turn).await {
+                match self.wait_for_blocks(&lease, id, object, span.chunk, &blocks, &mut turn).await
+                {
                     Ok(()) => {
                         if taker == Taker::PageCache && lease.take(&blocks, &span.bytes) {
                             self.0.spend(&lease, (id, span.chunk));
@@ -260,6 +261,7 @@ impl ChunkCache {
     async fn wait_for_blocks(
         &self,
         lease: &Lease,
+        id: ObjectId,
         object: &Arc<ObjectMeta>,
         chunk: u32,
         blocks: &Range<usize>,
@@ -279,7 +281,7 @@ impl ChunkCache {
             if lease.memory().has_empty(blocks.clone()) {
                 let writers =
                     self.claim_making_room(lease, blocks.clone()).map_err(|Full| Wait::Full)?;
-                self.spawn_fetches(lease, object, chunk, writers, Purpose::Demand);
+                self.spawn_fetches(lease, id, object, chunk, writers, Purpose::Demand);
             }
             // All of it has room, be it that others have found some.
             *turn = None;
@@ -346,6 +348,7 @@ impl ChunkCache {
     fn spawn_fetches(
         &self,
         lease: &Lease,
+        id: ObjectId,
         object: &Arc<ObjectMeta>,
         chunk: u32,
         writers: Vec<BlockWriter>,
@@ -353,7 +356,7 @@ impl ChunkCache {
     ) {
         for writer in writers {
             let (lease, object) = (lease.clone(), object.clone());
-            self.0.runtime.spawn(fetch(lease, object, chunk, writer, purpose));
+            self.0.runtime.spawn(fetch(lease, id, object, chunk, writer, purpose));
         }
     }
 }
@@ -369,6 +372,7 @@ enum Wait {
 /// One GET into one run of blocks. Whatever ends it, the writer's drop leaves them ready or empty.
 async fn fetch(
     lease: Lease,
+    id: ObjectId,
     object: Arc<ObjectMeta>,
     chunk: u32,
     mut writer: BlockWriter,
@@ -376,9 +380,9 @@ async fn fetch(
 ) {
     let inner = &lease.inner;
     let bytes = writer.bytes().len() as u64;
-    let pass = match purpose {
-        Purpose::Demand => inner.gate.enter(purpose, bytes).await,
-        Purpose::Ahead => pass_ahead(&lease, writer.blocks(), bytes).await,
+    let mut pass = match purpose {
+        Purpose::Demand => inner.gate.enter(purpose, bytes, id).await,
+        Purpose::Ahead => pass_ahead(&lease, id, writer.blocks(), bytes).await,
     };
     let mut verdict = Verdict {
         chunk: &lease,
@@ -393,7 +397,16 @@ async fn fetch(
         inner.runtime.spawn_blocking(move || memory.populate(&bytes))
     });
     let begun = Instant::now();
-    let outcome = inner.store.get_range(&object.version, range, &mut writer).await;
+    let outcome = {
+        let mut get = pin!(inner.store.get_range(&object.version, range, &mut writer));
+        match timeout(OVERDUE, &mut get).await {
+            Ok(outcome) => outcome,
+            Err(_elapsed) => {
+                pass.step_aside();
+                get.await
+            }
+        }
+    };
     drop(pass);
     inner.stats.bytes_fetched.add(writer.written() as u64);
     if purpose == Purpose::Ahead {
@@ -419,10 +432,10 @@ async fn fetch(
 
 /// Waits until a GET of readahead may go; or until a reader wants its bytes, and then only as a
 /// reader does.
-async fn pass_ahead(lease: &Lease, blocks: &Range<usize>, bytes: u64) -> Pass {
+async fn pass_ahead(lease: &Lease, id: ObjectId, blocks: &Range<usize>, bytes: u64) -> Pass {
     let gate = &lease.inner.gate;
     {
-        let mut pass = pin!(gate.enter(Purpose::Ahead, bytes));
+        let mut pass = pin!(gate.enter(Purpose::Ahead, bytes, id));
         loop {
             let mut wanted = pin!(lease.wanted().notified());
             wanted.as_mut().enable();
@@ -435,7 +448,7 @@ async fn pass_ahead(lease: &Lease, blocks: &Range<usize>, bytes: u64) -> Pass {
             }
         }
     }
-    gate.enter(Purpose::Demand, bytes).await
+    gate.enter(Purpose::Demand, bytes, id).await
 }
 
 /// Hands memory back that nobody has needed for a while, but for so much; ends with the cache.

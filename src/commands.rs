@@ -114,6 +114,8 @@ struct Doctor {
     looking: args::LookingArgs,
     #[command(flatten)]
     log: args::LogArgs,
+    #[command(flatten)]
+    process: args::ProcessArgs,
 }
 
 /// What `--json` shows of a failure.
@@ -191,10 +193,12 @@ fn run(word: Word) -> ExitCode {
 }
 
 fn examine(doctor: Doctor) -> ExitCode {
-    let Doctor { bucket, json, quick, store, cache, names, permissions, looking, log } = doctor;
+    let Doctor { bucket, json, quick, store, cache, names, permissions, looking, log, process } =
+        doctor;
     // Nothing is mounted, so any directory will do.
     let mountpoint = "/".into();
-    let args = args::Args { bucket, mountpoint, store, cache, names, permissions, looking, log };
+    let args =
+        args::Args { bucket, mountpoint, store, cache, names, permissions, looking, log, process };
     let config = match config::validate(args) {
         Ok(config) => config,
         Err(sentence) => return failed(&sentence, USAGE, json),

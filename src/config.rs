@@ -8,12 +8,15 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 
 use crate::layout::BLOCK_BYTES;
 
 pub(crate) mod args;
+mod helper;
 mod memory;
+
+pub(crate) use helper::MountCall;
 
 /// Everything the daemon needs to know, valid by construction in [`parse`].
 #[derive(Clone, Debug)]
@@ -36,6 +39,8 @@ pub struct Config {
     pub kernel_readahead_bytes: u64,
     /// Requests in flight at once, at least 1.
     pub max_connections: usize,
+    /// An operation that has not got on for so long fails; at least 1 s.
+    pub io_timeout: Duration,
     /// The bound on complete listings that are kept, the one in use excepted.
     pub names_budget_bytes: u64,
     /// How long names are believed; `None` is for ever.
@@ -54,6 +59,10 @@ pub struct Config {
     pub access: Access,
     /// Where metrics are served; nowhere unless set.
     pub metrics_listen: Option<SocketAddr>,
+    /// Whether programs in the mount cannot be executed.
+    pub no_exec: bool,
+    /// Go on in the background once mounted.
+    pub daemon: bool,
     /// What is logged, and how.
     pub log: LogConfig,
 }
@@ -132,6 +141,9 @@ pub enum NoConfig {
 
 /// A random fault of a mapped file fetches as much, so more only costs.
 const MAX_KERNEL_READAHEAD_BYTES: u64 = 16 << 20;
+/// Below a second a lost packet is an error; who waits for an hour may as well wait for ever.
+const IO_TIMEOUTS: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_hours(1);
 /// Parts that must fit into the budget together: two being read and two ahead of them. With less
 /// a stream would wait for its own readahead.
 const PARTS_IN_BUDGET: u64 = 4;
@@ -144,6 +156,17 @@ const MAX_CHUNK_BYTES: u64 = 1 << 30;
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Config, NoConfig> {
     let args = args::Args::try_parse_from(arguments).map_err(|error| no_config(&error))?;
     validate(args).map_err(NoConfig::Wrong)
+}
+
+/// What mount(8) asks for, if the program was called by its helper's name, `mount.fasts3`.
+pub(crate) fn mount_call(arguments: &[OsString]) -> Option<Result<MountCall, String>> {
+    helper::is_called(arguments.first()).then(|| helper::parse(arguments.iter().skip(1).cloned()))
+}
+
+/// The command line as clap knows it, from which man pages and completions are made.
+#[must_use]
+pub fn command() -> clap::Command {
+    args::Args::command()
 }
 
 /// clap's message in one line: what stands above its first empty line.
@@ -159,7 +182,8 @@ pub(crate) fn no_config(error: &clap::Error) -> NoConfig {
 }
 
 pub(crate) fn validate(args: args::Args) -> Result<Config, String> {
-    let args::Args { bucket, mountpoint, store, cache, names, permissions, looking, log } = args;
+    let args::Args { bucket, mountpoint, store, cache, names, permissions, looking, log, process } =
+        args;
     let budget_bytes = cache.memory_budget.unwrap_or_else(|| {
         // On a very small machine the default still has to hold what the other defaults need.
         memory::default_budget_bytes().max(cache.part_size.saturating_mul(PARTS_IN_BUDGET))
@@ -172,6 +196,12 @@ pub(crate) fn validate(args: args::Args) -> Result<Config, String> {
             size(cache.kernel_readahead),
         ));
     }
+    if !IO_TIMEOUTS.contains(&cache.io_timeout) {
+        return Err(format!(
+            "--io-timeout must be between 1s and 1h, and is {}",
+            humantime::format_duration(cache.io_timeout),
+        ));
+    }
     let access = match (permissions.allow_other, permissions.allow_root) {
         (true, _) => Access::Everyone,
         (false, true) => Access::OwnerAndRoot,
@@ -181,13 +211,15 @@ pub(crate) fn validate(args: args::Args) -> Result<Config, String> {
     Ok(Config {
         bucket: bucket.name,
         prefix: bucket.prefix,
-        mountpoint,
+        mountpoint: std::path::absolute(&mountpoint)
+            .map_err(|error| format!("the mountpoint cannot be told: {error}"))?,
         store: store_config(store)?,
         memory_budget_bytes: budget_bytes,
         chunk_bytes: cache.chunk_size,
         part_bytes: cache.part_size,
         kernel_readahead_bytes: cache.kernel_readahead,
         max_connections: usize::from(cache.max_connections),
+        io_timeout: cache.io_timeout,
         names_budget_bytes: names.names_budget,
         metadata_ttl: names.metadata_ttl.0,
         negative_ttl: names.negative_ttl,
@@ -197,6 +229,8 @@ pub(crate) fn validate(args: args::Args) -> Result<Config, String> {
         dir_mode: permissions.dir_mode,
         access,
         metrics_listen: looking.metrics_listen,
+        no_exec: permissions.no_exec,
+        daemon: process.daemon,
         log: LogConfig { filter: log.log_level.0, format: log.log_format },
     })
 }
@@ -323,6 +357,7 @@ mod tests {
         assert_eq!(config.chunk_bytes, 128 << 20);
         assert_eq!(config.part_bytes, 8 << 20);
         assert_eq!(config.max_connections, 128);
+        assert_eq!(config.io_timeout, Duration::from_secs(30));
         assert_eq!(config.metadata_ttl, Some(Duration::from_mins(1)));
         assert_eq!(config.names_budget_bytes, 1 << 30);
         assert_eq!(config.negative_ttl, Duration::from_secs(5));
@@ -361,6 +396,7 @@ mod tests {
             (&["--memory-budget=16MiB"], "--memory-budget must be at least 32MiB"),
             (&["--memory-budget=1MiB", "--part-size=128KiB"], "at least 16MiB"),
             (&["--file-mode=0644"], "--file-mode"),
+            (&["--io-timeout=200ms"], "--io-timeout must be between 1s and 1h, and is 200ms"),
             (&["--dir-mode=9"], "--dir-mode"),
             (&["--allow-other", "--allow-root"], "--allow-other"),
             (&["--metrics-listen=nowhere"], "--metrics-listen"),

@@ -204,13 +204,18 @@ async fn talk(connection: UnixStream, target: &Target) -> std::io::Result<()> {
 /// nothing old here.
 async fn drop_all(target: &Target) -> Reply {
     let (held, _) = target.fs.memory_bytes();
-    target.fs.drop_names();
+    let directories = target.fs.drop_names();
     target.fs.drop_bytes();
     let known = target.fs.known();
     let names = known.len();
     let mounted = target.mounted.clone();
     // The kernel waits for reads that are under way, which this thread must not.
-    if let Err(panicked) = spawn_blocking(move || mounted.forget(&known)).await {
+    let told = spawn_blocking(move || {
+        // Before Linux 6.16 it cannot; then each name by itself will do.
+        let _ = mounted.expire_names(&directories);
+        mounted.forget(&known);
+    });
+    if let Err(panicked) = told.await {
         return Reply::Refused(format!("the kernel could not be told: {panicked}"));
     }
     let (left, _) = target.fs.memory_bytes();

@@ -11,8 +11,9 @@ use std::time::{Duration, SystemTime};
 use tokio::runtime::{Builder, Handle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
 
-use crate::config::{self, Config, NoConfig};
+use crate::config::{self, Config, MountCall, NoConfig};
 use crate::control::status::Settings;
 use crate::control::{self, Socket};
 use crate::fs::{BucketFs, ReadConfig};
@@ -25,53 +26,113 @@ use crate::store::measured::Measured;
 use crate::store::retry::{RetryPolicy, Retrying};
 use crate::store::s3::S3Store;
 
+mod background;
 mod bucket;
 mod checks;
 mod error;
 mod logging;
+mod service;
 
 pub(crate) use bucket::open as open_bucket;
 pub(crate) use checks::fuse_device;
 pub use error::StartError;
+use logging::Logs;
 
 /// How long files that are still open are served after a lazy unmount.
 const DRAIN: Duration = Duration::from_secs(2);
 
+/// A mount that has just been made answers at once; then it is usable.
+const FIRST_ANSWER: Duration = Duration::from_secs(5);
+
+/// What mount(8) takes for "the mount has failed".
+const MOUNT_FAILED: u8 = 32;
+
 /// The whole program: from its arguments (its own name first) to its exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let outcome = match config::parse(arguments) {
-        Ok(config) => start(&config),
-        Err(NoConfig::Shown(text)) => {
-            use std::io::Write as _;
-            // Whoever closed the pipe has read enough.
-            let _ = std::io::stdout().write_all(text.as_bytes());
-            return ExitCode::SUCCESS;
-        }
-        Err(NoConfig::Wrong(sentence)) => Err(StartError::Usage(sentence)),
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let (outcome, helper) = match config::mount_call(&arguments) {
+        None => (execute(&arguments), false),
+        Some(Ok(call)) => (mount_for(&call), true),
+        Some(Err(sentence)) => (Err(Ended::Error(StartError::Usage(sentence))), true),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("fasts3-mount: {error}");
-            error.exit_code()
+        Err(Ended::Told(_)) if helper => ExitCode::from(MOUNT_FAILED),
+        Err(Ended::Told(code)) => ExitCode::from(code),
+        Err(Ended::Error(error)) => {
+            eprintln!("{}: {error}", if helper { "mount.fasts3" } else { "fasts3-mount" });
+            if helper { ExitCode::from(MOUNT_FAILED) } else { error.exit_code() }
         }
     }
 }
 
+/// How the program ends when it does not end well.
+enum Ended {
+    /// Of this process, which has to say so.
+    Error(StartError),
+    /// Of the process in the background, which has said so: its exit code.
+    Told(u8),
+}
+
+fn execute(arguments: &[OsString]) -> Result<(), Ended> {
+    match config::parse(arguments.iter().cloned()) {
+        Ok(config) if config.daemon && !background::is_child() => background::start(arguments),
+        Ok(config) => start(&config).map_err(Ended::Error),
+        Err(NoConfig::Shown(text)) => {
+            use std::io::Write as _;
+            // Whoever closed the pipe has read enough.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            Ok(())
+        }
+        Err(NoConfig::Wrong(sentence)) => Err(Ended::Error(StartError::Usage(sentence))),
+    }
+}
+
+/// What mount(8) asked for.
+fn mount_for(call: &MountCall) -> Result<(), Ended> {
+    if call.fake {
+        return match config::parse(call.arguments.iter().cloned()) {
+            Ok(_) | Err(NoConfig::Shown(_)) => Ok(()),
+            Err(NoConfig::Wrong(sentence)) => Err(Ended::Error(StartError::Usage(sentence))),
+        };
+    }
+    execute(&call.arguments)
+}
+
 fn start(config: &Config) -> Result<(), StartError> {
-    logging::init(&config.log)
+    let stage = if config.daemon { logging::Stage::Background } else { logging::Stage::Foreground };
+    let logs = logging::init(&config.log, stage)
         .map_err(|cause| StartError::Internal(format!("logging cannot be started: {cause}")))?;
+    std::panic::set_hook(Box::new(|panic| {
+        let at = panic.location().map(ToString::to_string).unwrap_or_default();
+        let what = panic.payload_as_str().unwrap_or("something that is no text");
+        tracing::error!(at, "a request panicked, and fails: {what}");
+    }));
+    checks::no_core_files();
+    let config =
+        &Config { max_connections: checks::connections(config.max_connections), ..config.clone() };
     let runtime = Builder::new_multi_thread().enable_all().build().map_err(|error| {
         StartError::Internal(format!("the threads of the daemon cannot be started: {error}"))
     })?;
-    let outcome = runtime.block_on(run(config));
+    let outcome = runtime.block_on(async {
+        tokio::select! {
+            outcome = run(config, &logs) => outcome,
+            () = logs.sum_up() => unreachable!("it goes on for ever"),
+        }
+    });
+    logs.flush();
+    if let Err(error) = &outcome {
+        service::failed(&error.to_string());
+    }
     // A look-up of a host name may hang in a thread that nothing can end.
     runtime.shutdown_background();
     outcome
 }
 
 /// Mounts, and returns when the mount has ended.
-pub async fn run(config: &Config) -> Result<(), StartError> {
+async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
+    let source = format!("s3://{}/{}", config.bucket, config.prefix);
+    let still_starting = service::starting(format!("asking for {source}"));
     checks::fuse_device()?;
     checks::mountpoint(&config.mountpoint)?;
     if config.store.no_verify_tls {
@@ -99,9 +160,12 @@ pub async fn run(config: &Config) -> Result<(), StartError> {
             tracing::warn!("no control socket, so `status` and the like will not work: {error}");
         })
         .ok();
-    let mounted = fuse::mount(fs.clone(), config, Handle::current())
+    let mounted = fuse::mount(&fs, config, &Handle::current())
         .map_err(|error| StartError::NoFuse(refused(config, &error)))?;
     let mounted = Arc::new(mounted);
+    usable(&mounted, config).await?;
+    drop(still_starting);
+    let mut settings = Settings::new(config, &reading, &endpoint, &region);
     tracing::info!(
         endpoint,
         region,
@@ -109,14 +173,11 @@ pub async fn run(config: &Config) -> Result<(), StartError> {
         chunk_size = config::size(reading.layout.chunk_bytes),
         part_size = config::size(reading.layout.part_bytes),
         max_connections = config.max_connections,
-        metadata_ttl = ?config.metadata_ttl,
-        "mounted s3://{}/{} on {}",
-        config.bucket,
-        config.prefix,
+        metadata_ttl = ttl(config),
+        version = env!("CARGO_PKG_VERSION"),
+        "mounted {source} on {}",
         config.mountpoint.display(),
     );
-
-    let mut settings = Settings::new(config, &reading, &endpoint, &region);
     let _metrics = port.map(|port| {
         let address = port.local_addr().ok().map(|address| address.to_string());
         tracing::info!("metrics are at http://{}/metrics", address.as_deref().unwrap_or_default());
@@ -131,14 +192,28 @@ pub async fn run(config: &Config) -> Result<(), StartError> {
         let (file, serving) = socket.serve(control::Target { fs, mounted, settings, unmount });
         (file, Task::spawn(serving))
     });
-
-    tokio::select! {
-        () = asked_to_unmount.notified() => {
-            tracing::info!("the control socket: unmounting");
-        }
-        name = signals.next() => tracing::info!("{name}: unmounting"),
-        () = mounted.ended() => tracing::info!("unmounted from outside"),
+    let seen = seen_by_the_host(&mounted, config);
+    if background::is_child() {
+        background::leave()?;
     }
+    service::ready(&format!("mounted {source} on {}{seen}", config.mountpoint.display()));
+    let rates = service::telling(fs.clone());
+    let watchdog = service::watched(config.mountpoint.clone());
+
+    loop {
+        tokio::select! {
+            () = asked_to_unmount.notified() => break tracing::info!("the control socket: unmounting"),
+            asked = signals.next() => match asked {
+                Asked::End(name) => break tracing::info!("{name}: unmounting"),
+                Asked::DropNames => drop_names(&fs, &mounted).await,
+                Asked::Louder => logs.louder(),
+                Asked::AsGiven => logs.as_given(),
+            },
+            () = mounted.ended() => break tracing::info!("unmounted from outside"),
+        }
+    }
+    service::stopping();
+    drop((rates, watchdog));
     unmount(mounted, config).await?;
     let stats = fs.stats();
     tracing::info!(
@@ -156,11 +231,61 @@ pub async fn run(config: &Config) -> Result<(), StartError> {
     Ok(())
 }
 
+fn ttl(config: &Config) -> String {
+    let shown = |ttl| humantime::format_duration(ttl).to_string();
+    config.metadata_ttl.map_or_else(|| "indefinite".to_owned(), shown)
+}
+
+/// Returns when the mount has answered the kernel.
+async fn usable(mounted: &fuse::Mounted, config: &Config) -> Result<(), StartError> {
+    let failure = tokio::select! {
+        answer = service::answers(&config.mountpoint) => match answer {
+            Ok(()) => return Ok(()),
+            Err(error) => error.to_string(),
+        },
+        () = mounted.ended() => "it was unmounted".to_owned(),
+        () = tokio::time::sleep(FIRST_ANSWER) => "silence".to_owned(),
+    };
+    Err(StartError::NoFuse(format!(
+        "the mount on {} does not answer: {failure}; check dmesg, and try again",
+        config.mountpoint.display()
+    )))
+}
+
+/// Warns of a mount that only this process sees; what is to be told of it elsewhere.
+fn seen_by_the_host(mounted: &fuse::Mounted, config: &Config) -> &'static str {
+    // Not known is not worth a word.
+    if service::host_sees(mounted.device_number()) != Some(false) {
+        return "";
+    }
+    tracing::warn!(
+        "the mount on {} is in a mount namespace that process 1 does not see: only processes \
+         started from here can use it; a unit must not have PrivateTmp=, PrivateMounts=, \
+         ProtectSystem= or ProtectHome=, and a container needs shared mount propagation",
+        config.mountpoint.display()
+    );
+    ", but not for the host"
+}
+
+/// Has every name asked for anew, by us and by the kernel.
+async fn drop_names(fs: &Arc<BucketFs>, mounted: &Arc<fuse::Mounted>) {
+    let (fs, mounted) = (fs.clone(), mounted.clone());
+    let told = spawn_blocking(move || mounted.expire_names(&fs.drop_names())).await;
+    match told {
+        Ok(Ok(())) => tracing::info!("SIGHUP: all names are asked for anew"),
+        Ok(Err(error)) => tracing::info!(
+            "SIGHUP: all names are asked for anew, those that the kernel keeps when their time has \
+             come (before Linux 6.16 it cannot be told: {error})"
+        ),
+        Err(panicked) => tracing::error!("SIGHUP: {panicked}"),
+    }
+}
+
 /// Unmounts, and lets readers that are under way have their answers for a moment.
 async fn unmount(mounted: Arc<fuse::Mounted>, config: &Config) -> Result<(), StartError> {
     let unmounting = mounted.clone();
     // Unmounting waits for the kernel, which may be waiting for a reply from this runtime.
-    let unmounted = tokio::task::spawn_blocking(move || unmounting.unmount()).await;
+    let unmounted = spawn_blocking(move || unmounting.unmount()).await;
     let failure = match unmounted {
         Ok(Ok(())) => {
             // After a lazy unmount the session ends with the last open file, if ever.
@@ -198,10 +323,15 @@ const PAGES_AT_ONCE: usize = 16;
 /// The layers between the kernel's requests and the network, outermost last: one request, how long
 /// it takes, its retries, the file system on them.
 fn stack(store: S3Store, config: &Config, reading: ReadConfig) -> std::io::Result<Arc<BucketFs>> {
-    let stats = Arc::new(Stats::default());
+    let stats = Arc::new(Stats { hedges: store.hedges(), ..Stats::default() });
     let store: Arc<dyn ObjectStore> = Arc::new(Measured::new(Arc::new(store), stats.clone()));
-    let policy = RetryPolicy { max_connections: config.max_connections, ..RetryPolicy::default() };
-    let store: Arc<dyn ObjectStore> = Arc::new(Retrying::new(store, policy));
+    let policy = RetryPolicy {
+        max_connections: config.max_connections,
+        deadline: config.io_timeout,
+        ..RetryPolicy::default()
+    };
+    let retrying = Retrying::new(store, policy).counting(stats.clone());
+    let store: Arc<dyn ObjectStore> = Arc::new(retrying);
     let names = NamespaceConfig {
         root_prefix: config.prefix.clone(),
         metadata_ttl: config.metadata_ttl,
@@ -232,11 +362,24 @@ fn refused(config: &Config, error: &std::io::Error) -> String {
     format!("mounting on {shown} was refused: {error}; {remedy}")
 }
 
-/// The signals that mean "end": from a terminal, from systemd, and from a terminal that is gone.
+/// What a signal asks for.
+enum Asked {
+    /// From a terminal, or from systemd.
+    End(&'static str),
+    /// SIGHUP, as daemons take it: to look again.
+    DropNames,
+    /// SIGUSR1: more in the log.
+    Louder,
+    /// SIGUSR2: the log as it was asked for at the start.
+    AsGiven,
+}
+
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
+    first: Signal,
+    second: Signal,
 }
 
 impl Signals {
@@ -245,14 +388,18 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
+            first: signal(SignalKind::user_defined1())?,
+            second: signal(SignalKind::user_defined2())?,
         })
     }
 
-    async fn next(&mut self) -> &'static str {
+    async fn next(&mut self) -> Asked {
         tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.hangup.recv() => "SIGHUP",
+            _ = self.interrupt.recv() => Asked::End("SIGINT"),
+            _ = self.terminate.recv() => Asked::End("SIGTERM"),
+            _ = self.hangup.recv() => Asked::DropNames,
+            _ = self.first.recv() => Asked::Louder,
+            _ = self.second.recv() => Asked::AsGiven,
         }
     }
 }

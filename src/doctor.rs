@@ -198,7 +198,7 @@ async fn connection(config: &Config, store: &S3Store, report: &mut Report) {
     } else {
         report.add("TLS", State::Ok, "the store's certificate is valid");
     }
-    match store.credentials_from() {
+    match store.credentials_from().await {
         None => report.add("credentials", State::Ok, "none: requests are not signed"),
         Some(provider) => {
             let sentence = format!("found, and taken by the store; they came from {provider}");

@@ -20,6 +20,8 @@ use crate::siblings::{self, Access, Directory, Siblings};
 use crate::stats::Stats;
 use crate::store::{ObjectMeta, ObjectStore, StoreError};
 
+mod xattrs;
+
 /// A bucket as a file system.
 pub struct BucketFs {
     namespace: Arc<Namespace>,
@@ -29,6 +31,8 @@ pub struct BucketFs {
     /// Small files are fetched in GETs of this size, which is one.
     whole_bytes: u64,
     look: Look,
+    /// Of extended attributes.
+    answers: xattrs::Answers,
     stats: Arc<Stats>,
 }
 
@@ -139,6 +143,27 @@ pub struct DirectoryEntry<'a> {
     pub cookie: u64,
 }
 
+/// What statvfs(3) tells: of room, what harms nobody.
+///
+/// A bucket knows no bound and nobody can write here anyway. With no room at all, tools that list
+/// file systems leave it out, and with none that is free, alarms go off; so there is a PiB, and all
+/// of it is free, as with other mounts of buckets. Of inodes there are 0, as in file systems that
+/// have no bound on them.
+#[derive(Clone, Copy, Debug)]
+pub struct Space {
+    /// Room, all of it free.
+    pub blocks: u64,
+    /// Of so many bytes: large, for a program that counts blocks with 32 bits.
+    pub block_bytes: u32,
+    /// The longest name.
+    pub name_bytes: u32,
+}
+
+impl Space {
+    /// The same everywhere.
+    pub const OF_A_BUCKET: Self = Self { blocks: 1 << 30, block_bytes: 1 << 20, name_bytes: 255 };
+}
+
 /// Every way in which a call can fail, and its errno (docs/semantics.md, "Errors").
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FsError {
@@ -157,6 +182,12 @@ pub enum FsError {
     /// ENAMETOOLONG
     #[error("name too long")]
     NameTooLong,
+    /// ENODATA
+    #[error("no such extended attribute")]
+    NoSuchAttribute,
+    /// EOPNOTSUPP: not in this file system.
+    #[error("not supported")]
+    NotSupported,
     /// EACCES: the store refuses, or the object is archived.
     #[error("access denied")]
     Denied,
@@ -180,6 +211,8 @@ impl FsError {
             Self::NotADirectory => libc::ENOTDIR,
             Self::IsADirectory => libc::EISDIR,
             Self::NameTooLong => libc::ENAMETOOLONG,
+            Self::NoSuchAttribute => libc::ENODATA,
+            Self::NotSupported => libc::EOPNOTSUPP,
             Self::Denied => libc::EACCES,
             Self::Stale => libc::ESTALE,
             Self::TimedOut => libc::ETIMEDOUT,
@@ -208,11 +241,13 @@ impl FsError {
         match error {
             // The name led to a version that is not there any more.
             StoreError::NotFound | StoreError::Changed => Self::Stale,
-            StoreError::Denied(_) | StoreError::Archived | StoreError::NoCredentials(_) => {
-                Self::Denied
-            }
+            StoreError::Denied(_)
+            | StoreError::SignatureRefused(_)
+            | StoreError::Archived
+            | StoreError::NoCredentials(_) => Self::Denied,
             StoreError::TimedOut(_) => Self::TimedOut,
             StoreError::Throttled
+            | StoreError::Busy(_)
             | StoreError::Unavailable(_)
             | StoreError::Protocol(_)
             | StoreError::NoSuchBucket
@@ -254,6 +289,7 @@ impl BucketFs {
             stats.clone(),
         )?;
         cache.keep_ready();
+        let answers = xattrs::Answers::new(store.clone(), names.metadata_ttl);
         Ok(Arc::new(Self {
             namespace: Namespace::new(store, names),
             cache,
@@ -266,6 +302,7 @@ impl BucketFs {
                 file_mode: config.file_mode,
                 dir_mode: config.dir_mode,
             },
+            answers,
             stats,
         }))
     }
@@ -352,14 +389,19 @@ impl BucketFs {
                 Ok(data)
             }
             Err(error) => {
-                let failure = FsError::from_store(&error);
-                if failure == FsError::Stale {
-                    self.namespace.changed(ino);
-                }
                 tracing::debug!(key = object.version.key, ?want, %error, "read failed");
-                Err(failure)
+                Err(self.failed(ino, &error))
             }
         }
+    }
+
+    /// What a store's error about an object is to whoever has its inode.
+    fn failed(&self, ino: Ino, error: &StoreError) -> FsError {
+        let failure = FsError::from_store(error);
+        if failure == FsError::Stale {
+            self.namespace.changed(ino);
+        }
+        failure
     }
 
     /// A small file is read: fetches those of its siblings that will probably be read next.
@@ -425,9 +467,12 @@ impl BucketFs {
         Ok(())
     }
 
-    /// Forgets what is believed of all names, so that the next use asks the store.
-    pub fn drop_names(&self) {
+    /// Forgets what is believed of all names, so that the next use asks the store. Gives the
+    /// directories that the kernel knows.
+    pub fn drop_names(&self) -> Vec<Ino> {
         self.namespace.drop_names();
+        self.answers.drop_all();
+        self.namespace.known_directories()
     }
 
     /// Forgets all bytes that nobody is reading just now.

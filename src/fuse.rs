@@ -6,12 +6,15 @@
 //! the kernel too; the EROFS here is for what slips past it.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::future::Future;
-use std::io;
+use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -21,27 +24,28 @@ use fuser::{
     Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, MountOption, Notifier,
     OpenFlags, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, SessionACL, SessionUnmounter, TimeOrNow, WriteFlags,
+    ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
 };
 use nix::errno::Errno as SystemError;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::{major, minor};
-use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use crate::config::{Access, Config};
-use crate::fs::{Attributes, BucketFs, DirectoryEntry, FsError, Kind, Known, Taker};
+use crate::fs::{Attributes, BucketFs, DirectoryEntry, FsError, Kind, Known, Space, Taker};
+use crate::mountinfo;
 use crate::namespace::Ino;
 use crate::stats::{Operation, Stats};
 
 /// Inode numbers are never reused while mounted, so one generation does.
 const GENERATION: Generation = Generation(0);
 
-/// Requests that the kernel may have in flight on its own account (readahead, async direct I/O).
-/// Its default of 12 would hold eight readers with readahead back.
-const MAX_BACKGROUND: u16 = 64;
+/// Requests that the kernel may have in flight on its own account (readahead, async direct I/O), which
+/// every buffered read is. Its default of 12 would hold eight readers with readahead back; with 64,
+/// as many readers of objects that the store does not give held up all others (28 s, measured).
+const MAX_BACKGROUND: u16 = 1024;
 
 /// The reply to a stale read waits so long for the kernel to forget the name, which it mostly does
 /// in microseconds.
@@ -49,66 +53,97 @@ const LONGEST_FORGETTING: Duration = Duration::from_secs(1);
 
 /// A live mount; dropping it unmounts.
 pub struct Mounted {
+    /// Without symbolic links.
     mountpoint: PathBuf,
-    unmounter: Mutex<SessionUnmounter>,
-    kernel: Notifier,
+    /// `major:minor`, by which the kernel knows this mount.
+    device_number: String,
+    notifier: Notifier,
+    /// The connection to the kernel.
+    device: File,
     ended: watch::Receiver<bool>,
 }
 
 /// Mounts `fs` and serves it on threads of its own; what cannot be answered at once goes on in
 /// `runtime`. Returns when the kernel has accepted the mount.
-pub fn mount(fs: Arc<BucketFs>, config: &Config, runtime: Handle) -> io::Result<Mounted> {
-    let mut options = fuser::Config::default();
-    options.mount_options = vec![
+pub fn mount(fs: &Arc<BucketFs>, config: &Config, runtime: &Handle) -> io::Result<Mounted> {
+    // More threads than cores gain nothing (measured), one makes small reads three times slower.
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let kernel = Arc::new(OnceLock::new());
+    let session = |typed: bool| {
+        let mut options = fuser::Config::default();
+        options.mount_options = mount_options(config, typed);
+        options.acl = match config.access {
+            Access::Owner => SessionACL::Owner,
+            Access::OwnerAndRoot => SessionACL::RootAndOwner,
+            Access::Everyone => SessionACL::All,
+        };
+        options.n_threads = Some(cores.clamp(2, 16));
+        let (fs, runtime, kernel) = (fs.clone(), runtime.clone(), kernel.clone());
+        let adapter = Adapter { fs, runtime, kernel, no_open: false, no_opendir: false };
+        fuser::Session::new(adapter, &config.mountpoint, &options)
+    };
+    // A kernel before 5.4 knows no subtype, and does not say what it is that it refuses.
+    let mountpoint = config.mountpoint.canonicalize()?;
+    let session = session(true).or_else(|_| session(false))?;
+    let notifier = session.notifier();
+    let _ = kernel.set(notifier.clone());
+    let device = File::from(session.as_fd().try_clone_to_owned()?);
+    let (end, ended) = watch::channel(false);
+    let session = session.spawn()?;
+    std::thread::Builder::new().name("fuse".to_owned()).spawn(move || {
+        // All of it, or what is not used here would be dropped, which unmounts.
+        let session = session;
+        if let Ok(Err(error)) = session.guard.join() {
+            tracing::error!(%error, "the FUSE session failed");
+        }
+        // Nobody may be waiting any more.
+        let _ = end.send(true);
+        // What is left of the session would now unmount whatever is on the mountpoint, be it not
+        // ours: fuser 0.18 takes a connection that has ended for one that is mounted. So it is kept,
+        // and ends with the process.
+        loop {
+            std::thread::park();
+        }
+    })?;
+    let root = std::fs::metadata(&mountpoint).inspect_err(|_| {
+        // Nothing else can be there yet.
+        let _ = umount2(&mountpoint, MntFlags::MNT_DETACH);
+    })?;
+    let device_number = format!("{}:{}", major(root.dev()), minor(root.dev()));
+    raise_readahead(config, &device_number);
+    Ok(Mounted { mountpoint, device_number, notifier, device, ended })
+}
+
+/// With the type `fuse.fasts3`, by which findmnt and fstab know it, or else `fuse`. fuser's own
+/// `Subtype` does not reach the kernel.
+fn mount_options(config: &Config, typed: bool) -> Vec<MountOption> {
+    let mut options = vec![
         MountOption::RO,
         MountOption::NoSuid,
         MountOption::NoDev,
         MountOption::NoAtime,
         MountOption::DefaultPermissions,
         MountOption::FSName(source(config)),
-        MountOption::Subtype("fasts3-mount".to_owned()),
     ];
-    options.acl = match config.access {
-        Access::Owner => SessionACL::Owner,
-        Access::OwnerAndRoot => SessionACL::RootAndOwner,
-        Access::Everyone => SessionACL::All,
-    };
-    // More threads than cores gain nothing (measured), one makes small reads three times slower.
-    let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    options.n_threads = Some(cores.clamp(2, 16));
-
-    let kernel = Arc::new(OnceLock::new());
-    let adapter =
-        Adapter { fs, runtime, kernel: kernel.clone(), no_open: false, no_opendir: false };
-    let mut session = fuser::Session::new(adapter, &config.mountpoint, &options)?;
-    let notifier = session.notifier();
-    let _ = kernel.set(notifier.clone());
-    let unmounter = Mutex::new(session.unmount_callable());
-    let (end, ended) = watch::channel(false);
-    std::thread::Builder::new().name("fuse".to_owned()).spawn(move || {
-        if let Err(error) = session.run() {
-            tracing::error!(%error, "the FUSE session failed");
-        }
-        // Nobody may be waiting any more.
-        let _ = end.send(true);
-    })?;
-    raise_readahead(config);
-    Ok(Mounted { mountpoint: config.mountpoint.clone(), unmounter, kernel: notifier, ended })
+    if typed {
+        options.push(MountOption::CUSTOM("subtype=fasts3".to_owned()));
+    }
+    if config.no_exec {
+        options.push(MountOption::NoExec);
+    }
+    options
 }
 
 /// Raises how far the kernel reads ahead of a file, which halves the CPU of a sequential read
 /// (docs/performance.md) and which the protocol does not let a daemon ask for. Only root may.
-fn raise_readahead(config: &Config) {
+fn raise_readahead(config: &Config, device: &str) {
     if config.kernel_readahead_bytes == 0 {
         return;
     }
     let kib = config.kernel_readahead_bytes.div_ceil(1024);
-    let raised = std::fs::metadata(&config.mountpoint).and_then(|root| {
-        let device = root.dev();
-        let file = format!("/sys/class/bdi/{}:{}/read_ahead_kb", major(device), minor(device));
-        std::fs::write(&file, kib.to_string())
-            .map_err(|error| io::Error::other(format!("{error}; as root: `echo {kib} > {file}`")))
-    });
+    let file = format!("/sys/class/bdi/{device}/read_ahead_kb");
+    let raised = std::fs::write(&file, kib.to_string())
+        .map_err(|error| io::Error::other(format!("{error}; as root: `echo {kib} > {file}`")));
     if let Err(error) = raised {
         tracing::info!(
             "the kernel's readahead stays at 128KiB, so large files are slower: {error}"
@@ -122,28 +157,65 @@ fn source(config: &Config) -> String {
 }
 
 impl Mounted {
-    /// Unmounts: plainly, or lazily when files are still open. A second call does nothing.
+    /// `major:minor` of the mount.
+    #[must_use]
+    pub fn device_number(&self) -> &str {
+        &self.device_number
+    }
+
+    /// Unmounts: plainly, or lazily when files are still open. Once it is unmounted, by us or from
+    /// outside, nothing is done: what is on the mountpoint then is somebody else's.
     pub fn unmount(&self) -> io::Result<()> {
-        let Err(error) = self.unmounter.lock().unmount() else { return Ok(()) };
-        if error.raw_os_error() != Some(libc::EBUSY) {
-            return Err(error);
+        let mounts = std::fs::read("/proc/self/mountinfo")?;
+        let there = mountinfo::topmost(&mounts, &self.mountpoint);
+        if there.is_none_or(|mount| mount.device != self.device_number) {
+            return Ok(());
         }
-        tracing::info!("the mount is busy: unmounting lazily");
-        match umount2(&self.mountpoint, MntFlags::MNT_DETACH) {
+        match umount2(&self.mountpoint, MntFlags::empty()) {
             // Somebody else was faster.
             Ok(()) | Err(SystemError::EINVAL) => Ok(()),
+            Err(SystemError::EBUSY) => {
+                tracing::info!("the mount is busy: unmounting lazily");
+                match umount2(&self.mountpoint, MntFlags::MNT_DETACH) {
+                    Ok(()) | Err(SystemError::EINVAL) => Ok(()),
+                    Err(error) => Err(error.into()),
+                }
+            }
+            Err(SystemError::EPERM) => unmount_by_helper(&self.mountpoint),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Has the kernel forget names, attributes and pages. It waits for reads of them that are under
-    /// way, so this is never called from a thread that answers reads.
+    /// Has the kernel ask anew for every name, and for the attributes of these directories, by which
+    /// it learns that the directory pages it keeps are old. What is open or read stays.
+    ///
+    /// The kernel may wait for requests under way, so not on a thread that answers them. An error
+    /// before Linux 6.16: then names live on as long as it was told.
+    pub fn expire_names(&self, directories: &[Ino]) -> io::Result<()> {
+        /// `FUSE_NOTIFY_INC_EPOCH`, since protocol 7.44, as a `fuse_out_header` without a request:
+        /// length, code, and no number. fuser has no name for it.
+        const EPOCH_ENDS: (u32, u32, u64) = (16, 8, 0);
+        let (length, code, number) = EPOCH_ENDS;
+        let mut message = [0; 16];
+        message[..4].copy_from_slice(&length.to_ne_bytes());
+        message[4..8].copy_from_slice(&code.to_ne_bytes());
+        message[8..].copy_from_slice(&number.to_ne_bytes());
+        let told = (&self.device).write_all(&message);
+        for ino in directories {
+            // A negative offset: attributes only. What it does not know it calls missing.
+            let _ = self.notifier.inval_inode(INodeNo(*ino), -1, 0);
+        }
+        told
+    }
+
+    /// Has the kernel forget the names and the pages of these. It waits for reads of them that are
+    /// under way, so this is never called on a thread that answers requests.
     pub fn forget(&self, known: &[Known]) {
         for Known { ino, parent, name } in known {
             // What it has forgotten already it calls missing, which is as well.
-            let _ = self.kernel.inval_entry(INodeNo(*parent), name.as_ref());
+            let _ = self.notifier.inval_entry(INodeNo(*parent), name.as_ref());
             // From the first byte to the last: 0 is "to the end".
-            let _ = self.kernel.inval_inode(INodeNo(*ino), 0, 0);
+            let _ = self.notifier.inval_inode(INodeNo(*ino), 0, 0);
         }
     }
 
@@ -152,6 +224,15 @@ impl Mounted {
         // An error means that the serving thread is gone, which is an end as well.
         let _ = self.ended.clone().wait_for(|&ended| ended).await;
     }
+}
+
+/// An ordinary user's mount was made by fusermount3, and so it ends, lazily.
+fn unmount_by_helper(mountpoint: &Path) -> io::Result<()> {
+    let ended = Command::new("fusermount3").args(["-u", "-z", "--"]).arg(mountpoint).output()?;
+    if ended.status.success() {
+        return Ok(());
+    }
+    Err(io::Error::other(String::from_utf8_lossy(&ended.stderr).trim().to_owned()))
 }
 
 impl Drop for Mounted {
@@ -218,7 +299,7 @@ impl fuser::Filesystem for Adapter {
             InitFlags::FUSE_AUTO_INVAL_DATA,
         ] {
             if !enable(flag) {
-                tracing::debug!(?flag, "the kernel does not offer this");
+                tracing::info!("the kernel does not offer {flag:?}: some requests cost more");
             }
         }
         // Neither can fail with a number that is not 0.
@@ -273,9 +354,9 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let (fs, kernel) = (self.fs.clone(), self.kernel.clone());
+        let thread = request.pid();
         let past_page_cache = flags.0 & libc::O_DIRECT != 0;
         let taker = if past_page_cache { Taker::Program } else { Taker::PageCache };
-        let thread = request.pid();
         self.answer(Operation::Read, async move {
             match fs.read(ino.0, offset, size, taker).await {
                 Ok(data) => {
@@ -342,9 +423,26 @@ impl fuser::Filesystem for Adapter {
         });
     }
 
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
+        self.answer(Operation::Getxattr, async move {
+            match fs.xattr(ino.0, &name).await {
+                Ok(value) => give_value(reply, size, &value),
+                Err(error) => reply.error(errno(&fs, &error)),
+            }
+        });
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        match self.fs.xattr_names(ino.0) {
+            Ok(names) => give_value(reply, size, &names),
+            Err(error) => reply.error(errno(&self.fs, &error)),
+        }
+    }
+
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        let block = u32::try_from(crate::layout::BLOCK_BYTES).unwrap_or(4096);
-        reply.statfs(0, 0, 0, 0, 0, block, 255, block);
+        let Space { blocks, block_bytes, name_bytes } = Space::OF_A_BUCKET;
+        reply.statfs(blocks, blocks, blocks, 0, 0, block_bytes, name_bytes, block_bytes);
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -368,8 +466,6 @@ impl fuser::Filesystem for Adapter {
     refuse! { ENOSYS:
         fn flush(INodeNo, FileHandle, LockOwner) -> ReplyEmpty;
         fn fsync(INodeNo, FileHandle, bool) -> ReplyEmpty;
-        fn getxattr(INodeNo, &OsStr, u32) -> ReplyXattr;
-        fn listxattr(INodeNo, u32) -> ReplyXattr;
         fn bmap(INodeNo, u32, u64) -> ReplyBmap;
         fn lseek(INodeNo, FileHandle, i64, i32) -> ReplyLseek;
     }
@@ -414,6 +510,15 @@ async fn forget_name(name: Option<(Ino, String)>, kernel: Arc<OnceLock<Notifier>
     });
     // Nor for ever: whoever holds that lock may be waiting for the very read that this is about.
     let _ = tokio::time::timeout(LONGEST_FORGETTING, telling).await;
+}
+
+/// A size of 0 asks how much room the value needs.
+fn give_value(reply: ReplyXattr, size: u32, value: &[u8]) {
+    match u32::try_from(value.len()) {
+        Ok(length) if size == 0 => reply.size(length),
+        Ok(length) if length <= size => reply.data(value),
+        _ => reply.error(Errno::ERANGE),
+    }
 }
 
 /// The errno of a failure, counted.

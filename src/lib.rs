@@ -8,9 +8,9 @@
 //! - [`commands`]: the words that are not a mount: `status`, `top`, `warm`, `drop`, `unmount`, `doctor`.
 //! - [`daemon`]: checks the bucket and the mountpoint, assembles the stack, mounts, says ready,
 //!   waits for a signal, unmounts. Every way to fail at start-up has a sentence and an exit code.
+//! - [`doctor`]: tries a store and a machine, and says what is wrong or slow.
 //! - [`control`]: the socket at which a mount can be asked, and who asks there.
 //! - [`metrics`]: the counters as Prometheus text, over HTTP.
-//! - [`doctor`]: tries a store and a machine, and says what is wrong or slow.
 //! - [`fuse`]: the adapter: one kernel request, one [`fs::BucketFs`] call, one reply. The only
 //!   module that knows fuser.
 //! - [`fs`]: the whole file system without FUSE, and the errno of every failure.
@@ -20,6 +20,7 @@
 //! - [`cache`]: chunks of object bytes: LRU, the memory budget, single flight, waiting readers.
 //! - [`layout`]: pure arithmetic: offsets to chunks, blocks and parts.
 //! - [`store`]: the seam to the object store, and everything that implements it.
+//! - `mountinfo`: pure: what is mounted where, as the kernel tells it.
 //! - [`stats`]: counters; nothing of ours above it.
 
 pub mod cache;
@@ -32,6 +33,7 @@ pub mod fs;
 pub mod fuse;
 pub mod layout;
 pub mod metrics;
+mod mountinfo;
 pub mod namespace;
 pub mod reader;
 pub mod siblings;

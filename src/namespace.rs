@@ -25,30 +25,35 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use self::directories::{Directories, Expiry, Resume};
-use self::flight::{Flight, Landing};
 use self::growing::{Grower, Growing, Onward};
-use self::inodes::{Inode, InodeRef, Inodes};
+pub use self::inodes::Inode;
+use self::inodes::{InodeRef, Inodes};
+pub use self::listing::HiddenKeys;
 use self::listing::{Listing, Part, Rest};
 use self::pages::Pages;
 use self::scan::Position;
 pub use self::scan::{Scan, ScanEntry};
 use self::split::StartAfter;
-use self::state::{Point, PointFlight, State};
+use self::state::State;
 use self::tree::Asked;
 use crate::store::{ObjectMeta, ObjectStore, StoreError};
 
 mod directories;
+mod flat;
 mod flight;
 mod growing;
 pub mod inodes;
 pub mod listing;
+mod lookups;
 pub mod pages;
+mod runs;
 mod scan;
 pub mod split;
 mod state;
 #[cfg(test)]
 mod tests;
 pub mod tree;
+mod walk;
 
 /// "Practically for ever", as a TTL for the kernel: ten years.
 pub const FOREVER: Duration = Duration::from_hours(10 * 365 * 24);
@@ -228,6 +233,22 @@ impl Namespace {
         Ok(state.node(ino, &inode, name_ttl, Instant::now()))
     }
 
+    /// What an inode's number names.
+    pub fn inode(&self, ino: Ino) -> Result<Inode, NameError> {
+        self.state.lock().inodes.get(ino).cloned().ok_or(NameError::Stale)
+    }
+
+    /// The keys that the directory `prefix` hides, one item a reason. Lists it for this, for nobody
+    /// keeps them: hardly anybody asks.
+    pub async fn hidden_keys(&self, prefix: &Arc<str>) -> Result<Vec<HiddenKeys>, NameError> {
+        let (page_keys, workers) = (self.config.page_keys, self.config.pages_at_once);
+        let start_after = self.state.lock().start_after;
+        let store = self.store.clone();
+        let mut pages = Pages::new(store, prefix.clone(), page_keys, workers, start_after);
+        while pages.next().await?.is_some() {}
+        Ok(pages.rest().hidden)
+    }
+
     /// The object behind a file's inode.
     pub fn object(&self, ino: Ino) -> Result<Arc<ObjectMeta>, NameError> {
         match self.state.lock().inodes.get(ino) {
@@ -259,10 +280,9 @@ impl Namespace {
             let numbers = (ino, state.parent(ino, &prefix));
             let now = Instant::now();
             if position.is_none() {
-                let ttl = self.config.metadata_ttl;
-                for ahead in state.directories.walked_to(&prefix, ttl, now) {
-                    self.listing_under_way(&mut state, &ahead, now);
-                }
+                let (page_keys, ttl) = (self.config.page_keys, self.config.metadata_ttl);
+                let ahead = state.directories.walked_to(&prefix, page_keys, ttl, now);
+                self.list_ahead(&mut state, ahead, now);
             }
             let resume = match (position, state.directories.fresh(&prefix, now)) {
                 (Some(at), _) => state.directories.resume(&prefix, at.generation, at.entries),
@@ -298,7 +318,7 @@ impl Namespace {
         // changed must not cost its directory a listing each time.
         let is_known = believed.is_some_and(|(found, _)| found.is_none_or(|(now, _)| now != ino));
         if !is_known {
-            state.directories.drop_names(parent);
+            state.directories.drop_names(parent, Instant::now());
         }
     }
 
@@ -338,61 +358,15 @@ impl Namespace {
         (listing.ino(index) == ino).then_some(Place { listing, index })
     }
 
+    /// The directories that the kernel knows.
+    pub fn known_directories(&self) -> Vec<Ino> {
+        self.state.lock().inodes.directories().collect()
+    }
+
     /// Drops what is believed of all names, negative answers included. Inodes stay: whoever has
     /// one open goes on reading the version it names.
     pub fn drop_names(&self) {
-        self.state.lock().directories.drop_all_names();
-    }
-
-    /// The flight that finds out about a key; counts as a miss if it has to start.
-    fn point_flight(
-        self: &Arc<Self>,
-        state: &mut State,
-        prefix: &Arc<str>,
-        key: String,
-        now: Instant,
-    ) -> PointFlight {
-        let epoch = state.directories.epoch(prefix);
-        if let Some(flight) = state.lookups.get(&key).filter(|flight| flight.takes_on(epoch)) {
-            return flight.clone();
-        }
-        let (flight, landing) = Flight::new(epoch);
-        state.lookups.insert(key.clone(), flight.clone());
-        tokio::spawn(self.clone().look_up(prefix.clone(), key, now, epoch, landing));
-        if state.directories.missed(prefix, self.config.metadata_ttl) {
-            self.listing_under_way(state, prefix, now);
-        }
-        flight
-    }
-
-    async fn look_up(
-        self: Arc<Self>,
-        prefix: Arc<str>,
-        key: String,
-        asked: Instant,
-        epoch: u64,
-        landing: Landing<Result<Point, StoreError>>,
-    ) {
-        let found = ask(&*self.store, &key).await;
-        let mut state = self.state.lock();
-        if state.lookups.get(&key).is_some_and(|flight| flight.epoch() == epoch) {
-            state.lookups.remove(&key);
-        }
-        let point = found.map(|found| {
-            let ttl = if found.is_some() {
-                self.config.metadata_ttl
-            } else {
-                Some(self.config.negative_ttl)
-            };
-            let found = found.map(|inode| (state.number(inode.by_ref()), inode));
-            let point = Point { found, expiry: Expiry::after(asked, ttl), epoch };
-            if state.directories.is_current(&prefix, epoch) {
-                state.points.put(key, point.clone());
-            }
-            point
-        });
-        drop(state);
-        landing.send_replace(Some(point));
+        self.state.lock().directories.drop_all_names(Instant::now());
     }
 
     /// The listing of a directory that is under way, or one that begins now.
@@ -419,29 +393,47 @@ impl Namespace {
         grower: Grower,
     ) {
         let listed = self.pages(&prefix, &growing, &grower).await;
-        let mut state = self.state.lock();
+        self.listing_ends(&mut self.state.lock(), &growing, &grower, asked, listed);
+    }
+
+    /// All pages of a listing have been shown, or one has failed.
+    fn listing_ends(
+        &self,
+        state: &mut State,
+        growing: &Growing,
+        grower: &Grower,
+        asked: Instant,
+        listed: Result<Rest, StoreError>,
+    ) {
+        let prefix = growing.now().listing.prefix().clone();
         let now = Instant::now();
-        let State { inodes, directories, .. } = &mut *state;
+        let State { inodes, directories, .. } = state;
         let outcome = match listed {
             Ok(rest) if rest.exists || *prefix == *self.config.root_prefix => {
                 for keys in &rest.hidden {
                     if directories.is_first_warning(&prefix, keys.reason) {
-                        let (count, example) = (keys.count, keys.example.as_deref());
+                        let (count, example) = (keys.count, keys.keys.first());
                         let directory = &*prefix;
-                        tracing::warn!(directory, count, example, "hidden keys: {}", keys.reason);
+                        let reason = keys.reason;
+                        tracing::warn!(
+                            directory,
+                            count,
+                            example,
+                            "hidden keys: {reason}; `getfattr -n user.s3.hidden-keys` lists them"
+                        );
                     }
                 }
                 let knows = |prefix: &str| inodes.number(InodeRef::Directory(prefix)).is_some();
-                Ok(directories.install(&growing, asked, now, knows))
+                Ok(directories.install(growing, asked, now, knows))
             }
             Ok(_) => {
-                directories.listing_failed(&prefix, &growing, true, now);
+                directories.listing_failed(&prefix, growing, true, now);
                 Err(NameError::NotFound { ttl: Duration::ZERO })
             }
             Err(error) => {
                 // Those who wait log or answer it; a background listing has nobody.
                 tracing::debug!(directory = &*prefix, %error, "listing failed");
-                directories.listing_failed(&prefix, &growing, false, now);
+                directories.listing_failed(&prefix, growing, false, now);
                 Err(NameError::Store(error))
             }
         };
@@ -479,54 +471,21 @@ impl Namespace {
             let Some(parts) = parts? else { return Ok(pages.rest()) };
             for part in parts {
                 // Between two parts, others have their turn.
-                self.show(prefix, growing, grower, part, &mut hint);
+                show(&mut self.state.lock(), growing, grower, part, &mut hint);
             }
         }
     }
-
-    /// Gives entries their numbers and shows them.
-    fn show(
-        &self,
-        prefix: &Arc<str>,
-        growing: &Growing,
-        grower: &Grower,
-        mut part: Part,
-        hint: &mut usize,
-    ) {
-        let mut state = self.state.lock();
-        state.number_all(prefix, &mut part, hint);
-        let start = growing.now().listing.len();
-        state.directories.about_to_show(prefix, growing, start, &part, Instant::now());
-        grower.send_modify(|growth| growth.listing.push(Arc::new(part)));
-    }
 }
 
-/// Asks the store what a key is: HEAD and LIST together, in one round trip. The directory wins
-/// (N3), so nothing is certain before the LIST has answered, and nothing more is needed when it
-/// has found a key.
-async fn ask(store: &dyn ObjectStore, key: &str) -> Result<Option<Inode>, StoreError> {
-    let below = tree::directory_prefix(key);
-    let list = async {
-        match &below {
-            Some(prefix) => listing::any_key_below(store, prefix).await,
-            None => Ok(false),
-        }
+/// Gives the next entries of a listing their numbers and shows them.
+fn show(state: &mut State, growing: &Growing, grower: &Grower, mut part: Part, hint: &mut usize) {
+    let (prefix, start) = {
+        let shown = growing.now();
+        (shown.listing.prefix().clone(), shown.listing.len())
     };
-    tokio::pin!(list);
-    let mut head = store.head(key);
-    let (is_directory, file) = tokio::select! {
-        biased;
-        found = &mut list => {
-            if found? { (true, Err(StoreError::NotFound)) } else { (false, head.await) }
-        }
-        file = &mut head => (list.await?, file),
-    };
-    match file {
-        _ if is_directory => Ok(below.as_deref().map(|prefix| Inode::Directory(prefix.into()))),
-        Ok(meta) => Ok(Some(Inode::File(Arc::new(meta)))),
-        Err(StoreError::NotFound) => Ok(None),
-        Err(error) => Err(error),
-    }
+    state.number_all(&prefix, &mut part, hint);
+    state.directories.about_to_show(&prefix, growing, start, &part, Instant::now());
+    grower.send_modify(|growth| growth.listing.push(Arc::new(part)));
 }
 
 /// A task died before it had its answer.

@@ -5,6 +5,7 @@
 //! size that forgets. Whoever reads them while they are added to sees each number right and no two
 //! of them at exactly the same moment.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -51,7 +52,7 @@ pub struct Stats {
     /// Requests sent again after a failure.
     pub retries: Counter,
     /// Requests sent a second time because the first was slow.
-    pub hedges: Counter,
+    pub hedges: Arc<Counter>,
     /// Times that requests were held back because the store asked to slow down.
     pub throttled: Counter,
     /// The kernel's requests.
@@ -343,12 +344,14 @@ pub enum Operation {
     Readdir,
     /// Names and attributes.
     Readdirplus,
+    /// An extended attribute.
+    Getxattr,
 }
 
 impl Operation {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Lookup, Self::Getattr, Self::Read, Self::Readdir, Self::Readdirplus];
+    pub const ALL: [Self; 6] =
+        [Self::Lookup, Self::Getattr, Self::Read, Self::Readdir, Self::Readdirplus, Self::Getxattr];
 
     /// As the protocol names it.
     #[must_use]
@@ -359,12 +362,13 @@ impl Operation {
             Self::Read => "read",
             Self::Readdir => "readdir",
             Self::Readdirplus => "readdirplus",
+            Self::Getxattr => "getxattr",
         }
     }
 }
 
 /// Errors that programs see, by errno; what is none of these counts as the last.
-pub const ERRNOS: [(i32, &str); 9] = [
+pub const ERRNOS: [(i32, &str); 11] = [
     (libc::ENOENT, "ENOENT"),
     (libc::ENOTDIR, "ENOTDIR"),
     (libc::EISDIR, "EISDIR"),
@@ -373,6 +377,8 @@ pub const ERRNOS: [(i32, &str); 9] = [
     (libc::ESTALE, "ESTALE"),
     (libc::ETIMEDOUT, "ETIMEDOUT"),
     (libc::EINTR, "EINTR"),
+    (libc::ENODATA, "ENODATA"),
+    (libc::EOPNOTSUPP, "EOPNOTSUPP"),
     (libc::EIO, "EIO"),
 ];
 

@@ -4,8 +4,9 @@
 //! store is spoken to (retries, injected faults) wraps it. The stack is assembled in one place,
 //! `daemon.rs`.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::BufMut;
@@ -25,8 +26,9 @@ pub trait ObjectStore: Send + Sync + 'static {
     /// One page of a listing, in key order (`ListObjectsV2`).
     async fn list_page(&self, request: &ListRequest) -> Result<ListPage, StoreError>;
 
-    /// One object's metadata (`HeadObject`); [`StoreError::NotFound`] when there is no such key.
-    async fn head(&self, key: &str) -> Result<ObjectMeta, StoreError>;
+    /// What is known of one object (`HeadObject`); [`StoreError::NotFound`] when there is no such
+    /// key.
+    async fn head(&self, key: &str) -> Result<ObjectHead, StoreError>;
 
     /// Writes exactly the bytes `range` of exactly this version into `into` (`GetObject` with
     /// `Range` and `If-Match`), or fails.
@@ -62,6 +64,28 @@ pub struct ObjectMeta {
     pub last_modified: SystemTime,
     /// In a storage class that cannot be read before a restore (`GLACIER`, `DEEP_ARCHIVE`).
     pub archived: bool,
+}
+
+/// What a HEAD tells of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectHead {
+    /// What a listing tells, too.
+    pub meta: ObjectMeta,
+    /// What it does not.
+    pub details: ObjectDetails,
+}
+
+/// What only a HEAD tells of an object. Most of it may change under the same `ETag`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObjectDetails {
+    /// `STANDARD`, also where the store does not say.
+    pub storage_class: String,
+    /// `x-amz-version-id`: none in a bucket without versions.
+    pub version_id: Option<String>,
+    /// `Content-Type`
+    pub content_type: Option<String>,
+    /// `x-amz-meta-…`: names in lower case, without the prefix, and values; by name.
+    pub metadata: BTreeMap<String, String>,
 }
 
 /// What to list.
@@ -136,12 +160,19 @@ pub enum StoreError {
     /// 403.
     #[error("access denied: {0}")]
     Denied(String),
+    /// A request was refused for its signature, not for what it asked: credentials that have
+    /// expired, or the clock. The store has replaced them since, so it may be asked once more.
+    #[error("the signature is refused: {0}")]
+    SignatureRefused(String),
     /// The object is in an archive storage class and has not been restored.
     #[error("the object is archived")]
     Archived,
     /// 503 `SlowDown`, 429.
     #[error("the store asks to slow down")]
     Throttled,
+    /// The store cannot answer now, and says for how long (`Retry-After`).
+    #[error("the store asks to come back after {} s", .0.as_secs())]
+    Busy(Duration),
     /// The store failed or could not be reached: 5xx, a refused or broken connection.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
@@ -167,10 +198,15 @@ impl StoreError {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Throttled | Self::Unavailable(_) | Self::TimedOut(_) | Self::Protocol(_) => true,
+            Self::Throttled
+            | Self::Busy(_)
+            | Self::Unavailable(_)
+            | Self::TimedOut(_)
+            | Self::Protocol(_) => true,
             Self::NotFound
             | Self::Changed
             | Self::Denied(_)
+            | Self::SignatureRefused(_)
             | Self::Archived
             | Self::NoSuchBucket
             | Self::NoCredentials(_)

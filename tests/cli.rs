@@ -44,7 +44,7 @@ fn run_with(variables: &[(&str, &str)]) -> Said {
 }
 
 /// Every option, and a value that it must refuse; none for those that take any text.
-const OPTIONS: [(&str, Option<&str>); 23] = [
+const OPTIONS: [(&str, Option<&str>); 26] = [
     ("endpoint-url", Some("localhost:9000")),
     ("region", None),
     ("profile", None),
@@ -57,6 +57,7 @@ const OPTIONS: [(&str, Option<&str>); 23] = [
     ("chunk-size", Some("3 chunks")),
     ("part-size", Some("100KiB")),
     ("kernel-readahead", Some("1GiB")),
+    ("io-timeout", Some("1ms")),
     ("max-connections", Some("0")),
     ("metadata-ttl", Some("60")),
     ("negative-ttl", Some("-1s")),
@@ -67,7 +68,9 @@ const OPTIONS: [(&str, Option<&str>); 23] = [
     ("dir-mode", Some("0888")),
     ("allow-other", Some("maybe")),
     ("allow-root", Some("maybe")),
+    ("no-exec", Some("maybe")),
     ("log-level", Some("loud")),
+    ("daemon", Some("maybe")),
 ];
 
 fn variable(option: &str) -> String {
@@ -75,8 +78,16 @@ fn variable(option: &str) -> String {
 }
 
 fn is_flag(option: &str) -> bool {
-    ["no-sign-request", "requester-pays", "no-verify-tls", "allow-other", "allow-root"]
-        .contains(&option)
+    [
+        "no-sign-request",
+        "requester-pays",
+        "no-verify-tls",
+        "allow-other",
+        "allow-root",
+        "no-exec",
+        "daemon",
+    ]
+    .contains(&option)
 }
 
 #[test]
@@ -149,7 +160,7 @@ fn help_groups_the_options_and_shows_each_default() {
     let said = run(&["--help"]);
     assert_eq!(said.code, 0);
     assert_eq!(said.log, "");
-    let groups = ["Store:", "Cache and reading:", "Names:", "Permissions:", "Logging:"];
+    let groups = ["Store:", "Cache and reading:", "Names:", "Permissions:", "Logging:", "Process:"];
     let places: Vec<usize> =
         groups.iter().map(|group| said.stdout.find(&format!("\n{group}\n")).unwrap()).collect();
     assert!(places.is_sorted(), "{places:?}");
@@ -377,7 +388,7 @@ fn a_signal_ends_the_mount_with_0() {
     if !can_mount() {
         return;
     }
-    for (name, signal) in [("TERM", Signal::TERM), ("INT", Signal::INT), ("HUP", Signal::HUP)] {
+    for (name, signal) in [("TERM", Signal::TERM), ("INT", Signal::INT)] {
         let scene = Scene::new();
         let daemon = started(&scene, scene.program().arg("s3://data/").arg(scene.mountpoint()));
         let (code, log) = daemon.end(signal);

@@ -67,6 +67,8 @@ enum Step {
     Lookup(usize, String),
     /// Reads the same kind of directory in pieces of so many entries.
     Read(usize, usize),
+    /// Reads a directory and all below it in order, as `find` does.
+    Walk(usize),
     /// Forgets what was found so many lookups ago.
     Forget(usize),
 }
@@ -81,6 +83,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::DropNames),
         8 => (0..4_usize, name).prop_map(|(back, name)| Step::Lookup(back, name)),
         4 => (0..4_usize, 1..4_usize).prop_map(|(back, piece)| Step::Read(back, piece)),
+        2 => (0..4_usize).prop_map(Step::Walk),
         1 => (0..4_usize).prop_map(Step::Forget),
     ]
 }
@@ -199,7 +202,13 @@ impl World {
         Ok(())
     }
 
-    async fn read(&mut self, ino: Ino, prefix: &str, piece: usize) -> Result<(), StoreError> {
+    /// Gives the names of the directories in it.
+    async fn read(
+        &mut self,
+        ino: Ino,
+        prefix: &str,
+        piece: usize,
+    ) -> Result<Vec<String>, StoreError> {
         let mut read = Vec::new();
         let mut cookie = 0;
         loop {
@@ -208,7 +217,7 @@ impl World {
                 Err(NameError::NotFound { .. }) => {
                     let gone = self.believable().iter().any(|bucket| !exists(bucket, prefix));
                     assert!(gone && cookie == 0, "{prefix:?} exists");
-                    return Ok(());
+                    return Ok(Vec::new());
                 }
                 Err(NameError::Store(error)) => return Err(error),
                 Err(error) => panic!("{prefix:?}: {error}"),
@@ -245,7 +254,8 @@ impl World {
             assert!(!stable || times == 1, "{prefix}{name} {times} times");
         }
         assert!(read.is_sorted(), "{prefix:?}: {read:?}");
-        Ok(())
+        let directories = read.iter().filter_map(|(name, _)| name.strip_suffix('/'));
+        Ok(directories.map(str::to_owned).collect())
     }
 
     async fn step(&mut self, step: Step) -> Result<(), StoreError> {
@@ -261,6 +271,18 @@ impl World {
             Step::Read(back, piece) => {
                 let (ino, prefix) = self.directory(back);
                 self.read(ino, &prefix, piece).await?;
+            }
+            Step::Walk(back) => {
+                let mut open = vec![self.directory(back)];
+                while let Some((ino, prefix)) = open.pop() {
+                    for name in self.read(ino, &prefix, 3).await?.into_iter().rev() {
+                        let known = self.known.len();
+                        self.lookup(ino, &prefix, &name).await?;
+                        if let Some((ino, key, Kind::Directory)) = self.known.get(known) {
+                            open.push((*ino, key.clone()));
+                        }
+                    }
+                }
             }
             Step::Forget(back) => {
                 if let Some(at) = self.known.len().checked_sub(1 + back) {
@@ -331,7 +353,7 @@ proptest! {
     fn answers_are_true_or_were_within_the_ttl(
         steps in steps(),
         ttl in prop_oneof![Just(0), Just(TTL_SECONDS)],
-        page_keys in 1..4_u16,
+        page_keys in 1..8_u16,
     ) {
         run(async move {
             let mut world = World::new(Duration::from_secs(ttl), page_keys);
@@ -349,9 +371,10 @@ proptest! {
         steps in steps(),
         ttl in prop_oneof![Just(0), Just(TTL_SECONDS)],
         fail_every in 2..5_u64,
+        page_keys in 1..8_u16,
     ) {
         run(async move {
-            let mut world = World::new(Duration::from_secs(ttl), 1);
+            let mut world = World::new(Duration::from_secs(ttl), page_keys);
             world.faults.hook(move |call| {
                 if call.number % fail_every == 0 {
                     Fault::Fail(StoreError::Throttled)
@@ -377,7 +400,7 @@ proptest! {
         keys in proptest::collection::vec("[a./-]{1,3}", 0..10),
         pieces in proptest::collection::vec((1..3_usize, step()), 0..20),
         ttl in prop_oneof![Just(0), Just(TTL_SECONDS)],
-        page_keys in 1..4_u16,
+        page_keys in 1..8_u16,
     ) {
         run(async move {
             let mut world = World::new(Duration::from_secs(ttl), page_keys);
@@ -414,6 +437,71 @@ proptest! {
                 assert!(states.iter().any(|state| state.get(name) == Some(kind)), "{name:?}");
             }
             assert!(seen.is_sorted(), "{seen:?}");
+        });
+    }
+}
+
+proptest! {
+    // Each of them looks at hundreds of names.
+    #![proptest_config(config(48))]
+
+    /// Several walks at once, in trees that are wide enough to be listed ahead, of which pages fail
+    /// and which change meanwhile: what each directory shows was true, and what does not change is
+    /// there.
+    #[test]
+    fn walks_see_what_there_is(
+        keys in proptest::collection::vec("[a-e-]{1,2}/[a-c.-]{1,2}(/[ab-]{1,2})?/?", 0..60),
+        changes in proptest::collection::vec("[a-e-]{1,2}/[a-c.-]{1,2}(/[ab-]{1,2})?", 0..4),
+        page_keys in 1..40_u16,
+        fail_every in prop_oneof![Just(0), 3..9_u64],
+        delays in proptest::collection::vec(0..3_u64, 1..8),
+    ) {
+        run(async move {
+            let mut world = World::new(Duration::from_secs(TTL_SECONDS), page_keys);
+            for key in &keys {
+                world.put(key);
+            }
+            let walk = async |world: &mut World| {
+                let walked = world.step(Step::Walk(usize::MAX)).await;
+                assert!(walked.is_ok() || fail_every > 0);
+            };
+            for change in changes {
+                world.faults.hook({
+                    let delays = delays.clone();
+                    move |call| match usize::try_from(call.number).expect("few") {
+                        number if fail_every > 0 && call.number % fail_every == 0 => {
+                            Fault::Fail(StoreError::Unavailable(number.to_string()))
+                        }
+                        number => Fault::Delay(Duration::from_secs(delays[number % delays.len()])),
+                    }
+                });
+                // Somebody else walks, too.
+                let names = world.names.clone();
+                let other = tokio::spawn(async move {
+                    let mut open = vec![ROOT];
+                    while let Some(ino) = open.pop() {
+                        let Ok(scan) = names.read_directory(ino, 0).await else { continue };
+                        let entries: Vec<_> = scan.iter().skip(2).collect();
+                        for entry in entries.iter().rev().filter(|entry| entry.is_directory) {
+                            if let Ok(node) = names.lookup(ino, entry.name).await {
+                                open.push(node.ino);
+                            }
+                        }
+                    }
+                });
+                walk(&mut world).await;
+                if world.bucket.contains_key(&change) {
+                    world.delete(&change);
+                } else {
+                    world.put(&change);
+                }
+                walk(&mut world).await;
+                other.await.expect("no panic");
+            }
+            world.faults.hook(|_| Fault::None);
+            walk(&mut world).await;
+            world.drop_names();
+            world.step(Step::Walk(usize::MAX)).await.expect("nothing fails");
         });
     }
 }

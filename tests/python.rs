@@ -66,6 +66,7 @@ cases! {
     map_into_memory
     scan_and_stat
     walk
+    extended_attributes
     glob_recursively
     archives
     numpy

@@ -97,7 +97,7 @@ impl Subject {
     }
 
     async fn version(&self, key: &str) -> ObjectVersion {
-        self.store.head(key).await.unwrap().version
+        self.store.head(key).await.unwrap().meta.version
     }
 
     async fn get(&self, version: &ObjectVersion, range: Range<u64>) -> Result<Vec<u8>, StoreError> {
@@ -133,7 +133,7 @@ async fn listings(subject: &Subject) {
     let ListEntry::Object(listed) = &pages[0].entries[2] else { panic!("{pages:?}") };
     assert_eq!(listed.version.size_bytes, 3);
     // What a listing tells of an object is what a HEAD tells.
-    assert_eq!(*listed, subject.store.head("listings/b/1").await.unwrap());
+    assert_eq!(*listed, subject.store.head("listings/b/1").await.unwrap().meta);
 }
 
 async fn odd_keys(subject: &Subject) {
@@ -184,7 +184,7 @@ async fn heads(subject: &Subject) {
         assert_eq!(subject.store.head(absent).await, Err(StoreError::NotFound), "{absent}");
     }
     subject.writer.put("heads/empty", b"").await;
-    let empty = subject.store.head("heads/empty").await.unwrap();
+    let empty = subject.store.head("heads/empty").await.unwrap().meta;
     assert_eq!((empty.version.size_bytes, empty.archived), (0, false));
     assert!(empty.version.etag.starts_with('"') && empty.version.etag.ends_with('"'));
 }
@@ -293,7 +293,7 @@ async fn s3_reports_each_refusal_as_what_it_is() {
     let store = S3Store::connect_with("contract", &config, &right).await.unwrap();
     let page = store.list_page(&list).await.unwrap();
     let ListEntry::Object(cold) = &page.entries[0] else { panic!("{page:?}") };
-    assert!(cold.archived && store.head("cold").await.unwrap().archived);
+    assert!(cold.archived && store.head("cold").await.unwrap().meta.archived);
     let version =
         ObjectVersion { key: "cold".to_owned(), etag: format!("\"{}\"", info.etag), size_bytes: 1 };
     let got = store.get_range(&version, 0..1, &mut Vec::new()).await;
@@ -332,7 +332,7 @@ async fn one_call_of_the_store_is_one_request() {
     let config = config(&server.endpoint_url());
     let store = S3Store::connect_with("contract", &config, &keys(&server)).await.unwrap();
     assert_eq!(server.counts().requests(), 0, "connecting asks nothing");
-    let version = store.head("a").await.unwrap().version;
+    let version = store.head("a").await.unwrap().meta.version;
     store.get_range(&version, 1..3, &mut Vec::new()).await.unwrap();
     let counts = server.counts();
     assert_eq!((counts.head, counts.get, counts.list, counts.other), (1, 1, 0, 0));
@@ -493,20 +493,102 @@ async fn a_listing_that_makes_no_sense_is_a_contradiction() {
         (whole(entry), false),
         (String::new(), false),
     ] {
+        // With a length, in chunks, and until the connection ends.
         let length = body.len();
-        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}");
-        let request = ListRequest {
-            prefix: String::new(),
-            delimited: true,
-            from: ListFrom::Start,
-            max_keys: 10,
-        };
-        let page = answering(answer).await.list_page(&request).await;
-        match page {
-            Ok(_) => assert!(good, "{body}"),
-            Err(StoreError::Protocol(_)) => assert!(!good, "{body}"),
-            Err(other) => panic!("{body}: {other}"),
+        let chunk =
+            if body.is_empty() { body.clone() } else { format!("{length:x}\r\n{body}\r\n") };
+        for answer in [
+            format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}"),
+            format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}0\r\n\r\n"),
+            format!("HTTP/1.1 200 OK\r\n\r\n{body}"),
+        ] {
+            let page = answering(answer.clone()).await.list_page(&everything()).await;
+            match page {
+                Ok(_) => assert!(good, "{answer}"),
+                Err(StoreError::Protocol(_)) => assert!(!good, "{answer}"),
+                Err(other) => panic!("{answer}: {other}"),
+            }
         }
+    }
+}
+
+fn everything() -> ListRequest {
+    ListRequest { prefix: String::new(), delimited: true, from: ListFrom::Start, max_keys: 10 }
+}
+
+#[tokio::test]
+async fn a_listing_that_breaks_off_is_asked_for_again() {
+    let page = "<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>";
+    for head in ["Content-Length: 1000\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n1000\r\n"] {
+        let got = answering(format!("HTTP/1.1 200 OK\r\n{head}{page}")).await;
+        let got = got.list_page(&everything()).await;
+        assert!(got.as_ref().is_err_and(StoreError::is_transient), "{head}: {got:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_listing_that_is_refused_says_why() {
+    let error = |code: &str, more: &str| {
+        format!("<Error><Code>{code}</Code><Message>Why &amp; how.</Message>{more}</Error>")
+    };
+    let denied = |text: &str| StoreError::Denied(text.to_owned());
+    let west = || StoreError::WrongRegion(Some("eu-west-1".to_owned()));
+    for (head, body, want) in [
+        ("404 N", error("NoSuchBucket", ""), StoreError::NoSuchBucket),
+        ("403 F", error("AccessDenied", ""), denied("403 AccessDenied: Why & how")),
+        ("400 B", error("ExpiredToken", ""), denied("400 ExpiredToken: Why & how")),
+        ("503 S", error("SlowDown", ""), StoreError::Throttled),
+        ("429 T", String::new(), StoreError::Throttled),
+        ("502 B", "<html>".to_owned(), StoreError::Unavailable("502".to_owned())),
+        ("307 T\r\nx-amz-bucket-region: eu-west-1", error("TemporaryRedirect", ""), west()),
+        ("400 B", error("AuthorizationHeaderMalformed", "<Region>eu-west-1</Region>"), west()),
+    ] {
+        let answer = format!("HTTP/1.1 {head}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        assert_eq!(answering(answer).await.list_page(&everything()).await, Err(want), "{body}");
+    }
+}
+
+/// A server that sends this much of a body, for which it finds `head` fitting; what of it was taken.
+async fn flooding(head: &str, bytes: usize) -> (S3Store, Arc<std::sync::atomic::AtomicUsize>) {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (head, taken) = (format!("HTTP/1.1 {head}\r\n\r\n"), Arc::new(AtomicUsize::new(0)));
+    let counted = Arc::clone(&taken);
+    tokio::spawn(async move {
+        loop {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            let _ = connection.read(&mut [0; 8192]).await;
+            let _ = connection.write_all(head.as_bytes()).await;
+            let piece = "<Contents><Key>aaaaaaaaaaaaaaaaaaaaaaa</Key></Contents>".repeat(1024);
+            for _ in 0..bytes / piece.len() {
+                if connection.write_all(piece.as_bytes()).await.is_err() {
+                    break;
+                }
+                counted.fetch_add(piece.len(), Ordering::Relaxed);
+            }
+        }
+    });
+    let config = StoreConfig { no_sign_request: true, ..config(&url) };
+    (S3Store::connect("contract", &config).await.unwrap(), taken)
+}
+
+#[tokio::test]
+async fn of_an_endless_listing_no_more_is_taken_than_a_page_may_have() {
+    const MIB: usize = 1 << 20;
+    for (head, most) in [
+        // Not a byte of it, but what fits into the sockets.
+        ("200 OK\r\nContent-Length: 16777216", 8 * MIB),
+        ("200 OK", 16 * MIB),
+        ("500 I", 16 * MIB),
+    ] {
+        let (store, taken) = flooding(head, 64 * MIB).await;
+        let got = store.list_page(&everything()).await;
+        assert!(got.as_ref().is_err_and(StoreError::is_transient), "{head}: {got:?}");
+        let taken = taken.load(std::sync::atomic::Ordering::Relaxed);
+        assert!(taken < most, "{head}: {taken} bytes");
     }
 }
 
@@ -580,7 +662,7 @@ async fn bodies_of_every_size_arrive_whole_and_leave_their_connection_to_the_nex
     for url in [server.endpoint_url(), over_tls] {
         let config = StoreConfig { no_verify_tls: true, ..config(&url) };
         let store = S3Store::connect_with("contract", &config, &keys(&server)).await.unwrap();
-        let version = store.head("large").await.unwrap().version;
+        let version = store.head("large").await.unwrap().meta.version;
         // Around the sizes of reads, TLS records, blocks and batches.
         for size in [1, 7, 8, 16, 127, 128, 129, 160, 511, 513, 1025, 2047] {
             for length in [size * KIB - 1, size * KIB, size * KIB + 1] {

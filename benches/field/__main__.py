@@ -12,6 +12,7 @@ import sys
 import time
 
 import bars
+import names
 import prepare
 import processes
 import products
@@ -20,7 +21,7 @@ import runner
 import servers
 import workloads
 
-RESULTS = prepare.WORK / "results.json"
+SUBJECTS = {"reads": workloads.reads, "names": names.names}
 
 
 class Progress:
@@ -77,6 +78,7 @@ def clock(seconds):
 def arguments():
     parser = argparse.ArgumentParser(prog="benches/field", description=__doc__)
     what = parser.add_argument_group("what is measured")
+    what.add_argument("subject", nargs="*", metavar="SUBJECT", help="reads, names [default: both]")
     what.add_argument("--network", choices=[*servers.NETWORKS, "all"], action="append",
                       help="may be repeated [default: s3]")
     what.add_argument("--only", action="append", metavar="WORKLOAD",
@@ -88,10 +90,11 @@ def arguments():
     what.add_argument("--repeat", type=int, metavar="N",
                       help="rounds [default: 3; with --quick 2 on other networks than s3]")
     what.add_argument("--quick", action="store_true",
-                      help="smaller objects, shorter loops, slow peers only once")
+                      help="smaller objects, shorter loops, less time for slow peers")
     kept = parser.add_argument_group("what is kept")
     kept.add_argument("--merge", action="store_true",
-                      help="add to the results of runs before this one, of the same binary")
+                      help="add to the results of runs before this one; those of another binary of "
+                           "ours are dropped")
     kept.add_argument("--resume", action="store_true",
                       help="as --merge, and leave out what was measured already")
     kept.add_argument("--minutes", type=float, metavar="M",
@@ -103,6 +106,9 @@ def arguments():
     args = parser.parse_args()
     if args.repeat is not None and args.repeat < 1:
         parser.error("--repeat must be at least 1")
+    args.subject = args.subject or list(SUBJECTS)
+    if unknown := set(args.subject) - set(SUBJECTS):
+        parser.error(f"no such subject: {', '.join(unknown)}; there are: {', '.join(SUBJECTS)}")
     if unknown := set(args.product or []) - set(products.available()):
         parser.error(f"not here: {', '.join(unknown)}; here: {', '.join(products.available())}")
     if args.ours:
@@ -125,50 +131,59 @@ def main():
         signal.signal(number, lambda *_: sys.exit(130))
     prepare.binaries()
     prepare.WORK.mkdir(parents=True, exist_ok=True)
-    results = before(args)
-    try:
-        if not args.report:
-            measure(args, results)
-    finally:
-        # What was measured before an interruption counts too, but not for the documents.
-        complete = sys.exc_info()[0] is None
-        write(results, args.update_docs and complete)
-        for network in results["networks"]:
-            print(f"\nNetwork {network['name']}\n\n{report.table(network)}")
-        print(f"\nThe bars\n\n{report.bars_table(results['bars'])}")
+    until = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
+    for subject in args.subject:
+        results = before(args, subject)
+        try:
+            if not args.report:
+                measure(args, results, until)
+        finally:
+            # What was measured before an interruption counts too, but not for the documents.
+            complete = sys.exc_info()[0] is None
+            write(results, args.update_docs and complete)
+            for network in results["networks"]:
+                print(f"\nNetwork {network['name']}\n\n{report.table(network, subject)}")
+            print(f"\nThe bars of {subject}\n\n{report.bars_table(results['bars'])}")
 
 
-def before(args):
+def results_file(subject):
+    return prepare.WORK / f"{subject}.json"
+
+
+def before(args, subject):
     """The results to add to: those of the runs before if they are wanted, or none yet."""
     binary = hashlib.sha256((prepare.TARGET / "release" / "fasts3-mount").read_bytes())
-    results = {"machine": machine(), "cores": os.cpu_count(), "quick": args.quick,
-               "binary": binary.hexdigest()[:16], "runs": [], "networks": []}
+    results = {"subject": subject, "machine": machine(), "cores": os.cpu_count(),
+               "quick": args.quick, "binary": binary.hexdigest()[:16], "runs": [], "networks": []}
     if not (args.merge or args.resume or args.report):
         return results
-    if not RESULTS.exists():
-        return results if not args.report else sys.exit(f"there are no results in {RESULTS}")
-    found = json.loads(RESULTS.read_text())
+    file = results_file(subject)
+    if not file.exists():
+        return results if not args.report else sys.exit(f"there are no results in {file}")
+    found = json.loads(file.read_text())
     if args.report:
         return found
-    for name in ("machine", "binary", "quick"):
+    for name in ("machine", "quick"):
         if found.get(name) != results[name]:
             sys.exit(f"the results before are of another {name}: {found.get(name)}, not "
                      f"{results[name]}; begin anew without --merge or --resume")
+    if found["binary"] != results["binary"]:
+        # The others are what they were, and take most of the time.
+        for phase in (phase for network in found["networks"] for phase in network["phases"]):
+            phase["products"].pop(products.OURS, None)
+        found["binary"] = results["binary"]
     return found
 
 
-def measure(args, results):
+def measure(args, results, until):
     prepare.venv()
-    sizes = workloads.objects(args.quick)
-    local_folder = prepare.local_files(sizes, workloads.FAMILY)
-    uploads = prepare.table_and_tensors(local_folder, args.quick)
-    every = workloads.workloads(args.quick, *uploads)
+    subject = SUBJECTS[results["subject"]](args.quick)
+    every = subject.workloads
     chosen = {name: workload for name, workload in every.items()
               if not args.only or any(part in phase.name for part in args.only
                                       for phase in workload.phases)}
-    names = [name for name in products.available() if not args.product or name in args.product]
-    seconds = (4, 30, 5) if args.quick else (20, 180, 90)
-    until = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
+    asked = [name for name in products.available() if not args.product or name in args.product]
+    seconds = subject.quick_seconds if args.quick else subject.seconds
     results["runs"].append({
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python3 benches/field", *sys.argv[1:]]),
@@ -180,40 +195,42 @@ def measure(args, results):
         if not found:
             found = {"name": name, "pieces": [], "phases": []}
             results["networks"].append(found)
-        left = {key: workload for key, workload in chosen.items()
-                if not (args.resume and is_measured(found, workload, names))}
+        left = []
+        for workload in chosen.values():
+            taken = [name for name in asked if workload.takes(name)
+                     and not (args.resume and is_measured(found, workload, name))]
+            if taken:
+                left.append((workload, taken))
         # The bars are nearly all of the network s3.
         repeat = args.repeat or (2 if args.quick and name != "s3" else 3)
         limits = runner.Limits(repeat, *seconds)
         if left and time.monotonic() < until:
-            run(found, left, names, sizes, uploads, local_folder, limits, until)
+            run(found, subject, left, limits, until)
             found["phases"].sort(key=lambda phase: order.index(phase["name"]))
             write(results, False)
 
 
-def is_measured(network, workload, names):
-    """Whether all of these products went through all phases of a workload."""
+def is_measured(network, workload, name):
+    """Whether a product went through all phases of a workload."""
     found = {phase["name"]: phase["products"] for phase in network["phases"]}
-    return all(name in found.get(phase.name, {}) for phase in workload.phases
-               for name in names if workload.takes(name))
+    return all(name in found.get(phase.name, {}) for phase in workload.phases_of(name))
 
 
-def run(network, chosen, names, sizes, uploads, local_folder, limits, until):
-    """All chosen workloads on one network; what is found is added to `network`."""
+def run(network, subject, chosen, limits, until):
+    """Workloads, each with some products, on one network; what is found is added to `network`."""
     progress = Progress(network["name"], len(chosen))
     start, rates = time.monotonic(), {}
     (busy, total), own = processes.machine_cpu_seconds(), processes.own_cpu_seconds()
-    huge = {workloads.HUGE["key"]: workloads.HUGE["size"]}
-    server = servers.DevServer(network["name"], sizes | huge, workloads.FAMILY)
+    server = servers.DevServer(network["name"], subject.holds)
     try:
-        for path in uploads:
+        for path in subject.uploads:
             server.put(path)
-        for workload in chosen.values():
+        for workload, taken in chosen:
             if time.monotonic() > until:
                 break
-            found = runner.run(server, workload, names, local_folder, limits, rates, progress)
+            found = runner.run(server, workload, taken, subject.local_folder, limits, rates, progress)
             budget = products.memory_budget_bytes(workload.options)
-            progress.finished([add(network, phase, found[phase.name], names, budget)
+            progress.finished([add(network, phase, found[phase.name], budget)
                                for phase in workload.phases])
     finally:
         server.close()
@@ -224,7 +241,7 @@ def run(network, chosen, names, sizes, uploads, local_folder, limits, until):
                                   "others_busy": others / max(total_now - total, 1)})
 
 
-def add(network, phase, samples, names, budget_bytes):
+def add(network, phase, samples, budget_bytes):
     """Puts a phase's summaries where the same products' older ones were."""
     into = next((p for p in network["phases"] if p["name"] == phase.name), None)
     if not into:
@@ -239,15 +256,16 @@ def add(network, phase, samples, names, budget_bytes):
 
 
 def write(results, update_docs):
-    results["bars"] = bars.judge(results["networks"])
-    RESULTS.write_text(json.dumps(results, indent=1))
-    (prepare.WORK / "results.svg").write_text(report.svg(results))
+    subject = results["subject"]
+    results["bars"] = bars.judge(subject, results["networks"])
+    results_file(subject).write_text(json.dumps(results, indent=1))
+    (prepare.WORK / f"{subject}.svg").write_text(report.svg(results))
     if update_docs:
-        docs = prepare.ROOT / "docs"
-        (docs / "performance.svg").write_text(report.svg(results))
+        docs, picture = prepare.ROOT / "docs", f"performance-{subject}.svg"
+        (docs / picture).write_text(report.svg(results))
         page = docs / "performance.md"
         text = page.read_text() if page.exists() else "# Performance\n"
-        page.write_text(report.update(text, report.section(results, "performance.svg")))
+        page.write_text(report.update(text, subject, report.section(results, picture)))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ class Bar:
     of_phase: str = ""
 
 
-BARS = [
+READS = [
     Bar("s3", "1 GiB read()", least=1300, unit="MB/s"),
     *(Bar("s3", "1 GiB read()", least=2, of=peer)
       for peer in ("s3fs", "rclone", "boto3 download", "mountpoint-s3")),
@@ -56,23 +56,58 @@ BARS = [
     Bar(ANY, ANY, most=64, figure="rss_over_budget_mib", unit="MiB RSS over the budget"),
 ]
 
+# On `s3`, where a page of a listing takes 40 ms.
+NAMES = [
+    Bar("s3", "listdir, 400,000 padded", most=2.5, unit="s"),
+    Bar("s3", "listdir, 400,000 padded", most=520, figure="lists", unit="LISTs"),
+    Bar("loop", "listdir, 400,000 padded", least=300_000, figure="items_per_s", unit="names/s"),
+    Bar("loop", "listdir, 400,000 padded", most=3, figure="cpu_us_per_item",
+        unit="daemon CPU µs/name"),
+    Bar("s3", "listdir again", least=3_000_000, figure="items_per_s", unit="names/s"),
+    Bar("s3", "first of 400,000", most=100, unit="ms"),
+    Bar("s3", "scandir and stat, 400,000", most=6, unit="s"),
+    # None of a file: the one is of the directory's own name.
+    Bar("s3", "scandir and stat, 400,000", most=1, figure="heads", unit="HEADs"),
+    Bar("s3", "listdir, 400,000 hexadecimal", most=2.5, unit="s"),
+    Bar("s3", "listdir, 400,000 hexadecimal", most=520, figure="lists", unit="LISTs"),
+    Bar("loop", "listdir, 400,000 hexadecimal", least=300_000, figure="items_per_s",
+        unit="names/s"),
+    Bar("loop", "listdir, 400,000 hexadecimal", most=3, figure="cpu_us_per_item",
+        unit="daemon CPU µs/name"),
+    Bar("s3", "listdir, 400,000 as ImageNet", most=4, unit="s"),
+    Bar("s3", "listdir, 400,000 words", most=4, unit="s"),
+    Bar("s3", "walk, 20,000 files in 200", most=1.5, unit="s"),
+    Bar("s3", "walk, 20,000 files in 200", most=40, figure="lists", unit="LISTs"),
+    Bar("s3", "walk, 1,000,000 files in 10,000", most=45, unit="s"),
+    # Two round trips of 40 ms, and 5 for the way there and back.
+    Bar("s3", "stat four deep", most=85, unit="ms"),
+    # Two pages of 40 ms, and 20 for ls itself.
+    Bar("s3", "ls -l, 2,000", most=100, unit="ms"),
+    Bar("s3", "ls -l, 2,000", most=2, figure="lists", unit="LISTs"),
+    Bar("s3", "100 missing names", most=0, figure="requests", unit="requests"),
+    Bar("loop", "listdir, 5,000,000", most=1024, figure="peak_rss_mib", unit="MiB RSS"),
+]
 
-def judge(networks):
-    """Every bar beside what was measured: dicts with `bar`, `wanted`, `measured` and `met`, which is
-    None where a product or a workload was not measured."""
-    return [_judged(bar, networks) for bar in BARS]
+BARS = {"reads": READS, "names": NAMES}
+
+
+def judge(subject, networks):
+    """Every bar of a subject beside what was measured."""
+    return [judged(bar, networks) for bar in BARS[subject]]
 
 
 def target(network, phase):
     """The bar of our rate or time itself, if there is one."""
-    return next((bar for bar in BARS if (bar.network, bar.phase) == (network, phase)
+    return next((bar for bar in READS + NAMES if (bar.network, bar.phase) == (network, phase)
                  and bar.figure == "value" and not bar.of and not bar.of_phase), None)
 
 
-def _judged(bar, networks):
+def judged(bar, networks):
+    """A dict with `bar`, `wanted`, `measured` and `met`, which is None where a product or a workload
+    was not measured."""
     sign, limit = ("≥", bar.least) if bar.least is not None else ("≤", bar.most)
     other = bar.of or bar.of_phase
-    wanted = f"{sign} {limit:g} × {other}" if other else f"{sign} {limit:,g} {bar.unit}"
+    wanted = f"{sign} {limit:g} × {other}" if other else f"{sign} {limit:,.9g} {bar.unit}"
     where = "all" if bar.network == ANY else bar.network
     name = f"{where}: {'every workload' if bar.phase == ANY else bar.phase}"
     value, note = _measured(bar, networks)

@@ -1,88 +1,65 @@
-"""Names at scale: listings, walks and cold paths, by mounts alone.
+"""Names at scale, as workloads: listings, walks and cold paths."""
 
-    python3 benches/field/names.py [loop|s3|flash] [PRODUCT …]
+from workloads import Phase, Subject, Workload, by_name
 
-Each row is one product, opened cold: what it took, what the server was asked, CPU seconds of the
-daemon, and the most memory it had. Needs the release binaries (`make bench` builds them).
-"""
+MIB, GIB = 1 << 20, 1 << 30
+# boto3 lists with its paginator, s3fs/fsspec with `ls` and `walk`.
+CLIENTS = ("boto3", "s3fs/fsspec")
 
-import subprocess
-import sys
-
-import prepare
-import processes
-import products
-import servers
-
-DIRECTORIES = 200
-# 400,000 names whose beginnings are hexadecimal digits, and 200 directories of 100 files.
-FAMILIES = [f"hex/{number:02x}:1563:1000" for number in range(256)]
-FAMILIES += [f"walk/{number:03}/:100:1000" for number in range(DIRECTORIES)]
-FAMILIES += ["a/b/c/d/:3:1000", "long/:2000:1000"]
-PADDED = ("padded/", 400_000, 1000)
-
-# What a program does in the folder `at`; prints what it did.
-PROGRAMS = {
-    "listdir, 400,000 padded": "print(len(os.listdir(at + '/padded')), 'names')",
-    "the same again": "os.listdir(at + '/padded'); start(); os.listdir(at + '/padded')",
-    "first entry": "next(os.scandir(at + '/padded'))",
-    "listdir, 400,000 hexadecimal": "print(len(os.listdir(at + '/hex')), 'names')",
-    "scandir and stat": "print(sum(e.stat().st_size > 0 for e in os.scandir(at + '/padded')))",
-    "walk of 200 directories": "print(sum(len(files) for _, _, files in os.walk(at + '/walk')))",
-    "stat four deep": "os.stat(at + '/a/b/c/d/0')",
-    "ls -l of 2,000": "[os.stat(at + '/long/' + name) for name in os.listdir(at + '/long')]",
-    "100 missing names": "os.listdir(at + '/long'); start()\n"
-    "for n in range(100): assert not os.path.exists(f'{at}/long/missing-{n}')",
+# A folder and the pattern of the keys in it, as devserver reads it.
+PATTERNS = {
+    "padded": "{400000}.jpg",
+    "hex": "{hex:400000}",
+    # 1,000 classes, and in each of them 400 numbers without leading zeros.
+    "imagenet": "n{hex:1000}_{plain:400}.JPEG",
+    "words": "{word:800}-{word:500}.txt",
+    "tree": "{200}/{100}.jpg",
+    "wide": "{10000}/{100}.jpg",
+    "a/b/c/d": "{3}",
+    "long": "{2000}.jpg",
+    "huge": "{5000000}",
 }
-CLOCK = """
-import os, sys, time
-at, begin = sys.argv[1], 0
-def start():
-    global begin
-    begin = time.perf_counter()
-start()
-exec(sys.argv[2])
-print(f"{time.perf_counter() - begin:.3f}")
-"""
+FILE_BYTES = 1000
 
 
-def measure(name, program, server):
-    product = products.open_product(name, server, "", [])
-    by_force = True
-    try:
-        before, cpu = server.counts(), processes.cpu_seconds(product.pid)
-        command = [sys.executable, "-c", CLOCK, product.folder, program]
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=170)
-        if ran.returncode:
-            return "failed: " + ran.stderr.strip().rpartition("\n")[2]
-        after, cpu = server.counts(), processes.cpu_seconds(product.pid) - cpu
-        lists, heads = (after[kind] - before[kind] for kind in ("list", "head"))
-        memory = processes.peak_rss_bytes(product.pid) >> 20
-        by_force = False
-        seconds = ran.stdout.split()[-1]
-        return f"{seconds} s | {lists} | {heads} | {cpu:.2f} s | {memory} MiB"
-    except subprocess.TimeoutExpired:
-        return "more than 170 s"
-    finally:
-        product.close(by_force=by_force)
+def names(quick):
+    """Names: lists of them, trees of them, and single ones."""
+    holds = [word for folder, pattern in PATTERNS.items()
+             for word in ("--pattern", f"{folder}/{pattern}={FILE_BYTES}")]
+    # 400,000 names one page after the other are 400 × 40 ms, and up to 0.2 ms a name of a client's
+    # own CPU time. Nobody who needs ten seconds needs to be measured again.
+    return Subject(by_name(of_names()), holds, seconds=(120, 120, 10), quick_seconds=(30, 30, 5))
 
 
-def main():
-    network, *names = sys.argv[1:] or ["s3"]
-    names = names or [name for name in products.available() if name in products.MOUNTS]
-    prepare.WORK.mkdir(parents=True, exist_ok=True)
-    families = [word for family in FAMILIES for word in ("--family", family)]
-    servers.NETWORKS["names"] = servers.NETWORKS[network] + families
-    server = servers.DevServer("names", {}, PADDED)
-    print("| names | product | took | LISTs | HEADs | daemon CPU | peak RSS |")
-    print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
-    try:
-        for what, program in PROGRAMS.items():
-            for name in names:
-                print(f"| {what} | {name} | {measure(name, program, server)} |", flush=True)
-    finally:
-        server.close()
+def of_names():
+    def phase(name, what, folder, count, rate="s", memory_bytes=256 * MIB, **options):
+        args = {"what": what, "key": folder, "count": count}
+        return Phase(name, rate, "names", args, memory_bytes, **options)
 
+    def one(*args, clients=(), only_ours=False, rounds=0, **options):
+        return Workload([phase(*args, **options)], clients, no_local=True, only_ours=only_ours,
+                        rounds=rounds)
 
-if __name__ == "__main__":
-    main()
+    # Whoever lists page by page does not care what the names look like, so the others list only the
+    # first kind.
+    return [
+        Workload([
+            phase("listdir, 400,000 padded", "listing", "padded", 400_000),
+            phase("listdir again", "listing", "padded", 400_000, mounts_only=True),
+        ], CLIENTS, no_local=True),
+        one("first of 400,000", "first", "padded", 1, "ms", clients=("boto3",)),
+        one("scandir and stat, 400,000", "scan", "padded", 400_000),
+        one("listdir, 400,000 hexadecimal", "listing", "hex", 400_000, only_ours=True),
+        one("listdir, 400,000 as ImageNet", "listing", "imagenet", 400_000, only_ours=True),
+        one("listdir, 400,000 words", "listing", "words", 400_000, only_ours=True),
+        one("walk, 20,000 files in 200", "walk", "tree", 20_000, clients=CLIENTS),
+        one("walk, 1,000,000 files in 10,000", "walk", "wide", 1_000_000, only_ours=True, rounds=1,
+            memory_bytes=GIB),
+        one("stat four deep", "stat", "a/b/c/d/0", 1, "ms", clients=CLIENTS),
+        Workload([
+            phase("ls -l, 2,000", "long_listing", "long", 2000, "ms"),
+            phase("100 missing names", "missing", "long", 100, "ms"),
+        ], no_local=True),
+        one("listdir, 5,000,000", "listing", "huge", 5_000_000, only_ours=True, rounds=1,
+            memory_bytes=2 * GIB),
+    ]

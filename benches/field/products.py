@@ -77,7 +77,8 @@ def geesefs(server, mountpoint, scratch, options):
 MOUNTS = {OURS: ours, "s3fs": s3fs, "rclone": rclone, "mountpoint-s3": mountpoint_s3,
           "goofys": goofys, "geesefs": geesefs}
 PROGRAMS = {"mountpoint-s3": "mount-s3"}
-CLIENTS = {"boto3 get": "get", "boto3 download": "download", "s3fs/fsspec": "fsspec"}
+CLIENTS = {"boto3 get": "get", "boto3 download": "download", "boto3": "boto3",
+           "s3fs/fsspec": "fsspec"}
 
 
 def available():

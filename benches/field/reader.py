@@ -43,6 +43,10 @@ class Meter:
             self.block_bytes += size
             self.items += 1
 
+    def count(self, items):
+        """Names, which have no bytes."""
+        self.items += items
+
     def add_random(self, offset, size):
         """A read that nobody could foresee: it costs the blocks that it touches."""
         with self.lock:
@@ -111,7 +115,8 @@ def fsspec_read(args, start, size):
 
 
 CLIENTS = {"files": from_folder, "get": boto3_get, "download": boto3_download, "fsspec": fsspec_read}
-MODULES = {"get": ["boto3"], "download": ["boto3.s3.transfer"], "fsspec": ["s3fs"]}
+MODULES = {"get": ["boto3"], "download": ["boto3.s3.transfer"], "boto3": ["boto3"],
+           "fsspec": ["s3fs"]}
 
 
 def processes(meter, args):
@@ -241,6 +246,89 @@ def tensors(meter, args):
 
     loaded = safetensors.numpy.load_file(path(args))
     meter.add(sum(tensor.nbytes for tensor in loaded.values()))
+
+
+class FolderNames:
+    """How names are asked for in a folder; the clients' classes ask for the same in their way."""
+
+    def __init__(self, args):
+        self.path = path(args)
+
+    def listing(self):
+        return len(os.listdir(self.path))
+
+    def first(self):
+        next(os.scandir(self.path))
+        return 1
+
+    def scan(self):
+        return sum(entry.stat().st_size > 0 for entry in os.scandir(self.path))
+
+    def walk(self):
+        return sum(len(files) for _, _, files in os.walk(self.path))
+
+    def stat(self):
+        os.stat(self.path)
+        return 1
+
+    def long_listing(self):
+        lines = subprocess.run(["ls", "-l", self.path], check=True, stdout=subprocess.PIPE).stdout
+        return lines.count(b"\n") - 1
+
+    def missing(self):
+        return sum(not os.path.exists(f"{self.path}/missing-{number}") for number in range(100))
+
+
+class Boto3Names:
+    def __init__(self, args):
+        import boto3
+
+        self.client, self.key = boto3.client("s3"), args["key"]
+
+    def pages(self, **options):
+        paginator = self.client.get_paginator("list_objects_v2")
+        return paginator.paginate(Bucket="data", Prefix=f"{self.key}/", **options)
+
+    def listing(self):
+        pages = self.pages(Delimiter="/")
+        return sum(len(page.get("Contents", [])) + len(page.get("CommonPrefixes", []))
+                   for page in pages)
+
+    def first(self):
+        next(iter(self.pages(Delimiter="/")))
+        return 1
+
+    def walk(self):
+        return sum(len(page.get("Contents", [])) for page in self.pages())
+
+    def stat(self):
+        self.client.head_object(Bucket="data", Key=self.key)
+        return 1
+
+
+class FsspecNames:
+    def __init__(self, args):
+        import s3fs
+
+        self.fs, self.path = s3fs.S3FileSystem(), f"data/{args['key']}"
+
+    def listing(self):
+        return len(self.fs.ls(self.path, detail=False))
+
+    def walk(self):
+        return sum(len(files) for _, _, files in self.fs.walk(self.path))
+
+    def stat(self):
+        self.fs.info(self.path)
+        return 1
+
+
+NAMES = {"files": FolderNames, "boto3": Boto3Names, "fsspec": FsspecNames}
+
+
+def names(meter, args):
+    """What NAMES does under the name args["what"]."""
+    meter.count(getattr(NAMES[args["how"]](args), args["what"])())
 
 
 def path(args):

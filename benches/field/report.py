@@ -6,16 +6,20 @@ from html import escape
 import bars
 import products
 from bars import number
+from runner import TIMES
 
-UNITS = {"MB": "MB/s", "ms": "ms"}
-BEGIN, END = "<!-- begin: make bench -->", "<!-- end: make bench -->"
-HEAD = ["workload", "product", "result", "spread", "ours ÷ it", "requests", "fetched ÷ read",
-        "CPU s/GB: daemon", "reader", "server", "peak RSS"]
+UNITS = {"MB": "MB/s", "ms": "ms", "s": "s"}
+HEAD = ["workload", "product", "result", "spread", "ours ÷ it"]
+# What the subjects tell beside the results.
+HEADS = {
+    "reads": ["requests", "fetched ÷ read", "CPU s/GB: daemon", "reader", "server", "peak RSS"],
+    "names": ["LISTs", "HEADs", "CPU µs/name: daemon", "program", "server", "peak RSS"],
+}
 BARS_HEAD = ["bar", "wanted", "measured", "met"]
 MET = {True: "yes", False: "**no**", None: "—"}
 OURS_COLOR = "#0b57d0"
 COLORS = {"s3fs": "#e08a2e", "rclone": "#3d9a50", "mountpoint-s3": "#8a5bb0", "goofys": "#9a7b4d",
-          "geesefs": "#c2417d", "boto3 get": "#9aa0a6", "boto3 download": "#5f6368",
+          "geesefs": "#c2417d", "boto3": "#5f6368", "boto3 get": "#9aa0a6", "boto3 download": "#5f6368",
           "s3fs/fsspec": "#2e9aa0", products.LOCAL: "#222222"}
 
 
@@ -25,39 +29,55 @@ def unit(rate):
 
 def speed(phase, found):
     """What is larger when it is better: of a time, how often it fits in a second."""
-    return 1e3 / found["value"] if phase["rate"] == "ms" else found["value"]
+    return TIMES[phase["rate"]] / found["value"] if phase["rate"] in TIMES else found["value"]
 
 
 def times(phase, ours, other):
     """How many times better we are."""
     if not ours or "value" not in ours:
         return "—"
-    return f"{speed(phase, ours) / speed(phase, other):.2f}"
+    over = "> " if other.get("over") else ""
+    return f"{over}{speed(phase, ours) / speed(phase, other):.2f}"
 
 
-def lines(network):
-    """The table's rows of one network."""
+def lines(network, subject):
+    """The table of one network, its head first."""
+    yield [*HEAD, *HEADS[subject]]
     for phase in network["phases"]:
         ours = phase["products"].get(products.OURS)
         for name, found in phase["products"].items():
+            more = [""] * len(HEADS[subject])
             if "error" in found:
-                yield [phase["name"], name, found["error"].replace("|", "/"),
-                       *[""] * (len(HEAD) - 3)]
+                yield [phase["name"], name, found["error"].replace("|", "/"), "", "", *more]
                 continue
-            local = name == products.LOCAL
-            daemon = "" if local or name in products.CLIENTS else f"{found['cpu_s_per_gb']:.2f}"
+            if found.get("over"):
+                told = f"> {number(found['value'])} {unit(phase['rate'])}"
+                yield [phase["name"], name, told, "ended", times(phase, ours, found), *more]
+                continue
             cut = f" (cut at {found['items']:,})" if found["cut"] and phase["rate"] == "file" else ""
             failed = f", {found['failed']} failed" if found["failed"] else ""
             spread = f"{number(found['least'])}–{number(found['most'])}"
             yield [
                 phase["name"], name, f"{number(found['value'])} {unit(phase['rate'])}{cut}{failed}",
                 spread if found["runs"] > 1 else "one run", times(phase, ours, found),
-                "" if local else f"{found['requests']:,}",
-                "" if local else f"{found['fetched_per_read']:.2f}",
-                daemon, f"{found['reader_cpu_s_per_gb']:.2f}",
-                "" if local else f"{found['server_cpu_s_per_gb']:.2f}",
-                f"{found['peak_rss_mib']:,.0f} MiB",
+                *figures(found, name, subject), f"{found['peak_rss_mib']:,.0f} MiB",
             ]
+
+
+def figures(found, name, subject):
+    """What a row tells under HEADS, without the last column."""
+    local = name == products.LOCAL
+    if subject == "reads":
+        asked = [f"{found['requests']:,}", f"{found['fetched_per_read']:.2f}"]
+        cpu = [f"{found[f'{who}cpu_s_per_gb']:.2f}" for who in ("", "reader_", "server_")]
+    else:
+        asked = [f"{found['lists']:,}", f"{found['heads']:,}"]
+        # The kernel counts in hundredths of a second, which says nothing of a hundred names.
+        cpu = [number(found[f"{who}cpu_us_per_item"]) if found["items"] >= 1000 else ""
+               for who in ("", "reader_", "server_")]
+    if local or name in products.CLIENTS:
+        cpu[0] = ""
+    return ["", "", *cpu[:2], ""] if local else [*asked, *cpu]
 
 
 def columns(rows):
@@ -69,8 +89,8 @@ def columns(rows):
     )
 
 
-def table(network):
-    return columns([HEAD, *lines(network)])
+def table(network, subject):
+    return columns(list(lines(network, subject)))
 
 
 def bars_rows(judged):
@@ -124,7 +144,7 @@ def svg(results):
     shapes, y = _legend(names), 84
     for network in networks:
         phases = [phase for phase in network["phases"] if len(_speeds(phase)) > 1
-                  or bars.target(network["name"], phase["name"])]
+                  or _speeds(phase) and bars.target(network["name"], phase["name"])]
         bottom = y + 34 + ROW * len(phases)
         shapes.append(_text(8, y + 12, f"Network {network['name']}", "head"))
         for power in range(low, math.ceil(high)):
@@ -168,7 +188,7 @@ def _row(network, phase, x, y, index):
             shapes.append(f'<circle cx="{x(ratio):.1f}" cy="{middle}" r="{size}" fill="{color}" '
                           'stroke="#fff"/>')
     if bar := bars.target(network["name"], phase["name"]):
-        reached = bars.judge([network])[bars.BARS.index(bar)]["met"]
+        reached = bars.judged(bar, [network])["met"]
         wanted = speed(phase, {"value": bar.least if bar.least is not None else bar.most})
         at = x(wanted / speed(phase, ours))
         kind = "yes" if reached else "no"
@@ -216,10 +236,11 @@ def section(results, picture):
     """The generated part of docs/performance.md."""
     dates = sorted({run["date"] for run in results["runs"]})
     commands = dict.fromkeys(run["command"] for run in results["runs"])
+    title = results["subject"].capitalize()
     parts = [
         f"Measured {' and '.join(dates)} on {results['machine']}, by "
         f"{', '.join(f'`{command}`' for command in commands)}.",
-        "### The bars",
+        f"### {title}: the bars",
         "What fasts3-mount is to reach, and what this run shows; — stands for what was not measured.",
         markdown(bars_rows(results["bars"])),
         f"![How fast the others are compared with fasts3-mount]({picture})",
@@ -228,16 +249,18 @@ def section(results, picture):
         seconds = sum(piece["seconds"] for piece in network["pieces"]) or 1
         busy = sum(piece["others_busy"] * piece["seconds"] for piece in network["pieces"]) / seconds
         parts += [
-            f"### Network `{network['name']}`",
+            f"### {title}: network `{network['name']}`",
             f"Measured for {seconds / 60:.1f} minutes; other programs kept {busy:.0%} of the "
-            "machine's CPU time busy.", markdown([HEAD, *lines(network)]),
-            "CPU seconds per GB of fasts3-mount's reads, and what they allow:",
-            markdown(cpu_rows(network, results["cores"]))]
+            "machine's CPU time busy.", markdown(lines(network, results["subject"]))]
+        if results["subject"] == "reads":
+            parts += ["CPU seconds per GB of fasts3-mount's reads, and what they allow:",
+                      markdown(cpu_rows(network, results["cores"]))]
     return "\n\n".join(parts)
 
 
-def update(document, text):
-    """Puts the section between its marks, at the end if there are none."""
-    before, mark, rest = document.partition(BEGIN)
-    after = rest.partition(END)[2] if mark else ""
-    return f"{before.rstrip()}\n\n{BEGIN}\n\n{text}\n\n{END}\n{after.lstrip() and chr(10)}{after.lstrip()}"
+def update(document, subject, text):
+    """Puts the subject's section between its marks, at the end if there are none."""
+    begin, end = f"<!-- begin: benches/field {subject} -->", f"<!-- end: benches/field {subject} -->"
+    before, mark, rest = document.partition(begin)
+    after = rest.partition(end)[2].lstrip() if mark else ""
+    return f"{before.rstrip()}\n\n{begin}\n\n{text}\n\n{end}\n" + (after and f"\n{after}")

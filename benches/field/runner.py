@@ -12,18 +12,24 @@ import processes
 import products
 
 MIB = 1 << 20
+# Rates that are no rates: what is told is the time, in so many parts of a second.
+TIMES = {"s": 1, "ms": 1e3}
 
 
 @dataclass
 class Sample:
-    """One phase of a workload with one product; `error` says why there are no numbers."""
+    """One phase of a workload with one product; `error` says why there are no numbers, `over` that
+    it was ended after `seconds`, before it was done."""
 
     seconds: float = 0
     bytes: int = 0
     block_bytes: int = 0  # of random reads, the blocks that they touch; else as `bytes`
     items: int = 0
     cut: bool = False
+    over: bool = False
     requests: int = 0
+    lists: int = 0
+    heads: int = 0
     gets: int = 0
     fetched_bytes: int = 0
     cpu_seconds: float = 0
@@ -33,9 +39,9 @@ class Sample:
     error: str = ""
 
     def value(self, rate):
-        """In milliseconds, megabytes a second or items a second."""
-        if rate == "ms":
-            return self.seconds * 1e3
+        """In seconds, milliseconds, megabytes a second or items a second."""
+        if rate in TIMES:
+            return self.seconds * TIMES[rate]
         return (self.bytes / 1e6 if rate == "MB" else self.items) / self.seconds
 
 
@@ -82,13 +88,15 @@ def measure(server, product, phase, limits):
     result = json.loads(output)
     if not result["items"]:
         return Sample(error=f"read nothing in {limits.loop_seconds:g} s")
+    if (wanted := phase.args.get("count", result["items"])) != result["items"]:
+        return Sample(error=f"found {result['items']:,} of {wanted:,}")
     after = server.counts()
     spent = {name: after[name] - before[name] for name in after}
     reader_cpu, reader_rss = result.pop("cpu_seconds"), result.pop("peak_rss_bytes")
     return Sample(
         **result,
         requests=spent["list"] + spent["head"] + spent["get"] + spent["other"],
-        gets=spent["get"],
+        gets=spent["get"], lists=spent["list"], heads=spent["head"],
         fetched_bytes=spent["body_bytes"],
         # A client's work is done in the reader itself.
         cpu_seconds=processes.cpu_seconds(product.pid) - cpu if product.pid else 0,
@@ -100,26 +108,30 @@ def measure(server, product, phase, limits):
 
 def sample(server, name, workload, local_folder, limits):
     """A product through all phases of a workload: samples by phase."""
-    samples = {}
+    samples, phases = {}, workload.phases_of(name)
     try:
         product = products.open_product(name, server, local_folder, workload.options)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        return {phase.name: Sample(error=f"did not start: {error}") for phase in workload.phases}
+        return {phase.name: Sample(error=f"did not start: {error}") for phase in phases}
     try:
-        for phase in workload.phases:
+        for phase in phases:
             if name == products.LOCAL:
                 measure(server, product, phase, limits)  # brings the files into the page cache
             samples[phase.name] = found = measure(server, product, phase, limits)
             # What follows a phase means nothing if that was not complete.
             if found.error or found.cut:
                 why = found.error and "the phase before failed" or "the phase before was cut"
-                for later in workload.phases[len(samples):]:
+                for later in phases[len(samples):]:
                     samples[later.name] = Sample(error=f"left out: {why}")
                 break
     except subprocess.TimeoutExpired:
         told = product.last_words
         why = f"hung: killed after {limits.hang_seconds:g} s" + (told and f"; its log: {told}")
-        for phase in workload.phases[len(samples):]:
+        slow = phases[len(samples)]
+        if slow.rate in TIMES:  # that it takes longer is an answer
+            samples[slow.name] = Sample(seconds=limits.hang_seconds, over=True)
+            why = "left out: the phase before took too long"
+        for phase in phases[len(samples):]:
             samples[phase.name] = Sample(error=why)
             why = "left out: the phase before hung"
     finally:
@@ -142,11 +154,12 @@ def run(server, workload, names, local_folder, limits, rates, progress):
                 continue
             progress.show(workload, number, name)
             start = time.monotonic()
-            if why := limits.too_long(workload.phases[0], rates, name):
-                samples = {phase.name: Sample(error=why) for phase in workload.phases}
+            phases = workload.phases_of(name)
+            if why := limits.too_long(phases[0], rates, name):
+                samples = {phase.name: Sample(error=why) for phase in phases}
             else:
                 samples = sample(server, name, workload, local_folder, limits)
-            for phase in workload.phases:
+            for phase in phases:
                 one = samples[phase.name]
                 found[phase.name].setdefault(name, []).append(one)
                 progress.tell(phase, name, one)
@@ -161,27 +174,31 @@ def run(server, workload, names, local_folder, limits, rates, progress):
 
 
 def summary(samples, rate, budget_bytes=None):
-    """The sample with the median value, as a dict with that value and the spread; of random reads,
-    what is told per byte is per byte of the blocks that they touch."""
+    """The sample with the median value, as a dict with that value and the spread. Of random reads,
+    what is told per byte is per byte of the blocks that they touch; without bytes it is not told."""
     good = sorted((s for s in samples if not s.error), key=lambda s: s.value(rate))
     if not good:
         return {"error": samples[-1].error, "samples": [asdict(s) for s in samples]}
     values = [s.value(rate) for s in good]
     middle = good[(len(good) - 1) // 2]
-    gigabytes = middle.block_bytes / 1e9
     peak = max(s.peak_rss_bytes for s in good)
     found = {
         "value": statistics.median(values), "least": values[0], "most": values[-1],
         "runs": len(good), "failed": len(samples) - len(good),
-        "requests": middle.requests, "items": middle.items, "cut": middle.cut,
-        "gets_per_item": middle.gets / middle.items,
-        "fetched_per_read": middle.fetched_bytes / middle.block_bytes,
-        "cpu_s_per_gb": middle.cpu_seconds / gigabytes,
-        "reader_cpu_s_per_gb": middle.reader_cpu_seconds / gigabytes,
-        "server_cpu_s_per_gb": middle.server_cpu_seconds / gigabytes,
+        "requests": middle.requests, "items": middle.items, "cut": middle.cut, "over": middle.over,
+        "lists": middle.lists, "heads": middle.heads,
         "peak_rss_mib": peak / MIB,
         "samples": [asdict(s) for s in samples],
     }
+    spent = {"cpu": middle.cpu_seconds, "reader_cpu": middle.reader_cpu_seconds,
+             "server_cpu": middle.server_cpu_seconds}
+    if middle.items:
+        found["gets_per_item"] = middle.gets / middle.items
+        found["items_per_s"] = middle.items / middle.seconds
+        found |= {f"{who}_us_per_item": 1e6 * used / middle.items for who, used in spent.items()}
+    if middle.block_bytes:
+        found["fetched_per_read"] = middle.fetched_bytes / middle.block_bytes
+        found |= {f"{who}_s_per_gb": 1e9 * used / middle.block_bytes for who, used in spent.items()}
     if budget_bytes is not None:
         found["rss_over_budget_mib"] = (peak - budget_bytes) / MIB
     return found

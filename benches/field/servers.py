@@ -15,14 +15,11 @@ BUCKET = "data"
 
 
 class DevServer:
-    """devserver with the objects of the benchmarks, on a free port of the loopback."""
+    """devserver on a free port of the loopback; `holds` are its flags for what is in the bucket."""
 
-    def __init__(self, network, objects, family):
-        prefix, count, size = family
+    def __init__(self, network, holds):
         command = [prepare.TARGET / "release" / "devserver", "--listen", "127.0.0.1:0"]
-        command += ["--bucket", BUCKET, "--family", f"{prefix}:{count}:{size}"]
-        for key, size in objects.items():
-            command += ["--object", f"{key}={size}"]
+        command += ["--bucket", BUCKET, *holds]
         self.process = processes.start(
             command + NETWORKS[network], stdout=subprocess.PIPE, bufsize=0
         )

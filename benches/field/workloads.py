@@ -1,7 +1,9 @@
-"""What programs do, as arguments of reader.py, and the objects that they do it to."""
+"""What programs do, as arguments of reader.py, and the objects that they do it to: reads here, and
+names in names.py."""
 
 from dataclasses import dataclass, field
 
+import prepare
 import products
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -9,14 +11,15 @@ FAMILY = ("train/", 2000, 110_000)
 # So large that random reads stay random: in 1 GiB, thousands of them are next to each other. Too
 # large for a local copy, small enough for s3fs, which wants room on the disk for the whole of it.
 HUGE = {"key": "16GiB", "size": 16 * GIB}
-CLIENTS = tuple(products.CLIENTS)
+CLIENTS = ("boto3 get", "boto3 download", "s3fs/fsspec")
 # Pillow reads a JPEG's head in steps of 16 KiB and then goes on by 32 KiB.
 PIL = [16 << 10, 16 << 10, 32 << 10]
 
 
 @dataclass
 class Phase:
-    """One run of reader.py; `rate` says what is counted: "MB", or what an item is, or "ms".
+    """One run of reader.py; `rate` says what is counted: "MB", or what an item is; or that the time
+    is told, in "ms" or "s".
 
     `memory_bytes` is about what it needs of fresh memory: the kernel's page cache, the reader's
     buffers, and what a daemon keeps.
@@ -27,6 +30,21 @@ class Phase:
     program: str
     args: dict
     memory_bytes: int
+    mounts_only: bool = False  # because clients keep nothing between two phases
+
+
+@dataclass
+class Subject:
+    """Workloads that are told of together: one file of results, one section of the document."""
+
+    workloads: dict  # by the name of their first phase
+    holds: list  # devserver's flags for what is in the bucket
+    uploads: tuple = ()
+    local_folder: str = ""
+    # A workload that counts what it gets done stops after the first of these seconds, a product
+    # that is not done after the second is killed, and one that took the third is measured once.
+    seconds: tuple = (20, 180, 90)
+    quick_seconds: tuple = (4, 30, 5)
 
 
 @dataclass
@@ -47,6 +65,11 @@ class Workload:
             return False
         return product in self.clients or product not in products.CLIENTS
 
+    def phases_of(self, product):
+        """Those of its phases that mean something with this product."""
+        return [phase for phase in self.phases
+                if not (phase.mounts_only and product in products.CLIENTS)]
+
 
 def objects(quick):
     """Sizes by key of what the server computes and the local disk holds too."""
@@ -59,8 +82,22 @@ def stream_bytes(quick):
     return (24 if quick else 64) * MIB
 
 
-def workloads(quick, parquet, tensors):
-    """All workloads, by the name of their first phase."""
+def reads(quick):
+    """Bytes: of large files and small ones, in order and at random."""
+    sizes = objects(quick)
+    local_folder = prepare.local_files(sizes, FAMILY)
+    uploads = prepare.table_and_tensors(local_folder, quick)
+    sizes[HUGE["key"]] = HUGE["size"]
+    holds = ["--family", ":".join(map(str, FAMILY))]
+    holds += [word for key, size in sizes.items() for word in ("--object", f"{key}={size}")]
+    return Subject(by_name(of_reads(quick, *uploads)), holds, uploads, local_folder)
+
+
+def by_name(listed):
+    return {workload.phases[0].name: workload for workload in listed}
+
+
+def of_reads(quick, parquet, tensors):
     reads = 6_000 if quick else 20_000
     giant = {"key": "1GiB", "size": GIB}
     quarters = [f"quarter-{number}" for number in range(4)]
@@ -97,7 +134,7 @@ def workloads(quick, parquet, tensors):
 
     again = Workload([Phase("1 GiB read()", "MB", "whole", giant, 3 * GIB),
                       Phase("1 GiB again", "MB", "whole", giant, GIB)], CLIENTS)
-    listed = [
+    return [
         whole("128 MB read()", "128MB", 128_000_000),
         again,
         # Four times what every product has just shown, and 12 GiB of memory to make ready.
@@ -121,4 +158,3 @@ def workloads(quick, parquet, tensors):
         budget("512MiB"),
         budget("8GiB"),
     ]
-    return {workload.phases[0].name: workload for workload in listed}

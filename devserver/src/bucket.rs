@@ -8,7 +8,8 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use crate::content;
-use crate::objects::{Content, Family, Object, Objects};
+use crate::objects::{Content, Object, Objects};
+use crate::pattern::Pattern;
 
 /// A bucket. Clones are the same bucket; changes are seen by the next request.
 #[derive(Clone, Debug)]
@@ -59,10 +60,10 @@ impl Bucket {
         ObjectInfo::of(&self.write().objects.put_synthetic(key, size))
     }
 
-    /// Puts any number of synthetic objects at the cost of one. A key that was put or deleted by
-    /// itself, before or after, stays as it is.
-    pub fn put_family(&self, family: Family) {
-        self.write().objects.put_family(family);
+    /// Puts any number of synthetic objects at the cost of one, of a [`Family`](crate::Family) or
+    /// any other pattern. A key that was put or deleted by itself, before or after, stays as it is.
+    pub fn put_family(&self, keys: impl Into<Pattern>) {
+        self.write().objects.put_family(keys.into());
     }
 
     /// Deletes an object; whether there was one.
@@ -97,6 +98,16 @@ impl Bucket {
     /// `GLACIER` or `DEEP_ARCHIVE` is refused. Panics if there is no such object.
     pub fn set_storage_class(&self, key: &str, class: &str) {
         self.amend(key, |object| object.storage_class = class.into());
+    }
+
+    /// Changes what a HEAD says the object's bytes are. Panics if there is no such object.
+    pub fn set_content_type(&self, key: &str, content_type: &str) {
+        self.amend(key, |object| object.content_type = content_type.into());
+    }
+
+    /// Adds to an object's own metadata, or changes it. Panics if there is no such object.
+    pub fn set_metadata(&self, key: &str, name: &str, value: &str) {
+        self.amend(key, |object| drop(object.metadata.insert(name.into(), value.into())));
     }
 
     /// Changes when an object says it was written. Panics if there is no such object.

@@ -33,6 +33,7 @@ mod gate;
 mod listing;
 mod net;
 mod objects;
+mod pattern;
 mod server;
 mod service;
 mod settings;
@@ -42,6 +43,7 @@ mod tls;
 pub use bucket::{Bucket, ObjectInfo};
 pub use counts::{Counts, Kind, LoggedRequest};
 pub use objects::Family;
+pub use pattern::Pattern;
 pub use server::{Builder, Credentials, Server};
 
 /// The access key id that signatures must be made with.

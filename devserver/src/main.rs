@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
-use devserver::{Counts, Family, Server};
+use devserver::proxy::FaultProxy;
+use devserver::{Counts, Family, Pattern, Server};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::{Receiver, channel};
 
 /// An S3 server on this machine that holds what its flags say and forgets it when it ends.
 #[derive(Debug, Parser)]
@@ -28,6 +30,11 @@ struct Args {
     /// repeated
     #[arg(long, value_name = "PREFIX:COUNT:SIZE[:SUFFIX]", value_parser = family)]
     family: Vec<Family>,
+    /// Objects with a key for each combination of columns, such as wide/{100}/{1000}.jpg=110KB:
+    /// {N} counts with leading zeros, {hex:N} are scattered digests, {plain:N} numbers without
+    /// leading zeros, {word:N} words; may be repeated
+    #[arg(long, value_name = "PATTERN=SIZE", value_parser = pattern)]
+    pattern: Vec<Pattern>,
     /// Latency and bandwidth of a network, which the flags below override
     #[arg(long, value_enum)]
     network: Option<Network>,
@@ -49,6 +56,10 @@ struct Args {
     /// Lets everybody read, without a signature
     #[arg(long)]
     public: bool,
+    /// Puts a proxy in front of it, which breaks answers as lines on standard input say: `add get a/*
+    /// reset@100000 times=2`, `hits 0`, `clear`, `cut`; each is answered with a line
+    #[arg(long, conflicts_with = "tls")]
+    faults: bool,
     /// Speaks TLS, with a certificate that is made now and written to this file
     #[arg(long, value_name = "FILE")]
     tls: Option<PathBuf>,
@@ -121,26 +132,53 @@ async fn run(args: Args) -> io::Result<()> {
     for family in args.family {
         bucket.put_family(family);
     }
+    for pattern in args.pattern {
+        bucket.put_family(pattern);
+    }
 
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut count = signal(SignalKind::user_defined1())?;
     let keys = server.credentials();
-    println!("# bucket {} at {}", args.bucket, server.endpoint_url());
-    println!("export AWS_ENDPOINT_URL={}", server.endpoint_url());
+    let proxy = if args.faults { Some(FaultProxy::start(server.address()).await?) } else { None };
+    let endpoint = proxy.as_ref().map_or_else(|| server.endpoint_url(), FaultProxy::endpoint_url);
+    println!("# bucket {} at {endpoint}", args.bucket);
+    println!("export AWS_ENDPOINT_URL={endpoint}");
     println!("export AWS_ACCESS_KEY_ID={}", keys.access_key);
     println!("export AWS_SECRET_ACCESS_KEY={}", keys.secret_key);
     if let Some(path) = &args.tls {
         println!("export AWS_CA_BUNDLE={}", path.display());
     }
     println!("export AWS_REGION={}", args.region.as_deref().unwrap_or(devserver::ENDPOINT_REGION));
+    let mut lines = lines(proxy.is_some());
     loop {
         tokio::select! {
+            Some((line, proxy)) = async { Some((lines.recv().await?, proxy.as_ref()?)) } => {
+                match proxy.tell(&line) {
+                    Ok(answer) => println!("ok {answer}"),
+                    Err(error) => println!("error {error}"),
+                }
+            }
             _ = interrupt.recv() => return Ok(()),
             _ = terminate.recv() => return Ok(()),
             _ = count.recv() => println!("{}", json(server.counts())),
         }
     }
+}
+
+/// The lines of standard input, if anybody is to hear them.
+fn lines(heard: bool) -> Receiver<String> {
+    let (said, lines) = channel(1);
+    if heard {
+        std::thread::spawn(move || {
+            for line in io::stdin().lines().map_while(Result::ok) {
+                if said.blocking_send(line).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    lines
 }
 
 fn json(counts: Counts) -> String {
@@ -178,6 +216,13 @@ fn family(text: &str) -> Result<Family, String> {
     Ok(family)
 }
 
+fn pattern(text: &str) -> Result<Pattern, String> {
+    let (keys, bytes) = text.rsplit_once('=').ok_or("must have the form PATTERN=SIZE")?;
+    let pattern = Pattern::parse(keys, size(bytes)?)?;
+    checked(&pattern.key(0))?;
+    Ok(pattern)
+}
+
 fn checked(key: &str) -> Result<&str, String> {
     match key.len() {
         1..=1024 => Ok(key),
@@ -200,6 +245,8 @@ mod tests {
         for wrong in ["", "a", "a:1", "a:x:1", "a:1:x"] {
             assert!(family(wrong).is_err(), "{wrong}");
         }
+        assert_eq!(pattern("a={3}=1KB").map(|pattern| pattern.key(2)), Ok("a=2".into()));
+        assert!(pattern("a/{3}").is_err());
         assert!(object("=1").is_err());
         assert!(object("a=1XB").is_err());
     }

@@ -1,10 +1,10 @@
 //! What a bucket holds, in key order. Pure: no I/O, no locks, no clock.
 //!
-//! Objects are in a map; a [`Family`] stands for any number of keys without a map entry each. A
+//! Objects are in a map; a [`Pattern`] stands for any number of keys without a map entry each. A
 //! [`Cursor`] walks both as one sequence and can jump.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::iter::Peekable;
 use std::ops::Bound;
@@ -15,6 +15,7 @@ use bytes::Bytes;
 use md5::{Digest, Md5};
 
 use crate::content;
+use crate::pattern::Pattern;
 
 /// 2024-01-01T00:00:00Z. The n-th change of a bucket happened n seconds later, so that times are
 /// the same in every run and differ between versions.
@@ -44,27 +45,6 @@ impl Family {
     fn digits(&self) -> usize {
         self.count.saturating_sub(1).checked_ilog10().unwrap_or(0) as usize + 1
     }
-
-    /// The number of the first key inside the bound. The numbers have one width, so their order is
-    /// the order of the keys and halving finds it.
-    fn first_at(&self, from: Bound<&[u8]>) -> u64 {
-        let before = |index| match from {
-            Bound::Included(key) => self.key(index).as_bytes() < key,
-            Bound::Excluded(key) => self.key(index).as_bytes() <= key,
-            Bound::Unbounded => false,
-        };
-        let (mut low, mut high) = (0, self.count);
-        while low < high {
-            let middle = low + (high - low) / 2;
-            if before(middle) { low = middle + 1 } else { high = middle }
-        }
-        low
-    }
-
-    fn index_of(&self, key: &[u8]) -> Option<u64> {
-        let index = self.first_at(Bound::Included(key));
-        (index < self.count && self.key(index).as_bytes() == key).then_some(index)
-    }
 }
 
 #[derive(Clone, Debug)]
@@ -81,6 +61,8 @@ pub(crate) struct Object {
     pub(crate) last_modified: SystemTime,
     pub(crate) storage_class: String,
     pub(crate) content_type: String,
+    /// What the headers `x-amz-meta-…` say, by name.
+    pub(crate) metadata: HashMap<String, String>,
     /// How often the key had been written before.
     version: u64,
 }
@@ -105,6 +87,7 @@ impl Object {
             last_modified,
             storage_class: "STANDARD".into(),
             content_type: "binary/octet-stream".into(),
+            metadata: HashMap::new(),
             version,
         }
     }
@@ -120,10 +103,10 @@ impl Object {
 /// The objects of one bucket.
 #[derive(Debug, Default)]
 pub(crate) struct Objects {
-    /// `None` hides a key of a family: it was deleted.
+    /// `None` hides a key of a pattern: it was deleted.
     map: BTreeMap<Vec<u8>, Option<Arc<Object>>>,
     /// With the time at which each was put. The first that has a key supplies it.
-    families: Vec<(Family, SystemTime)>,
+    patterns: Vec<(Pattern, SystemTime)>,
     /// How often the bucket was changed.
     changes: u32,
 }
@@ -152,9 +135,9 @@ impl Objects {
         self.insert(key, object)
     }
 
-    pub(crate) fn put_family(&mut self, family: Family) {
+    pub(crate) fn put_family(&mut self, keys: Pattern) {
         let now = self.tick();
-        self.families.push((family, now));
+        self.patterns.push((keys, now));
     }
 
     /// Whether there was such an object.
@@ -189,11 +172,12 @@ impl Objects {
     }
 
     fn members(&self, from: Bound<&[u8]>) -> Vec<Member<'_>> {
-        let members = self.families.iter().map(|(family, put_at)| {
-            let index = family.first_at(from);
-            Member { family, put_at: *put_at, index, key: family.key(index) }
+        let members = self.patterns.iter().filter_map(|(pattern, put_at)| {
+            let index = pattern.first_at(from);
+            let is_there = index < pattern.count();
+            is_there.then(|| Member { pattern, put_at: *put_at, index, key: pattern.key(index) })
         });
-        members.filter(|member| member.index < member.family.count).collect()
+        members.collect()
     }
 
     fn insert(&mut self, key: &str, object: Object) -> Arc<Object> {
@@ -204,9 +188,9 @@ impl Objects {
     }
 
     fn member(&self, key: &str) -> Option<Arc<Object>> {
-        let (family, put_at) =
-            self.families.iter().find(|(family, _)| family.index_of(key.as_bytes()).is_some())?;
-        Some(Arc::new(Object::synthetic(key, family.size, *put_at, 0)))
+        let (pattern, put_at) =
+            self.patterns.iter().find(|(pattern, _)| pattern.has(key.as_bytes()))?;
+        Some(Arc::new(Object::synthetic(key, pattern.size, *put_at, 0)))
     }
 
     fn next_version(&self, key: &str) -> u64 {
@@ -226,12 +210,12 @@ type Stored<'a> = btree_map::Range<'a, Vec<u8>, Option<Arc<Object>>>;
 pub(crate) struct Cursor<'a> {
     objects: &'a Objects,
     stored: Peekable<Stored<'a>>,
-    /// The next number and key of each family that is not yet at its end.
+    /// The next number and key of each pattern that is not yet at its end.
     members: Vec<Member<'a>>,
 }
 
 struct Member<'a> {
-    family: &'a Family,
+    pattern: &'a Pattern,
     put_at: SystemTime,
     index: u64,
     key: String,
@@ -257,13 +241,15 @@ impl Iterator for Cursor<'_> {
             let mut found = None;
             for member in self.members.iter_mut().filter(|m| m.key.as_bytes() == key) {
                 found.get_or_insert_with(|| {
-                    let Member { family, put_at, key, .. } = &*member;
-                    Some(Arc::new(Object::synthetic(key, family.size, *put_at, 0)))
+                    let Member { pattern, put_at, key, .. } = &*member;
+                    Some(Arc::new(Object::synthetic(key, pattern.size, *put_at, 0)))
                 });
                 member.index += 1;
-                member.key = member.family.key(member.index);
+                if member.index < member.pattern.count() {
+                    member.key = member.pattern.key(member.index);
+                }
             }
-            self.members.retain(|member| member.index < member.family.count);
+            self.members.retain(|member| member.index < member.pattern.count());
             if let Some((_, slot)) = self.stored.next_if(|(stored, _)| **stored == key) {
                 found = Some(slot.clone());
             }
@@ -282,8 +268,8 @@ mod tests {
         objects.cursor(from).map(|(key, _)| String::from_utf8(key).unwrap()).collect()
     }
 
-    fn family(prefix: &str, count: u64, suffix: &str) -> Family {
-        Family { prefix: prefix.into(), count, size: 3, suffix: suffix.into() }
+    fn family(prefix: &str, count: u64, suffix: &str) -> Pattern {
+        Family { prefix: prefix.into(), count, size: 3, suffix: suffix.into() }.into()
     }
 
     #[test]

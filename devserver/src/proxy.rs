@@ -13,6 +13,7 @@
 //! ```
 
 mod connection;
+mod script;
 mod wire;
 
 use std::fmt;
@@ -24,6 +25,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
+use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::counts::Kind;
@@ -67,6 +69,10 @@ pub enum Fault {
     },
     /// The answer is 200 with a body that is no XML.
     Garbage,
+    /// The answer is 200 with a page for people, as a proxy or a captive portal sends one.
+    Html,
+    /// The request goes no further, and the answer is 503 with so many seconds in `Retry-After`.
+    RetryAfter(u64),
     /// The request goes no further, and the answer is this error.
     Status {
         /// Such as 503.
@@ -100,6 +106,10 @@ pub struct Rule {
     fault: Fault,
     /// How often it still applies.
     left: u64,
+    /// Of the requests that it is for, each of this number is met.
+    every: u64,
+    /// How many there were.
+    seen: u64,
 }
 
 impl Rule {
@@ -109,7 +119,7 @@ impl Rule {
         matches: impl Fn(&RequestHead) -> bool + Send + Sync + 'static,
         fault: Fault,
     ) -> Self {
-        Self { matches: Arc::new(matches), fault, left: u64::MAX }
+        Self { matches: Arc::new(matches), fault, left: u64::MAX, every: 1, seen: 0 }
     }
 
     /// Applies to every GET of this object.
@@ -129,6 +139,13 @@ impl Rule {
     #[must_use]
     pub fn on_all(fault: Fault) -> Self {
         Self::new(|_| true, fault)
+    }
+
+    /// Applies only to every so many-th of them.
+    #[must_use]
+    pub fn every(mut self, nth: u64) -> Self {
+        self.every = nth.max(1);
+        self
     }
 
     /// Applies only to the next so many of them.
@@ -164,8 +181,18 @@ impl Rules {
     /// The fault of the first rule that is for this request and not used up.
     fn fault_for(&self, request: &RequestHead) -> Option<Fault> {
         let mut rules = self.0.lock().expect("no panic while it is held");
-        let (rule, applied) =
-            rules.iter_mut().find(|(rule, _)| rule.left > 0 && (rule.matches)(request))?;
+        let mut met = None;
+        for (rule, applied) in rules.iter_mut() {
+            if rule.left == 0 || !(rule.matches)(request) {
+                continue;
+            }
+            // Every rule counts the request, also when an earlier one meets it.
+            rule.seen += 1;
+            if met.is_none() && rule.seen.is_multiple_of(rule.every) {
+                met = Some((rule, applied));
+            }
+        }
+        let (rule, applied) = met?;
         rule.left -= 1;
         applied.0.fetch_add(1, Relaxed);
         Some(rule.fault.clone())
@@ -178,6 +205,7 @@ impl Rules {
 pub struct FaultProxy {
     address: SocketAddr,
     rules: Arc<Rules>,
+    cut: Arc<Notify>,
     accepting: AbortHandle,
     runtime: Option<Runtime>,
 }
@@ -189,8 +217,10 @@ impl FaultProxy {
         let listener = net::listen((Ipv4Addr::LOCALHOST, 0).into())?;
         let address = listener.local_addr()?;
         let rules = Arc::new(Rules::default());
-        let accepting = tokio::spawn(serve(listener, target, rules.clone())).abort_handle();
-        Ok(Self { address, rules, accepting, runtime: None })
+        let cut = Arc::new(Notify::new());
+        let serving = serve(listener, target, rules.clone(), cut.clone());
+        let accepting = tokio::spawn(serving).abort_handle();
+        Ok(Self { address, rules, cut, accepting, runtime: None })
     }
 
     /// Starts a proxy on a thread of its own.
@@ -215,6 +245,40 @@ impl FaultProxy {
         applied
     }
 
+    /// Closes every connection, in the middle of whatever comes over it.
+    pub fn cut(&self) {
+        self.cut.notify_one();
+    }
+
+    /// Does what a line says: `add`, `hits`, `clear` or `cut`, in the words of
+    /// [`Rule::from_str`](std::str::FromStr); gives the answer.
+    ///
+    /// `add` answers with the number of the rule, which `hits` takes.
+    pub fn tell(&self, line: &str) -> Result<String, String> {
+        let (verb, rest) = line.trim().split_once(' ').unwrap_or((line.trim(), ""));
+        match verb {
+            "add" => {
+                self.add(rest.parse()?);
+                Ok((self.rules.0.lock().expect("no panic while it is held").len() - 1).to_string())
+            }
+            "hits" => {
+                let number: usize = rest.parse().map_err(|error| format!("{rest:?}: {error}"))?;
+                let rules = self.rules.0.lock().expect("no panic while it is held");
+                let rule = rules.get(number).ok_or("there is no such rule")?;
+                Ok(rule.1.hits().to_string())
+            }
+            "clear" => {
+                self.clear();
+                Ok(String::new())
+            }
+            "cut" => {
+                self.cut();
+                Ok(String::new())
+            }
+            _ => Err(format!("{verb:?} is none of add, hits, clear, cut")),
+        }
+    }
+
     /// Removes all rules. Answers already on their way keep their fault.
     pub fn clear(&self) {
         self.rules.0.lock().expect("no panic while it is held").clear();
@@ -236,7 +300,7 @@ impl Drop for FaultProxy {
     }
 }
 
-async fn serve(listener: TcpListener, target: SocketAddr, rules: Arc<Rules>) {
+async fn serve(listener: TcpListener, target: SocketAddr, rules: Arc<Rules>, cut: Arc<Notify>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -248,6 +312,7 @@ async fn serve(listener: TcpListener, target: SocketAddr, rules: Arc<Rules>) {
                     let _ = connection::relay(client, target, &rules).await;
                 });
             }
+            () = cut.notified() => connections.abort_all(),
             Some(_) = connections.join_next() => {}
             else => tokio::time::sleep(Duration::from_millis(10)).await,
         }

@@ -145,6 +145,7 @@ impl S3 for Service {
             e_tag: Some(ETag::Strong(object.etag.clone())),
             last_modified: Some(object.last_modified.into()),
             storage_class: unusual_class(&object).map(Into::into),
+            metadata: Some(object.metadata.clone()),
             ..GetObjectOutput::default()
         }))
     }
@@ -171,6 +172,7 @@ impl S3 for Service {
             e_tag: Some(ETag::Strong(object.etag.clone())),
             last_modified: Some(object.last_modified.into()),
             storage_class: unusual_class(&object).map(Into::into),
+            metadata: Some(object.metadata.clone()),
             ..HeadObjectOutput::default()
         }))
     }
@@ -311,6 +313,7 @@ impl S3 for Service {
             if let Some(class) = input.storage_class {
                 object.storage_class = class.as_str().into();
             }
+            object.metadata = input.metadata.unwrap_or_default();
         });
         Ok(S3Response::new(PutObjectOutput {
             e_tag: Some(ETag::Strong(info.etag)),

@@ -298,7 +298,7 @@ async fn who_waits_for_what_others_fetch_keeps_nobody_from_reading_ahead() {
     let lease = rig.cache.lease(0, &object, 0).unwrap();
     // Its turn has come, and what it wanted room for is fetched already.
     let mut turn = Some(rig.cache.0.turn.lock().await);
-    let mut waiting = pin!(rig.cache.wait_for_blocks(&lease, &object, 0, &(0..4), &mut turn));
+    let mut waiting = pin!(rig.cache.wait_for_blocks(&lease, 0, &object, 0, &(0..4), &mut turn));
     let half = tokio::time::timeout(Duration::from_millis(500), &mut waiting).await;
     assert!(half.is_err());
     assert_eq!(rig.cache.fetch(1, &other, 0..16, 8, Purpose::Ahead), 16);

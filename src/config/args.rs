@@ -51,6 +51,8 @@ pub(crate) struct Args {
     pub(crate) looking: LookingArgs,
     #[command(flatten)]
     pub(crate) log: LogArgs,
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
 }
 
 #[derive(Debug, Group)]
@@ -117,6 +119,11 @@ pub(crate) struct CacheArgs {
           value_parser = size)]
     pub(crate) kernel_readahead: u64,
 
+    /// An operation that has not got on for so long fails; until then it is retried
+    #[arg(long, value_name = "DURATION", env = "FASTS3_IO_TIMEOUT", default_value = "30s",
+          value_parser = duration)]
+    pub(crate) io_timeout: Duration,
+
     /// Requests in flight at once
     #[arg(long, value_name = "NUMBER", env = "FASTS3_MAX_CONNECTIONS", default_value = "128",
           value_parser = clap::value_parser!(u16).range(1..=4096))]
@@ -171,6 +178,11 @@ pub(crate) struct PermissionArgs {
     #[arg(long, env = "FASTS3_ALLOW_ROOT", value_parser = BoolishValueParser::new(),
           action = ArgAction::SetTrue)]
     pub(crate) allow_root: bool,
+
+    /// Keep programs in the mount from being executed [default: false]
+    #[arg(long, env = "FASTS3_NO_EXEC", value_parser = BoolishValueParser::new(),
+          action = ArgAction::SetTrue)]
+    pub(crate) no_exec: bool,
 }
 
 #[derive(Debug, Group)]
@@ -192,6 +204,15 @@ pub(crate) struct LogArgs {
     /// How a log line looks
     #[arg(long, value_name = "FORMAT", env = "FASTS3_LOG_FORMAT", default_value = "text")]
     pub(crate) log_format: LogFormat,
+}
+
+#[derive(Debug, Group)]
+#[command(next_help_heading = "Process")]
+pub(crate) struct ProcessArgs {
+    /// Return when the mount is usable, and go on in the background [default: false]
+    #[arg(long, env = "FASTS3_DAEMON", value_parser = BoolishValueParser::new(),
+          action = ArgAction::SetTrue)]
+    pub(crate) daemon: bool,
 }
 
 /// A bucket and the prefix under which it is mounted.

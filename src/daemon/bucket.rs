@@ -63,6 +63,7 @@ async fn open_in(config: &Config, region: Option<&str>) -> Result<Opened, StartE
         .await
         .map_err(|error| StartError::of(error.into(), &config.bucket, named))?;
     let retry_until = Instant::now() + RETRY_FOR;
+    let mut signed_anew = false;
     loop {
         let failure = match store.probe(&config.prefix).await {
             Ok(found) => {
@@ -80,6 +81,9 @@ async fn open_in(config: &Config, region: Option<&str>) -> Result<Opened, StartE
             Failure::Unreachable(_) => true,
             // What makes no sense is most likely no S3 store, and will not become one.
             Failure::Store(StoreError::Protocol(_)) => false,
+            Failure::Store(StoreError::SignatureRefused(_)) => {
+                !std::mem::replace(&mut signed_anew, true)
+            }
             Failure::Store(error) => error.is_transient(),
         };
         if !transient || Instant::now() + RETRY_PAUSE >= retry_until {

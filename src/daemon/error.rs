@@ -8,7 +8,7 @@ use crate::store::s3::Failure;
 /// Every way in which `fasts3-mount` fails. The text says what is wrong and what to do.
 ///
 /// Exit codes are those of sysexits(3), each used for one kind of failure only, so that a unit file
-/// or a script can tell them apart (`RestartPreventExitStatus=64 66 77 78`).
+/// or a script can tell them apart (`RestartPreventExitStatus=` in `systemd/`).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StartError {
     /// An option is wrong: 64.
@@ -152,12 +152,15 @@ impl StartError {
         };
         match error {
             StoreError::NoSuchBucket => Self::NoSuchBucket { bucket, endpoint },
-            StoreError::Denied(cause) => Self::Denied { bucket, cause },
+            StoreError::Denied(cause) | StoreError::SignatureRefused(cause) => {
+                Self::Denied { bucket, cause }
+            }
             StoreError::NoCredentials(cause) => Self::NoCredentials { cause },
             StoreError::WrongRegion(region) => Self::WrongRegion { bucket, region },
             StoreError::Throttled => {
                 Self::Slow { endpoint, cause: "it asks to slow down".to_owned() }
             }
+            StoreError::Busy(_) => Self::Slow { endpoint, cause: error.to_string() },
             StoreError::TimedOut(cause) => Self::Slow { endpoint, cause },
             StoreError::Unavailable(cause) => Self::Failing { endpoint, cause },
             StoreError::Protocol(cause) => Self::NotS3 { endpoint, cause },

@@ -368,13 +368,13 @@ async fn metadata(
     let key = &listed.version.key;
     let (told, failures) = ask(|| store.head(key)).await;
     match told {
-        Ok(told) if told.version == listed.version => {
+        Ok(told) if told.meta.version == listed.version => {
             let what = format!("listing and HEAD tell the same size and ETag{}", again(failures));
             examined.add("versions", state(failures), what);
             true
         }
         Ok(told) => {
-            let (one, other) = (&listed.version, &told.version);
+            let (one, other) = (&listed.version, &told.meta.version);
             let what = format!(
                 "listing and HEAD do not agree about {key:?}: {} and {} bytes, ETags {} and {}; is it \
                  being written?",
@@ -659,7 +659,10 @@ where
                         Ok(()) => done += 1,
                         Err(error) => {
                             failed += 1;
-                            throttled += usize::from(error == StoreError::Throttled);
+                            throttled += usize::from(matches!(
+                                error,
+                                StoreError::Throttled | StoreError::Busy(_)
+                            ));
                             last = Some(error);
                             // Not to hammer a store in trouble.
                             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -702,6 +705,7 @@ mod tests {
     use bytes::BufMut;
 
     use super::*;
+    use crate::store::ObjectHead;
     use crate::store::memory::MemoryStore;
 
     fn plan() -> Plan {
@@ -791,12 +795,12 @@ mod tests {
             self.0.list_page(&request).await
         }
 
-        async fn head(&self, key: &str) -> Result<ObjectMeta, StoreError> {
-            let mut meta = self.0.head(key).await?;
+        async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
+            let mut head = self.0.head(key).await?;
             if self.1 == Wrong::OtherEtagInHead {
-                meta.version.etag = "\"x\"".to_owned();
+                head.meta.version.etag = "\"x\"".to_owned();
             }
-            Ok(meta)
+            Ok(head)
         }
 
         async fn get_range(
@@ -820,7 +824,7 @@ mod tests {
                 }
                 _ => {}
             }
-            let meta = self.0.head(&version.key).await?;
+            let meta = self.0.head(&version.key).await?.meta;
             let version = if self.1 == Wrong::IgnoresIfMatch { &meta.version } else { version };
             self.0.get_range(version, range, into).await
         }

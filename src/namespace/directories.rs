@@ -25,6 +25,7 @@ use super::growing::{Grower, Growing, Onward};
 use super::inodes::{Inode, InodeRef};
 use super::listing::{Listing, Part};
 use super::tree::{self, Hidden};
+use super::walk::{Ahead, Bounds, MOST_AHEAD, Surroundings, Walk};
 use super::{FOREVER, Ino};
 
 /// The newest listing, and two more for scans and inode numbers.
@@ -32,17 +33,6 @@ const VERSIONS: usize = 3;
 
 /// After so many lookups that cost requests, a directory is worth listing.
 const MISSES_BEFORE_LISTING: u32 = 2;
-
-/// Directories that were listed one after the other, in the order of their parent's listing, before
-/// the next ones are listed ahead: two may be chance.
-const STEPS_BEFORE_WALK: u32 = 2;
-
-/// Directories listed ahead of a walk at most: as many latencies go by at the same time.
-const MOST_AHEAD: usize = 16;
-
-/// Entries that are looked through for the next directory: beyond so many files in between there
-/// is no walk to be fast for.
-const NEXT_WITHIN: usize = 4096;
 
 /// Newer generations under which a version is known, because it was found again: as many as there
 /// are versions.
@@ -80,7 +70,10 @@ pub(super) struct Directories {
     /// Memory of all complete listings of all directories, and its bound.
     listed_bytes: usize,
     max_listed_bytes: usize,
+    /// Counts the times that names were dropped.
     last_epoch: u64,
+    /// The epoch of a directory that nothing is known of.
+    first_epoch: u64,
     last_generation: u32,
     mounted_at: SystemTime,
     started: Instant,
@@ -100,11 +93,13 @@ struct Directory {
     growing: Vec<Under>,
     /// Of the newest version; `None` if its names were dropped and not even a scan may go on.
     expiry: Option<Expiry>,
+    /// What a lookup has seen of it, where that was not all.
+    beginning: Option<Beginning>,
     /// How far its directories have been listed one after the other.
     walk: Walk,
     /// How long the last listing took.
     listing_took: Duration,
-    /// Answers to questions of an older epoch are not believed.
+    /// Answers to questions that were asked in an older epoch are not believed.
     epoch: u64,
     mtime: SystemTime,
     /// The mtime has moved on since the newest version was believed.
@@ -115,14 +110,19 @@ struct Directory {
     warned: Vec<Hidden>,
 }
 
-/// How somebody goes through the directories in a directory.
-#[derive(Clone, Copy, Debug, Default)]
-struct Walk {
-    /// The listing, and the last directory in it that was listed.
-    generation: u32,
-    at: usize,
-    /// How many directories in a row were the next one.
-    steps: u32,
+/// The first page of a directory that has more. It answers lookups; nobody scans it.
+#[derive(Debug)]
+struct Beginning {
+    listing: Arc<Listing>,
+    /// `None` if its names were dropped; it goes on lending its numbers.
+    expiry: Option<Expiry>,
+    only_files: bool,
+}
+
+impl Beginning {
+    fn remaining(&self, now: Instant) -> Option<Duration> {
+        self.expiry?.remaining(now)
+    }
 }
 
 /// A listing under way.
@@ -155,6 +155,7 @@ impl Directories {
             listed_bytes: 0,
             max_listed_bytes,
             last_epoch: 0,
+            first_epoch: 0,
             last_generation: 0,
             mounted_at,
             started: now,
@@ -167,14 +168,16 @@ impl Directories {
         self.state(prefix);
     }
 
-    /// The directory's epoch, which changes when its names are dropped.
-    pub(super) fn epoch(&mut self, prefix: &Arc<str>) -> u64 {
-        self.state(prefix).epoch
+    /// The epoch in which a question is asked that begins now.
+    pub(super) fn epoch(&self) -> u64 {
+        self.last_epoch
     }
 
-    /// Whether answers to a question of this epoch are still to be believed.
+    /// Whether what was asked in this epoch is still to be believed: not if the directory's names
+    /// have been dropped since.
     pub(super) fn is_current(&self, prefix: &str, epoch: u64) -> bool {
-        self.states.get(prefix).is_some_and(|directory| directory.epoch == epoch)
+        let directory = self.states.get(prefix);
+        epoch >= directory.map_or(self.first_epoch, |directory| directory.epoch)
     }
 
     /// The complete listing that is believed, and for how long.
@@ -185,21 +188,39 @@ impl Directories {
         Some(fresh)
     }
 
-    /// What a listing under way says of a name: that it is there, or that nothing has this name,
-    /// because entries behind it have come; and how long that is believed.
+    /// What the beginning of a listing says of a name: that it is there, or that nothing has this
+    /// name, because entries behind it have come; and how long that is believed.
     pub(super) fn settled(
-        &self,
+        &mut self,
         prefix: &str,
         name: &[u8],
         now: Instant,
     ) -> Option<(Option<(Ino, Inode)>, Duration)> {
-        let growing = self.under_way(prefix)?;
-        let ttl = growing.expiry.remaining(now)?;
-        let growth = growing.now();
-        let listing = &growth.listing;
-        let found = listing.find(name).map(|at| (listing.ino(at), listing.inode(at)));
-        let is_behind = listing.behind((name, true)) < listing.len();
-        (found.is_some() || is_behind).then_some((found, ttl))
+        let says = |listing: &Listing, ttl: Duration| {
+            let found = listing.find(name).map(|at| (listing.ino(at), listing.inode(at)));
+            let is_behind = listing.behind((name, true)) < listing.len();
+            (found.is_some() || is_behind).then_some((found, ttl))
+        };
+        let shown = self
+            .under_way(prefix)
+            .and_then(|growing| says(&growing.now().listing, growing.expiry.remaining(now)?));
+        shown.or_else(|| {
+            let beginning = self.states.get(prefix)?.beginning.as_ref()?;
+            let said = says(&beginning.listing, beginning.remaining(now)?)?;
+            self.listed.promote(prefix);
+            Some(said)
+        })
+    }
+
+    /// Whether the beginning of a directory is known, and holds no directory.
+    pub(super) fn begins_with_files(&self, prefix: &str, now: Instant) -> bool {
+        let beginning = self.states.get(prefix).and_then(|state| state.beginning.as_ref());
+        beginning.is_some_and(|known| known.only_files && known.remaining(now).is_some())
+    }
+
+    /// Whether nothing is gained by what somebody else has seen of a directory.
+    pub(super) fn needs_nothing(&self, prefix: &str, now: Instant) -> bool {
+        self.is_fresh(prefix, now) || self.under_way(prefix).is_some()
     }
 
     /// How long the names of this generation's listing are believed: not at all when there is a
@@ -226,7 +247,20 @@ impl Directories {
         let directory = self.states.get(prefix)?;
         let versions = directory.versions.iter().find_map(|listing| listing.number(of));
         let mut growing = directory.growing.iter();
-        versions.or_else(|| growing.find_map(|under| under.growing.now().listing.number(of)))
+        let shown =
+            versions.or_else(|| growing.find_map(|under| under.growing.now().listing.number(of)));
+        shown.or_else(|| directory.beginning.as_ref()?.listing.number(of))
+    }
+
+    /// Whether a listing beside the one under way may have given numbers in this directory: one that
+    /// began before its names were dropped.
+    pub(super) fn may_have_numbered(&self, prefix: &str) -> bool {
+        self.states.get(prefix).is_some_and(|directory| directory.growing.len() > 1)
+    }
+
+    /// What a lookup has seen of a directory, believed or not.
+    pub(super) fn beginning(&self, prefix: &str) -> Option<&Arc<Listing>> {
+        Some(&self.states.get(prefix)?.beginning.as_ref()?.listing)
     }
 
     /// The newest listing, believed or not.
@@ -279,46 +313,51 @@ impl Directories {
         }
     }
 
-    /// A scan of the directory `prefix` begins: gives the directories that are worth listing ahead,
-    /// because whoever does this goes through all that are in its parent.
+    /// A scan of the directory `prefix` begins: gives what is worth listing ahead, because whoever
+    /// does this goes through all that is in its parent.
     pub(super) fn walked_to(
         &mut self,
         prefix: &str,
+        page_keys: u16,
         ttl: Option<Duration>,
         now: Instant,
-    ) -> Vec<Arc<str>> {
+    ) -> Vec<Ahead> {
         let Some((parent, name)) = tree::parent_and_name(prefix) else { return Vec::new() };
-        let Some(listing) = self.newest(parent).filter(|_| self.is_fresh(parent, now)).cloned()
-        else {
+        if !self.is_fresh(parent, now) {
             return Vec::new();
-        };
+        }
+        let Some(listing) = self.newest(parent).cloned() else { return Vec::new() };
         let Some(at) = listing.find(name.as_bytes()) else { return Vec::new() };
-        let directories_behind = |index: usize| {
-            let within = index + 1..listing.len().min(index + 1 + NEXT_WITHIN);
-            within.filter(|index| listing.is_directory(*index))
-        };
-        let Some(directory) = self.states.get_mut(parent) else { return Vec::new() };
-        let walk = &mut directory.walk;
-        let same = walk.generation == listing.generation();
-        if !same || walk.at != at {
-            let is_next = same && directories_behind(walk.at).next() == Some(at);
-            let steps = if is_next { walk.steps.saturating_add(1) } else { 0 };
-            *walk = Walk { generation: listing.generation(), at, steps };
-        }
-        let steps = walk.steps;
+        let Some(directory) = self.states.get(parent) else { return Vec::new() };
+        let (mut walk, took) = (directory.walk, directory.listing_took * 2);
         // What is listed ahead must still be believed when the walk comes to it.
-        let took = directory.listing_took * 2;
         let most = u32::try_from(MOST_AHEAD).expect("small");
-        if steps < STEPS_BEFORE_WALK || ttl.is_some_and(|ttl| ttl <= took * most) {
-            return Vec::new();
+        let is_worth_it = ttl.is_none_or(|ttl| ttl > took * most);
+        let bounds = Bounds { page_keys, listings_bytes: self.max_listed_bytes };
+        let mut ahead = walk.step(&listing, at, bounds, &Around { directories: self, now });
+        if !is_worth_it {
+            ahead.clear();
         }
-        let ahead = 1_usize.checked_shl(steps).unwrap_or(MOST_AHEAD).min(MOST_AHEAD);
-        let names = directories_behind(at).take(ahead).map(|index| listing.name(index));
-        let prefixes = names.map(|name| format!("{parent}{}/", String::from_utf8_lossy(name)));
-        prefixes
-            .filter(|prefix| self.under_way(prefix).is_none() && !self.is_fresh(prefix, now))
-            .map(Arc::from)
-            .collect()
+        if let Some(directory) = self.states.get_mut(parent) {
+            directory.walk = walk;
+        }
+        ahead
+    }
+
+    /// Directories in this one were found to hold so many keys.
+    pub(super) fn walk_measured(&mut self, parent: &str, keys: usize, directories: usize) {
+        if let Some(directory) = self.states.get_mut(parent) {
+            directory.walk.measured(keys, directories);
+        }
+    }
+
+    /// A listing that was begun is not made after all.
+    pub(super) fn withdraw(&mut self, prefix: &str, growing: &Growing) {
+        let Some(directory) = self.states.get_mut(prefix) else { return };
+        directory.growing.retain(|under| under.growing.generation != growing.generation);
+        if directory.epoch == growing.epoch {
+            directory.being_listed = false;
+        }
     }
 
     fn is_fresh(&self, prefix: &str, now: Instant) -> bool {
@@ -342,9 +381,7 @@ impl Directories {
         prefix: &Arc<str>,
         expiry: Expiry,
     ) -> (Growing, Grower) {
-        // 31 bits, and never 0.
-        self.last_generation = ((self.last_generation + 1) & (u32::MAX >> 1)).max(1);
-        let listing = Listing::new(prefix.clone(), self.last_generation);
+        let listing = self.next_listing(prefix);
         let directory = self.state(prefix);
         directory.misses = 0;
         directory.being_listed = true;
@@ -353,6 +390,45 @@ impl Directories {
         let same_as = directory.versions.front().map(|newest| newest.generation());
         directory.growing.push(Under { growing: growing.clone(), same_as });
         (growing, grower)
+    }
+
+    /// With nothing in it, and a generation that no other has.
+    fn next_listing(&mut self, prefix: &Arc<str>) -> Listing {
+        // 31 bits, and never 0.
+        self.last_generation = ((self.last_generation + 1) & (u32::MAX >> 1)).max(1);
+        Listing::new(prefix.clone(), self.last_generation)
+    }
+
+    /// A directory begins with these entries, and has more.
+    pub(super) fn begins_with(
+        &mut self,
+        prefix: &Arc<str>,
+        part: Part,
+        expiry: Expiry,
+        now: Instant,
+        knows: impl Fn(&str) -> bool,
+    ) {
+        let only_files = (0..part.len()).all(|index| !part.place(index).1);
+        let mut listing = self.next_listing(prefix);
+        listing.push(Arc::new(part));
+        let directory = self.state(prefix);
+        let bytes_before = directory.listed_bytes();
+        directory.beginning =
+            Some(Beginning { listing: Arc::new(listing), expiry: Some(expiry), only_files });
+        self.listed_again(prefix, bytes_before, now, knows);
+    }
+
+    /// What is kept of a directory was so much memory before.
+    fn listed_again(
+        &mut self,
+        prefix: &Arc<str>,
+        bytes_before: usize,
+        now: Instant,
+        knows: impl Fn(&str) -> bool,
+    ) {
+        self.listed_bytes = self.listed_bytes - bytes_before + self.states[prefix].listed_bytes();
+        self.listed.put(prefix.clone(), ());
+        self.evict(prefix, now, knows);
     }
 
     /// These entries are about to be shown as those from `start` on of the listing `growing`. If
@@ -459,9 +535,8 @@ impl Directories {
         }
         directory.listing_took = now - asked;
         directory.misses = 0;
-        self.listed_bytes = self.listed_bytes - bytes_before + self.states[&prefix].listed_bytes();
-        self.listed.put(prefix.clone(), ());
-        self.evict(&prefix, now, knows);
+        directory.beginning = None;
+        self.listed_again(&prefix, bytes_before, now, knows);
         installed
     }
 
@@ -499,50 +574,54 @@ impl Directories {
     }
 
     /// Believes nothing of a directory's names any more.
-    pub(super) fn drop_names(&mut self, prefix: &str) {
-        if let Some(directory) = self.states.get_mut(prefix) {
-            self.last_epoch += 1;
-            directory.drop_names(self.last_epoch);
+    pub(super) fn drop_names(&mut self, prefix: &str, now: Instant) {
+        let now = self.mounted_at + (now - self.started);
+        self.last_epoch += 1;
+        match self.states.get_mut(prefix) {
+            Some(directory) => directory.drop_names(self.last_epoch, now),
+            None => self.first_epoch = self.last_epoch,
         }
     }
 
     /// Believes no name any more.
-    pub(super) fn drop_all_names(&mut self) {
+    pub(super) fn drop_all_names(&mut self, now: Instant) {
+        let now = self.mounted_at + (now - self.started);
         self.last_epoch += 1;
+        self.first_epoch = self.last_epoch;
         for directory in self.states.values_mut() {
-            directory.drop_names(self.last_epoch);
+            directory.drop_names(self.last_epoch, now);
         }
     }
 
     /// The kernel has forgotten a directory.
     pub(super) fn release(&mut self, prefix: &str, now: Instant) {
-        let idle = |state: &Directory| state.versions.is_empty() && !state.being_listed;
+        let idle = |state: &Directory| {
+            state.versions.is_empty() && state.beginning.is_none() && !state.being_listed
+        };
         if self.states.get(prefix).is_some_and(idle) {
-            self.states.remove(prefix);
+            let epoch = self.states.remove(prefix).map_or(0, |directory| directory.epoch);
+            // No answer that was asked for before its names were dropped may come back with it.
+            self.first_epoch = self.first_epoch.max(epoch);
             self.first_mtime = self.mounted_at + (now - self.started);
         }
     }
 
     fn state(&mut self, prefix: &Arc<str>) -> &mut Directory {
-        let mtime = self.first_mtime;
-        let last_epoch = &mut self.last_epoch;
-        self.states.entry(prefix.clone()).or_insert_with(|| {
-            // No answer that was asked for before may count as one of this state.
-            *last_epoch += 1;
-            Directory {
-                versions: VecDeque::new(),
-                aliases: VecDeque::new(),
-                growing: Vec::new(),
-                walk: Walk::default(),
-                expiry: None,
-                listing_took: Duration::ZERO,
-                epoch: *last_epoch,
-                mtime,
-                mtime_moved: false,
-                misses: 0,
-                being_listed: false,
-                warned: Vec::new(),
-            }
+        let (mtime, epoch) = (self.first_mtime, self.first_epoch);
+        self.states.entry(prefix.clone()).or_insert_with(|| Directory {
+            versions: VecDeque::new(),
+            aliases: VecDeque::new(),
+            growing: Vec::new(),
+            walk: Walk::default(),
+            expiry: None,
+            beginning: None,
+            listing_took: Duration::ZERO,
+            epoch,
+            mtime,
+            mtime_moved: false,
+            misses: 0,
+            being_listed: false,
+            warned: Vec::new(),
         })
     }
 
@@ -557,9 +636,12 @@ impl Directories {
             let victim = self.listed.iter().rev().map(|(prefix, ())| prefix).find(idle).cloned();
             let prefix = victim.as_ref().unwrap_or(keep);
             let Some(directory) = self.states.get_mut(prefix) else { break };
-            let left = usize::from(victim.is_none());
-            let thrown = directory.versions.drain(left.min(directory.versions.len())..);
-            self.listed_bytes -= thrown.map(|listing| listing.memory_bytes()).sum::<usize>();
+            let bytes_before = directory.listed_bytes();
+            directory.versions.truncate(usize::from(victim.is_none()));
+            if victim.is_some() {
+                directory.beginning = None;
+            }
+            self.listed_bytes -= bytes_before - directory.listed_bytes();
             let Some(prefix) = victim else { break };
             self.listed.pop(&prefix);
             // Nobody will know any more when the kernel's pages expire: they do so now.
@@ -573,12 +655,37 @@ impl Directories {
     }
 }
 
-impl Directory {
-    fn listed_bytes(&self) -> usize {
-        self.versions.iter().map(|listing| listing.memory_bytes()).sum()
+/// What a walk may know.
+struct Around<'a> {
+    directories: &'a Directories,
+    now: Instant,
+}
+
+impl Surroundings for Around<'_> {
+    fn is_known(&self, directory: &str) -> bool {
+        self.directories.needs_nothing(directory, self.now)
     }
 
-    fn drop_names(&mut self, epoch: u64) {
+    fn entries(&self, directory: &str) -> Option<usize> {
+        self.directories.newest(directory).map(|listing| listing.len())
+    }
+}
+
+impl Directory {
+    fn listed_bytes(&self) -> usize {
+        let beginning = self.beginning.as_ref().map_or(0, |known| known.listing.memory_bytes());
+        beginning + self.versions.iter().map(|listing| listing.memory_bytes()).sum::<usize>()
+    }
+
+    fn drop_names(&mut self, epoch: u64, now: SystemTime) {
+        let shown = |under: &Under| !under.growing.now().listing.is_empty();
+        if self.versions.is_empty() && self.growing.iter().any(shown) {
+            // What comes next may be other than what has been shown of the first listing.
+            self.mtime = moved(self.mtime, now);
+        }
+        if let Some(beginning) = &mut self.beginning {
+            beginning.expiry = None;
+        }
         self.epoch = epoch;
         self.expiry = None;
         self.misses = 0;

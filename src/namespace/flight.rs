@@ -6,8 +6,8 @@ use tokio::sync::watch;
 /// learns is worth keeping.
 #[derive(Clone, Debug)]
 pub(super) struct Flight<T> {
-    /// The epoch of the directory when the work began: who comes after its names were dropped
-    /// must not be told what was true before.
+    /// The epoch in which the work began: who comes after names were dropped must not be told what
+    /// was true before.
     epoch: u64,
     outcome: watch::Receiver<Option<T>>,
 }
@@ -27,11 +27,10 @@ impl<T: Clone> Flight<T> {
         self.epoch
     }
 
-    /// Whether a caller of this epoch may wait for it: not if it began in another one, nor if its
-    /// task has died and left the slot as if nobody were at work.
-    pub(super) fn takes_on(&self, epoch: u64) -> bool {
-        self.epoch == epoch
-            && (self.outcome.has_changed().is_ok() || self.outcome.borrow().is_some())
+    /// Whether it will come to an outcome: not if its task has died and left the slot as if nobody
+    /// were at work.
+    pub(super) fn is_alive(&self) -> bool {
+        self.outcome.has_changed().is_ok() || self.outcome.borrow().is_some()
     }
 
     /// The outcome; `None` if the task died, which it does only when the runtime shuts down.

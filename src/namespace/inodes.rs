@@ -149,15 +149,24 @@ impl Inodes {
         self.get(ino).is_some_and(|inode| inode.by_ref().is_same(of)).then_some(ino)
     }
 
-    /// Whether anything may be known in the directory `prefix`; false is certain.
+    /// All directories that are known.
+    pub fn directories(&self) -> impl Iterator<Item = Ino> {
+        self.directories.values().copied()
+    }
+
+    /// Whether anything may be known in the directory `prefix` whose key does not stand before that
+    /// of the name `first`; false is certain.
     #[must_use]
-    pub fn may_know_below(&self, prefix: &str) -> bool {
-        /// More directories are not looked through.
+    pub fn may_know_from(&self, prefix: &str, first: &[u8]) -> bool {
+        /// More are not looked through.
         const FEW: usize = 1000;
-        let is_below = |known: &Arc<str>| known.len() > prefix.len() && known.starts_with(prefix);
-        !self.files.is_empty()
-            || self.directories.len() > FEW
-            || self.directories.keys().any(is_below)
+        let is_behind = |key: &str| {
+            key.strip_prefix(prefix)
+                .is_some_and(|name| !name.is_empty() && name.as_bytes() >= first)
+        };
+        self.files.len().max(self.directories.len()) > FEW
+            || self.files.keys().any(|file| is_behind(&file.0.version.key))
+            || self.directories.keys().any(|directory| is_behind(directory))
     }
 
     /// Counts one lookup of a number that was issued for this inode.

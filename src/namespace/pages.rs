@@ -84,7 +84,7 @@ impl Pages {
         let mut settled = Vec::new();
         while let Some((range, done)) = self.plan.leftmost() {
             for part in self.early.remove(&range).unwrap_or_default() {
-                self.assembly.append(&part)?;
+                self.assembly.append(part)?;
                 settled.push(self.assembly.settled()?);
             }
             if !done {
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
     use crate::store::fault::{Fault, FaultyStore, Operation};
     use crate::store::memory::MemoryStore;
-    use crate::store::{ListFrom, ObjectMeta, ObjectVersion};
+    use crate::store::{ListFrom, ObjectHead, ObjectVersion};
 
     type Listed = (Vec<(String, bool)>, Vec<HiddenKeys>, bool);
 
@@ -259,7 +259,7 @@ mod tests {
             self.below.list_page(&request).await
         }
 
-        async fn head(&self, key: &str) -> Result<ObjectMeta, StoreError> {
+        async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
             self.below.head(key).await
         }
 

@@ -9,7 +9,10 @@
 //! - where a range outlives its estimate the model is wrong about it, and then its age is the best
 //!   guess of what is left (as long again as it has lasted, after Lindy), and the cut is made so
 //!   many pages ahead as the last page was wide: a few at first, four times more when that was
-//!   not too far, so that a stem of 200 bytes or a gap is found by leaps.
+//!   not too far, so that a stem of 200 bytes or a gap is found by leaps. Where keys stand in dense
+//!   clusters, as those of `ImageNet` do, a page's width says nothing of what is behind the cluster: leaps
+//!   take turns with the model's cuts where that still sees many pages, and are believed as far as
+//!   they have had luck lately.
 //!
 //! A page knows everything between the key it began behind and its last one: what that says of
 //! other ranges is taken too.
@@ -49,6 +52,12 @@ const FIRST_LEAP: f64 = 4.0;
 
 /// An estimate by a single page's width is not believed any further than this.
 const FARTHEST_PAGES: f64 = 256.0;
+
+/// So many pages in sight of the model are worth a cut by it, whatever a page's width says.
+const MANY_IN_SIGHT: f64 = 8.0;
+
+/// Of leaps lately so many must have found something for a single page's width to be believed.
+const LEAST_LUCK: f64 = 0.5;
 
 /// So many pages come while the first probe is not answered: the store does not answer those.
 const PATIENCE_PAGES: u32 = 8;
@@ -101,8 +110,8 @@ pub struct Plan {
     keys: usize,
     /// The room that the pages so far cover, and with it how densely keys lie.
     room: f64,
-    /// Of probes lately: how many found anything, of how many.
-    probes: (f64, f64),
+    probes: Luck,
+    leaps: Luck,
     /// Pages since the only probe was sent, while there is but one.
     pages_since_probe: u32,
 }
@@ -131,6 +140,27 @@ struct Range {
     cut_from: Option<(RangeId, Cut)>,
     /// Its width has led to keys, so it may be believed further than the model.
     width_is_good: bool,
+    /// How it was last cut, on either side.
+    last_cut: Option<Cut>,
+}
+
+/// Of some probes lately: how many found anything, of how many.
+#[derive(Clone, Copy, Debug, Default)]
+struct Luck {
+    found: f64,
+    of: f64,
+}
+
+impl Luck {
+    fn note(&mut self, found: bool) {
+        self.found = self.found * 0.95 + f64::from(u8::from(found));
+        self.of = self.of * 0.95 + 1.0;
+    }
+
+    /// One half before anything is known.
+    fn share(self) -> f64 {
+        (self.found + 1.0) / (self.of + 2.0)
+    }
 }
 
 /// How a range was cut from its left neighbour.
@@ -139,6 +169,16 @@ enum Cut {
     Model,
     Leap,
     Stem,
+}
+
+/// What became of a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Probe {
+    Found,
+    /// There was nothing.
+    TooFar,
+    /// The page on its left reached beyond its range.
+    TooNear,
 }
 
 /// How wide a full page was: the logarithm of its room among the keys with the same stem.
@@ -166,7 +206,8 @@ impl Plan {
             requests: 0,
             keys: 0,
             room: 0.0,
-            probes: (0.0, 0.0),
+            probes: Luck::default(),
+            leaps: Luck::default(),
             pages_since_probe: 0,
         }
     }
@@ -208,6 +249,11 @@ impl Plan {
     pub fn answer(&mut self, id: RangeId, page: &ListPage) -> Result<Vec<Share>, StoreError> {
         self.in_flight -= 1;
         let Some(at) = self.ranges.iter().position(|range| range.id == id && !range.done) else {
+            // Another page has brought all that it could have found.
+            let probe = self.ranges.iter().find(|range| range.id == id && range.is_probe());
+            if let Some((parent, cut)) = probe.and_then(|probe| probe.cut_from) {
+                self.note(parent, cut, Probe::TooNear);
+            }
             return Ok(Vec::new());
         };
         self.ranges[at].in_flight = false;
@@ -341,18 +387,26 @@ impl Plan {
         range.room += room;
         range.width = width.or(range.width.take());
         let Some((parent, cut)) = range.cut_from.filter(|_| range.pages == 0) else { return };
-        let by_leap = cut == Cut::Leap;
         // Its parent learns whether it was cut too far.
-        range.width_is_good = by_leap && found > 0 && !is_all;
-        self.probes.0 = self.probes.0 * 0.95 + f64::from(u8::from(found > 0));
-        self.probes.1 = self.probes.1 * 0.95 + 1.0;
-        if let Some(parent) = self.ranges.iter_mut().find(|range| range.id == parent) {
-            if found == 0 && cut != Cut::Stem {
-                parent.width_is_good = false;
+        range.width_is_good = cut == Cut::Leap && found > 0 && !is_all;
+        self.note(parent, cut, if found > 0 { Probe::Found } else { Probe::TooFar });
+    }
+
+    /// What a probe tells of the range that it was cut from.
+    fn note(&mut self, parent: RangeId, cut: Cut, probe: Probe) {
+        let (by_leap, found) = (cut == Cut::Leap, probe == Probe::Found);
+        self.probes.note(found);
+        if by_leap {
+            self.leaps.note(found);
+        }
+        let Some(parent) = self.ranges.iter_mut().find(|range| range.id == parent) else { return };
+        if found && by_leap {
+            parent.width_is_good = true;
+            parent.leap *= 2.0;
+        } else if !found && cut != Cut::Stem {
+            parent.width_is_good = false;
+            if probe == Probe::TooFar {
                 parent.leap = FIRST_LEAP;
-            } else if by_leap {
-                parent.width_is_good = true;
-                parent.leap *= 2.0;
             }
         }
     }
@@ -371,7 +425,7 @@ impl Plan {
             return None;
         }
 
-        let luck = ((self.probes.0 + 1.0) / (self.probes.1 + 2.0)).max(0.05);
+        let luck = self.probes.share().max(0.05);
         let mut candidates: Vec<(f64, bool, usize)> = Vec::new();
         for (at, range) in self.ranges.iter().enumerate().filter(|(_, range)| !range.done) {
             let (pages, by_leap) = self.estimate(range);
@@ -410,9 +464,11 @@ impl Plan {
             width: left.width.clone(),
             leap: if cut == Cut::Leap { left.leap * 4.0 } else { left.leap },
             cut_from: Some((left.id, cut)),
+            last_cut: Some(cut),
             ..Range::new(RangeId(self.last_id), Some(end.clone()), left.end.take(), from)
         };
         left.end = Some(end);
+        left.last_cut = Some(cut);
         left.pages_since_cut = 0;
         // Within a stem the model may know nothing of densities.
         left.width_is_good |= cut == Cut::Stem;
@@ -428,13 +484,15 @@ impl Plan {
         }
         let span = self.model.ln_span(range.cursor(), range.end.as_deref()).exp();
         let by_model = span * density / self.page_keys;
-        if range.width_is_good {
+        let luck = self.leaps.share();
+        if range.width_is_good && luck >= LEAST_LUCK {
             let by_width = self.pages_by_width(range).min(FARTHEST_PAGES);
             if by_width > by_model {
-                return (by_width, true);
+                let is_turn = range.last_cut != Some(Cut::Leap);
+                return (by_width, is_turn || by_model < MANY_IN_SIGHT);
             }
         }
-        let age = f64::from(range.pages_since_cut);
+        let age = f64::from(range.pages_since_cut) * (luck / LEAST_LUCK).min(1.0);
         if age > by_model { (age, true) } else { (by_model, false) }
     }
 
@@ -512,6 +570,7 @@ impl Range {
             leap: FIRST_LEAP,
             cut_from: None,
             width_is_good: false,
+            last_cut: None,
         }
     }
 

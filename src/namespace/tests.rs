@@ -138,7 +138,101 @@ async fn a_lookup_costs_one_round_trip() {
     let start = Instant::now();
     mount.look("a").await.expect("exists");
     assert_eq!(start.elapsed(), Duration::from_millis(20));
-    assert_eq!(mount.requests(), (1, 1));
+    assert_eq!(mount.requests(), (2, 1));
+}
+
+/// F2
+#[tokio::test(start_paused = true)]
+async fn a_path_in_a_small_tree_costs_one_round_trip() {
+    let mount = mount(&["a/b/c/d/0", "a/b/c/d/1", "a/b/c2/x", "a/e", "z"]);
+    mount.faults.delay(Operation::Head, Duration::from_millis(15));
+    mount.faults.delay(Operation::List, Duration::from_millis(40));
+    let start = Instant::now();
+    mount.look("a/b/c/d/0").await.expect("exists");
+    assert_eq!((start.elapsed(), mount.requests()), (Duration::from_millis(40), (2, 1)));
+    // Whatever else is asked in it is known, too, and so are its listings.
+    for path in ["a/b/c/d/1", "a/b/c2/x", "a/e"] {
+        mount.look(path).await.expect("exists");
+    }
+    for path in ["a/b/c/d/2", "a/b/c2/y", "a/x"] {
+        assert!(is_absent(&mount.look(path).await));
+    }
+    assert_eq!(mount.list(mount.ino("a/b").await).await, Ok(vec!["c".to_owned(), "c2".to_owned()]));
+    assert_eq!(mount.requests(), (2, 1));
+}
+
+/// Directories `a` to `c` in directories `a` to `c` and so on, five levels deep, with pages of four
+/// keys.
+fn large_tree() -> Mount {
+    let digits = |n: usize| (0..5).map(move |level| ["a", "b", "c"][n / 3_usize.pow(level) % 3]);
+    let keys: Vec<_> = (0..243).map(|n| digits(n).collect::<Vec<_>>().join("/")).collect();
+    let mount = mount_with(&keys.iter().map(String::as_str).collect::<Vec<_>>(), |config| {
+        config.page_keys = 4;
+    });
+    mount.faults.delay(Operation::Head, Duration::from_millis(15));
+    mount.faults.delay(Operation::List, Duration::from_millis(40));
+    mount
+}
+
+/// F2
+#[tokio::test(start_paused = true)]
+async fn a_path_in_a_large_tree_costs_a_round_trip_for_two_components() {
+    for (path, round_trips) in [("b/c/b/b/c", 3), ("c/c/c/c/c", 3), ("a/a/a/a/a", 1), ("b", 1)] {
+        let mount = large_tree();
+        let start = Instant::now();
+        mount.look(path).await.expect("exists");
+        assert_eq!(start.elapsed(), Duration::from_millis(40) * round_trips, "{path}");
+        let (lists, heads) = mount.requests();
+        assert_eq!((lists, heads), (2 * u64::from(round_trips), u64::from(round_trips)), "{path}");
+    }
+}
+
+/// F2
+#[tokio::test(start_paused = true)]
+async fn a_directorys_own_page_is_not_waited_for_when_it_is_late() {
+    let mount = large_tree();
+    mount.faults.next(Operation::List, Fault::None);
+    mount.faults.next(Operation::List, Fault::Hang);
+    let start = Instant::now();
+    mount.look("b").await.expect("exists");
+    assert!(start.elapsed() <= Duration::from_millis(85), "{:?}", start.elapsed());
+}
+
+/// F2
+#[tokio::test(start_paused = true)]
+async fn a_file_in_a_huge_directory_does_not_have_it_listed() {
+    let keys: Vec<_> = (0..1000).map(|n| format!("d/{n:03}")).collect();
+    let mount = mount_with(&keys.iter().map(String::as_str).collect::<Vec<_>>(), |config| {
+        config.page_keys = 10;
+    });
+    // The last name of its first page may be hidden by what comes next.
+    mount.ino("d/008").await;
+    assert!(is_absent(&mount.look("d/0055").await));
+    assert_eq!(mount.requests(), (2, 1));
+    // One more file, where there are but files: as little as can be asked.
+    mount.ino("d/700").await;
+    settle().await;
+    assert_eq!(mount.requests(), (3, 2));
+}
+
+/// F5
+#[tokio::test(start_paused = true)]
+async fn what_a_lookup_has_seen_has_the_numbers_that_the_listing_gives() {
+    let keys: Vec<_> = (0..100).map(|n| format!("d/{n:03}")).collect();
+    let mount = mount_with(&keys.iter().map(String::as_str).collect::<Vec<_>>(), |config| {
+        config.page_keys = 10;
+    });
+    let d = mount.ino("d").await;
+    let seen = [mount.ino("d/001").await, mount.ino("d/007").await];
+    for key in ["d/0005", "d/005"] {
+        mount.memory.put(key, "new");
+    }
+    for ino in seen {
+        mount.names.forget(ino, 1);
+    }
+    let listed = mount.scan(d, 0).await.expect("listed");
+    let number = |name: &str| listed.iter().find(|entry| entry.0 == name).map(|entry| entry.1);
+    assert_eq!([number("001"), number("007")], seen.map(Some));
 }
 
 #[tokio::test(start_paused = true)]
@@ -193,12 +287,12 @@ async fn point_answers_are_believed_for_their_ttl() {
     assert_eq!((first.name_ttl, first.attr_ttl), (TTL, FOREVER));
     pass(TTL / 2).await;
     assert_eq!(mount.look("f").await.expect("exists").name_ttl, TTL / 2);
-    assert_eq!(mount.requests(), (1, 1));
+    assert_eq!(mount.requests(), (2, 1));
     pass(TTL / 2).await;
     assert_eq!(mount.ino("f").await, first.ino);
     // The second miss lists the directory, too.
     settle().await;
-    assert_eq!(mount.requests(), (3, 2));
+    assert_eq!(mount.requests(), (5, 2));
 }
 
 /// F3
@@ -210,7 +304,7 @@ async fn negative_answers_expire() {
     pass(Duration::from_secs(4)).await;
     let ttl = Duration::from_secs(1);
     assert_eq!(mount.look("f").await.unwrap_err(), NameError::NotFound { ttl });
-    assert_eq!(mount.requests(), (1, 1));
+    assert_eq!(mount.requests(), (2, 1));
     pass(Duration::from_secs(1)).await;
     assert!(mount.look("f").await.is_ok());
 }
@@ -221,13 +315,13 @@ async fn the_second_miss_lists_the_directory_in_the_background() {
     let mount = mount(&["1", "2", "3"]);
     mount.ino("1").await;
     settle().await;
-    assert_eq!(mount.requests(), (1, 1));
+    assert_eq!(mount.requests(), (2, 1));
     mount.ino("2").await;
     settle().await;
-    assert_eq!(mount.requests(), (3, 2));
+    assert_eq!(mount.requests(), (5, 2));
     mount.ino("3").await;
     assert!(is_absent(&mount.look("4").await));
-    assert_eq!(mount.requests(), (3, 2));
+    assert_eq!(mount.requests(), (5, 2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -316,7 +410,7 @@ async fn a_number_is_never_used_for_anything_else() {
 
 /// F7
 #[tokio::test(start_paused = true)]
-async fn ten_concurrent_lookups_cost_one_head_and_one_list() {
+async fn ten_concurrent_lookups_cost_one_head_and_two_lists() {
     let mount = mount(&["f"]);
     mount.faults.close_gate();
     let lookups: Vec<_> = (0..10)
@@ -334,7 +428,7 @@ async fn ten_concurrent_lookups_cost_one_head_and_one_list() {
         found.push(lookup.await.expect("no panic").expect("exists"));
     }
     found.dedup();
-    assert_eq!((found.len(), mount.requests()), (1, (1, 1)));
+    assert_eq!((found.len(), mount.requests()), (1, (2, 1)));
     mount.names.forget(found[0], 9);
     assert_eq!(mount.names.attributes(found[0]).unwrap_err(), NameError::Stale);
 }
@@ -481,9 +575,9 @@ async fn a_changed_object_drops_its_directorys_names_only() {
     let requests = mount.requests();
     mount.names.changed(f);
     assert_eq!(*mount.names.object(mount.ino("d/f").await).expect("known"), new);
-    assert_eq!(mount.requests(), (requests.0 + 1, requests.1 + 1));
+    assert_eq!(mount.requests(), (requests.0 + 2, requests.1 + 1));
     mount.ino("e/h").await;
-    assert_eq!(mount.requests(), (requests.0 + 1, requests.1 + 1));
+    assert_eq!(mount.requests(), (requests.0 + 2, requests.1 + 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -502,7 +596,7 @@ async fn who_comes_after_names_were_dropped_is_not_told_of_before() {
     let names = mount.names.clone();
     let after = tokio::spawn(async move { names.lookup(ROOT, b"no").await.map(|_| ()) });
     settle().await;
-    assert_eq!(mount.faults.calls(), 5, "the second lookup asks for itself");
+    assert_eq!(mount.faults.calls(), 7, "the second lookup asks for itself");
     mount.faults.open_gate();
     let (entries, cookie) = before.await.expect("no panic");
     assert_eq!(entries, 4);
@@ -512,7 +606,7 @@ async fn who_comes_after_names_were_dropped_is_not_told_of_before() {
     assert_eq!(mount.scan(ROOT, cookie).await.expect("goes on").len(), 3);
     assert_eq!(mount.faults.calls(), calls);
     mount.ino("f").await;
-    assert_eq!(mount.faults.calls(), calls + 2);
+    assert_eq!(mount.faults.calls(), calls + 3);
 }
 
 /// A4
@@ -557,7 +651,8 @@ async fn the_mtime_changes_when_the_listing_may_have_changed_and_only_then() {
 
 #[tokio::test(start_paused = true)]
 async fn an_mtime_never_comes_back_with_its_directory() {
-    let mount = mount(&["d/1"]);
+    // Nothing is learnt of it beside that it exists.
+    let mount = mount_with_ttl(&["d/1"], Some(Duration::ZERO));
     let d = mount.ino("d").await;
     mount.ino("d/1").await;
     pass(TTL).await;
@@ -570,7 +665,7 @@ async fn an_mtime_never_comes_back_with_its_directory() {
 
 #[tokio::test(start_paused = true)]
 async fn a_directory_keeps_its_mtime_whatever_becomes_of_others() {
-    let mount = mount(&["d/1", "e/1"]);
+    let mount = mount_with_ttl(&["d/1", "e/1"], Some(Duration::ZERO));
     let (d, e) = (mount.ino("d").await, mount.ino("e").await);
     let before = mount.mtime(d);
     pass(TTL).await;
@@ -750,7 +845,7 @@ async fn what_has_come_of_a_listing_answers_lookups_and_what_has_not_is_asked_fo
     assert!(is_absent(&mount.look("0").await));
     assert_eq!(mount.requests(), (1, 0));
     let nine = mount.ino("9").await;
-    assert_eq!(mount.requests(), (3, 1), "one LIST more for the listing");
+    assert_eq!(mount.requests(), (4, 1), "one LIST more for the listing");
     let listed = scan.await.expect("listed");
     assert_eq!(listed.last().map(|entry| (entry.0.as_str(), entry.1)), Some(("9", nine)));
 }
@@ -827,32 +922,56 @@ async fn cookies_of_a_listing_that_found_nothing_new_are_as_good_as_the_first_on
     }
 }
 
-/// Directories `d/00` to `d/39` of two files each; 50 ms a page.
-async fn forest() -> (Mount, Ino) {
-    let keys: Vec<_> = (0..80).map(|n| format!("d/{:02}/{}", n / 2, n % 2)).collect();
-    let mount = mount(&keys.iter().map(String::as_str).collect::<Vec<_>>());
+/// Directories `d/000` and so on, each of so many files; 50 ms a page of so many keys.
+async fn forest(directories: usize, files: usize, page_keys: u16) -> (Mount, Ino) {
+    let keys: Vec<_> =
+        (0..directories * files).map(|n| format!("d/{:03}/{}", n / files, n % files)).collect();
+    let mount = mount_with(&keys.iter().map(String::as_str).collect::<Vec<_>>(), |config| {
+        config.page_keys = page_keys;
+    });
     let d = mount.ino("d").await;
+    // What the lookup has learnt of all of them.
+    mount.names.drop_names();
     mount.list(d).await.expect("listed");
     mount.faults.delay(Operation::List, Duration::from_millis(50));
     (mount, d)
 }
 
 impl Mount {
-    async fn list_below(&self, parent: Ino, name: &str) {
+    async fn list_below(&self, parent: Ino, name: &str, files: usize) {
         let ino = self.names.lookup(parent, name.as_bytes()).await.expect("exists").ino;
-        assert_eq!(self.list(ino).await, Ok(vec!["0".to_owned(), "1".to_owned()]));
+        assert_eq!(self.list(ino).await.expect("listed").len(), files, "{name}");
+    }
+
+    /// Lists the directories in a directory one after the other.
+    async fn walk(&self, parent: Ino, names: std::ops::Range<usize>, files: usize) {
+        for name in names {
+            self.list_below(parent, &format!("{name:03}"), files).await;
+        }
     }
 }
 
 /// F9
 #[tokio::test(start_paused = true)]
-async fn a_walk_finds_the_next_directories_listed() {
-    let (mount, d) = forest().await;
+async fn a_walk_of_small_directories_costs_their_pages_and_few_latencies() {
+    // 4,000 keys are 20 pages.
+    let (mount, d) = forest(200, 20, 200).await;
     let (lists, heads) = mount.requests();
     let start = Instant::now();
-    for name in 0..40 {
-        mount.list_below(d, &format!("{name:02}")).await;
-    }
+    mount.walk(d, 0..200, 20).await;
+    let (walked, _) = mount.requests();
+    assert!(walked - lists <= 3 + 20 + 8, "{} LISTs", walked - lists);
+    assert_eq!(mount.requests().1, heads);
+    assert!(start.elapsed() <= Duration::from_millis(50) * 14, "{:?}", start.elapsed());
+}
+
+/// F9
+#[tokio::test(start_paused = true)]
+async fn a_walk_of_directories_that_fill_pages_has_each_listed_alone() {
+    let (mount, d) = forest(40, 2, 3).await;
+    let (lists, heads) = mount.requests();
+    let start = Instant::now();
+    mount.walk(d, 0..40, 2).await;
     assert_eq!(mount.requests(), (lists + 40, heads));
     // Three at a walking pace, then 4, 8, 16 at a time.
     assert!(start.elapsed() <= Duration::from_millis(50) * 8, "{:?}", start.elapsed());
@@ -860,42 +979,108 @@ async fn a_walk_finds_the_next_directories_listed() {
 
 /// F9
 #[tokio::test(start_paused = true)]
-async fn who_does_not_walk_has_nothing_listed_ahead_and_who_stops_pays_for_16_at_most() {
-    let (mount, d) = forest().await;
+async fn who_does_not_walk_has_nothing_listed_ahead_and_who_stops_pays_for_16_pages_at_most() {
+    for (directories, files, page_keys, most) in [(40, 2, 3, 16), (400, 20, 200, 16 + 4)] {
+        let (mount, d) = forest(directories, files, page_keys).await;
+        let (lists, _) = mount.requests();
+        for name in ["003", "004", "020", "007", "008", "008", "001"] {
+            mount.list_below(d, name, files).await;
+        }
+        pass(Duration::from_secs(1)).await;
+        assert_eq!(mount.requests().0, lists + 6);
+        mount.walk(d, 9..22, files).await;
+        let (walked, _) = mount.requests();
+        pass(Duration::from_secs(10)).await;
+        let in_vain = mount.requests().0 - walked;
+        assert!(in_vain <= most, "{in_vain} of {page_keys} keys");
+    }
+}
+
+/// F7, F9
+#[tokio::test(start_paused = true)]
+async fn who_comes_to_a_directory_that_is_being_listed_ahead_waits_for_that() {
+    let (mount, d) = forest(10, 2, 1000).await;
     let (lists, _) = mount.requests();
-    for name in ["03", "04", "20", "07", "08", "08", "01"] {
-        mount.list_below(d, name).await;
-    }
-    settle().await;
-    pass(Duration::from_secs(1)).await;
-    assert_eq!(mount.requests().0, lists + 6);
-    for name in 10..18 {
-        mount.list_below(d, &format!("{name:02}")).await;
-    }
-    pass(Duration::from_secs(1)).await;
-    assert_eq!(mount.requests().0, lists + 6 + 8 + 16 - 1, "20 is listed already");
+    mount.walk(d, 0..2, 2).await;
+    let start = Instant::now();
+    let last = mount.names.lookup(d, b"009").await.expect("exists").ino;
+    // The third directory and the run behind it, at the same time.
+    let (_, listed) = tokio::join!(mount.walk(d, 2..3, 2), async {
+        pass(Duration::from_millis(1)).await;
+        mount.list(last).await
+    });
+    assert_eq!(listed.expect("listed").len(), 2);
+    assert_eq!((mount.requests().0, start.elapsed()), (lists + 4, Duration::from_millis(50)));
 }
 
 /// F9
 #[tokio::test(start_paused = true)]
 async fn a_walk_meets_a_directory_that_is_gone_or_fails_as_if_nothing_had_been_listed_ahead() {
-    let (mount, d) = forest().await;
-    mount.memory.delete("d/05/0");
-    mount.memory.delete("d/05/1");
-    for name in 0..5 {
-        mount.list_below(d, &format!("{name:02}")).await;
+    for page_keys in [3, 20] {
+        let (mount, d) = forest(40, 2, page_keys).await;
+        mount.memory.delete("d/005/0");
+        mount.memory.delete("d/005/1");
+        mount.walk(d, 0..5, 2).await;
+        let gone = mount.names.lookup(d, b"005").await.expect("listed before").ino;
+        assert!(matches!(mount.list(gone).await, Err(NameError::NotFound { .. })));
+        mount.walk(d, 6..10, 2).await;
+        // All that is listed ahead fails, and so does a directory that is asked for.
+        mount.faults.hook(|call| match call.key {
+            "d/" | "d/030/" => Fault::Fail(StoreError::Throttled),
+            _ => Fault::None,
+        });
+        mount.walk(d, 10..30, 2).await;
+        let failing = mount.names.lookup(d, b"030").await.expect("listed before").ino;
+        pass(Duration::from_secs(1)).await;
+        mount.names.drop_names();
+        assert_eq!(mount.list(failing).await, Err(NameError::Store(StoreError::Throttled)));
+        mount.faults.hook(|_| Fault::None);
+        mount.list_below(d, "030", 2).await;
     }
-    let gone = mount.names.lookup(d, b"05").await.expect("listed before").ino;
-    assert!(matches!(mount.list(gone).await, Err(NameError::NotFound { .. })));
-    mount.faults.hook(|call| match call.key {
-        "d/30/" => Fault::Fail(StoreError::Throttled),
-        _ => Fault::None,
+}
+
+/// F9
+#[tokio::test(start_paused = true)]
+async fn a_huge_directory_on_the_way_of_a_walk_is_left_to_a_listing_of_its_own() {
+    let (mount, d) = forest(60, 2, 20).await;
+    for n in 0..2000 {
+        mount.memory.put(&format!("d/030/{n:04}"), "");
+    }
+    let (lists, _) = mount.requests();
+    mount.walk(d, 0..30, 2).await;
+    mount.walk(d, 31..60, 2).await;
+    pass(Duration::from_secs(10)).await;
+    // 120 keys are 6 pages.
+    let walked = mount.requests().0 - lists;
+    assert!(walked <= 3 + 2 * 6 + 8, "{walked} LISTs");
+    mount.list_below(d, "030", 2002).await;
+}
+
+/// F9
+#[tokio::test(start_paused = true)]
+async fn a_walk_of_trees_has_what_is_below_them_listed_too() {
+    let keys: Vec<_> =
+        (0..1200).map(|n| format!("d/{:02}/{}/{}", n / 20, n / 2 % 10, n % 2)).collect();
+    let mount = mount_with(&keys.iter().map(String::as_str).collect::<Vec<_>>(), |config| {
+        config.page_keys = 100;
     });
-    for name in 6..30 {
-        mount.list_below(d, &format!("{name:02}")).await;
+    let d = mount.ino("d").await;
+    mount.names.drop_names();
+    let (lists, _) = mount.requests();
+    let mut open = vec![d];
+    let mut files = 0;
+    while let Some(directory) = open.pop() {
+        let entries = mount.scan(directory, 0).await.expect("listed").split_off(2);
+        for (name, ..) in entries.iter().rev() {
+            let node = mount.names.lookup(directory, name.as_bytes()).await.expect("exists");
+            match node.kind {
+                NodeKind::Directory { .. } => open.push(node.ino),
+                NodeKind::File(_) => files += 1,
+            }
+        }
     }
-    let failing = mount.names.lookup(d, b"30").await.expect("listed before").ino;
-    assert_eq!(mount.list(failing).await, Err(NameError::Store(StoreError::Throttled)));
-    mount.faults.hook(|_| Fault::None);
-    mount.list_below(d, "30").await;
+    // 661 directories; 1,200 keys are 12 pages.
+    let walked = mount.requests().0 - lists;
+    assert_eq!(files, 1200);
+    assert!(walked <= 40, "{walked} LISTs");
 }

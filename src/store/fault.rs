@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
-    ListEntry, ListFrom, ListPage, ListRequest, ObjectMeta, ObjectStore, ObjectVersion, StoreError,
+    ListEntry, ListFrom, ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError,
 };
 
 /// One of the three methods of [`ObjectStore`].
@@ -224,7 +224,7 @@ impl ObjectStore for FaultyStore {
         }
     }
 
-    async fn head(&self, key: &str) -> Result<ObjectMeta, StoreError> {
+    async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
         self.fault(Operation::Head, key, &(0..0)).await?;
         self.below.head(key).await
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::BufMut;
 
-use super::{ListPage, ListRequest, ObjectMeta, ObjectStore, ObjectVersion, StoreError};
+use super::{ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError};
 use crate::stats::{Outcome, RequestKind, Stats};
 
 /// Measures what another store does.
@@ -43,9 +43,11 @@ fn outcome<T>(result: &Result<T, StoreError>) -> Outcome {
     match error {
         StoreError::NotFound => Outcome::NotFound,
         StoreError::Changed => Outcome::Changed,
-        StoreError::Denied(_) | StoreError::NoCredentials(_) => Outcome::Denied,
+        StoreError::Denied(_) | StoreError::SignatureRefused(_) | StoreError::NoCredentials(_) => {
+            Outcome::Denied
+        }
         StoreError::Archived => Outcome::Archived,
-        StoreError::Throttled => Outcome::Throttled,
+        StoreError::Throttled | StoreError::Busy(_) => Outcome::Throttled,
         StoreError::Unavailable(_) => Outcome::Unavailable,
         StoreError::TimedOut(_) => Outcome::TimedOut,
         StoreError::Protocol(_) => Outcome::Protocol,
@@ -61,7 +63,7 @@ impl ObjectStore for Measured {
         Ok(page)
     }
 
-    async fn head(&self, key: &str) -> Result<ObjectMeta, StoreError> {
+    async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
         self.measure(RequestKind::Head, self.store.head(key)).await
     }
 
@@ -89,7 +91,7 @@ mod tests {
         memory.put("a/b", vec![1; 10]);
         memory.put("c", vec![1; 10]);
         let store = Measured::new(memory, stats.clone());
-        let meta = store.head("a/b").await.unwrap();
+        let meta = store.head("a/b").await.unwrap().meta;
         store.head("none").await.unwrap_err();
         store.get_range(&meta.version, 0..10, &mut Vec::new()).await.unwrap();
         let other = ObjectVersion { etag: "\"other\"".to_owned(), ..meta.version.clone() };
@@ -129,7 +131,7 @@ mod tests {
             async fn list_page(&self, _: &ListRequest) -> Result<ListPage, StoreError> {
                 std::future::pending().await
             }
-            async fn head(&self, _: &str) -> Result<ObjectMeta, StoreError> {
+            async fn head(&self, _: &str) -> Result<ObjectHead, StoreError> {
                 std::future::pending().await
             }
             async fn get_range(

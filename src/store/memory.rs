@@ -15,7 +15,8 @@ use bytes::{BufMut, Bytes};
 use parking_lot::Mutex;
 
 use super::{
-    ListEntry, ListFrom, ListPage, ListRequest, ObjectMeta, ObjectStore, ObjectVersion, StoreError,
+    ListEntry, ListFrom, ListPage, ListRequest, ObjectDetails, ObjectHead, ObjectMeta, ObjectStore,
+    ObjectVersion, StoreError,
 };
 
 /// A bucket in memory.
@@ -39,6 +40,8 @@ pub struct Counts {
 struct Bucket {
     /// `String` orders by its bytes, as S3 orders keys.
     objects: BTreeMap<String, (ObjectMeta, Bytes)>,
+    /// Of the objects that have other than usual ones.
+    details: BTreeMap<String, ObjectDetails>,
     puts: u64,
     counts: Counts,
 }
@@ -58,6 +61,11 @@ impl MemoryStore {
     /// As [`Self::put`], in a storage class that cannot be read.
     pub fn put_archived(&self, key: &str, bytes: impl Into<Bytes>) -> ObjectMeta {
         self.insert(key, bytes.into(), true)
+    }
+
+    /// Says of an object what only a HEAD tells, whatever version of it there is.
+    pub fn describe(&self, key: &str, details: ObjectDetails) {
+        self.bucket.lock().details.insert(key.to_owned(), details);
     }
 
     /// Deletes an object; like S3, does not mind when there is none.
@@ -151,11 +159,14 @@ impl ObjectStore for MemoryStore {
         self.bucket.lock().list(request)
     }
 
-    async fn head(&self, key: &str) -> Result<ObjectMeta, StoreError> {
+    async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
         self.bucket.lock().counts.heads += 1;
         tokio::task::yield_now().await;
         let bucket = self.bucket.lock();
-        bucket.objects.get(key).map(|(meta, _)| meta.clone()).ok_or(StoreError::NotFound)
+        let (meta, _) = bucket.objects.get(key).ok_or(StoreError::NotFound)?;
+        let usual = || ObjectDetails { storage_class: "STANDARD".to_owned(), ..Default::default() };
+        let details = bucket.details.get(key).cloned().unwrap_or_else(usual);
+        Ok(ObjectHead { meta: meta.clone(), details })
     }
 
     async fn get_range(

@@ -1,21 +1,34 @@
-//! The owner of retries: backoff, deadlines, resumption, and the number of requests in flight.
+//! The owner of retries: backoff, deadlines, resumption, and how many requests are sent, at once and
+//! in a second.
 //!
 //! Every store below this layer tries once. What is transient ([`StoreError::is_transient`]) is
-//! asked for again until the deadline; a body that broke half way goes on from where it stopped.
+//! asked for again until the deadline, an answer that makes no sense only a few times, and one that
+//! was refused for its signature once; a body that broke half way goes on from where it stopped.
+//! What is silent is asked for a second time below, where silence is noticed (`store/wire/hedge.rs`).
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::BufMut;
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::{
-    ListPage, ListRequest, ObjectMeta, ObjectStore, ObjectVersion, StoreError, check_page,
+    ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError, check_page,
 };
+use crate::stats::Stats;
+
+mod throttle;
+
+use throttle::Throttle;
+
+/// A request that takes so long holds no place that others need: most likely it is silent. It counts
+/// elsewhere, up to as many as may be in flight at all.
+const OVERDUE: Duration = Duration::from_secs(2);
 
 /// When to try again, and when to give up.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +37,12 @@ pub struct RetryPolicy {
     pub first_pause: Duration,
     /// The same after the store has asked to slow down.
     pub first_pause_throttled: Duration,
-    /// No pause is longer.
+    /// The same after an answer that made no sense.
+    pub first_pause_nonsense: Duration,
+    /// So many such answers in a row are the store's last word: what it says wrongly five times it
+    /// will say again, and a listing that leads nowhere must not be asked for until the deadline.
+    pub nonsense: u32,
+    /// No pause of ours is longer; the store may ask for a longer one.
     pub longest_pause: Duration,
     /// An operation that has not got on for so long fails with its last error.
     pub deadline: Duration,
@@ -40,6 +58,9 @@ impl Default for RetryPolicy {
         Self {
             first_pause: Duration::from_millis(50),
             first_pause_throttled: Duration::from_millis(200),
+            // Five answers within 3 s: time for a proxy on the way to come to its senses.
+            first_pause_nonsense: Duration::from_millis(200),
+            nonsense: 5,
             longest_pause: Duration::from_secs(5),
             deadline: Duration::from_secs(30),
             max_connections: 128,
@@ -53,18 +74,80 @@ pub struct Retrying {
     policy: RetryPolicy,
     /// One permit is one request in flight. None is held while pausing.
     permits: Semaphore,
+    /// For bytes, of these: the others are left to names, so that an `ls` need not wait for GETs.
+    gets: Semaphore,
+    /// Requests that are [`OVERDUE`].
+    overdue: Semaphore,
+    throttle: Throttle,
+    stats: Arc<Stats>,
+}
+
+/// Room for one request.
+struct Slot<'a> {
+    store: &'a Retrying,
+    /// Gone when the request stepped aside.
+    _permits: [Option<SemaphorePermit<'a>>; 2],
 }
 
 impl Retrying {
     /// Wraps a store that tries once.
     #[must_use]
     pub fn new(store: Arc<dyn ObjectStore>, policy: RetryPolicy) -> Self {
-        let permits = Semaphore::new(policy.max_connections.clamp(1, Semaphore::MAX_PERMITS));
-        Self { store, policy, permits }
+        let most = policy.max_connections.clamp(1, Semaphore::MAX_PERMITS);
+        let [permits, gets, overdue] = [most, most - most / 8, most].map(Semaphore::new);
+        let (throttle, stats) = (Throttle::new(), Arc::default());
+        Self { store, policy, permits, gets, overdue, throttle, stats }
     }
 
-    async fn permit(&self) -> SemaphorePermit<'_> {
-        self.permits.acquire().await.expect("the semaphore is never closed")
+    /// Counts what it does here.
+    #[must_use]
+    pub fn counting(self, stats: Arc<Stats>) -> Self {
+        Self { stats, ..self }
+    }
+
+    /// Waits before the next attempt, which is counted; or gives the error back.
+    async fn pause(&self, tries: &mut Tries<'_>, error: StoreError) -> Result<(), StoreError> {
+        tries.pause_after(error).await?;
+        self.stats.retries.add(1);
+        Ok(())
+    }
+
+    /// Waits until a request may be sent.
+    async fn slot(&self, is_get: bool) -> Slot<'_> {
+        if let Some(turn) = self.throttle.turn() {
+            self.stats.throttled.add(1);
+            sleep_until(turn).await;
+        }
+        let closed = "the semaphore is never closed";
+        let get = if is_get { Some(self.gets.acquire().await.expect(closed)) } else { None };
+        let any = self.permits.acquire().await.expect(closed);
+        Slot { store: self, _permits: [get, Some(any)] }
+    }
+}
+
+impl Slot<'_> {
+    /// Sends the request. When it is overdue it makes room for others, as far as there is some.
+    async fn hold<T>(
+        self,
+        request: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let store = self.store;
+        let mut request = pin!(request);
+        let answer = match timeout(OVERDUE, &mut request).await {
+            Ok(answer) => answer,
+            Err(_elapsed) => {
+                let aside = store.overdue.try_acquire();
+                let _held = if aside.is_ok() {
+                    drop(self);
+                    None
+                } else {
+                    Some(self)
+                };
+                request.await
+            }
+        };
+        store.throttle.answered(matches!(answer, Err(StoreError::Throttled | StoreError::Busy(_))));
+        answer
     }
 }
 
@@ -73,26 +156,23 @@ impl ObjectStore for Retrying {
     async fn list_page(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
         let mut tries = Tries::new(&self.policy, "list", &request.prefix, 0);
         loop {
-            let permit = self.permit().await;
-            let page = tries.within(self.store.list_page(request)).await;
-            drop(permit);
+            let slot = self.slot(false).await;
+            let page = tries.within(slot.hold(self.store.list_page(request))).await;
             let checked = page.and_then(|page| check_page(request, &page).map(|()| page));
             match checked {
                 Ok(page) => return Ok(page),
-                Err(error) => tries.pause_after(error).await?,
+                Err(error) => self.pause(&mut tries, error).await?,
             }
         }
     }
 
-    async fn head(&self, key: &str) -> Result<ObjectMeta, StoreError> {
+    async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
         let mut tries = Tries::new(&self.policy, "head", key, 0);
         loop {
-            let permit = self.permit().await;
-            let meta = tries.within(self.store.head(key)).await;
-            drop(permit);
-            match meta {
-                Ok(meta) => return Ok(meta),
-                Err(error) => tries.pause_after(error).await?,
+            let slot = self.slot(false).await;
+            match tries.within(slot.hold(self.store.head(key))).await {
+                Ok(head) => return Ok(head),
+                Err(error) => self.pause(&mut tries, error).await?,
             }
         }
     }
@@ -109,10 +189,9 @@ impl ObjectStore for Retrying {
         let mut rest = range;
         loop {
             let room = into.remaining_mut();
-            let permit = self.permit().await;
+            let slot = self.slot(true).await;
             let attempt = self.store.get_range(version, rest.clone(), &mut *into);
-            let got = tries.within(attempt).await;
-            drop(permit);
+            let got = tries.within(slot.hold(attempt)).await;
             let Err(error) = got else { return Ok(()) };
             let taken = room.saturating_sub(into.remaining_mut());
             if taken > 0 {
@@ -124,7 +203,7 @@ impl ObjectStore for Retrying {
                     return Ok(());
                 }
             }
-            tries.pause_after(error).await?;
+            self.pause(&mut tries, error).await?;
         }
     }
 }
@@ -139,6 +218,10 @@ struct Tries<'a> {
     failures: u32,
     /// All failures, for the log.
     total: u32,
+    /// Answers without sense since the last progress.
+    nonsense: u32,
+    /// Whether it was signed anew since the last progress.
+    signed_anew: bool,
     /// Set with the first permit: waiting for other requests is no failure of the store.
     deadline: Option<Instant>,
 }
@@ -148,7 +231,17 @@ impl<'a> Tries<'a> {
         let mut hasher = DefaultHasher::new();
         (operation, key, offset).hash(&mut hasher);
         let seed = hasher.finish();
-        Self { policy, operation, key, seed, failures: 0, total: 0, deadline: None }
+        Self {
+            policy,
+            operation,
+            key,
+            seed,
+            failures: 0,
+            total: 0,
+            nonsense: 0,
+            signed_anew: false,
+            deadline: None,
+        }
     }
 
     /// Starts the clock, once.
@@ -169,20 +262,34 @@ impl<'a> Tries<'a> {
     /// Bytes came: the deadline and the pauses begin anew.
     fn progressed(&mut self) {
         self.deadline = Some(Instant::now() + self.policy.deadline);
-        self.failures = 0;
+        (self.failures, self.nonsense, self.signed_anew) = (0, 0, false);
     }
 
     /// Waits before the next attempt; or gives the error back when there is to be none.
     async fn pause_after(&mut self, error: StoreError) -> Result<(), StoreError> {
+        if let StoreError::SignatureRefused(cause) = error {
+            // By now the store below has other credentials, or another idea of the time.
+            if std::mem::replace(&mut self.signed_anew, true) {
+                return Err(StoreError::Denied(cause));
+            }
+            tracing::debug!(self.operation, self.key, cause, "will sign anew");
+            return Ok(());
+        }
         if !error.is_transient() {
             return Err(error);
         }
-        let pause = self.pause(&error);
+        let deadline = self.begin();
+        let mut pause = self.pause(&error);
+        if let StoreError::Busy(named) = error {
+            // Not beyond the deadline: the last moment before it is for one more attempt.
+            let last = (deadline - Instant::now()).saturating_sub(self.policy.first_pause);
+            pause = pause.max(named.min(last));
+        }
         self.failures += 1;
         self.total += 1;
-        let deadline = self.begin();
+        self.nonsense += u32::from(matches!(error, StoreError::Protocol(_)));
         let Self { operation, key, total, .. } = self;
-        if Instant::now() + pause >= deadline {
+        if self.nonsense >= self.policy.nonsense || Instant::now() + pause >= deadline {
             tracing::warn!(operation, key, attempts = total, %error, "gave up");
             return Err(error);
         }
@@ -195,7 +302,8 @@ impl<'a> Tries<'a> {
     /// come back together, and a test sees the same pauses every time.
     fn pause(&self, error: &StoreError) -> Duration {
         let first = match error {
-            StoreError::Throttled => self.policy.first_pause_throttled,
+            StoreError::Throttled | StoreError::Busy(_) => self.policy.first_pause_throttled,
+            StoreError::Protocol(_) => self.policy.first_pause_nonsense,
             _ => self.policy.first_pause,
         };
         let doubled = first.saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX));

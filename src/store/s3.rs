@@ -4,43 +4,46 @@
 //! [`Retrying`](super::retry::Retrying).
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use aws_sdk_s3::Client;
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
-use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::primitives::DateTime;
-use aws_sdk_s3::types::{EncodingType, Object, ObjectStorageClass, RequestPayer, StorageClass};
+use aws_sdk_s3::types::{RequestPayer, StorageClass};
 use bytes::BufMut;
-use percent_encoding::percent_decode;
+use tokio::time::Instant;
 
 use super::{
-    ListEntry, ListFrom, ListPage, ListRequest, ObjectMeta, ObjectStore, ObjectVersion, StoreError,
+    ListFrom, ListPage, ListRequest, ObjectDetails, ObjectHead, ObjectMeta, ObjectStore,
+    ObjectVersion, StoreError,
 };
 use crate::config::StoreConfig;
+use crate::stats::Counter;
 
 mod checkup;
 mod connect;
+mod direct;
 mod errors;
 mod form;
 mod get;
 mod http;
+mod list;
+mod renewal;
 
+use direct::Direct;
 pub use errors::Failure;
 use errors::{About, failure};
-use get::Gets;
+use renewal::Renewing;
 
 /// A bucket of an S3 store.
 #[derive(Debug)]
 pub struct S3Store {
-    client: Client,
-    gets: Gets,
-    bucket: String,
-    payer: Option<RequestPayer>,
+    direct: Direct,
+    credentials: Option<Renewing>,
     region: String,
     endpoint: String,
-    facts: connect::Facts,
+    path_style: bool,
 }
 
 /// Keys to sign with, for whoever has them at hand: tests, mostly.
@@ -86,10 +89,11 @@ impl S3Store {
     }
 
     fn new(bucket: &str, config: &StoreConfig, connected: connect::Connected) -> Self {
-        let connect::Connected { client, wire, region, endpoint, facts } = connected;
+        let connect::Connected { client, wire, credentials, region, endpoint, path_style } =
+            connected;
         let payer = config.requester_pays.then_some(RequestPayer::Requester);
-        let gets = Gets::new(client.clone(), wire, bucket.to_owned(), payer.clone());
-        Self { client, gets, bucket: bucket.to_owned(), payer, region, endpoint, facts }
+        let direct = Direct::new(client, wire, bucket.to_owned(), payer);
+        Self { direct, credentials, region, endpoint, path_style }
     }
 
     /// The region that requests are signed for.
@@ -104,6 +108,12 @@ impl S3Store {
         &self.endpoint
     }
 
+    /// Requests that were sent a second time because the first was slow.
+    #[must_use]
+    pub fn hedges(&self) -> Arc<Counter> {
+        self.direct.wire.hedges()
+    }
+
     /// Asks for one key under a prefix, once; whether there is any. Says more about a failure than
     /// [`ObjectStore::list_page`] can.
     pub async fn probe(&self, prefix: &str) -> Result<bool, Failure> {
@@ -113,14 +123,14 @@ impl S3Store {
             from: ListFrom::Start,
             max_keys: 1,
         };
-        let page = self.list(&request).await?;
+        let page = self.direct.list(&request).await?;
         Ok(!page.entries.is_empty() || page.undecodable > 0)
     }
 
     /// The bucket's region, as the header of any answer to a `HeadBucket` tells it, refusals
     /// included.
     pub async fn bucket_region(&self) -> Option<String> {
-        match self.client.head_bucket().bucket(&self.bucket).send().await {
+        match self.direct.client.head_bucket().bucket(&self.direct.bucket).send().await {
             Ok(output) => output.bucket_region,
             Err(error) => {
                 let headers = error.raw_response()?.headers();
@@ -129,48 +139,44 @@ impl S3Store {
         }
     }
 
-    async fn list(&self, request: &ListRequest) -> Result<ListPage, Failure> {
-        let (after, token) = match &request.from {
-            ListFrom::Start => (None, None),
-            ListFrom::After(key) => (Some(key.clone()), None),
-            ListFrom::Token { token, last: _ } => (None, Some(token.clone())),
-        };
-        let output = self
-            .client
-            .list_objects_v2()
-            .bucket(&self.bucket)
-            .prefix(&request.prefix)
-            .set_delimiter(request.delimited.then(|| "/".to_owned()))
-            .set_start_after(after)
-            .set_continuation_token(token)
-            .max_keys(i32::from(request.max_keys))
-            // XML cannot carry every character that a key can.
-            .encoding_type(EncodingType::Url)
-            .set_request_payer(self.payer.clone())
-            .send()
-            .await
-            .map_err(|error| failure(About::Bucket, &error))?;
-        Ok(page(output)?)
+    /// Sends a request; if its signature is refused, the next one has other credentials, when there
+    /// are any.
+    async fn signed<T>(
+        &self,
+        request: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let begun = Instant::now();
+        let answer = request.await;
+        if let (Err(StoreError::SignatureRefused(_)), Some(credentials)) =
+            (&answer, &self.credentials)
+        {
+            credentials.refused(begun);
+        }
+        answer
     }
 }
 
 #[async_trait]
 impl ObjectStore for S3Store {
     async fn list_page(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
-        Ok(self.list(request).await?)
+        self.signed(async { Ok(self.direct.list(request).await?) }).await
     }
 
-    async fn head(&self, key: &str) -> Result<ObjectMeta, StoreError> {
-        let output = self
-            .client
-            .head_object()
-            .bucket(&self.bucket)
-            .key(key)
-            .set_request_payer(self.payer.clone())
-            .send()
-            .await
-            .map_err(|error| failure(About::Key, &error))?;
-        head_meta(key, &output)
+    async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
+        self.signed(async {
+            let output = self
+                .direct
+                .client
+                .head_object()
+                .bucket(&self.direct.bucket)
+                .key(key)
+                .set_request_payer(self.direct.payer.clone())
+                .send()
+                .await
+                .map_err(|error| failure(About::Key, &error))?;
+            Ok(ObjectHead { meta: head_meta(key, &output)?, details: details(output) })
+        })
+        .await
     }
 
     async fn get_range(
@@ -180,81 +186,8 @@ impl ObjectStore for S3Store {
         into: &mut (dyn BufMut + Send),
     ) -> Result<(), StoreError> {
         debug_assert!(range.start < range.end && range.end <= version.size_bytes, "{range:?}");
-        self.gets.get(version, &range, into).await
+        self.signed(self.direct.get(version, &range, into)).await
     }
-}
-
-/// A listing page as the SDK parsed it; [`super::check_page`] checks its order.
-fn page(output: ListObjectsV2Output) -> Result<ListPage, StoreError> {
-    // A store that does not know the parameter sends keys as they are and does not echo it.
-    let encoded = output.encoding_type == Some(EncodingType::Url);
-    let mut undecodable = 0;
-    let mut objects = Vec::new();
-    for object in output.contents.unwrap_or_default() {
-        let key = object.key.clone().ok_or_else(|| protocol("a listed object without a key"))?;
-        match decode(key, encoded) {
-            Some(key) => objects.push(ListEntry::Object(listed_meta(key, &object)?)),
-            None => undecodable += 1,
-        }
-    }
-    let mut prefixes = Vec::new();
-    for prefix in output.common_prefixes.unwrap_or_default() {
-        let prefix = prefix.prefix.ok_or_else(|| protocol("a common prefix without a name"))?;
-        match decode(prefix, encoded) {
-            Some(prefix) => prefixes.push(ListEntry::Prefix(prefix)),
-            None => undecodable += 1,
-        }
-    }
-    let next = match (output.is_truncated, output.next_continuation_token) {
-        (Some(true), Some(token)) if !token.is_empty() => Some(token),
-        (Some(true), _) => return Err(protocol("a truncated listing page without a token")),
-        (Some(false), _) => None,
-        // S3 always says; a document that was cut off may not.
-        (None, _) => return Err(protocol("a listing page that does not say whether more follow")),
-    };
-    // The SDK takes a document that was cut off between two entries for a whole one, and what a
-    // proxy sends without a length looks complete when it breaks.
-    let listed = objects.len() + prefixes.len() + undecodable;
-    let promised = output.key_count.unwrap_or_default();
-    if usize::try_from(promised).is_ok_and(|promised| promised > listed) {
-        return Err(protocol(format!(
-            "a listing page of {listed} entries that promises {promised}"
-        )));
-    }
-    Ok(ListPage { entries: merge(objects, prefixes), next, undecodable })
-}
-
-/// Two lists in key order become one. A list out of order stays so, and is found out by
-/// [`super::check_page`]; sorting would hide it.
-fn merge(objects: Vec<ListEntry>, prefixes: Vec<ListEntry>) -> Vec<ListEntry> {
-    let mut merged = Vec::with_capacity(objects.len() + prefixes.len());
-    let mut objects = objects.into_iter().peekable();
-    for prefix in prefixes {
-        while let Some(object) = objects.next_if(|object| object.key() <= prefix.key()) {
-            merged.push(object);
-        }
-        merged.push(prefix);
-    }
-    merged.extend(objects);
-    merged
-}
-
-/// `encoding-type=url` writes a space as `+`, as in a form; `None` when the key is not UTF-8.
-fn decode(text: String, encoded: bool) -> Option<String> {
-    if !encoded || !text.contains(['+', '%']) {
-        return Some(text);
-    }
-    let spaced = text.replace('+', " ");
-    percent_decode(spaced.as_bytes()).decode_utf8().ok().map(std::borrow::Cow::into_owned)
-}
-
-fn listed_meta(key: String, object: &Object) -> Result<ObjectMeta, StoreError> {
-    let archived = match &object.storage_class {
-        Some(ObjectStorageClass::Glacier | ObjectStorageClass::DeepArchive) => true,
-        // INTELLIGENT_TIERING's archive tiers are told by HEAD only; GLACIER_IR is readable.
-        Some(_) | None => false,
-    };
-    meta(key, object.size, object.e_tag(), object.last_modified.as_ref(), archived)
 }
 
 fn head_meta(key: &str, output: &HeadObjectOutput) -> Result<ObjectMeta, StoreError> {
@@ -271,6 +204,16 @@ fn head_meta(key: &str, output: &HeadObjectOutput) -> Result<ObjectMeta, StoreEr
         output.last_modified.as_ref(),
         cold && !restored,
     )
+}
+
+fn details(output: HeadObjectOutput) -> ObjectDetails {
+    let class = output.storage_class.unwrap_or(StorageClass::Standard);
+    ObjectDetails {
+        storage_class: class.as_str().to_owned(),
+        version_id: output.version_id,
+        content_type: output.content_type,
+        metadata: output.metadata.unwrap_or_default().into_iter().collect(),
+    }
 }
 
 fn meta(
@@ -303,7 +246,7 @@ fn whole_seconds(time: &DateTime) -> Option<SystemTime> {
 fn quoted(etag: &str) -> String {
     let bare = etag.trim();
     let bare = bare.strip_prefix("W/").unwrap_or(bare).trim_matches('"');
-    format!("\"{bare}\"")
+    ["\"", bare, "\""].concat()
 }
 
 fn protocol(what: impl Into<String>) -> StoreError {

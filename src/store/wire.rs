@@ -11,23 +11,28 @@
 
 use std::fmt;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response};
+use tokio::time::{Instant, timeout};
 
 mod body;
 mod connection;
 mod dial;
 mod framing;
 mod head;
+mod hedge;
 mod pool;
 
+use crate::stats::Counter;
 pub(super) use body::Body;
 use connection::Connection;
 use dial::Dialer;
 use head::Head;
+use hedge::{Hedging, Kind};
 pub(super) use pool::Origin;
 use pool::{Home, Pool};
 
@@ -72,6 +77,8 @@ impl From<io::Error> for CallError {
 pub(super) struct Wire {
     dialer: Dialer,
     pool: Arc<Pool>,
+    hedging: Hedging,
+    hedges: Arc<Counter>,
 }
 
 impl fmt::Debug for Wire {
@@ -83,7 +90,13 @@ impl fmt::Debug for Wire {
 impl Wire {
     /// A client that makes TLS sessions with these settings.
     pub(super) fn new(tls: rustls::ClientConfig) -> Self {
-        Self { dialer: Dialer::new(tls), pool: Arc::default() }
+        let (pool, hedges) = (Arc::default(), Arc::default());
+        Self { dialer: Dialer::new(tls), pool, hedging: Hedging::default(), hedges }
+    }
+
+    /// Requests that were sent a second time.
+    pub(super) fn hedges(&self) -> Arc<Counter> {
+        Arc::clone(&self.hedges)
     }
 
     /// Sends a request to the host of its URI; the response's head must come within `limit`,
@@ -102,9 +115,39 @@ impl Wire {
         message: &Message,
         limit: Duration,
     ) -> Result<Response<Body>, CallError> {
-        tokio::time::timeout(limit, self.exchange(message))
-            .await
-            .unwrap_or(Err(CallError::Silent(limit)))
+        let answer = timeout(limit, self.hedged(message)).await;
+        let answer = answer.unwrap_or(Err(CallError::Silent(limit)));
+        if answer.is_err() {
+            // Its host may be gone, and what is tried next should not find that out again.
+            self.pool.distrust(&message.origin);
+        }
+        answer
+    }
+
+    /// Sends it a second time, on a new connection, when the first byte takes too long.
+    async fn hedged(&self, message: &Message) -> Result<Response<Body>, CallError> {
+        let Some(kind) = message.kind else { return self.exchange(message).await };
+        let begun = Instant::now();
+        let mut first = pin!(self.exchange(message));
+        let patience = self.hedging.patience(kind);
+        let answer = match timeout(patience, &mut first).await {
+            Ok(answer) => answer,
+            Err(_elapsed) if !self.hedging.may() => first.await,
+            Err(_elapsed) => {
+                tracing::debug!(?kind, ?patience, "no first byte: asking a second time");
+                self.hedges.add(1);
+                let mut second = pin!(self.exchange_anew(message));
+                tokio::select! {
+                    // The other one may still be answered.
+                    answer = &mut first => if answer.is_ok() { answer } else { second.await },
+                    answer = &mut second => if answer.is_ok() { answer } else { first.await },
+                }
+            }
+        };
+        if answer.is_ok() {
+            self.hedging.answered(kind, begun.elapsed());
+        }
+        answer
     }
 
     async fn exchange(&self, message: &Message) -> Result<Response<Body>, CallError> {
@@ -120,6 +163,11 @@ impl Wire {
                 Err(NoHead { error, unanswered: false }) => return Err(error),
             }
         }
+        self.exchange_anew(message).await
+    }
+
+    /// On a new connection, to an address that the host has now.
+    async fn exchange_anew(&self, message: &Message) -> Result<Response<Body>, CallError> {
         let connection = self.dialer.connect(&message.origin).await?;
         self.ask(connection, message).await.map_err(|failed| failed.error)
     }
@@ -137,7 +185,9 @@ impl Wire {
             let parsed = head::parse(connection.buffer(), message.bodiless)
                 .map_err(|cause| NoHead { error: CallError::NotHttp(cause), unanswered: false })?;
             if let Some(Head { response, framing, keep_alive }) = parsed {
-                let home = keep_alive.then(|| Home::new(&self.pool, &message.origin));
+                // After a fault of the server the next request is better sent to another one.
+                let keep = keep_alive && !response.status().is_server_error();
+                let home = keep.then(|| Home::new(&self.pool, &message.origin));
                 return Ok(response.map(|()| Body::new(connection, framing, home)));
             }
             let unanswered = !answered;
@@ -161,13 +211,15 @@ pub(super) struct Message {
     repeatable: bool,
     /// Whether the response has no body, whatever its head says.
     bodiless: bool,
+    /// Of the store's requests, what it is: those may be sent a second time while no answer comes.
+    kind: Option<Kind>,
 }
 
 impl Message {
     /// A GET: its line, its headers and the empty line behind them.
     pub(super) fn get(origin: &Arc<Origin>, text: String) -> Self {
         let (origin, text) = (Arc::clone(origin), text.into_bytes());
-        Self { origin, text, repeatable: true, bodiless: false }
+        Self { origin, text, repeatable: true, bodiless: false, kind: Some(Kind::Get) }
     }
 
     #[cfg(test)]
@@ -180,7 +232,14 @@ impl Message {
         let text = head::write(request, &origin);
         let bodiless = request.method() == Method::HEAD;
         let repeatable = bodiless || request.method() == Method::GET;
-        Ok(Self { origin: Arc::new(origin), text, repeatable, bodiless })
+        let lists = || request.uri().query().is_some_and(|query| query.contains("list-type=2"));
+        let kind = match *request.method() {
+            Method::HEAD => Some(Kind::Head),
+            Method::GET if lists() => Some(Kind::List),
+            // What asks for credentials has its own ways.
+            _ => None,
+        };
+        Ok(Self { origin: Arc::new(origin), text, repeatable, bodiless, kind })
     }
 }
 

@@ -270,6 +270,16 @@ impl Mount {
         self.scene.add(rule)
     }
 
+    /// Cuts every connection to the server.
+    pub(crate) fn cut(&self) {
+        self.scene.proxy.as_ref().expect("made with a proxy").cut();
+    }
+
+    /// Breaks no more answers.
+    pub(crate) fn heal(&self) {
+        self.scene.proxy.as_ref().expect("made with a proxy").clear();
+    }
+
     pub(crate) fn read(&self, key: &str) -> std::io::Result<Vec<u8>> {
         std::fs::read(self.path(key))
     }

@@ -168,14 +168,23 @@ fn inode_numbers_are_stable_and_name_one_thing_each() {
     assert_eq!(numbers(), first);
 }
 
+/// A6
 #[test]
-fn statfs_says_read_only_and_names_of_255_bytes() {
+fn statfs_says_read_only_room_and_names_of_255_bytes() {
     if !can_mount() {
         return;
     }
     let mount = Scene::new().mount(&[]);
     let statvfs = rustix::fs::statvfs(mount.path("")).unwrap();
     assert_eq!(statvfs.f_namemax, 255);
+    // Some programs multiply with the one, some with the other.
+    assert_eq!((statvfs.f_frsize, statvfs.f_bsize), (1 << 20, 1 << 20));
+    let room = [statvfs.f_blocks, statvfs.f_bfree, statvfs.f_bavail];
+    assert_eq!(room, [1 << 30; 3], "a PiB, all of it free");
+    assert_eq!((statvfs.f_files, statvfs.f_ffree), (0, 0));
+    let df = Command::new("df").arg("--output=size,used,pcent").arg(mount.path("")).output();
+    let df = String::from_utf8(df.unwrap().stdout).unwrap();
+    assert!(df.contains("1099511627776") && df.contains(" 0 ") && df.contains("0%"), "{df}");
     assert!(statvfs.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let mountpoint = mount.scene.mountpoint();

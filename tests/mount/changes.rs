@@ -2,10 +2,12 @@
 //! believed no longer than they may be.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use crate::common::{Mount, Scene, can_mount, errno, eventually};
+use rustix::process::Signal;
+
+use crate::common::{Mount, Scene, can_mount, errno, eventually, skipped};
 use crate::reads::open_directly;
 
 const MIB: usize = 1 << 20;
@@ -289,4 +291,56 @@ fn an_object_becomes_a_directory_and_an_object_again() {
     eventually("the directory", || mount.read("name/below").is_ok_and(|bytes| bytes == b"below"));
     mount.bucket().delete("name/below");
     eventually("the object", || mount.read("name").is_ok_and(|bytes| bytes == b"bytes"));
+}
+
+/// Linux 6.16 can be told that names are old.
+fn kernel_can_be_told() -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    version >= (6, 16) || skipped("this kernel keeps names until their time has come")
+}
+
+/// F10, F5
+#[test]
+fn sighup_has_every_name_asked_for_anew_and_nothing_else() {
+    if !can_mount() || !kernel_can_be_told() {
+        return;
+    }
+    let scene = Scene::new();
+    for key in ["kept", "changed", "d/1"] {
+        scene.bucket().put(key, "before");
+    }
+    let mount = scene.mount(&["--metadata-ttl=indefinite", "--negative-ttl=1h"]);
+    let inode = |key| std::fs::metadata(mount.path(key)).unwrap().ino();
+    assert_eq!(mount.names(""), ["changed", "d", "kept"]);
+    assert_eq!(mount.names("d"), ["1"]);
+    assert_eq!(mount.read("kept").unwrap(), b"before");
+    assert_eq!(mount.read("changed").unwrap(), b"before");
+    assert!(!mount.path("new").exists() && !mount.path("d/2").exists());
+    let before = ["kept", "changed", "d"].map(inode);
+    for key in ["changed", "new", "d/2"] {
+        mount.bucket().put(key, "after");
+    }
+    mount.forget_counts();
+    assert!(!mount.path("new").exists());
+    assert_eq!(mount.read("changed").unwrap(), b"before");
+    assert_eq!(mount.names("d"), ["1"]);
+    assert_eq!(mount.counts().requests(), 0);
+
+    mount.daemon.signal(Signal::HUP);
+    eventually("the new names", || mount.path("new").exists());
+    assert_eq!(mount.names(""), ["changed", "d", "kept", "new"]);
+    assert_eq!(mount.names("d"), ["1", "2"]);
+    assert_eq!(mount.read("d/2").unwrap(), b"after");
+    assert_eq!(mount.read("changed").unwrap(), b"after");
+    let after = ["kept", "changed", "d"].map(inode);
+    assert_eq!((after[0], after[2]), (before[0], before[2]));
+    assert_ne!(after[1], before[1]);
+    let gets = mount.counts().get;
+    assert_eq!(mount.read("kept").unwrap(), b"before");
+    assert_eq!(mount.counts().get, gets, "from the page cache still");
+    let (code, log, _scene) = mount.end(Signal::TERM);
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("SIGHUP: all names are asked for anew\n"), "{log}");
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt as _;
 
 use devserver::{Counts, Family, Kind};
 
-use crate::common::{Mount, Scene, can_mount};
+use crate::common::{Mount, Scene, can_mount, eventually};
 use crate::reads::open_directly;
 
 const KIB: u64 = 1 << 10;
@@ -145,7 +145,7 @@ fn counted(log: &str, name: &str) -> u64 {
 
 /// F2
 #[test]
-fn a_file_opened_by_its_path_costs_a_head_and_a_list_and_a_get() {
+fn a_file_opened_by_its_path_costs_one_round_trip_and_a_get() {
     if !can_mount() {
         return;
     }
@@ -153,9 +153,29 @@ fn a_file_opened_by_its_path_costs_a_head_and_a_list_and_a_get() {
     scene.bucket().put("file", "bytes");
     let mount = scene.mount(&[]);
     assert_eq!(mount.read("file").unwrap(), b"bytes");
-    assert_eq!(requests(mount.counts()), (1, 1, 1, 0));
+    assert_eq!(requests(mount.counts()), (2, 1, 1, 0));
     assert_eq!(mount.read("file").unwrap(), b"bytes");
-    assert_eq!(mount.counts().requests(), 3);
+    assert_eq!(mount.counts().requests(), 4);
+}
+
+/// F2
+#[test]
+fn a_cold_path_in_a_small_tree_costs_no_more_than_its_first_component() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    for key in ["a/b/c/d/file", "a/b/c/d/other", "a/b/x/y", "b/1"] {
+        scene.bucket().put(key, key);
+    }
+    let mount = scene.mount(&[]);
+    assert_eq!(std::fs::metadata(mount.path("a/b/c/d/file")).unwrap().len(), 12);
+    assert!(!mount.path("a/b/c/d/none").exists());
+    assert_eq!(mount.names("a/b"), ["c", "x"]);
+    assert_eq!(mount.read("a/b/x/y").unwrap(), b"a/b/x/y");
+    // The HEAD is given up when a LIST has found the directory.
+    assert!(mount.counts().head <= 1);
+    eventually("both pages", || mount.counts().list == 2);
 }
 
 /// R3
@@ -283,10 +303,11 @@ fn what_is_not_there_is_asked_for_once() {
     for _ in 0..5 {
         assert!(!mount.path("none").exists());
     }
-    assert_eq!(requests(mount.counts()), (1, 1, 0, 0), "HEAD and LIST, and then it is known");
+    eventually("a HEAD and two LISTs", || requests(mount.counts()) == (2, 1, 0, 0));
     assert_eq!(mount.names("d"), ["file"]);
-    // "none" and "d" have the root listed in the background; when this is answered, that is over.
+    // "none" and "d" have the root listed in the background.
     assert_eq!(mount.names(""), ["d"]);
+    eventually("two pages for each of them", || mount.counts().list == 5);
     mount.forget_counts();
     for name in 0..100 {
         assert!(!mount.path(&format!("d/{name}")).exists());

@@ -107,7 +107,34 @@ fn unmounting_from_outside_ends_the_daemon_with_0() {
 }
 
 #[test]
-fn a_killed_daemon_leaves_a_stale_mount_and_the_next_start_says_so() {
+fn what_others_mount_on_the_mountpoint_later_is_left_alone() {
+    if !can_mount() || !is_root() {
+        return;
+    }
+    // Ended by the last reader, or by a signal.
+    for signal in [None, Some(Signal::TERM)] {
+        let scene = Scene::new();
+        scene.bucket().put("file", "bytes");
+        let mut mount = scene.mount(&[]);
+        let mountpoint = mount.scene.mountpoint();
+        let held = File::open(mount.path("file")).unwrap();
+        rustix::mount::unmount(&mountpoint, UnmountFlags::DETACH).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("other", &mountpoint, "tmpfs", flags, None).unwrap();
+        match signal {
+            None => drop(held),
+            Some(signal) => mount.daemon.signal(signal),
+        }
+        let (code, log) = mount.daemon.ended();
+        assert_eq!(code, Some(0), "{log}");
+        assert!(is_mounted(&mountpoint), "somebody else's mount is gone: {log}");
+        assert!(!log.contains("WARN"), "{log}");
+        rustix::mount::unmount(&mountpoint, UnmountFlags::DETACH).unwrap();
+    }
+}
+
+#[test]
+fn a_killed_daemon_leaves_a_stale_mount_and_the_next_start_takes_it_away() {
     if !can_mount() || !is_root() {
         return;
     }
@@ -122,21 +149,13 @@ fn a_killed_daemon_leaves_a_stale_mount_and_the_next_start_says_so() {
     assert!(is_mounted(&mountpoint));
     assert_eq!(errno(mount.read("file")), Some(libc::ENOTCONN));
 
-    let start = || {
-        let mut command = mount.scene.program();
-        command.arg("data").arg(&mountpoint);
-        command
-    };
-    let output = start().output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(74), "{said}");
-    assert!(said.contains(&format!("umount -l {}", mountpoint.display())), "{said}");
-
-    // And what it says helps.
-    rustix::mount::unmount(&mountpoint, UnmountFlags::DETACH).unwrap();
-    let again = Daemon::start(&mut start(), &mountpoint);
+    let mut command = mount.scene.program();
+    let again = Daemon::start(command.arg("data").arg(&mountpoint), &mountpoint);
     assert_eq!(mount.read("file").unwrap(), b"bytes");
-    assert_eq!(again.end(Signal::TERM).0, Some(0));
+    let (code, log) = again.end(Signal::TERM);
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("is freed"), "{log}");
+    assert!(!is_mounted(&mountpoint));
 }
 
 #[test]
@@ -155,5 +174,66 @@ fn a_mountpoint_can_be_used_again_and_by_one_daemon_only() {
         let (code, log, left) = mount.end(Signal::TERM);
         assert_eq!(code, Some(0), "{log}");
         scene = left;
+    }
+}
+
+/// Only root can leave such a mount behind without a daemon.
+#[test]
+fn a_stale_mount_of_others_is_left_alone() {
+    if !can_mount() || !is_root() {
+        return;
+    }
+    let scene = Scene::new();
+    let mountpoint = scene.mountpoint();
+    let device = File::options().read(true).write(true).open("/dev/fuse").unwrap();
+    let options = format!(
+        "fd={},rootmode=40000,user_id=0,group_id=0",
+        std::os::fd::AsRawFd::as_raw_fd(&device)
+    );
+    nix::mount::mount(
+        Some("elsewhere"),
+        &mountpoint,
+        Some("fuse.other"),
+        nix::mount::MsFlags::empty(),
+        Some(options.as_str()),
+    )
+    .unwrap();
+    drop(device);
+    let output = scene.program().arg("data").arg(&mountpoint).output().unwrap();
+    let left = is_mounted(&mountpoint);
+    rustix::mount::unmount(&mountpoint, UnmountFlags::DETACH).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(74), "{said}");
+    assert!(said.contains(&format!("umount -l {}", mountpoint.display())), "{said}");
+    assert!(left);
+}
+
+/// 32 readers, a listing and a store that fails now and then.
+#[test]
+fn a_signal_under_load_ends_the_daemon_with_0() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::with_proxy();
+    for index in 0..32 {
+        scene.bucket().put_synthetic(&format!("d/{index}"), 64 << 20);
+    }
+    let mount = scene.mount(&[]);
+    mount.add(devserver::proxy::Rule::on_all(devserver::proxy::Fault::slow_down()).every(5));
+    let readers: Vec<_> = (0..32)
+        .map(|index| {
+            let path = mount.path(&format!("d/{index}"));
+            std::thread::spawn(move || drop(std::fs::read(path)))
+        })
+        .collect();
+    eventually("load", || mount.counts().body_bytes > 100 << 20);
+    let start = Instant::now();
+    let (code, log, scene) = mount.end(Signal::TERM);
+    let took = start.elapsed();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    assert!(!is_mounted(&scene.mountpoint()));
+    for reader in readers {
+        reader.join().unwrap();
     }
 }

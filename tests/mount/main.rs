@@ -5,12 +5,18 @@
 mod common;
 
 mod attributes;
+mod background;
 mod changes;
 mod counts;
+mod credentials;
 mod doctor;
 mod faults;
 mod life;
 mod looking;
+mod matrix;
 mod names;
+mod panics;
 mod read_only;
 mod reads;
+mod service;
+mod xattrs;

@@ -138,6 +138,17 @@ def walk():
     assert tree(MOUNT) == tree(FOLDER)
 
 
+def extended_attributes():
+    for name in files():
+        mounted, local = both(name)
+        told = {each: os.getxattr(mounted, each) for each in os.listxattr(mounted)}
+        md5 = hashlib.md5(content(local)).hexdigest()
+        assert told == {"user.s3.key": name.encode(), "user.s3.etag": md5.encode()}, told
+    mounted = os.path.join(MOUNT, files()[0])
+    assert os.getxattr(mounted, "user.s3.storage-class") == b"STANDARD"
+    assert os.getxattr(MOUNT, "user.s3.hidden") == b"0"
+
+
 def glob_recursively():
     for pattern in ["**/*.jpg", "train/class[13]/0*.jpg", "**", "*/", "**/*é*", "no/such/*"]:
         mounted = sorted(glob.glob(pattern, root_dir=MOUNT, recursive=True))

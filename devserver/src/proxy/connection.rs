@@ -13,6 +13,7 @@ use super::{Fault, Rules};
 use crate::service::{BACKWARDS, FAULT_HEADER, IGNORE_RANGE, REPEAT_TOKEN};
 
 const GARBAGE: &[u8] = b"this is <not XML";
+const HTML: &[u8] = b"<!DOCTYPE html><html><body><h1>Please sign in</h1></body></html>";
 /// A reset throws away what the client's side has not yet received, so it waits a little.
 const BEFORE_RESET: Duration = Duration::from_millis(10);
 
@@ -32,7 +33,14 @@ pub(super) async fn relay(client: TcpStream, target: SocketAddr, rules: &Rules) 
             Some(Fault::Status { status, code }) => {
                 skip(&mut client, length).await?;
                 let with_body = request.method != http::Method::HEAD;
-                client.stream.write_all(&refusal(*status, code, with_body)).await?;
+                client.stream.write_all(&refusal(*status, code, "", with_body)).await?;
+                continue;
+            }
+            Some(Fault::RetryAfter(seconds)) => {
+                skip(&mut client, length).await?;
+                let with_body = request.method != http::Method::HEAD;
+                let after = format!("Retry-After: {seconds}\r\n");
+                client.stream.write_all(&refusal(503, "SlowDown", &after, with_body)).await?;
                 continue;
             }
             Some(Fault::IgnoreRange) => ask_for(&mut head, IGNORE_RANGE),
@@ -77,9 +85,10 @@ async fn answer(
         Some(Fault::ContentLength(value) | Fault::BodyLength(value)) => {
             head.set(CONTENT_LENGTH, &value.to_string())?;
         }
-        Some(Fault::Garbage) => {
+        Some(fault @ (Fault::Garbage | Fault::Html)) => {
             head.status = 200;
-            head.set(CONTENT_LENGTH, &GARBAGE.len().to_string())?;
+            let text = if *fault == Fault::Html { HTML } else { GARBAGE };
+            head.set(CONTENT_LENGTH, &text.len().to_string())?;
         }
         _ => {}
     }
@@ -126,9 +135,9 @@ async fn answer(
             to.write_all(&[!byte[0]]).await?;
             server.copy(to, length - at - 1).await?;
         }
-        Some(Fault::Garbage) => {
+        Some(fault @ (Fault::Garbage | Fault::Html)) => {
             skip(server, length).await?;
-            to.write_all(GARBAGE).await?;
+            to.write_all(if fault == Fault::Html { HTML } else { GARBAGE }).await?;
         }
         _ => server.copy(to, length).await?,
     }
@@ -151,14 +160,15 @@ fn ask_for(head: &mut Vec<u8>, fault: &str) {
     head.extend_from_slice(format!("{FAULT_HEADER}: {fault}\r\n\r\n").as_bytes());
 }
 
-fn refusal(status: u16, code: &str, with_body: bool) -> Vec<u8> {
+fn refusal(status: u16, code: &str, header: &str, with_body: bool) -> Vec<u8> {
     let body = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
          <Error><Code>{code}</Code><Message>A fault of the test</Message></Error>"
     );
     let body = if with_body { body } else { String::new() };
     format!(
-        "HTTP/1.1 {status} \r\nContent-Type: application/xml\r\nContent-Length: {}\r\n\r\n{body}",
+        "HTTP/1.1 {status} \r\n{header}Content-Type: application/xml\r\nContent-Length: {}\r\n\r\n\
+         {body}",
         body.len()
     )
     .into_bytes()

@@ -15,8 +15,8 @@ pub type Place<'a> = (&'a [u8], bool);
 /// Entries in key order (N10).
 #[derive(Clone, Debug, Default)]
 pub struct Part {
-    /// Each entry's name, and behind it a file's `ETag`. One allocation for all, for a directory
-    /// of a million files should not cost three million.
+    /// Each entry's name, and behind it a file's `ETag`, in the order of the entries. One allocation
+    /// for all, for a directory of a million files should not cost three million.
     bytes: Vec<u8>,
     records: Vec<Record>,
 }
@@ -248,6 +248,33 @@ impl Part {
         Ok(())
     }
 
+    /// Appends all of another part, which comes behind.
+    pub fn append(&mut self, mut behind: Self) -> Result<(), StoreError> {
+        if self.is_empty() {
+            *self = behind;
+            return Ok(());
+        }
+        let shift = self.end()?;
+        u32::try_from(self.bytes.len() + behind.bytes.len()).map_err(|_| too_many())?;
+        self.bytes.append(&mut behind.bytes);
+        let moved = |record: Record| Record { bytes_at: record.bytes_at + shift, ..record };
+        self.records.extend(behind.records.into_iter().map(moved));
+        Ok(())
+    }
+
+    /// Takes the entries from `at` on off the end.
+    #[must_use]
+    pub fn split_off(&mut self, at: usize) -> Self {
+        let mut records = self.records.split_off(at);
+        let Some(shift) = records.first().map(|first| first.bytes_at) else {
+            return Self::default();
+        };
+        for record in &mut records {
+            record.bytes_at -= shift;
+        }
+        Self { bytes: self.bytes.split_off(shift as usize), records }
+    }
+
     /// Lets go of memory that it does not need.
     pub fn shrink(&mut self) {
         self.bytes.shrink_to_fit();
@@ -255,10 +282,7 @@ impl Part {
     }
 
     fn end(&self) -> Result<u32, StoreError> {
-        // Only a file whose name begins 50 million others' can hold so many back.
-        let too_many =
-            |_| StoreError::Protocol("too many names that begin with another".to_owned());
-        u32::try_from(self.bytes.len()).map_err(too_many)
+        u32::try_from(self.bytes.len()).map_err(|_| too_many())
     }
 
     /// Name and `ETag`.
@@ -276,6 +300,11 @@ impl Part {
         };
         self.records.partition_point(is_before)
     }
+}
+
+/// Only a file whose name begins 50 million others' can hold so many back.
+fn too_many() -> StoreError {
+    StoreError::Protocol("too many names that begin with another".to_owned())
 }
 
 fn seconds(time: SystemTime) -> i64 {
@@ -313,6 +342,23 @@ mod tests {
         }
         part.shrink();
         assert_eq!(part.memory_bytes(), 1000 * (20 + 48));
+    }
+
+    #[test]
+    fn parts_that_are_cut_and_joined_hold_what_they_held() {
+        let mut whole = Part::default();
+        for n in 0..6 {
+            let file = meta(&"e".repeat(n), time(7));
+            whole.push(&"n".repeat(n + 1), (n % 3 > 0).then_some(&file)).expect("small");
+            whole.set_ino(n, n as Ino);
+        }
+        for at in 0..=6 {
+            let mut part = whole.clone();
+            let rest = part.split_off(at);
+            assert_eq!((part.len(), rest.len()), (at, 6 - at));
+            part.append(rest).expect("small");
+            assert_eq!((&part.bytes, &part.records), (&whole.bytes, &whole.records));
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::*;
-use crate::store::{ListEntry, ListFrom};
+use crate::store::{ListEntry, ListFrom, ObjectDetails, ObjectMeta};
 
 /// The object of these tests.
 const BODY: &[u8] = b"0123456789";
@@ -88,10 +88,12 @@ impl ObjectStore for Scripted {
         Ok(page.unwrap_or_default())
     }
 
-    async fn head(&self, key: &str) -> Result<ObjectMeta, StoreError> {
+    async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
         self.step(0..0).await.map_err(|(_, error)| error)?;
         let version = ObjectVersion { key: key.to_owned(), ..version() };
-        Ok(ObjectMeta { version, last_modified: SystemTime::UNIX_EPOCH, archived: false })
+        let last_modified = SystemTime::UNIX_EPOCH;
+        let meta = ObjectMeta { version, last_modified, archived: false };
+        Ok(ObjectHead { meta, details: ObjectDetails::default() })
     }
 
     async fn get_range(
@@ -306,17 +308,117 @@ async fn a_pause_holds_no_connection() {
 
 #[tokio::test(start_paused = true)]
 async fn waiting_for_a_connection_is_not_the_stores_fault() {
-    // Three requests of 20 s each, one after the other: the last waits for longer than a deadline.
+    // Three requests of 1.9 s each, one after the other: the last waits for longer than a deadline.
     let (go, waits): (Vec<_>, Vec<_>) = (0..3).map(|_| oneshot::channel()).unzip();
     let store = Scripted::new(waits.into_iter().map(Step::Wait));
-    let retrying = store.under(RetryPolicy { max_connections: 1, ..RetryPolicy::default() });
+    let deadline = Duration::from_secs(3);
+    let policy = RetryPolicy { max_connections: 1, deadline, ..RetryPolicy::default() };
+    let retrying = store.under(policy);
     let (first, second, third, ()) =
         tokio::join!(retrying.head("a"), retrying.head("b"), retrying.head("c"), async {
             for go in go {
-                tokio::time::sleep(Duration::from_secs(20)).await;
+                tokio::time::sleep(Duration::from_millis(1900)).await;
                 go.send(()).unwrap();
             }
         });
     assert!(first.is_ok() && second.is_ok() && third.is_ok(), "{first:?} {second:?} {third:?}");
     assert_eq!(store.calls(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nonsense_is_asked_for_five_times_and_no_longer() {
+    let nonsense = || StoreError::Protocol("what".to_owned());
+    let store = Scripted::new(failures(1000, &nonsense()));
+    let start = Instant::now();
+    assert_eq!(store.under(RetryPolicy::default()).head("k").await, Err(nonsense()));
+    assert_eq!(store.calls(), 5);
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+
+    // Each byte gives the store its chances back.
+    let store = Scripted::new((0..9).map(|_| Step::Fail(1, nonsense())));
+    let mut into = Vec::new();
+    store.under(RetryPolicy::default()).get_range(&version(), 0..10, &mut into).await.unwrap();
+    assert_eq!(into, BODY);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_signature_is_made_once_more() {
+    let refused = || StoreError::SignatureRefused("expired".to_owned());
+    let store = Scripted::new(failures(1, &refused()));
+    let start = Instant::now();
+    store.under(RetryPolicy::default()).head("k").await.unwrap();
+    assert_eq!((store.calls(), start.elapsed()), (2, Duration::ZERO));
+
+    let store = Scripted::new(failures(1000, &refused()));
+    let denied = StoreError::Denied("expired".to_owned());
+    assert_eq!(store.under(RetryPolicy::default()).head("k").await, Err(denied));
+    assert_eq!(store.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_store_names_the_pause_but_not_beyond_the_deadline() {
+    let busy = |seconds| StoreError::Busy(Duration::from_secs(seconds));
+    let store = Scripted::new([Step::Fail(0, busy(7))]);
+    store.under(RetryPolicy::default()).head("k").await.unwrap();
+    assert_eq!(store.pauses()[0].as_secs(), 7);
+
+    let store = Scripted::new(failures(1000, &busy(3600)));
+    let start = Instant::now();
+    assert_eq!(store.under(RetryPolicy::default()).head("k").await, Err(busy(3600)));
+    assert_eq!((store.calls(), start.elapsed().as_secs()), (2, 29));
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_leave_connections_to_names() {
+    let (go, waits): (Vec<_>, Vec<_>) = (0..8).map(|_| oneshot::channel::<()>()).unzip();
+    let store = Scripted::new(waits.into_iter().map(Step::Wait));
+    let policy = RetryPolicy { max_connections: 8, ..RetryPolicy::default() };
+    let retrying = Arc::new(store.under(policy));
+    for _ in 0..16 {
+        let retrying = Arc::clone(&retrying);
+        tokio::spawn(async move { retrying.get_range(&version(), 0..10, &mut Vec::new()).await });
+    }
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(store.calls(), 7);
+    // The eighth script step is for this one.
+    let head = tokio::spawn(async move { retrying.head("k").await.map(drop) });
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(store.calls(), 8);
+    go.into_iter().next_back().unwrap().send(()).unwrap();
+    head.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_requests_hold_no_place_that_others_need() {
+    let store = Scripted::new([Step::Hang, Step::Hang]);
+    let retrying = store.under(RetryPolicy { max_connections: 2, ..RetryPolicy::default() });
+    let start = Instant::now();
+    let (silent, also, well) =
+        tokio::join!(retrying.head("a"), retrying.head("b"), retrying.head("c"));
+    assert!(silent.is_err() && also.is_err());
+    well.unwrap();
+    assert_eq!(start.elapsed().as_secs(), 30, "the silent ones have their time");
+    let calls: Vec<_> = store.calls.lock().iter().map(|(at, _)| (*at - start).as_secs()).collect();
+    assert_eq!(calls, [0, 0, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_throttled_mount_slows_all_requests_down_together() {
+    let store = Scripted::new(failures(2000, &StoreError::Throttled));
+    let retrying = Arc::new(store.under(RetryPolicy::default()));
+    for key in 0..400 {
+        let retrying = Arc::clone(&retrying);
+        tokio::spawn(async move { retrying.head(&key.to_string()).await.map(drop) });
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    // Somebody who was never refused waits for a turn all the same.
+    let before = store.calls();
+    let start = Instant::now();
+    let new =
+        tokio::spawn(async move { retrying.get_range(&version(), 3..4, &mut Vec::new()).await });
+    while !store.ranges()[before..].contains(&(3..4)) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(start.elapsed() > Duration::from_secs(1), "{:?}", start.elapsed());
+    new.abort();
 }

@@ -13,9 +13,10 @@ use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
+use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{
-    ProvideCredentials as _, RequestChecksumCalculation, ResponseChecksumValidation,
+    IdentityCache, ProvideCredentials as _, RequestChecksumCalculation, ResponseChecksumValidation,
 };
 use aws_types::os_shim_internal::{Env, Fs};
 use aws_types::service_config::ServiceConfigKey;
@@ -23,16 +24,15 @@ use aws_types::service_config::ServiceConfigKey;
 use super::Keys;
 use super::errors::credentials_failure;
 use super::http::{self, Trust};
+use super::renewal::Renewing;
 use crate::config::{PathStyle, StoreConfig};
 use crate::store::StoreError;
 use crate::store::wire::Wire;
 
-/// Start-up must end within 10 s, and the bucket is asked after this.
-const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(5);
 /// The instance metadata service answers at once, or this is not an EC2 instance.
 const IMDS_REGION_TIMEOUT: Duration = Duration::from_secs(1);
 /// A listing or a HEAD, its body included: no page takes so long that is still coming.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Where a bucket is asked for when nobody has said where it is; the answer corrects it.
 const FIRST_REGION: &str = "us-east-1";
 
@@ -42,18 +42,12 @@ pub(super) struct Connected {
     pub(super) client: Client,
     /// What the client sends its requests through.
     pub(super) wire: Arc<Wire>,
+    /// What signed requests are signed with.
+    pub(super) credentials: Option<Renewing>,
     pub(super) region: String,
     /// Where requests go, for people.
     pub(super) endpoint: String,
-    pub(super) facts: Facts,
-}
-
-/// What `doctor` tells of a connection.
-#[derive(Debug)]
-pub(super) struct Facts {
-    /// Who gave the credentials; `None` when requests are unsigned.
-    pub(super) credentials: Option<String>,
-    /// Buckets stand in the path.
+    /// Buckets stand in the path of URLs.
     pub(super) path_style: bool,
 }
 
@@ -88,35 +82,51 @@ pub(super) async fn connect(
         .region()
         .await;
 
-    let mut loader = aws_config::defaults(BehaviorVersion::latest())
-        .http_client(http::client(verified))
+    let loader = {
         // Something must be set, or the loader asks the metadata service for as long as it likes.
-        .region(told.clone().unwrap_or(Region::from_static(FIRST_REGION)));
-    if let Some(profile) = profile {
-        loader = loader.profile_name(profile);
-    }
-    if config.no_sign_request {
-        loader = loader.no_credentials();
-    } else if let Some(Keys { access_key_id, secret_access_key }) = keys {
-        loader = loader.credentials_provider(Credentials::new(
-            access_key_id,
-            secret_access_key,
-            None,
-            None,
-            "given keys",
-        ));
-    }
-    let sdk = loader.load().await;
+        let region = told.clone().unwrap_or(Region::from_static(FIRST_REGION));
+        let (profile, keys) = (config.profile.clone(), keys.cloned());
+        let unsigned = config.no_sign_request;
+        move || {
+            let mut loader = aws_config::defaults(BehaviorVersion::latest())
+                .http_client(http::client(Arc::clone(&verified)))
+                .region(region.clone());
+            if let Some(profile) = &profile {
+                loader = loader.profile_name(profile);
+            }
+            if unsigned {
+                loader.no_credentials()
+            } else if let Some(Keys { access_key_id, secret_access_key }) = &keys {
+                loader.credentials_provider(Credentials::new(
+                    access_key_id,
+                    secret_access_key,
+                    None,
+                    None,
+                    "given keys",
+                ))
+            } else {
+                loader
+            }
+        }
+    };
+    let sdk = loader().load().await;
+    let credentials = (!config.no_sign_request).then(|| {
+        Renewing::new(move || {
+            let loader = loader();
+            Box::pin(async move { loader.load().await.credentials_provider() })
+        })
+    });
 
     let endpoint = config.endpoint_url.clone().or_else(|| configured_endpoint(&sdk));
     let region = match told {
         Some(region) => region,
         None => guess_region(endpoint.as_deref()).await,
     };
-    let credentials =
-        if config.no_sign_request { None } else { Some(check_credentials(&sdk).await?) };
-    let path_style = path_style(config.path_style, endpoint.as_deref());
+    if let Some(credentials) = &credentials {
+        check_credentials(credentials).await?;
+    }
 
+    let path_style = path_style(config.path_style, endpoint.as_deref());
     let mut builder = aws_sdk_s3::config::Builder::from(&sdk)
         .http_client(http::client(Arc::clone(&to_store)))
         .region(region.clone())
@@ -131,14 +141,17 @@ pub(super) async fn connect(
     if let Some(url) = &endpoint {
         builder = builder.endpoint_url(with_slash(url));
     }
-    if config.no_sign_request {
-        builder = builder.allow_no_auth();
-    }
+    builder = match &credentials {
+        // They keep what there is to keep.
+        Some(credentials) => builder
+            .credentials_provider(credentials.clone())
+            .identity_cache(IdentityCache::no_cache()),
+        None => builder.allow_no_auth(),
+    };
     let region = region.to_string();
     let endpoint = endpoint.unwrap_or_else(|| format!("AWS, {region}"));
     let client = Client::from_conf(builder.build());
-    let facts = Facts { credentials, path_style };
-    Ok(Connected { client, wire: to_store, region, endpoint, facts })
+    Ok(Connected { client, wire: to_store, credentials, region, endpoint, path_style })
 }
 
 /// A profile that was asked for by name must exist; the SDK would go on to whatever else it finds.
@@ -191,28 +204,20 @@ async fn guess_region(endpoint: Option<&str>) -> Region {
         .unwrap_or(fallback)
 }
 
-/// Whether there are credentials, and who gave them.
-async fn check_credentials(sdk: &SdkConfig) -> Result<String, StoreError> {
-    let none = |cause: &str| StoreError::NoCredentials(cause.to_owned());
-    let Some(provider) = sdk.credentials_provider() else {
-        return Err(none("no provider is configured"));
-    };
-    match tokio::time::timeout(CREDENTIALS_TIMEOUT, provider.provide_credentials()).await {
-        Ok(Ok(credentials)) => Ok(provider_of(&credentials)),
+async fn check_credentials(credentials: &Renewing) -> Result<(), StoreError> {
+    match credentials.provide_credentials().await {
+        Ok(_credentials) => Ok(()),
+        Err(CredentialsError::ProviderTimedOut(_)) => {
+            Err(StoreError::NoCredentials("no provider answered in time".to_owned()))
+        }
         // At the start it does not matter whether they may come later.
-        Ok(Err(error)) => match credentials_failure(&error) {
-            StoreError::TimedOut(cause) | StoreError::Unavailable(cause) => Err(none(&cause)),
+        Err(error) => match credentials_failure(&error) {
+            StoreError::TimedOut(cause) | StoreError::Unavailable(cause) => {
+                Err(StoreError::NoCredentials(cause))
+            }
             other => Err(other),
         },
-        Err(_elapsed) => Err(none("no provider answered in time")),
     }
-}
-
-/// The provider's name, which credentials tell in no other way than by how they show themselves.
-fn provider_of(credentials: &Credentials) -> String {
-    let shown = format!("{credentials:?}");
-    let name = shown.split_once("provider_name: \"").and_then(|(_, rest)| rest.split_once('"'));
-    name.map_or("an unknown provider", |(name, _)| name).to_owned()
 }
 
 fn path_style(style: PathStyle, endpoint: Option<&str>) -> bool {
@@ -249,12 +254,6 @@ mod tests {
         ] {
             assert_eq!(with_slash(url), want);
         }
-    }
-
-    #[test]
-    fn credentials_tell_who_gave_them() {
-        let credentials = Credentials::new("id", "secret", None, None, "EnvironmentVariable");
-        assert_eq!(provider_of(&credentials), "EnvironmentVariable");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! What the SDK reports becomes a [`StoreError`], in one place.
 
 use std::error::Error;
+use std::io;
+use std::time::Duration;
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
@@ -65,9 +67,22 @@ where
                 .get("x-amz-bucket-region")
                 .map(str::to_owned)
                 .or_else(|| region_of(response.body().bytes()?)),
+            retry_after: response.headers().get("retry-after").and_then(seconds),
         };
-        // A good status whose body could not be understood.
+        // A good status whose body did not come, or could not be understood.
         if response.status().is_success() {
+            if let Some(broken) = find::<io::Error>(error) {
+                match broken.kind() {
+                    io::ErrorKind::InvalidData => {}
+                    io::ErrorKind::TimedOut => {
+                        return StoreError::TimedOut(broken.to_string()).into();
+                    }
+                    _ => {
+                        let cause = format!("a body broke: {broken}");
+                        return StoreError::Unavailable(cause).into();
+                    }
+                }
+            }
             return StoreError::Protocol(innermost(error)).into();
         }
         return answer.meaning(about).into();
@@ -145,12 +160,22 @@ struct Answer<'a> {
     request_id: Option<&'a str>,
     /// Where the bucket lives, when the answer tells.
     region: Option<String>,
+    /// When to come back, when the answer tells.
+    retry_after: Option<Duration>,
 }
 
 impl Answer<'_> {
     /// Codes: <https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>. The code says
     /// more than the status; stores that send a bare status are understood by that.
-    fn meaning(self, about: About) -> StoreError {
+    fn meaning(mut self, about: About) -> StoreError {
+        let retry_after = self.retry_after.take();
+        match (self.meaning_now(about), retry_after) {
+            (error, Some(wait)) if error.is_transient() => StoreError::Busy(wait),
+            (error, _) => error,
+        }
+    }
+
+    fn meaning_now(self, about: About) -> StoreError {
         match self.code {
             "AuthorizationHeaderMalformed" if self.region.is_none() => {
                 return StoreError::Denied(self.to_string());
@@ -172,16 +197,19 @@ impl Answer<'_> {
             | "BandwidthLimitExceeded" => return StoreError::Throttled,
             "RequestTimeout" => return StoreError::TimedOut(self.to_string()),
             "RequestTimeTooSkewed" => {
-                return StoreError::Denied(format!("{self}; is this machine's clock right?"));
+                let cause = format!("{self}; is this machine's clock right?");
+                return StoreError::SignatureRefused(cause);
             }
             "ExpiredToken"
+            | "ExpiredTokenException"
+            | "RequestExpired"
             | "InvalidToken"
             | "TokenRefreshRequired"
             | "InvalidAccessKeyId"
-            | "SignatureDoesNotMatch"
-            | "AccessDenied" => {
-                return StoreError::Denied(self.to_string());
+            | "SignatureDoesNotMatch" => {
+                return StoreError::SignatureRefused(self.to_string());
             }
+            "AccessDenied" => return StoreError::Denied(self.to_string()),
             _ => {}
         }
         match self.status {
@@ -218,6 +246,11 @@ impl std::fmt::Display for Answer<'_> {
     }
 }
 
+/// `Retry-After` in seconds, as stores write it; the other form, a date, would need their clock.
+fn seconds(header: &str) -> Option<Duration> {
+    header.trim().parse().ok().map(Duration::from_secs)
+}
+
 /// `<Region>` of an error document: the SDK keeps code and message of it only.
 fn region_of(body: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(body).ok()?;
@@ -238,13 +271,15 @@ mod tests {
 
     fn meaning(status: u16, code: &str, region: Option<&str>, about: About) -> StoreError {
         let region = region.map(str::to_owned);
-        Answer { status, code, message: "Why.", request_id: Some("1A"), region }.meaning(about)
+        let (message, request_id, retry_after) = ("Why.", Some("1A"), None);
+        Answer { status, code, message, request_id, region, retry_after }.meaning(about)
     }
 
     #[test]
     fn every_answer_has_its_meaning() {
         use About::{Bucket, Key};
         let denied = |text: &str| StoreError::Denied(text.to_owned());
+        let refused = |text: &str| StoreError::SignatureRefused(text.to_owned());
         let west = || StoreError::WrongRegion(Some("eu-west-1".to_owned()));
         for (status, code, region, about, want) in [
             (404, "NoSuchKey", None, Key, StoreError::NotFound),
@@ -253,13 +288,13 @@ mod tests {
             (404, "NoSuchBucket", None, Bucket, StoreError::NoSuchBucket),
             (403, "AccessDenied", None, Key, denied("403 AccessDenied: Why (request 1A)")),
             (403, "", None, Key, denied("403: Why (request 1A)")),
-            (400, "ExpiredToken", None, Key, denied("400 ExpiredToken: Why (request 1A)")),
+            (400, "ExpiredToken", None, Key, refused("400 ExpiredToken: Why (request 1A)")),
             (
                 403,
                 "RequestTimeTooSkewed",
                 None,
                 Key,
-                denied(
+                refused(
                     "403 RequestTimeTooSkewed: Why (request 1A); is this machine's clock right?",
                 ),
             ),
@@ -299,6 +334,20 @@ mod tests {
         ] {
             assert!(meaning(status, code, None, about).is_transient(), "{status} {code}");
         }
+    }
+
+    #[test]
+    fn who_says_when_to_come_back_is_believed() {
+        let answer = |status, code, header: &str| {
+            let (message, request_id, region) = ("", None, None);
+            let retry_after = seconds(header);
+            Answer { status, code, message, request_id, region, retry_after }.meaning(About::Key)
+        };
+        let busy = |seconds| StoreError::Busy(Duration::from_secs(seconds));
+        assert_eq!(answer(503, "SlowDown", "2"), busy(2));
+        assert_eq!(answer(500, "InternalError", " 7 "), busy(7));
+        assert_eq!(answer(503, "SlowDown", "soon"), StoreError::Throttled);
+        assert_eq!(answer(412, "PreconditionFailed", "2"), StoreError::Changed);
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! What every GET of a bucket has in common, and what is filled in: key, range, `ETag`, signature.
+//! What every GET of a bucket and of what is in it has in common, and what is filled in: key, query,
+//! range, `ETag`, signature.
 //!
 //! The signature is AWS's version 4 of it, over all that means anything. `aws-sigv4` knows it for
-//! every request there is, and spends on that twice what all else of a small GET costs; here is the
-//! one request that is sent thousands of times a second, with the key of the day at hand.
+//! every request there is, and spends on that twice what all else of a small GET costs; here are the
+//! two requests that are sent thousands of times a second, with the key of the day at hand.
 
 use std::fmt;
 use std::ops::Range;
@@ -22,13 +23,15 @@ use sha2::{Digest as _, Sha256};
 
 use super::errors::unsigned;
 use super::protocol;
+use crate::store::StoreError;
 use crate::store::wire::{Message, Origin};
-use crate::store::{ObjectVersion, StoreError};
 
 /// What is written as it is: the unreserved characters of RFC 3986, and slashes. The signature is
 /// over the same text, and nothing is normalised.
 const KEY: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+/// The same in a query, where slashes are not.
+const QUERY: &AsciiSet = &KEY.add(b'/');
 /// SHA-256 of a body without a byte.
 const NO_BODY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
@@ -45,6 +48,30 @@ pub(super) struct Sample {
     pub(super) components: RuntimeComponents,
     /// Of the configuration what the cache of credentials asks for: how long it may wait.
     pub(super) limits: ConfigBag,
+}
+
+/// What to fill in.
+pub(super) struct Blank<'a> {
+    /// Of an object; empty for the bucket.
+    pub(super) key: &'a str,
+    /// As [`query`] writes it; empty for none.
+    pub(super) query: &'a str,
+    /// Names and values, ascending, between `host` and `x-amz-`.
+    pub(super) headers: &'a [(&'static str, &'a str)],
+}
+
+/// A query as it is sent and signed: encoded, its names ascending as they are given.
+pub(super) fn query(pairs: &[(&str, &str)]) -> String {
+    debug_assert!(pairs.is_sorted_by(|(a, _), (b, _)| a < b), "{pairs:?}");
+    let mut query = String::with_capacity(256);
+    for (name, value) in pairs {
+        if !query.is_empty() {
+            query.push('&');
+        }
+        query.extend([*name, "="]);
+        query.extend(utf8_percent_encode(value, QUERY));
+    }
+    query
 }
 
 pub(super) struct Form {
@@ -91,20 +118,14 @@ impl Form {
         Ok(Self { origin: Arc::new(origin), path, user_agent, payer, signer })
     }
 
-    /// The GET of these bytes of this version.
-    pub(super) async fn fill(
-        &self,
-        version: &ObjectVersion,
-        range: &Range<u64>,
-    ) -> Result<Message, StoreError> {
-        let path = format!("{}{}", self.path, utf8_percent_encode(&version.key, KEY));
-        let range = format!("bytes={}-{}", range.start, range.end - 1);
+    /// The GET of what is asked for.
+    pub(super) async fn fill(&self, blank: &Blank<'_>) -> Result<Message, StoreError> {
+        let path = format!("{}{}", self.path, utf8_percent_encode(blank.key, KEY));
         let (date, identity);
         // Ascending by name, as they are signed.
         let mut headers = Headers::default();
         headers.add("host", self.origin.authority());
-        headers.add("if-match", &version.etag);
-        headers.add("range", &range);
+        headers.0.extend(blank.headers);
         let authorization = match &self.signer {
             None => {
                 headers.extend("x-amz-request-payer", self.payer.as_deref());
@@ -120,7 +141,12 @@ impl Form {
                 headers.add("x-amz-date", &date);
                 headers.extend("x-amz-request-payer", self.payer.as_deref());
                 headers.extend("x-amz-security-token", credentials.session_token());
-                Some(signer.authorization(&path, &headers, (time, &date), credentials))
+                Some(signer.authorization(
+                    (&path, blank.query),
+                    &headers,
+                    (time, &date),
+                    credentials,
+                ))
             }
         };
         headers.extend("authorization", authorization.as_deref());
@@ -131,7 +157,8 @@ impl Form {
             return Err(protocol(format!("no request could be made: an odd {name}")));
         }
         let mut text = String::with_capacity(1024);
-        text.extend(["GET ", &path, " HTTP/1.1\r\n"]);
+        let mark = if blank.query.is_empty() { "" } else { "?" };
+        text.extend(["GET ", &path, mark, blank.query, " HTTP/1.1\r\n"]);
         headers.write(&mut text, ": ", "\r\n");
         text.push_str("\r\n");
         Ok(Message::get(&self.origin, text))
@@ -194,10 +221,10 @@ impl Signer {
         if self.seconds_ahead < 0 { now - distance } else { now + distance }
     }
 
-    /// Signs a GET of this path with these headers, which ascend by name.
+    /// Signs a GET of this path and query with these headers, which ascend by name.
     fn authorization(
         &self,
-        path: &str,
+        (path, query): (&str, &str),
         headers: &Headers<'_>,
         (time, date): (SystemTime, &str),
         credentials: &Credentials,
@@ -205,7 +232,7 @@ impl Signer {
         let names: Vec<&str> = headers.0.iter().map(|(name, _)| *name).collect();
         let names = names.join(";");
         let mut request = String::with_capacity(1024);
-        request.extend(["GET\n", path, "\n\n"]);
+        request.extend(["GET\n", path, "\n", query, "\n"]);
         headers.write(&mut request, ":", "\n");
         request.extend(["\n", &names, "\n", NO_BODY]);
 

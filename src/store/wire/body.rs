@@ -1,5 +1,6 @@
 //! The body of a response, which owns its connection until its end.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -7,15 +8,16 @@ use std::time::Duration;
 
 use bytes::{Buf as _, BufMut, Bytes};
 use http_body::{Frame, SizeHint};
-use tokio::time::timeout;
+use tokio::time::{Sleep, sleep, timeout};
 
 use super::connection::Connection;
 use super::framing::{Found, Framing};
 use super::pool::Home;
 use crate::store::StoreError;
 
-/// A body that gives no byte for so long has stalled; a new connection is cheaper than waiting.
-pub(super) const SILENCE: Duration = Duration::from_secs(10);
+/// A body that gives no byte for so long has stalled: a connection that lives retransmits several
+/// times meanwhile, and to go on from the byte reached on a new one costs one request.
+pub(super) const SILENCE: Duration = Duration::from_secs(4);
 /// Bytes are received in batches of no less, unless less is left: a reader is served by the block
 /// of 128 KiB.
 const SMALLEST_BATCH: u64 = 128 << 10;
@@ -25,8 +27,11 @@ const LARGEST_BATCH: u64 = 512 << 10;
 /// A batch that does not fill is taken as it is, so that a slow connection's bytes are late by no
 /// more. A part of S3's 90 MB/s fills 512 KiB in 6 ms.
 const PATIENCE: Duration = Duration::from_millis(20);
-/// Read at once where the caller takes the body in frames: listings, errors.
+/// Read at once where the caller does not know how long the body will be: listings, errors.
 const FRAME_BYTES: usize = 64 * 1024;
+/// So much of a body is streamed, for whoever streams collects it: errors and credentials, which
+/// have some hundred bytes.
+const LONGEST_STREAM: u64 = 8 << 20;
 
 /// A body, to be received ([`Body::receive`]) or streamed (`http_body::Body`). Dropped before its
 /// end, it closes the connection.
@@ -36,11 +41,15 @@ pub(in crate::store) struct Body {
     connection: Option<Connection>,
     /// Where the connection goes at the end of the body, unless it is to be closed.
     home: Option<Home>,
+    /// Ends when a streamed body has been silent for too long.
+    silence: Option<Pin<Box<Sleep>>>,
+    streamed: u64,
 }
 
 impl Body {
     pub(super) fn new(connection: Connection, framing: Framing, home: Option<Home>) -> Self {
-        let mut body = Self { framing, connection: Some(connection), home };
+        let connection = Some(connection);
+        let mut body = Self { framing, connection, home, silence: None, streamed: 0 };
         body.end_if_over();
         body
     }
@@ -89,6 +98,33 @@ impl Body {
         Ok(())
     }
 
+    /// All of a body that has at most so many bytes.
+    pub(in crate::store) async fn whole(mut self, at_most: u64) -> Result<Vec<u8>, StoreError> {
+        let too_long = || StoreError::Protocol(format!("a body of more than {at_most} bytes"));
+        let mut whole = Vec::new();
+        if let Some(length) = self.length() {
+            if length > at_most {
+                return Err(too_long());
+            }
+            whole.reserve_exact(usize::try_from(length).map_err(|_| too_long())?);
+            self.receive(length, &mut whole).await?;
+            return Ok(whole);
+        }
+        loop {
+            let data = poll_fn(|context| self.poll_data(context)).await;
+            let data = data.map_err(|error| match error.kind() {
+                io::ErrorKind::InvalidData => StoreError::Protocol(format!("a body: {error}")),
+                io::ErrorKind::TimedOut => silent(),
+                _ => StoreError::Unavailable(format!("a body broke: {error}")),
+            })?;
+            let Some(data) = data else { return Ok(whole) };
+            if (whole.len() + data.len()) as u64 > at_most {
+                return Err(too_long());
+            }
+            whole.extend_from_slice(&data);
+        }
+    }
+
     /// The next bytes of the body, none at its end.
     fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
         while let Some(connection) = &mut self.connection {
@@ -99,11 +135,20 @@ impl Body {
                     return Poll::Ready(Ok(Some(data)));
                 }
                 Found::End => self.end_if_over(),
-                Found::TooLittle => match ready!(connection.poll_fill(FRAME_BYTES, context))? {
-                    0 if self.framing == Framing::Close => break,
-                    0 => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
-                    _ => {}
-                },
+                Found::TooLittle => {
+                    let Poll::Ready(filled) = connection.poll_fill(FRAME_BYTES, context) else {
+                        let silence = self.silence.get_or_insert_with(|| Box::pin(sleep(SILENCE)));
+                        ready!(silence.as_mut().poll(context));
+                        let text = format!("no byte of a body for {} s", SILENCE.as_secs());
+                        return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, text)));
+                    };
+                    self.silence = None;
+                    match filled? {
+                        0 if self.framing == Framing::Close => break,
+                        0 => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                        _ => {}
+                    }
+                }
             }
         }
         Poll::Ready(Ok(None))
@@ -132,14 +177,16 @@ async fn batch_of(
         Err(_elapsed) => {
             connection.batch(1, left);
             let receive = connection.receive(into, at_most);
-            timeout(SILENCE.saturating_sub(PATIENCE), receive).await.map_err(|_elapsed| {
-                StoreError::TimedOut(format!("no byte of a body for {} s", SILENCE.as_secs()))
-            })?
+            timeout(SILENCE.saturating_sub(PATIENCE), receive).await.map_err(|_elapsed| silent())?
         }
     };
     received.map_err(|error| {
         StoreError::Unavailable(format!("a body broke {left} bytes before its end: {error}"))
     })
+}
+
+fn silent() -> StoreError {
+    StoreError::TimedOut(format!("no byte of a body for {} s", SILENCE.as_secs()))
 }
 
 impl http_body::Body for Body {
@@ -151,7 +198,13 @@ impl http_body::Body for Body {
         context: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let this = self.get_mut();
-        let frame = ready!(this.poll_data(context));
+        let mut frame = ready!(this.poll_data(context));
+        if let Ok(Some(data)) = &frame {
+            this.streamed += data.len() as u64;
+        }
+        if this.streamed > LONGEST_STREAM {
+            frame = Err(io::Error::new(io::ErrorKind::InvalidData, "an endless body"));
+        }
         if !matches!(frame, Ok(Some(_))) {
             this.connection = None;
         }

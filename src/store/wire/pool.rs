@@ -86,6 +86,11 @@ impl Pool {
         }
     }
 
+    /// Closes what is idle there: a request has failed, so each of these may.
+    pub(super) fn distrust(&self, origin: &Origin) {
+        self.idle.lock().connections.retain(|(_, at, _)| **at != *origin);
+    }
+
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.idle.lock().connections.len()

@@ -290,3 +290,40 @@ async fn a_body_that_is_dropped_closes_its_connection() {
     assert!(streamed(&wire, &get).await.is_ok());
     assert_eq!((server.counts(), wire.pool.len()), ((2, 2), 1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_request_without_a_first_byte_is_sent_a_second_time_and_who_answers_first_wins() {
+    let server = Scripted::start([&[SendAndHang("HTTP/1.1 200")], &[Send(FIVE)]]).await;
+    let (wire, start) = (wire(), Instant::now());
+    let url = server.url.parse().unwrap();
+    let origin = Arc::new(Origin::of(&url).unwrap());
+    let message = Message::get(&origin, "GET /b/k HTTP/1.1\r\n\r\n".to_owned());
+    let response = wire.send(&message, LIMIT).await.unwrap();
+    let mut target = Vec::new();
+    response.into_body().receive(5, &mut target).await.unwrap();
+    assert_eq!((target.as_slice(), server.counts()), (&b"12345"[..], (2, 2)));
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    // The silent connection is gone, the other one is kept.
+    assert_eq!(wire.pool.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_streamed_body_that_falls_silent_is_given_up() {
+    let server =
+        Scripted::start([&[SendAndHang("HTTP/1.1 200 O\r\nContent-Length: 9\r\n\r\n1")]]).await;
+    let start = Instant::now();
+    let error = streamed(&wire(), &server.get()).await.unwrap_err();
+    assert!(error.contains("no byte of a body"), "{error}");
+    assert_eq!(start.elapsed().as_secs(), body::SILENCE.as_secs());
+}
+
+#[tokio::test]
+async fn after_a_fault_of_the_server_the_next_request_has_a_new_connection() {
+    let failing = "HTTP/1.1 503 S\r\nContent-Length: 0\r\n\r\n";
+    let server = Scripted::start([&[Send(FIVE), Send(failing)], &[Send(FIVE)]]).await;
+    let (wire, get) = (wire(), server.get());
+    for status in [200, 503, 200] {
+        assert_eq!(streamed(&wire, &get).await.unwrap().0, status);
+    }
+    assert_eq!(server.counts(), (3, 2));
+}

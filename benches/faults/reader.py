@@ -1,0 +1,90 @@
+"""The program that reads, in a process of its own: says in JSON what it got."""
+
+import concurrent.futures
+import errno
+import hashlib
+import json
+import os
+import random
+import sys
+import time
+import urllib.request
+
+MIB = 1 << 20
+
+
+def digest(path, pause=0.0):
+    found = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(MIB):
+            found.update(chunk)
+            time.sleep(pause)
+    return found.hexdigest()
+
+
+def epoch(large, folder):
+    """A large object and many small ones, at the same time."""
+    with concurrent.futures.ThreadPoolExecutor(9) as pool:
+        first = pool.submit(digest, large)
+        names = sorted(os.listdir(folder))
+        found = list(pool.map(lambda name: digest(os.path.join(folder, name)), names))
+    whole = hashlib.sha256(first.result().encode())
+    for one in found:
+        whole.update(one.encode())
+    return whole.hexdigest()
+
+
+def wrong_reads(path, url, threads, count):
+    """Of random preads; what is right is asked of the server itself, before there are faults."""
+    truth = bytearray()
+    # 2 % of these fail as well, so they are asked for until they come.
+    size = os.stat(path).st_size
+    while len(truth) < size:
+        last = min(len(truth) + 4 * MIB, size) - 1
+        request = urllib.request.Request(url, headers={"Range": f"bytes={len(truth)}-{last}"})
+        try:
+            with urllib.request.urlopen(request, timeout=3) as answer:
+                got = answer.read()
+        except OSError:
+            continue
+        if len(got) == last + 1 - len(truth):
+            truth += got
+
+    def reads(seed):
+        chance = random.Random(seed)
+        wrong = 0
+        file = os.open(path, os.O_RDONLY)
+        for _ in range(count // threads):
+            at = chance.randrange(size)
+            length = chance.choice([1, 4096, 40_000, 131_072, 300_000])
+            wrong += os.pread(file, length, at) != truth[at:at + length]
+        os.close(file)
+        return wrong
+
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(reads, range(threads)))
+
+
+def main():
+    folder, endpoint, kind, key, *rest = sys.argv[1:]
+    path = os.path.join(folder, key)
+    try:
+        if kind == "list":
+            said = {"names": len(os.listdir(path))}
+        elif kind == "pread":
+            file = os.open(path, os.O_RDONLY | os.O_DIRECT)
+            got = os.pread(file, int(rest[1]), int(rest[0]))
+            said = {"digest": hashlib.sha256(got).hexdigest()}
+        elif kind == "epoch":
+            said = {"digest": epoch(path, os.path.join(folder, rest[0]))}
+        elif kind == "random":
+            url = f"{endpoint}/data/{key}"
+            said = {"wrong": wrong_reads(path, url, int(rest[0]), int(rest[1]))}
+        else:
+            said = {"digest": digest(path, 0.02 if kind == "slowly" else 0.0)}
+    except OSError as error:
+        said = {"error": errno.errorcode.get(error.errno, str(error))}
+    print(json.dumps(said))
+
+
+main()

@@ -1,0 +1,81 @@
+//! `--daemon`, and the helper of mount(8): the mount goes on in a process of its own, and whoever
+//! asked for it is told when it is usable, or why it is not.
+//!
+//! The process is the program itself, started anew: forking one that may have threads needs care
+//! that no library takes. Its standard output is a pipe on which it says [`READY`]; an end without
+//! that word is a failure, whose sentence is already on standard error, which both share.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+
+use nix::unistd::{User, chdir, dup2_stderr, dup2_stdout, getuid, setsid};
+
+use super::logging::stderr_is_file;
+use super::{Ended, StartError};
+
+/// Tells the process that it is the one that goes on.
+const CHILD: &str = "FASTS3_MOUNT_TELLS_STDOUT";
+const READY: &[u8] = b"ready\n";
+
+/// Whether this is the process that goes on.
+pub(super) fn is_child() -> bool {
+    std::env::var_os(CHILD).is_some()
+}
+
+/// Starts the process that goes on, and returns when the mount is usable. `arguments` are the
+/// program's own, its name first.
+pub(super) fn start(arguments: &[OsString]) -> Result<(), Ended> {
+    let internal = |what: &str, error: std::io::Error| {
+        Ended::Error(StartError::Internal(format!("the daemon cannot be {what}: {error}")))
+    };
+    let program = std::env::current_exe().map_err(|error| internal("found", error))?;
+    let mut command = Command::new(program);
+    command.arg0("fasts3-mount").args(arguments.iter().skip(1)).env(CHILD, "1");
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    // systemd's mount units have no HOME, where credentials are looked for.
+    if std::env::var_os("HOME").is_none()
+        && let Ok(Some(user)) = User::from_uid(getuid())
+    {
+        command.env("HOME", user.dir);
+    }
+    let mut child = command.spawn().map_err(|error| internal("started", error))?;
+    let mut said = Vec::new();
+    if let Some(mut stdout) = child.stdout.take() {
+        stdout.read_to_end(&mut said).map_err(|error| internal("heard", error))?;
+    }
+    if said == READY {
+        return Ok(());
+    }
+    let status = child.wait().map_err(|error| internal("waited for", error))?;
+    match status.code().and_then(|code| u8::try_from(code).ok()) {
+        Some(code) if code != 0 => Err(Ended::Told(code)),
+        _ => Err(Ended::Error(StartError::Internal(format!(
+            "the daemon ended before the mount was usable: {status}"
+        )))),
+    }
+}
+
+/// Leaves whoever started this process, and tells it that the mount is usable.
+///
+/// Not earlier: under systemd's automount the kernel lets only processes of its process group pass
+/// to a mountpoint that is being mounted, and a session of our own is another group.
+pub(super) fn leave() -> Result<(), StartError> {
+    let internal = |error: std::io::Error| {
+        StartError::Internal(format!("the mount cannot go on in the background: {error}"))
+    };
+    // Fails only for the leader of a group, who has left already.
+    let _ = setsid();
+    chdir("/").map_err(|errno| internal(errno.into()))?;
+    let nowhere = File::options().write(true).open("/dev/null").map_err(internal)?;
+    // An open standard error would keep whoever reads it waiting, as in `$(mount …)`.
+    if !stderr_is_file() {
+        dup2_stderr(&nowhere).map_err(|errno| internal(errno.into()))?;
+    }
+    let mut stdout = std::io::stdout();
+    // Fails when nobody waits any more: then nobody wants the mount.
+    stdout.write_all(READY).and_then(|()| stdout.flush()).map_err(internal)?;
+    dup2_stdout(&nowhere).map_err(|errno| internal(errno.into()))
+}

@@ -1,0 +1,49 @@
+//! An event as text: its message, and its fields behind it.
+
+use std::fmt::{Debug, Write as _};
+
+use tracing::Event;
+use tracing::field::{Field, Visit};
+
+/// The parts of an event.
+#[derive(Debug, Default)]
+pub(super) struct Line {
+    message: String,
+    pub(super) fields: Vec<(&'static str, String)>,
+}
+
+impl Line {
+    pub(super) fn of(event: &Event<'_>) -> Self {
+        let mut line = Self::default();
+        event.record(&mut line);
+        line
+    }
+
+    /// `message name=value …`
+    pub(super) fn text(&self) -> String {
+        let mut text = self.message.clone();
+        for (name, value) in &self.fields {
+            let _ = write!(text, " {name}={value}");
+        }
+        text
+    }
+
+    fn take(&mut self, name: &'static str, value: String) {
+        if name == "message" {
+            self.message = value;
+        } else if !name.starts_with("log.") {
+            // Where a line of the `log` crate comes from is not worth a field.
+            self.fields.push((name, value));
+        }
+    }
+}
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.take(field.name(), format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.take(field.name(), value.to_owned());
+    }
+}

@@ -1,0 +1,156 @@
+//! The same trouble a thousand times is a few lines, and then one every few seconds with a count.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tracing::callsite::Identifier;
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::Context;
+
+use super::line::Line;
+
+/// So often a kind of line that keeps coming is summed up.
+pub(super) const WINDOW: Duration = Duration::from_secs(5);
+/// Lines of one kind that are shown before they are only counted: enough to see what they have in
+/// common.
+const SHOWN: u32 = 10;
+/// The sums themselves.
+const SUMS: &str = "fasts3_mount::repeated";
+
+/// Lets a line of this program pass, or counts it. A kind is the place in the code that says it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Repeats(Arc<Mutex<HashMap<Identifier, Kind>>>);
+
+#[derive(Debug)]
+struct Kind {
+    ends: Instant,
+    /// How many more are shown before `ends`.
+    left: u32,
+    held: u32,
+    /// The newest of those that were held back.
+    example: String,
+    level: Level,
+}
+
+impl Repeats {
+    /// Says how many lines were held back; `all` of them, or those whose time has come.
+    pub(super) fn tell(&self, all: bool) {
+        for (level, sum) in self.due(Instant::now(), all) {
+            match level {
+                Level::ERROR => tracing::error!(target: SUMS, "{sum}"),
+                Level::WARN => tracing::warn!(target: SUMS, "{sum}"),
+                _ => tracing::info!(target: SUMS, "{sum}"),
+            }
+        }
+    }
+
+    fn due(&self, now: Instant, all: bool) -> Vec<(Level, String)> {
+        let mut sums = Vec::new();
+        self.0.lock().retain(|_, kind| {
+            if now < kind.ends && !all {
+                return true;
+            }
+            if kind.held == 0 {
+                return false;
+            }
+            sums.push((kind.level, format!("{} more like: {}", kind.held, kind.example)));
+            // Nothing but sums, until there was a window without it.
+            (kind.ends, kind.left, kind.held) = (now + WINDOW, 0, 0);
+            true
+        });
+        sums
+    }
+
+    fn lets_pass(&self, event: &Event<'_>, now: Instant) -> bool {
+        let metadata = event.metadata();
+        let level = *metadata.level();
+        let target = metadata.target();
+        // Who asks for debug lines wants every one.
+        if level > Level::INFO || target == SUMS || !target.starts_with("fasts3_mount") {
+            return true;
+        }
+        let mut kinds = self.0.lock();
+        let kind = kinds.entry(metadata.callsite()).or_insert_with(|| Kind {
+            ends: now + WINDOW,
+            left: SHOWN,
+            held: 0,
+            example: String::new(),
+            level,
+        });
+        if kind.left > 0 {
+            kind.left -= 1;
+            return true;
+        }
+        kind.held += 1;
+        kind.example = Line::of(event).text();
+        false
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Repeats {
+    fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
+        self.lets_pass(event, Instant::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing_subscriber::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Seen(Arc<Mutex<Vec<String>>>);
+
+    impl<S: Subscriber> Layer<S> for Seen {
+        fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+            self.0.lock().push(Line::of(event).text());
+        }
+    }
+
+    #[test]
+    fn a_thousand_lines_of_a_kind_are_ten_and_a_sum() {
+        let (repeats, seen) = (Repeats::default(), Seen::default());
+        let subscriber = tracing_subscriber::registry().with(repeats.clone()).with(seen.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            for key in 0..1000 {
+                tracing::warn!(key, "gave up");
+            }
+            tracing::warn!("another kind");
+            assert_eq!(seen.0.lock().len(), 11);
+
+            let start = Instant::now();
+            assert_eq!(repeats.due(start, false), [], "not yet");
+            let later = start + WINDOW;
+            let sums = repeats.due(later, false);
+            assert_eq!(sums, [(Level::WARN, "990 more like: gave up key=999".to_owned())]);
+
+            // It goes on: sums only, and what is left at the end is told too.
+            tracing::warn!(key = 1, "another place");
+            repeats.tell(true);
+            assert_eq!(seen.0.lock().len(), 12);
+        });
+    }
+
+    #[test]
+    fn after_a_quiet_window_lines_are_shown_again() {
+        let (repeats, seen) = (Repeats::default(), Seen::default());
+        let subscriber = tracing_subscriber::registry().with(repeats.clone()).with(seen.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            let say = || tracing::warn!("again");
+            (0..15).for_each(|_| say());
+            assert_eq!(seen.0.lock().len(), 10);
+            let later = Instant::now() + WINDOW;
+            assert_eq!(repeats.due(later, false).len(), 1);
+            say();
+            assert_eq!(seen.0.lock().len(), 10);
+            assert_eq!(repeats.due(later + WINDOW, false).len(), 1);
+            assert_eq!(repeats.due(later + 2 * WINDOW, false).len(), 0);
+            say();
+            assert_eq!(seen.0.lock().len(), 11);
+        });
+    }
+}

@@ -1,0 +1,87 @@
+//! Pure: what is mounted where, as the kernel tells it (`proc_pid_mountinfo(5)`).
+
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+/// One line of `mountinfo`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Mount {
+    /// `major:minor`, by which a FUSE mount is known in every namespace and under every path.
+    pub(crate) device: String,
+    /// The file system's type.
+    pub(crate) kind: String,
+    /// What is mounted, in the file system's own words.
+    pub(crate) source: String,
+}
+
+/// What is mounted on a path, the topmost if there are several.
+pub(crate) fn topmost(mountinfo: &[u8], path: &Path) -> Option<Mount> {
+    mountinfo.split(|&byte| byte == b'\n').rev().find_map(|line| {
+        let mut fields = line.split(|&byte| byte == b' ');
+        let device = fields.nth(2)?;
+        if unescaped(fields.nth(1)?) != path.as_os_str().as_bytes() {
+            return None;
+        }
+        // Optional fields end with a lone hyphen; the type follows.
+        fields.find(|field| *field == b"-")?;
+        let text = |field| String::from_utf8_lossy(field).into_owned();
+        let (kind, source) = (text(fields.next()?), text(fields.next()?));
+        Some(Mount { device: text(device), kind, source })
+    })
+}
+
+/// Whether a device is mounted anywhere.
+pub(crate) fn lists(mountinfo: &[u8], device: &str) -> bool {
+    mountinfo
+        .split(|&byte| byte == b'\n')
+        .any(|line| line.split(|&byte| byte == b' ').nth(2) == Some(device.as_bytes()))
+}
+
+/// Space, tab, newline and backslash are written `\ooo`.
+fn unescaped(field: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, after)) = rest.split_first() {
+        let octal = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(escaped) if byte == b'\\' => {
+                bytes.push(escaped);
+                rest = &after[3..];
+            }
+            _ => {
+                bytes.push(byte);
+                rest = after;
+            }
+        }
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INFO: &[u8] = b"36 35 98:0 /root /mnt/a\\040b rw,noatime master:1 - fuse.other x rw\n\
+        37 35 98:1 / /mnt/c rw - tmpfs tmpfs rw\n\
+        38 35 0:40 / /mnt/e rw - autofs systemd-1 rw,direct\n\
+        39 38 0:41 / /mnt/e rw - fuse.fasts3 s3://x/ rw\n";
+
+    #[test]
+    fn mounts_are_found_by_their_path_the_topmost_first() {
+        let found =
+            |path: &str| topmost(INFO, Path::new(path)).map(|mount| (mount.device, mount.kind));
+        let is = |device: &str, kind: &str| Some((device.to_owned(), kind.to_owned()));
+        assert_eq!(found("/mnt/a b"), is("98:0", "fuse.other"));
+        assert_eq!(found("/mnt/c"), is("98:1", "tmpfs"));
+        assert_eq!(found("/mnt/e"), is("0:41", "fuse.fasts3"));
+        assert_eq!(found("/mnt"), None);
+        assert_eq!(topmost(b"garbage", Path::new("/")), None);
+    }
+
+    #[test]
+    fn a_device_is_found_whatever_its_path() {
+        assert!(lists(INFO, "0:41"));
+        assert!(!lists(INFO, "0:4"));
+        assert!(!lists(INFO, "41:0"));
+    }
+}

@@ -1,0 +1,195 @@
+//! How somebody goes through the directories in a directory, and what is worth listing ahead. Pure.
+//!
+//! Whoever lists a directory's directories in its order, as `find` and `os.walk` do, will list the
+//! next ones. Where they are small they are listed together, in pages without a delimiter that fill
+//! one directory after the other, all that is below them included; a few such *runs* are under way
+//! at once. Where they fill pages of their own, each has its own listing.
+
+use std::sync::Arc;
+
+use super::listing::Listing;
+
+/// Directories that were listed one after the other before the next ones are listed ahead: two may
+/// be chance.
+const STEPS_BEFORE_WALK: u32 = 2;
+
+/// Directories with listings of their own that are listed ahead at most: as many latencies go by
+/// at the same time.
+pub(super) const MOST_AHEAD: usize = 16;
+
+/// Pages of runs that are ahead of a walk at most. They come as fast as 16 single listings, and
+/// whoever stops has paid for no more.
+const MOST_PAGES: usize = 16;
+
+/// Runs that are under way at once, each of them page by page.
+const RUNS: usize = 4;
+
+/// Entries that are looked through for the next directory: beyond so many files in between there
+/// is no walk to be fast for.
+const NEXT_WITHIN: usize = 4096;
+
+/// Memory that a listed key takes, generously: what is ahead may fill a quarter of the budget.
+const KEY_BYTES: usize = 200;
+
+/// Keys that a directory is taken to have while nothing is known.
+const UNKNOWN_KEYS: f64 = 100.0;
+
+/// How far somebody has gone.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Walk {
+    /// The listing, and the last directory in it that was listed.
+    generation: u32,
+    at: usize,
+    /// How many directories in a row were the next one.
+    steps: u32,
+    /// Directories behind it that were chosen to be listed ahead, and where the next ones stand.
+    ahead: usize,
+    ahead_to: usize,
+    /// Keys in and below each of them, as the last run has found.
+    keys_each: Option<f64>,
+}
+
+/// What is worth listing ahead.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Ahead {
+    /// A directory.
+    Single(Arc<str>),
+    /// Neighbours, together.
+    Run(Run),
+}
+
+/// Directories to be listed in pages without a delimiter.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Run {
+    pub(super) parent: Arc<str>,
+    /// In key order, at least two.
+    pub(super) directories: Vec<Arc<str>>,
+    /// What they are worth: when it is spent, the run ends.
+    pub(super) most_pages: usize,
+}
+
+/// What there is to know about a walk.
+pub(super) trait Surroundings {
+    /// Whether a directory needs no listing.
+    fn is_known(&self, directory: &str) -> bool;
+    /// Entries of its last listing.
+    fn entries(&self, directory: &str) -> Option<usize>;
+}
+
+/// Sizes that bound a walk.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    pub(super) page_keys: u16,
+    pub(super) listings_bytes: usize,
+}
+
+impl Walk {
+    /// The directory at index `at` of `listing` is being listed.
+    pub(super) fn step(
+        &mut self,
+        listing: &Listing,
+        at: usize,
+        bounds: Bounds,
+        around: &impl Surroundings,
+    ) -> Vec<Ahead> {
+        let same = self.generation == listing.generation();
+        if !same || self.at != at {
+            let is_next = same && directories(listing, self.at + 1).next() == Some(at);
+            let keys_each = self.keys_each;
+            if is_next {
+                self.steps = self.steps.saturating_add(1);
+                self.ahead = self.ahead.saturating_sub(1);
+                self.at = at;
+            } else {
+                *self = Self { generation: listing.generation(), at, keys_each, ..Self::default() };
+            }
+        }
+        if self.steps < STEPS_BEFORE_WALK {
+            return Vec::new();
+        }
+        let doubled = 1_usize.checked_shl(self.steps - 1).unwrap_or(usize::MAX);
+        let page_keys = usize::from(bounds.page_keys);
+        let affordable = bounds.listings_bytes / 4 / KEY_BYTES / page_keys;
+        let pages = doubled.min(MOST_PAGES).min(affordable);
+        let keys_each = self.keys_each.unwrap_or_else(|| guess(listing, at, around));
+        // A page for less than two directories saves nothing.
+        if keys_each * 2.0 > f64::from(bounds.page_keys) || pages == 0 {
+            let next = directories(listing, at + 1).take(doubled.saturating_mul(2).min(MOST_AHEAD));
+            let next = next.map(|index| path(listing, index));
+            return next.filter(|next| !around.is_known(next)).map(Ahead::Single).collect();
+        }
+        let run_pages = (pages / RUNS).max(1);
+        // A directory more, to see where the last one ends.
+        let run_keys = (run_pages * page_keys) as f64 - keys_each / 2.0;
+        let most_ahead = (pages * page_keys) as f64 / keys_each;
+        let run_directories = run_keys / keys_each;
+        let mut chosen = Vec::new();
+        if self.ahead == 0 {
+            self.ahead_to = at + 1;
+        }
+        while self.ahead as f64 + run_directories <= most_ahead {
+            let next = neighbours(listing, self.ahead_to, run_keys, keys_each);
+            let Some(last) = next.last() else { break };
+            self.ahead += next.len();
+            self.ahead_to = last + 1;
+            let next = next.into_iter().map(|index| path(listing, index));
+            let mut unknown: Vec<_> = next.filter(|next| !around.is_known(next)).collect();
+            chosen.extend(match unknown.len() {
+                0 => None,
+                1 => unknown.pop().map(Ahead::Single),
+                _ => Some(Ahead::Run(Run {
+                    parent: listing.prefix().clone(),
+                    directories: unknown,
+                    most_pages: 2 * run_pages,
+                })),
+            });
+        }
+        chosen
+    }
+
+    /// A run has seen so many keys in and below so many directories.
+    pub(super) fn measured(&mut self, keys: usize, directories: usize) {
+        if directories > 0 {
+            self.keys_each = Some((keys as f64 / directories as f64).max(1.0));
+        }
+    }
+}
+
+/// Indices of the directories from an index on.
+fn directories(listing: &Listing, from: usize) -> impl Iterator<Item = usize> {
+    let within = from..listing.len().min(from.saturating_add(NEXT_WITHIN));
+    within.filter(|index| listing.is_directory(*index))
+}
+
+/// The next directories that so many keys are enough for, with the files between them; at least
+/// one.
+fn neighbours(listing: &Listing, from: usize, keys: f64, keys_each: f64) -> Vec<usize> {
+    let (mut found, mut spent, mut before) = (Vec::new(), 0.0, from);
+    for index in directories(listing, from) {
+        // The files in front of the first are not listed.
+        let files = if found.is_empty() { 0 } else { index - before };
+        spent += files as f64 + keys_each;
+        if !found.is_empty() && spent > keys {
+            break;
+        }
+        found.push(index);
+        before = index + 1;
+    }
+    found
+}
+
+/// Keys in a directory, by what the last ones have.
+fn guess(listing: &Listing, at: usize, around: &impl Surroundings) -> f64 {
+    let before = (at.saturating_sub(NEXT_WITHIN)..at).rev();
+    let before = before.filter(|index| listing.is_directory(*index)).take(3);
+    let entries: Vec<_> =
+        before.filter_map(|index| around.entries(&path(listing, index))).collect();
+    if entries.is_empty() {
+        return UNKNOWN_KEYS;
+    }
+    (entries.iter().sum::<usize>() as f64 / entries.len() as f64).max(1.0)
+}
+
+fn path(listing: &Listing, index: usize) -> Arc<str> {
+    format!("{}{}/", listing.prefix(), String::from_utf8_lossy(listing.name(index))).into()
+}

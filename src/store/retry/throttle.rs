@@ -1,0 +1,230 @@
+//! How many requests a second a store that throttles is asked: one number for the whole mount, cut
+//! when the store refuses, raised a little as long as it does not.
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// Answers are counted for so long before the rate is changed: long enough that a burst that was
+/// under way counts once, short enough that a mount reacts before its retries come back.
+const WINDOW: Duration = Duration::from_millis(250);
+/// Requests a second, below which the rate does not fall: 128 that wait for their turn have it
+/// within a deadline, and no store that works allows less.
+const FLOOR: f64 = 16.0;
+/// The rate rises by this part of what it was cut to in each second.
+const GROWTH: f64 = 0.2;
+/// At so many times what it was cut to, 35 s later, the rate is no bound any more.
+const LIFTED: f64 = 8.0;
+
+/// Requests of the whole mount, held back together. The share of refusals says how far the rate is
+/// cut, as DCTCP does for a congested network: to a half when all were refused, and hardly at all
+/// when one was of a hundred, for then the store throttles one key and not this client.
+#[derive(Debug)]
+pub(super) struct Throttle(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    /// Requests a second; `None` until the store has throttled.
+    rate: Option<f64>,
+    /// What the rate was cut to.
+    cut: f64,
+    /// When the next request may go.
+    next: Instant,
+    /// Since when the rate has grown.
+    grown: Instant,
+    /// When the first answer of this window came.
+    since: Instant,
+    answers: u32,
+    refusals: u32,
+}
+
+impl Throttle {
+    pub(super) fn new() -> Self {
+        let now = Instant::now();
+        Self(Mutex::new(State {
+            rate: None,
+            cut: FLOOR,
+            next: now,
+            grown: now,
+            since: now,
+            answers: 0,
+            refusals: 0,
+        }))
+    }
+
+    /// Takes a place in the row: when the request may go, `None` for at once.
+    pub(super) fn turn(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let mut state = self.0.lock();
+        state.look(now);
+        let rate = state.rate?;
+        let turn = state.next.max(now);
+        state.next = turn + Duration::from_secs_f64(1.0 / rate);
+        (turn > now).then_some(turn)
+    }
+
+    /// A request was answered; `refused` when the store asked to slow down.
+    pub(super) fn answered(&self, refused: bool) {
+        let now = Instant::now();
+        let mut state = self.0.lock();
+        if state.rate.is_none() && !refused && state.refusals == 0 {
+            // Nothing to learn: the common case counts no more than what a window may hold.
+            if state.answers == 0 || now - state.since >= WINDOW {
+                (state.since, state.answers) = (now, 0);
+            }
+            state.answers = state.answers.saturating_add(1);
+            return;
+        }
+        state.look(now);
+        if state.answers == 0 {
+            state.since = now;
+        }
+        state.answers = state.answers.saturating_add(1);
+        state.refusals += u32::from(refused);
+    }
+
+    #[cfg(test)]
+    fn rate(&self) -> Option<f64> {
+        self.0.lock().rate
+    }
+}
+
+impl State {
+    /// Ends a window that is over, and lets the rate grow.
+    fn look(&mut self, now: Instant) {
+        if let Some(rate) = self.rate {
+            let seconds = (now - self.grown).as_secs_f64();
+            let grown = rate + self.cut * GROWTH * seconds;
+            self.rate = (grown < self.cut * LIFTED).then_some(grown);
+        }
+        self.grown = now;
+        let seconds = (now - self.since).as_secs_f64();
+        if self.answers == 0 || seconds < WINDOW.as_secs_f64() {
+            return;
+        }
+        if self.refusals > 0 {
+            let answers = f64::from(self.answers);
+            // What came is what was really asked; a rate above it bounds nothing.
+            let seen = answers / seconds;
+            let rate = self.rate.map_or(seen, |rate| rate.min(seen));
+            self.cut = (rate * (1.0 - f64::from(self.refusals) / answers / 2.0)).max(FLOOR);
+            self.rate = Some(self.cut);
+        }
+        (self.answers, self.refusals) = (0, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use tokio::time::{sleep, sleep_until};
+
+    use super::*;
+
+    /// A store that admits so many requests a second, in bursts of no more.
+    struct Limited {
+        per_second: f64,
+        tokens: Mutex<(f64, Instant)>,
+        admitted: AtomicU32,
+        refused: AtomicU32,
+    }
+
+    impl Limited {
+        fn new(per_second: f64) -> Arc<Self> {
+            let tokens = Mutex::new((per_second, Instant::now()));
+            Arc::new(Self { per_second, tokens, admitted: 0.into(), refused: 0.into() })
+        }
+
+        fn admits(&self) -> bool {
+            let mut tokens = self.tokens.lock();
+            let earned = tokens.1.elapsed().as_secs_f64() * self.per_second;
+            *tokens = ((tokens.0 + earned).min(self.per_second), Instant::now());
+            let admits = tokens.0 >= 1.0;
+            tokens.0 -= f64::from(u8::from(admits));
+            let counter = if admits { &self.admitted } else { &self.refused };
+            counter.fetch_add(1, Ordering::Relaxed);
+            admits
+        }
+
+        fn taken(&self) -> (u32, u32) {
+            (self.admitted.swap(0, Ordering::Relaxed), self.refused.swap(0, Ordering::Relaxed))
+        }
+    }
+
+    /// So many clients, each asking again as soon as it has an answer, which takes 10 ms.
+    fn clients(count: usize, store: &Arc<Limited>, throttle: &Arc<Throttle>) {
+        for _ in 0..count {
+            let (store, throttle) = (store.clone(), throttle.clone());
+            tokio::spawn(async move {
+                loop {
+                    if let Some(turn) = throttle.turn() {
+                        sleep_until(turn).await;
+                    }
+                    sleep(Duration::from_millis(10)).await;
+                    throttle.answered(!store.admits());
+                }
+            });
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_rate_settles_at_what_the_store_allows() {
+        let (store, throttle) = (Limited::new(200.0), Arc::new(Throttle::new()));
+        // 3,200 requests a second, if nothing held them back.
+        clients(32, &store, &throttle);
+        sleep(Duration::from_secs(10)).await;
+        store.taken();
+        sleep(Duration::from_mins(1)).await;
+        let (admitted, refused) = store.taken();
+        assert!(admitted > 60 * 170, "{admitted} of 12,000");
+        assert!(refused < admitted / 8, "{refused} refused, {admitted} admitted");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_key_that_is_throttled_slows_nobody_down() {
+        let throttle = Throttle::new();
+        for request in 0..100_000_u32 {
+            sleep(Duration::from_millis(1)).await;
+            throttle.answered(request % 200 == 0);
+        }
+        let rate = throttle.rate();
+        assert!(rate.is_none_or(|rate| rate > 900.0), "{rate:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_has_recovered_is_asked_without_bound_again() {
+        let throttle = Throttle::new();
+        for _ in 0..1000 {
+            throttle.answered(true);
+            sleep(Duration::from_millis(10)).await;
+        }
+        assert!(throttle.rate().is_some_and(|rate| rate < 20.0), "{:?}", throttle.rate());
+        let start = Instant::now();
+        while throttle.rate().is_some() {
+            if let Some(turn) = throttle.turn() {
+                sleep_until(turn).await;
+            }
+            throttle.answered(false);
+        }
+        let took = start.elapsed();
+        assert!(took > Duration::from_secs(2) && took < Duration::from_secs(40), "{took:?}");
+        assert_eq!(throttle.rate(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn turns_are_handed_out_one_after_the_other() {
+        let throttle = Throttle::new();
+        throttle.answered(true);
+        sleep(WINDOW).await;
+        let turns: Vec<_> = (0..17).filter_map(|_| throttle.turn()).collect();
+        let apart = *turns.last().unwrap() - Instant::now();
+        assert_eq!(turns.len(), 16);
+        assert!(
+            apart >= Duration::from_millis(950) && apart <= Duration::from_secs(1),
+            "{apart:?}"
+        );
+    }
+}

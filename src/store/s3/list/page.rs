@@ -1,0 +1,349 @@
+//! A page of a listing, read from XML in one pass. Pure.
+//!
+//! Nothing a store says is believed that could hurt: a document that is not whole, that is of another
+//! kind or that lacks something is [`StoreError::Protocol`], for an empty page in its place would be
+//! an empty directory. Elements that nobody knows are skipped, in whatever namespace; there are no
+//! entities but XML's own five and numbers, and no document type that could make some.
+
+use std::fmt;
+use std::ops::Range;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
+use quick_xml::Reader;
+use quick_xml::escape::resolve_xml_entity;
+use quick_xml::events::{BytesStart, Event};
+
+use super::super::{protocol, quoted, whole_seconds};
+use crate::store::{ListEntry, ListPage, ObjectMeta, ObjectVersion, StoreError};
+
+/// What is nested deeper is no listing; S3's own are four deep.
+const DEEPEST: usize = 16;
+/// So much of what a store wrote is shown of it.
+const SHOWN_BYTES: usize = 200;
+
+/// Reads a page; the order of its entries is theirs who wrote it.
+pub(super) fn read(xml: &[u8]) -> Result<ListPage, StoreError> {
+    let mut document = Document::new(xml);
+    let Some(root) = document.child()? else { return Err(not_xml(&"there is nothing in it")) };
+    let mut found = Found::default();
+    match root.local_name().as_ref() {
+        b"ListBucketResult" => found.read(&mut document)?,
+        b"Error" => return Err(refusal(&mut document)),
+        other => return Err(odd("document", &String::from_utf8_lossy(other))),
+    }
+    if document.child()?.is_some() {
+        return Err(not_xml(&"something follows it"));
+    }
+    found.page()
+}
+
+/// What a document tells.
+#[derive(Default)]
+struct Found {
+    /// Keys and prefixes as they are written.
+    objects: Vec<ListEntry>,
+    prefixes: Vec<ListEntry>,
+    is_encoded: bool,
+    is_truncated: Option<bool>,
+    token: Option<String>,
+    key_count: Option<usize>,
+}
+
+impl Found {
+    fn read(&mut self, document: &mut Document<'_>) -> Result<(), StoreError> {
+        while let Some(element) = document.child()? {
+            match element.local_name().as_ref() {
+                b"Contents" => self.objects.push(object(document)?),
+                b"CommonPrefixes" => self.prefixes.push(prefix(document)?),
+                // A store that does not know the parameter sends keys as they are and does not echo
+                // it. It may come behind them.
+                b"EncodingType" => self.is_encoded = document.text()? == "url",
+                b"IsTruncated" => {
+                    let text = document.text()?;
+                    let told = text.parse().map_err(|_| odd("IsTruncated", text))?;
+                    self.is_truncated = Some(told);
+                }
+                b"NextContinuationToken" => self.token = Some(document.text()?.to_owned()),
+                b"KeyCount" => {
+                    let text = document.text()?;
+                    self.key_count = Some(text.parse().map_err(|_| odd("KeyCount", text))?);
+                }
+                _ => document.skip()?,
+            }
+        }
+        Ok(())
+    }
+
+    fn page(self) -> Result<ListPage, StoreError> {
+        let Self { mut objects, mut prefixes, is_encoded, is_truncated, token, key_count } = self;
+        let next = match (is_truncated, token) {
+            (Some(true), Some(token)) if !token.is_empty() => Some(token),
+            (Some(true), _) => return Err(wrong("a truncated listing page without a token")),
+            (Some(false), _) => None,
+            // S3 always says.
+            (None, _) => return Err(wrong("a listing page that does not say whether more follow")),
+        };
+        let listed = objects.len() + prefixes.len();
+        if let Some(promised) = key_count.filter(|promised| *promised > listed) {
+            let what = format!("a listing page of {listed} entries that promises {promised}");
+            return Err(wrong(&what));
+        }
+        if is_encoded {
+            objects.retain_mut(decode);
+            prefixes.retain_mut(decode);
+        }
+        let undecodable = listed - objects.len() - prefixes.len();
+        Ok(ListPage { entries: merge(objects, prefixes), next, undecodable })
+    }
+}
+
+/// `<Contents>`, whose children may come in any order.
+fn object(document: &mut Document<'_>) -> Result<ListEntry, StoreError> {
+    let (mut key, mut etag, mut size, mut modified) = (None, None, None, None);
+    let mut archived = false;
+    while let Some(element) = document.child()? {
+        match element.local_name().as_ref() {
+            b"Key" => key = Some(document.text()?.to_owned()),
+            b"ETag" => etag = Some(document.text()?).filter(|etag| !etag.is_empty()).map(quoted),
+            b"Size" => {
+                let text = document.text()?;
+                // No file has more bytes than this.
+                let bytes = text.parse::<i64>().ok().and_then(|size| u64::try_from(size).ok());
+                size = Some(bytes.ok_or_else(|| odd("Size", text))?);
+            }
+            b"LastModified" => {
+                let text = document.text()?;
+                modified = Some(time(text).ok_or_else(|| odd("LastModified", text))?);
+            }
+            // INTELLIGENT_TIERING's archive tiers are told by HEAD only; GLACIER_IR is readable.
+            b"StorageClass" => archived = matches!(document.text()?, "GLACIER" | "DEEP_ARCHIVE"),
+            _ => document.skip()?,
+        }
+    }
+    let key = key.ok_or_else(|| wrong("a listed object without a key"))?;
+    let missing = |what: &str| wrong(&format!("no {what} of the listed object {key:?}"));
+    let etag = etag.ok_or_else(|| missing("ETag"))?;
+    let size_bytes = size.ok_or_else(|| missing("size"))?;
+    let last_modified = modified.ok_or_else(|| missing("modification time"))?;
+    let version = ObjectVersion { key, etag, size_bytes };
+    Ok(ListEntry::Object(ObjectMeta { version, last_modified, archived }))
+}
+
+/// `<CommonPrefixes>`, of which there is one for each.
+fn prefix(document: &mut Document<'_>) -> Result<ListEntry, StoreError> {
+    let mut prefix = None;
+    while let Some(element) = document.child()? {
+        match element.local_name().as_ref() {
+            b"Prefix" => prefix = Some(document.text()?.to_owned()),
+            _ => document.skip()?,
+        }
+    }
+    prefix.map(ListEntry::Prefix).ok_or_else(|| wrong("a common prefix without a name"))
+}
+
+/// What a store says that has answered 200 before it knew what to say.
+fn refusal(document: &mut Document<'_>) -> StoreError {
+    let mut said = Vec::new();
+    // What can be understood of it will do.
+    while let Ok(Some(element)) = document.child() {
+        match element.local_name().as_ref() {
+            b"Code" | b"Message" => said.extend(document.text().map(str::to_owned)),
+            _ if document.skip().is_ok() => {}
+            _ => break,
+        }
+    }
+    wrong(&format!("an error in place of a listing: {}", said.join(": ")))
+}
+
+/// An XML document, element by element.
+struct Document<'a> {
+    reader: Reader<&'a [u8]>,
+    depth: usize,
+    /// Of the element read last.
+    text: Vec<u8>,
+}
+
+impl<'a> Document<'a> {
+    fn new(xml: &'a [u8]) -> Self {
+        let mut reader = Reader::from_reader(xml);
+        // `<a/>` is `<a></a>`.
+        reader.config_mut().expand_empty_elements = true;
+        Self { reader, depth: 0, text: Vec::new() }
+    }
+
+    /// Enters the next child of the element it is in; leaves that when there is none.
+    fn child(&mut self) -> Result<Option<BytesStart<'a>>, StoreError> {
+        loop {
+            match self.event()? {
+                Event::Start(start) => return Ok(Some(start)),
+                Event::End(_) | Event::Eof => return Ok(None),
+                _ => {}
+            }
+        }
+    }
+
+    /// The text of the element it is in, which it leaves.
+    fn text(&mut self) -> Result<&str, StoreError> {
+        self.text.clear();
+        loop {
+            match self.event()? {
+                Event::Text(text) => self.text.extend_from_slice(&text),
+                Event::CData(text) => self.text.extend_from_slice(&text),
+                Event::GeneralRef(name) => {
+                    let mut utf8 = [0; 4];
+                    let number = name.resolve_char_ref().map_err(|error| not_xml(&error))?;
+                    let text = match number {
+                        Some(character) => Some(&*character.encode_utf8(&mut utf8)),
+                        None => std::str::from_utf8(&name).ok().and_then(resolve_xml_entity),
+                    };
+                    let text = text.ok_or_else(|| not_xml(&"an unknown entity"))?;
+                    self.text.extend_from_slice(text.as_bytes());
+                }
+                Event::Start(_) => return Err(not_xml(&"an element in place of text")),
+                Event::End(_) => break,
+                _ => {}
+            }
+        }
+        std::str::from_utf8(&self.text).map_err(|error| not_xml(&error))
+    }
+
+    /// Leaves the element it is in, with all that is in it.
+    fn skip(&mut self) -> Result<(), StoreError> {
+        let outside = self.depth - 1;
+        while self.depth > outside {
+            self.event()?;
+        }
+        Ok(())
+    }
+
+    /// What comes next; an end only of what has begun.
+    fn event(&mut self) -> Result<Event<'a>, StoreError> {
+        let event = self.reader.read_event().map_err(|error| not_xml(&error))?;
+        match &event {
+            Event::Start(_) if self.depth == DEEPEST => return Err(not_xml(&"it is too deep")),
+            Event::Start(_) => self.depth += 1,
+            // The reader has compared it with what it ends.
+            Event::End(_) => self.depth -= 1,
+            Event::DocType(_) => return Err(not_xml(&"it has a document type")),
+            Event::Eof if self.depth > 0 => return Err(not_xml(&"it is cut off")),
+            Event::Text(text) if self.depth == 0 && !text.trim_ascii().is_empty() => {
+                return Err(not_xml(&"there is text around it"));
+            }
+            _ => {}
+        }
+        Ok(event)
+    }
+}
+
+/// Two lists in key order become one. A list out of order stays so, and is found out by
+/// [`check_page`](crate::store::check_page); sorting would hide it.
+fn merge(objects: Vec<ListEntry>, prefixes: Vec<ListEntry>) -> Vec<ListEntry> {
+    if prefixes.is_empty() {
+        return objects;
+    }
+    let mut merged = Vec::with_capacity(objects.len() + prefixes.len());
+    let mut objects = objects.into_iter().peekable();
+    for prefix in prefixes {
+        while let Some(object) = objects.next_if(|object| object.key() <= prefix.key()) {
+            merged.push(object);
+        }
+        merged.push(prefix);
+    }
+    merged.extend(objects);
+    merged
+}
+
+/// `encoding-type=url` is a form's: a space is `+`. False when the key is not UTF-8.
+fn decode(entry: &mut ListEntry) -> bool {
+    let key = match entry {
+        ListEntry::Object(meta) => &mut meta.version.key,
+        ListEntry::Prefix(prefix) => prefix,
+    };
+    let Some(first) = key.bytes().position(|byte| matches!(byte, b'+' | b'%')) else { return true };
+    // What is decoded is never longer.
+    let mut bytes = std::mem::take(key).into_bytes();
+    let (mut from, mut to) = (first, first);
+    while let Some(byte) = bytes.get(from).copied() {
+        let digits = |at: usize| bytes.get(at).and_then(|digit| char::from(*digit).to_digit(16));
+        let pair = digits(from + 1).zip(digits(from + 2));
+        let (decoded, used) = match (byte, pair) {
+            (b'+', _) => (b' ', 1),
+            (b'%', Some((high, low))) => (u8::try_from(high << 4 | low).expect("two digits"), 3),
+            _ => (byte, 1),
+        };
+        bytes[to] = decoded;
+        from += used;
+        to += 1;
+    }
+    bytes.truncate(to);
+    String::from_utf8(bytes).map(|decoded| *key = decoded).is_ok()
+}
+
+/// As S3 writes it, `2024-01-31T23:59:59.000Z`, or in another way that the SDK understands.
+fn time(text: &str) -> Option<SystemTime> {
+    if let Some(seconds) = written_by_s3(text) {
+        return UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
+    }
+    let time = DateTime::from_str(text, DateTimeFormat::DateTimeWithOffset).ok()?;
+    whole_seconds(&time)
+}
+
+/// A listing has a thousand of them, and a parser that knows every way costs as much as all else.
+fn written_by_s3(text: &str) -> Option<u64> {
+    let text = text.as_bytes();
+    let number = |range: Range<usize>| {
+        let digits = text.get(range)?;
+        let of = |sum: u64, digit: &u8| {
+            digit.is_ascii_digit().then(|| sum * 10 + u64::from(digit - b'0'))
+        };
+        digits.iter().try_fold(0, of)
+    };
+    let sign = |at: usize, sign: u8| text.get(at) == Some(&sign);
+    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
+    let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
+    let signs = [(4, b'-'), (7, b'-'), (10, b'T'), (13, b':'), (16, b':')];
+    let fraction = text.get(19..)?.strip_suffix(b"Z")?;
+    let is_fraction = match fraction {
+        [] => true,
+        [b'.', digits @ ..] => {
+            (1..=9).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit)
+        }
+        _ => false,
+    };
+    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let longest = match month {
+        1 | 3 | 5 | 7 | 8 | 10 | 12 => 31,
+        4 | 6 | 9 | 11 => 30,
+        2 => 28 + u64::from(leap),
+        _ => return None,
+    };
+    let is_time = (1..=longest).contains(&day) && hour < 24 && minute < 60 && second < 60;
+    if year < 1970 || !is_time || !is_fraction || !signs.iter().all(|(at, is)| sign(*at, *is)) {
+        return None;
+    }
+    // Years that begin in March end with the leap day; 719,468 days lie between March of the year 0
+    // and 1970.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let of_year = (153 * month + 2) / 5 + day - 1;
+    let days = year * 365 + year / 4 - year / 100 + year / 400 + of_year - 719_468;
+    Some(days * 86_400 + hour * 3600 + minute * 60 + second)
+}
+
+fn not_xml(why: &dyn fmt::Display) -> StoreError {
+    wrong(&format!("a listing page that is no XML: {why}"))
+}
+
+fn odd(what: &str, text: &str) -> StoreError {
+    wrong(&format!("a listing page with the {what} {text:?}"))
+}
+
+/// With no more of what the store wrote than somebody will read.
+fn wrong(what: &str) -> StoreError {
+    let end = what.floor_char_boundary(SHOWN_BYTES);
+    let more = if end < what.len() { "…" } else { "" };
+    protocol(format!("{}{more}", &what[..end]))
+}
+
+#[cfg(test)]
+mod tests;

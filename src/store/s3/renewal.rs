@@ -1,0 +1,307 @@
+//! Credentials that are renewed: before they expire, and when the store refuses them, once for all
+//! requests that need them.
+//!
+//! The SDK's own cache keeps credentials until they expire, whatever the store says of them, and its
+//! chain of providers reads a file once. So each renewal asks a new chain: files that were rotated
+//! are read again, a credential process runs again, a web identity token is what its file now holds.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_credential_types::provider::{self, future};
+use aws_sdk_s3::config::{ProvideCredentials, SharedCredentialsProvider};
+use parking_lot::Mutex;
+use tokio::time::{Instant, timeout};
+
+use super::http::innermost;
+
+/// Credentials are renewed so long before they expire: the AWS SDKs' own margin for roles, in which a
+/// provider that fails for a while does no harm.
+const AHEAD: Duration = Duration::from_mins(5);
+/// In this last part of their life they are waited for; a request that is on its way may take as
+/// long to be checked.
+const LAST: Duration = Duration::from_secs(10);
+/// What has failed, or has given the same again, is not asked again for so long.
+const PAUSE: Duration = Duration::from_secs(1);
+/// A provider that takes longer has failed: a process may hang, and a metadata service be away.
+pub(super) const LIMIT: Duration = Duration::from_secs(5);
+
+type Chain = Pin<Box<dyn Future<Output = Option<SharedCredentialsProvider>> + Send>>;
+
+/// The credentials of all requests. Clones are the same.
+#[derive(Clone)]
+pub(super) struct Renewing(Arc<Inner>);
+
+struct Inner {
+    /// Makes a chain of providers that has read nothing yet.
+    chain: Box<dyn Fn() -> Chain + Send + Sync>,
+    kept: Mutex<Kept>,
+    /// Held by the one request that renews for all.
+    turn: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Kept {
+    credentials: Option<(Credentials, Instant)>,
+    /// The store does not take them.
+    refused: bool,
+    /// Until when nobody is asked, and why.
+    pause: Option<(Instant, String)>,
+}
+
+/// What is to be done for one request.
+enum Need {
+    Nothing(Credentials),
+    /// Credentials that are good for some time, and better ones.
+    Soon(Credentials),
+    Now,
+}
+
+impl fmt::Debug for Renewing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Renewing").finish_non_exhaustive()
+    }
+}
+
+impl Renewing {
+    pub(super) fn new(chain: impl Fn() -> Chain + Send + Sync + 'static) -> Self {
+        let (kept, turn) = (Mutex::default(), tokio::sync::Mutex::default());
+        Self(Arc::new(Inner { chain: Box::new(chain), kept, turn }))
+    }
+
+    /// The store has refused the signature of a request that was begun then. What was had by then
+    /// is not used again, unless it was just renewed and is still the same.
+    pub(super) fn refused(&self, begun: Instant) {
+        let mut kept = self.0.kept.lock();
+        let is_old = kept.credentials.as_ref().is_some_and(|(_, since)| *since <= begun);
+        let paused = kept.pause.as_ref().is_some_and(|(until, _)| Instant::now() < *until);
+        if is_old && !paused {
+            kept.refused = true;
+        }
+    }
+
+    fn need(&self) -> Need {
+        let kept = self.0.kept.lock();
+        let Some((credentials, _)) = kept.credentials.clone().filter(|_| !kept.refused) else {
+            return Need::Now;
+        };
+        let left = credentials
+            .expiry()
+            .map(|expiry| expiry.duration_since(SystemTime::now()).unwrap_or_default());
+        match left {
+            Some(left) if left <= LAST => Need::Now,
+            Some(left) if left <= AHEAD => Need::Soon(credentials),
+            _ => Need::Nothing(credentials),
+        }
+    }
+
+    async fn renewed(&self, need: Need) -> provider::Result {
+        let _turn = match need {
+            Need::Nothing(credentials) => return Ok(credentials),
+            // One request renews them, the others go on with what they have.
+            Need::Soon(credentials) => match self.0.turn.try_lock() {
+                Ok(turn) => turn,
+                Err(_) => return Ok(credentials),
+            },
+            Need::Now => self.0.turn.lock().await,
+        };
+        let old = match self.need() {
+            Need::Nothing(credentials) => return Ok(credentials),
+            Need::Soon(credentials) => Some(credentials),
+            Need::Now => None,
+        };
+        let paused = {
+            let kept = self.0.kept.lock();
+            let pause = kept.pause.as_ref().filter(|(until, _)| Instant::now() < *until);
+            pause.map(|(_, cause)| cause.clone())
+        };
+        if let Some(cause) = paused {
+            return old.ok_or_else(|| CredentialsError::provider_error(cause));
+        }
+        let asked = timeout(LIMIT, self.ask()).await;
+        self.keep(asked.unwrap_or_else(|_| Err(CredentialsError::provider_timed_out(LIMIT))), old)
+    }
+
+    async fn ask(&self) -> provider::Result {
+        match (self.0.chain)().await {
+            Some(provider) => provider.provide_credentials().await,
+            None => Err(CredentialsError::not_loaded("no provider is configured")),
+        }
+    }
+
+    /// Keeps what came; when nothing did, what there was is good as long as it lives.
+    fn keep(&self, came: provider::Result, old: Option<Credentials>) -> provider::Result {
+        let now = Instant::now();
+        let mut kept = self.0.kept.lock();
+        match came {
+            Ok(credentials) => {
+                let same = kept.credentials.as_ref().is_some_and(|(old, _)| *old == credentials);
+                if kept.credentials.is_some() && !same {
+                    let id = credentials.access_key_id();
+                    tracing::info!(access_key = id, "credentials were renewed");
+                }
+                let cause = "the provider gives the same credentials again".to_owned();
+                kept.pause = same.then(|| (now + PAUSE, cause));
+                kept.credentials = Some((credentials.clone(), now));
+                kept.refused = false;
+                Ok(credentials)
+            }
+            Err(error) => {
+                let cause = innermost(&error);
+                // At the start it matters what it is. Later, a file may be just being written.
+                let again = kept.credentials.is_some();
+                kept.pause = Some((now + PAUSE, cause.clone()));
+                if again {
+                    tracing::warn!(cause, "credentials could not be renewed");
+                }
+                let error = if again { CredentialsError::provider_error(cause) } else { error };
+                old.ok_or(error)
+            }
+        }
+    }
+}
+
+impl ProvideCredentials for Renewing {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        match self.need() {
+            Need::Nothing(credentials) => future::ProvideCredentials::ready(Ok(credentials)),
+            need => future::ProvideCredentials::new(self.renewed(need)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::task::JoinSet;
+    use tokio::time::{advance, sleep};
+
+    use super::*;
+
+    /// What the next asking gives: how long the credentials live, or nothing.
+    type Life = Option<Duration>;
+
+    #[derive(Clone)]
+    struct Scripted(Arc<(AtomicUsize, Vec<Option<Life>>)>);
+
+    impl fmt::Debug for Scripted {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("Scripted")
+        }
+    }
+
+    impl ProvideCredentials for Scripted {
+        fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+        where
+            Self: 'a,
+        {
+            future::ProvideCredentials::new(async {
+                let time = self.0.0.fetch_add(1, Ordering::Relaxed);
+                sleep(Duration::from_millis(100)).await;
+                let Some(life) = self.0.1[time.min(self.0.1.len() - 1)] else {
+                    return Err(CredentialsError::provider_error("down"));
+                };
+                let expiry = life.map(|life| SystemTime::now() + life);
+                Ok(Credentials::new(format!("ID{time}"), "hush", None, expiry, "test"))
+            })
+        }
+    }
+
+    impl Scripted {
+        fn new(lives: impl Into<Vec<Option<Life>>>) -> (Self, Renewing) {
+            let scripted = Self(Arc::new((AtomicUsize::new(0), lives.into())));
+            let provider = SharedCredentialsProvider::new(scripted.clone());
+            let renewing = Renewing::new(move || {
+                let provider = provider.clone();
+                Box::pin(async move { Some(provider) })
+            });
+            (scripted, renewing)
+        }
+
+        fn asked(&self) -> usize {
+            self.0.0.load(Ordering::Relaxed)
+        }
+    }
+
+    async fn id(renewing: &Renewing) -> Result<String, String> {
+        let given = renewing.provide_credentials().await;
+        given.map(|keys| keys.access_key_id().to_owned()).map_err(|error| innermost(&error))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_thousand_refused_readers_cost_one_renewal() {
+        let (scripted, renewing) = Scripted::new([Some(None)]);
+        assert_eq!(id(&renewing).await, Ok("ID0".into()));
+        let begun = Instant::now();
+        advance(Duration::from_secs(5)).await;
+        let mut readers = JoinSet::new();
+        for reader in 0..1000 {
+            let renewing = renewing.clone();
+            readers.spawn(async move {
+                // Their refusals come one after the other, some after the renewal.
+                sleep(Duration::from_millis(reader)).await;
+                renewing.refused(begun);
+                id(&renewing).await
+            });
+        }
+        for id in readers.join_all().await {
+            assert_eq!(id, Ok("ID1".into()));
+        }
+        assert_eq!(scripted.asked(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_credentials_that_are_good_for_a_while() {
+        let soon = Duration::from_mins(4);
+        let (scripted, renewing) = Scripted::new([Some(Some(soon)), Some(None)]);
+        assert_eq!(id(&renewing).await, Ok("ID0".into()));
+        let (first, second) = tokio::join!(id(&renewing), id(&renewing));
+        assert_eq!((first, second), (Ok("ID1".into()), Ok("ID0".into())));
+        assert_eq!(id(&renewing).await, Ok("ID1".into()));
+        assert_eq!(scripted.asked(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn old_credentials_do_while_the_provider_is_down() {
+        let (scripted, renewing) =
+            Scripted::new([Some(Some(Duration::from_mins(4))), None, None, Some(None)]);
+        assert_eq!(id(&renewing).await, Ok("ID0".into()));
+        assert_eq!(id(&renewing).await, Ok("ID0".into()));
+        // It has failed just now, so nobody asks it again.
+        assert_eq!((id(&renewing).await, scripted.asked()), (Ok("ID0".into()), 2));
+        // The store takes them no more.
+        renewing.refused(Instant::now());
+        assert_eq!(id(&renewing).await, Ok("ID0".into()), "asked too soon");
+        advance(2 * PAUSE).await;
+        renewing.refused(Instant::now());
+        assert_eq!(id(&renewing).await, Err("down".to_owned()));
+        advance(2 * PAUSE).await;
+        assert_eq!((id(&renewing).await, scripted.asked()), (Ok("ID3".into()), 4));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_provider_that_hangs_has_failed() {
+        let renewing = Renewing::new(|| Box::pin(std::future::pending()));
+        let start = Instant::now();
+        assert!(id(&renewing).await.is_err());
+        assert_eq!(start.elapsed(), LIMIT);
+    }
+
+    #[tokio::test]
+    async fn no_secret_is_ever_shown() {
+        let (_, renewing) = Scripted::new([Some(None)]);
+        let keys = renewing.provide_credentials().await.unwrap();
+        assert_eq!(keys.secret_access_key(), "hush");
+        let shown =
+            format!("{renewing:?} {:?} {keys:?}", SharedCredentialsProvider::new(renewing.clone()));
+        assert!(!shown.contains("hush"), "{shown}");
+    }
+}

@@ -1,0 +1,135 @@
+//! What a service manager hears of the daemon: this test plays its end of the notify socket.
+
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use rustix::process::Signal;
+
+use crate::common::{Daemon, Scene, can_mount, eventually, is_mounted};
+
+/// Everything that was said, one line each, in order.
+#[derive(Clone)]
+struct Manager {
+    heard: Arc<Mutex<Vec<String>>>,
+    socket: PathBuf,
+}
+
+impl Manager {
+    /// Listens until the test's process ends.
+    fn new(folder: &Path) -> Self {
+        let socket = folder.join("notify");
+        let listening = UnixDatagram::bind(&socket).unwrap();
+        let manager = Self { heard: Arc::default(), socket };
+        let heard = manager.heard.clone();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(length) = listening.recv(&mut buffer) {
+                let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+                heard.lock().unwrap().extend(text.lines().map(str::to_owned));
+            }
+        });
+        manager
+    }
+
+    fn said(&self, start: &str) -> usize {
+        self.heard.lock().unwrap().iter().filter(|line| line.starts_with(start)).count()
+    }
+
+    fn place(&self, start: &str) -> Option<usize> {
+        self.heard.lock().unwrap().iter().position(|line| line.starts_with(start))
+    }
+}
+
+#[test]
+fn a_manager_hears_ready_then_status_and_watchdog_and_stopping_at_the_end() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.bucket().put_synthetic("object", 10 << 20);
+    let manager = Manager::new(scene.folder.path());
+    let mountpoint = scene.mountpoint();
+    let mut command = scene.program();
+    command.arg("data").arg(&mountpoint).env("NOTIFY_SOCKET", &manager.socket);
+    // Three times a second instead of once a minute.
+    command.env("WATCHDOG_USEC", "1000000");
+    let daemon = Daemon::start(&mut command, &mountpoint);
+    eventually("READY", || manager.said("READY=1") == 1);
+    assert!(is_mounted(&mountpoint));
+    let ready = manager.place("READY=1").unwrap();
+    assert!(manager.place("EXTEND_TIMEOUT_USEC=").unwrap() < ready, "the start asks for time");
+    assert!(manager.place("STATUS=asking for s3://data/").unwrap() < ready);
+    assert_eq!(manager.said("STATUS=mounted s3://data/ on"), 1);
+
+    assert_eq!(std::fs::read(mountpoint.join("object")).unwrap().len(), 10 << 20);
+    eventually("what is read", || {
+        manager.said("STATUS=reading: ") > 0 || manager.said("STATUS=idle; 10 MB read") > 0
+    });
+    eventually("the watchdog is fed again and again", || manager.said("WATCHDOG=1") > 2);
+
+    let (code, log) = daemon.end(Signal::TERM);
+    assert_eq!(code, Some(0), "{log}");
+    eventually("STOPPING", || manager.said("STOPPING=1") == 1);
+    assert_eq!(manager.said("READY=1"), 1);
+}
+
+#[test]
+fn a_start_that_fails_says_why_and_is_never_ready() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    let manager = Manager::new(scene.folder.path());
+    let mut command = scene.program();
+    command.arg("missing").arg(scene.mountpoint()).env("NOTIFY_SOCKET", &manager.socket);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(66), "{output:?}");
+    eventually("the reason", || manager.said("STATUS=there is no bucket missing") == 1);
+    assert_eq!(manager.said("READY=1"), 0);
+}
+
+#[test]
+fn a_manager_that_has_gone_disturbs_nothing() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.bucket().put("file", "bytes");
+    let mountpoint = scene.mountpoint();
+    let mut command = scene.program();
+    command.arg("data").arg(&mountpoint).env("NOTIFY_SOCKET", "/nowhere/at/all");
+    let daemon = Daemon::start(&mut command, &mountpoint);
+    assert_eq!(std::fs::read(mountpoint.join("file")).unwrap(), b"bytes");
+    assert_eq!(daemon.end(Signal::TERM).0, Some(0));
+}
+
+#[test]
+fn the_log_gets_louder_by_a_signal_and_quiet_again() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    let mount = scene.mount(&[]);
+    let pid = mount.daemon.pid();
+    // Both are told in the log, which is only seen whole at the end; between two signals of a kind
+    // that the daemon takes in no order, its mask says which have been taken.
+    mount.daemon.signal(Signal::USR1);
+    eventually("the first signal", || taken(pid));
+    mount.daemon.signal(Signal::USR1);
+    eventually("the second signal", || taken(pid));
+    mount.daemon.signal(Signal::USR2);
+    let (code, log, _scene) = mount.end(Signal::TERM);
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("fasts3_mount=debug"), "{log}");
+}
+
+/// Whether no signal waits for the process.
+fn taken(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let pending = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        u64::from_str_radix(line.trim(), 16).unwrap()
+    };
+    pending("ShdPnd:") == 0 && pending("SigPnd:") == 0
+}
