@@ -14,12 +14,18 @@ MIB = 1 << 20
 
 
 def digest(path, pause=0.0):
-    found = hashlib.sha256()
+    return whole(path, pause)[0]
+
+
+def whole(path, pause):
+    """Digest and length of all that a program reads."""
+    found, length = hashlib.sha256(), 0
     with open(path, "rb", buffering=0) as file:
         while chunk := file.read(MIB):
             found.update(chunk)
+            length += len(chunk)
             time.sleep(pause)
-    return found.hexdigest()
+    return found.hexdigest(), length
 
 
 def epoch(large, folder):
@@ -68,23 +74,25 @@ def wrong_reads(path, url, threads, count):
 def main():
     folder, endpoint, kind, key, *rest = sys.argv[1:]
     path = os.path.join(folder, key)
+    start = time.monotonic()
     try:
         if kind == "list":
             said = {"names": len(os.listdir(path))}
         elif kind == "pread":
             file = os.open(path, os.O_RDONLY | os.O_DIRECT)
             got = os.pread(file, int(rest[1]), int(rest[0]))
-            said = {"digest": hashlib.sha256(got).hexdigest()}
+            said = {"digest": hashlib.sha256(got).hexdigest(), "length": len(got)}
         elif kind == "epoch":
             said = {"digest": epoch(path, os.path.join(folder, rest[0]))}
         elif kind == "random":
             url = f"{endpoint}/data/{key}"
             said = {"wrong": wrong_reads(path, url, int(rest[0]), int(rest[1]))}
         else:
-            said = {"digest": digest(path, 0.02 if kind == "slowly" else 0.0)}
+            found, length = whole(path, 0.02 if kind == "slowly" else 0.0)
+            said = {"digest": found, "length": length}
     except OSError as error:
         said = {"error": errno.errorcode.get(error.errno, str(error))}
-    print(json.dumps(said))
+    print(json.dumps(said | {"took": time.monotonic() - start}))
 
 
 main()

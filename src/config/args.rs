@@ -475,4 +475,27 @@ mod tests {
             assert_eq!(text.parse::<LogLevel>().ok().map(|level| level.0).as_deref(), want);
         }
     }
+
+    proptest::proptest! {
+        /// No text makes a parser of options panic, and what is taken means what it says.
+        #[test]
+        fn any_text_is_an_option_or_refused(text in "\\PC{0,40}|[0-9.]{0,20} ?[kKmMgGtTiB]{0,3}|[a-z/.:-]{0,30}") {
+            if let Ok(bucket) = text.parse::<Bucket>() {
+                proptest::prop_assert!((3..=63).contains(&bucket.name.len()));
+                proptest::prop_assert!(bucket.prefix.is_empty() || bucket.prefix.ends_with('/'));
+                let path = format!("/{}", bucket.prefix);
+                proptest::prop_assert!(!path.contains("//"), "{}", path);
+            }
+            if let Ok(mode) = mode(&text) {
+                proptest::prop_assert_eq!(mode & !0o555, 0);
+            }
+            let _ = (size(&text), duration(&text), text.parse::<Ttl>(), endpoint_url(&text));
+            let _ = text.parse::<LogLevel>();
+        }
+
+        #[test]
+        fn sizes_are_exact(count in 0_u64..1 << 40) {
+            proptest::prop_assert_eq!(size(&count.to_string()), Ok(count));
+        }
+    }
 }

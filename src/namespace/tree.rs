@@ -259,4 +259,20 @@ mod tests {
         assert_eq!(directory_prefix(&key), None);
         assert_eq!(directory_prefix(&key[..1023]).map(|prefix| prefix.len()), Some(1024));
     }
+
+    proptest::proptest! {
+        /// What is shown of any key is a name that a path can have, and leads to that key.
+        #[test]
+        fn any_key_is_shown_by_a_name_that_leads_to_it_or_not_at_all(
+            key in "[a-c/.\u{0}ä]{0,12}|(a|/|\\.\\.){1,6}|[a-z]{250,260}",
+        ) {
+            let entry = object(&key);
+            if let Some(Meaning::File(name)) = meaning("", &entry) {
+                proptest::prop_assert_eq!(name, key.as_str());
+                let bytes = name.as_bytes();
+                proptest::prop_assert!(!matches!(name, "" | "." | "..") && bytes.len() <= 255);
+                proptest::prop_assert!(!bytes.contains(&b'/') && !bytes.contains(&0));
+            }
+        }
+    }
 }

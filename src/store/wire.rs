@@ -218,8 +218,11 @@ pub(super) struct Message {
 impl Message {
     /// A GET: its line, its headers and the empty line behind them.
     pub(super) fn get(origin: &Arc<Origin>, text: String) -> Self {
+        // No key has an equals sign that is not encoded.
+        let lists = text.lines().next().is_some_and(|line| line.contains("list-type=2"));
+        let kind = Some(if lists { Kind::List } else { Kind::Get });
         let (origin, text) = (Arc::clone(origin), text.into_bytes());
-        Self { origin, text, repeatable: true, bodiless: false, kind: Some(Kind::Get) }
+        Self { origin, text, repeatable: true, bodiless: false, kind }
     }
 
     #[cfg(test)]

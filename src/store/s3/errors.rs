@@ -357,4 +357,16 @@ mod tests {
         assert_eq!(region_of(b"<Error/>"), None);
         assert_eq!(region_of(b"<Region>a b</Region>"), None);
     }
+
+    proptest::proptest! {
+        /// Whatever a store answers has a meaning; and none that says "there is nothing" but a 404.
+        #[test]
+        fn any_refusal_has_a_meaning(status in 300_u16..600, code in "[A-Za-z]{0,20}", key: bool) {
+            let about = if key { About::Key } else { About::Bucket };
+            let meant = meaning(status, &code, None, about);
+            if meant == StoreError::NotFound {
+                proptest::prop_assert!(matches!(status, 404 | 410) && key);
+            }
+        }
+    }
 }

@@ -17,7 +17,10 @@ use crate::store::StoreError;
 
 /// A body that gives no byte for so long has stalled: a connection that lives retransmits several
 /// times meanwhile, and to go on from the byte reached on a new one costs one request.
-pub(super) const SILENCE: Duration = Duration::from_secs(4);
+pub(super) const SILENCE: Duration = Duration::from_secs(2);
+/// Until its first byte, and where frames are taken: a store may send a head before it knows more, and
+/// what is given up here has brought nothing.
+pub(super) const FIRST_SILENCE: Duration = Duration::from_secs(4);
 /// Bytes are received in batches of no less, unless less is left: a reader is served by the block
 /// of 128 KiB.
 const SMALLEST_BATCH: u64 = 128 << 10;
@@ -83,7 +86,8 @@ impl Body {
             left -= fits as u64;
             while left > 0 {
                 let batch = (length - left).clamp(SMALLEST_BATCH, LARGEST_BATCH);
-                match batch_of(connection, batch, left, &mut *into).await? {
+                let silence = if left == length { FIRST_SILENCE } else { SILENCE };
+                match batch_of(connection, batch, left, silence, &mut *into).await? {
                     0 => {
                         return Err(StoreError::Unavailable(format!(
                             "a body ended {left} bytes before its end"
@@ -114,7 +118,7 @@ impl Body {
             let data = poll_fn(|context| self.poll_data(context)).await;
             let data = data.map_err(|error| match error.kind() {
                 io::ErrorKind::InvalidData => StoreError::Protocol(format!("a body: {error}")),
-                io::ErrorKind::TimedOut => silent(),
+                io::ErrorKind::TimedOut => silent(FIRST_SILENCE),
                 _ => StoreError::Unavailable(format!("a body broke: {error}")),
             })?;
             let Some(data) = data else { return Ok(whole) };
@@ -137,9 +141,10 @@ impl Body {
                 Found::End => self.end_if_over(),
                 Found::TooLittle => {
                     let Poll::Ready(filled) = connection.poll_fill(FRAME_BYTES, context) else {
-                        let silence = self.silence.get_or_insert_with(|| Box::pin(sleep(SILENCE)));
+                        let silence =
+                            self.silence.get_or_insert_with(|| Box::pin(sleep(FIRST_SILENCE)));
                         ready!(silence.as_mut().poll(context));
-                        let text = format!("no byte of a body for {} s", SILENCE.as_secs());
+                        let text = format!("no byte of a body for {} s", FIRST_SILENCE.as_secs());
                         return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, text)));
                     };
                     self.silence = None;
@@ -168,6 +173,7 @@ async fn batch_of(
     connection: &mut Connection,
     batch: u64,
     left: u64,
+    silence: Duration,
     into: &mut (dyn BufMut + Send),
 ) -> Result<usize, StoreError> {
     let at_most = usize::try_from(left).unwrap_or(usize::MAX);
@@ -177,7 +183,8 @@ async fn batch_of(
         Err(_elapsed) => {
             connection.batch(1, left);
             let receive = connection.receive(into, at_most);
-            timeout(SILENCE.saturating_sub(PATIENCE), receive).await.map_err(|_elapsed| silent())?
+            let limit = silence.saturating_sub(PATIENCE);
+            timeout(limit, receive).await.map_err(|_elapsed| silent(silence))?
         }
     };
     received.map_err(|error| {
@@ -185,8 +192,8 @@ async fn batch_of(
     })
 }
 
-fn silent() -> StoreError {
-    StoreError::TimedOut(format!("no byte of a body for {} s", SILENCE.as_secs()))
+fn silent(silence: Duration) -> StoreError {
+    StoreError::TimedOut(format!("no byte of a body for {} s", silence.as_secs()))
 }
 
 impl http_body::Body for Body {

@@ -214,4 +214,37 @@ mod tests {
         assert!(parsed("220 ESMTP").is_err());
         assert!(parsed(&format!("HTTP/{}", &long[..LONGEST_HEAD])).is_err(), "not waited for");
     }
+
+    proptest::proptest! {
+        /// Bytes of anybody are a head, not yet one, or refused; and however they are cut on their
+        /// way, they are the same head.
+        #[test]
+        fn any_bytes_are_taken_the_same_however_they_come(
+            garbage in proptest::collection::vec(proptest::arbitrary::any::<u8>(), 0..200),
+            pieces in proptest::collection::vec("(HTTP/1.[01] [0-9]{3} ?[a-z]{0,3}\r\n|Content-Length: \
+                [0-9]{0,25}\r\n|Transfer-Encoding: (chunked|gzip)\r\n|[a-z]{1,3}: [ -~]{0,9}\r\n|\r\n)", 0..8),
+            cut in 0_usize..300,
+        ) {
+            for bytes in [garbage, pieces.concat().into_bytes()] {
+                let mut whole = BytesMut::from(bytes.as_slice());
+                let want = parse(&mut whole, false).map(|head| head.map(|head| {
+                    (head.response.status(), head.response.headers().clone(), head.framing)
+                }));
+                let cut = cut.min(bytes.len());
+                let mut received = BytesMut::from(&bytes[..cut]);
+                let mut got = parse(&mut received, false);
+                if matches!(got, Ok(None)) {
+                    received.extend_from_slice(&bytes[cut..]);
+                    got = parse(&mut received, false);
+                }
+                let got = got.map(|head| head.map(|head| {
+                    (head.response.status(), head.response.headers().clone(), head.framing)
+                }));
+                // What is wrong behind the cut is found later only.
+                if want.is_ok() {
+                    proptest::prop_assert_eq!(got, want);
+                }
+            }
+        }
+    }
 }
