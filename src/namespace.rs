@@ -164,6 +164,17 @@ impl Place {
     }
 }
 
+/// An inode and the name by which the kernel may know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Its number.
+    pub ino: Ino,
+    /// The directory's number.
+    pub parent: Ino,
+    /// The name in it.
+    pub name: String,
+}
+
 /// The names of a bucket, as inodes.
 ///
 /// Its asynchronous methods need a tokio runtime, on which they start tasks.
@@ -329,6 +340,25 @@ impl Namespace {
         let Some(Inode::File(meta)) = state.inodes.get(ino) else { return None };
         let (parent, name) = tree::parent_and_name(&meta.version.key)?;
         Some((state.inodes.number(InodeRef::Directory(parent))?, name.to_owned()))
+    }
+
+    /// The key of a file that the kernel knows, without the root's prefix.
+    pub fn path_of(&self, ino: Ino) -> Option<String> {
+        let state = self.state.lock();
+        let Some(Inode::File(meta)) = state.inodes.get(ino) else { return None };
+        meta.version.key.strip_prefix(&self.config.root_prefix).map(str::to_owned)
+    }
+
+    /// All that the kernel knows but the root, in no order.
+    pub fn known(&self) -> Vec<Known> {
+        let state = self.state.lock();
+        let known = state.inodes.known().filter_map(|(ino, inode)| {
+            let path = inode.by_ref().key();
+            let (parent, name) = tree::parent_and_name(path.strip_suffix('/').unwrap_or(path))?;
+            let parent = state.inodes.number(InodeRef::Directory(parent))?;
+            Some(Known { ino, parent, name: name.to_owned() })
+        });
+        known.collect()
     }
 
     /// Where a file stands among the others of its directory, if that has a listing which is

@@ -70,7 +70,8 @@ fn a_panic_is_eio_for_its_request_and_the_mount_goes_on() {
     };
     let handle = runtime.handle().clone();
     let reading = ReadConfig::new(&config);
-    let fs = BucketFs::new(Arc::new(store), &config, names_config, reading, handle.clone());
+    let store = Arc::new(store);
+    let fs = BucketFs::new(store, &config, names_config, reading, handle.clone(), Arc::default());
     let mounted = fuse::mount(&fs.unwrap(), &config, &handle).unwrap();
 
     let path = |key: &str| folder.path().join(key);
