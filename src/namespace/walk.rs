@@ -32,7 +32,7 @@ const NEXT_WITHIN: usize = 4096;
 const KEY_BYTES: usize = 200;
 
 /// Keys that a directory is taken to have while nothing is known.
-const UNKNOWN_KEYS: f64 = 100.0;
+const UNKNOWN_KEYS: usize = 100;
 
 /// How far somebody has gone.
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,7 +46,7 @@ pub(super) struct Walk {
     ahead: usize,
     ahead_to: usize,
     /// Keys in and below each of them, as the last run has found.
-    keys_each: Option<f64>,
+    keys_each: Option<usize>,
 }
 
 /// What is worth listing ahead.
@@ -113,21 +113,21 @@ impl Walk {
         let pages = doubled.min(MOST_PAGES).min(affordable);
         let keys_each = self.keys_each.unwrap_or_else(|| guess(listing, at, around));
         // A page for less than two directories saves nothing.
-        if keys_each * 2.0 > f64::from(bounds.page_keys) || pages == 0 {
+        if keys_each * 2 > page_keys || pages == 0 {
             let next = directories(listing, at + 1).take(doubled.saturating_mul(2).min(MOST_AHEAD));
             let next = next.map(|index| path(listing, index));
             return next.filter(|next| !around.is_known(next)).map(Ahead::Single).collect();
         }
         let run_pages = (pages / RUNS).max(1);
         // A directory more, to see where the last one ends.
-        let run_keys = (run_pages * page_keys) as f64 - keys_each / 2.0;
-        let most_ahead = (pages * page_keys) as f64 / keys_each;
+        let run_keys = run_pages * page_keys - keys_each / 2;
+        let most_ahead = pages * page_keys / keys_each;
         let run_directories = run_keys / keys_each;
         let mut chosen = Vec::new();
         if self.ahead == 0 {
             self.ahead_to = at + 1;
         }
-        while self.ahead as f64 + run_directories <= most_ahead {
+        while self.ahead + run_directories <= most_ahead {
             let next = neighbours(listing, self.ahead_to, run_keys, keys_each);
             let Some(last) = next.last() else { break };
             self.ahead += next.len();
@@ -150,7 +150,7 @@ impl Walk {
     /// A run has seen so many keys in and below so many directories.
     pub(super) fn measured(&mut self, keys: usize, directories: usize) {
         if directories > 0 {
-            self.keys_each = Some((keys as f64 / directories as f64).max(1.0));
+            self.keys_each = Some(keys.div_ceil(directories).max(1));
         }
     }
 }
@@ -163,12 +163,12 @@ fn directories(listing: &Listing, from: usize) -> impl Iterator<Item = usize> {
 
 /// The next directories that so many keys are enough for, with the files between them; at least
 /// one.
-fn neighbours(listing: &Listing, from: usize, keys: f64, keys_each: f64) -> Vec<usize> {
-    let (mut found, mut spent, mut before) = (Vec::new(), 0.0, from);
+fn neighbours(listing: &Listing, from: usize, keys: usize, keys_each: usize) -> Vec<usize> {
+    let (mut found, mut spent, mut before) = (Vec::new(), 0, from);
     for index in directories(listing, from) {
         // The files in front of the first are not listed.
         let files = if found.is_empty() { 0 } else { index - before };
-        spent += files as f64 + keys_each;
+        spent += files + keys_each;
         if !found.is_empty() && spent > keys {
             break;
         }
@@ -179,7 +179,7 @@ fn neighbours(listing: &Listing, from: usize, keys: f64, keys_each: f64) -> Vec<
 }
 
 /// Keys in a directory, by what the last ones have.
-fn guess(listing: &Listing, at: usize, around: &impl Surroundings) -> f64 {
+fn guess(listing: &Listing, at: usize, around: &impl Surroundings) -> usize {
     let before = (at.saturating_sub(NEXT_WITHIN)..at).rev();
     let before = before.filter(|index| listing.is_directory(*index)).take(3);
     let entries: Vec<_> =
@@ -187,7 +187,7 @@ fn guess(listing: &Listing, at: usize, around: &impl Surroundings) -> f64 {
     if entries.is_empty() {
         return UNKNOWN_KEYS;
     }
-    (entries.iter().sum::<usize>() as f64 / entries.len() as f64).max(1.0)
+    entries.iter().sum::<usize>().div_ceil(entries.len()).max(1)
 }
 
 fn path(listing: &Listing, index: usize) -> Arc<str> {
