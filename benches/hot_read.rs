@@ -14,6 +14,7 @@ use divan::counter::BytesCount;
 use fasts3_mount::config;
 use fasts3_mount::fs::{BucketFs, ReadConfig, Taker};
 use fasts3_mount::namespace::{Ino, NamespaceConfig, ROOT};
+use fasts3_mount::stats::Stats;
 use fasts3_mount::store::memory::MemoryStore;
 use tokio::runtime::Runtime;
 
@@ -94,7 +95,8 @@ impl Hot {
             pages_at_once: 16,
         };
         let reading = ReadConfig::new(&config);
-        let fs = BucketFs::new(store, &config, names, reading, runtime.handle().clone());
+        let stats = Arc::new(Stats::default());
+        let fs = BucketFs::new(store, &config, names, reading, runtime.handle().clone(), stats);
         let fs = fs.expect("512 MiB of addresses are free");
         let entry = runtime.block_on(fs.lookup(ROOT, b"hot")).expect("it was put");
         let hot = Self { runtime, fs, ino: entry.attributes.ino };

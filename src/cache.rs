@@ -147,6 +147,20 @@ impl ChunkCache {
         self.0.arena.used()
     }
 
+    /// The bound on them.
+    #[must_use]
+    pub fn budget_bytes(&self) -> u64 {
+        self.0.arena.budget()
+    }
+
+    /// Gives up every chunk that nobody holds.
+    pub fn give_up_all(&self) {
+        let mut chunks = self.0.chunks.lock();
+        while self.0.evict_oldest(&mut chunks).is_ok() {}
+        drop(chunks);
+        self.0.freed.notify_waiters();
+    }
+
     /// Whether anything of the first chunk of an object is held or awaited.
     #[must_use]
     pub fn holds(&self, id: ObjectId) -> bool {
@@ -254,6 +268,7 @@ impl ChunkCache {
         turn: &mut Option<MutexGuard<'_, ()>>,
     ) -> Result<(), Wait> {
         let since = lease.failures().lock().count();
+        let mut waited = false;
         loop {
             let mut progress = pin!(lease.memory().progress().notified());
             progress.as_mut().enable();
@@ -271,6 +286,9 @@ impl ChunkCache {
             // All of it has room, be it that others have found some.
             *turn = None;
             lease.want(blocks);
+            if !std::mem::replace(&mut waited, true) {
+                self.0.stats.reads_waited.add(1);
+            }
             progress.await;
         }
     }
@@ -391,6 +409,12 @@ async fn fetch(
     };
     drop(pass);
     inner.stats.bytes_fetched.add(writer.written() as u64);
+    if purpose == Purpose::Ahead {
+        inner.stats.bytes_ahead.add(writer.written() as u64);
+    }
+    if let Some(first) = writer.first_byte() {
+        inner.stats.first_byte.add(first - begun);
+    }
     if let (Ok(()), Some(first)) = (&outcome, writer.first_byte()) {
         let timing = Timing { first_byte: first - begun, body: first.elapsed(), bytes };
         inner.gate.learn(timing, inner.arena.received());
@@ -474,6 +498,8 @@ impl Inner {
         let mut oldest = chunks.iter().rev().filter(|(_, chunk)| idle(chunk)).take(LOOKED_AT);
         let oldest = oldest.find(|(_, chunk)| is_such(chunk)).map(|(&key, _)| key);
         let chunk = chunks.pop(&oldest.ok_or(Full)?);
+        let unread_bytes = chunk.as_ref().map_or(0, |chunk| chunk.unread_bytes());
+        self.stats.bytes_unread.add(unread_bytes);
         if let Some(chunk) = chunk.filter(|chunk| chunk.is_spent()) {
             self.unspend(&chunk);
         }

@@ -4,6 +4,7 @@
 //! is checked here by [`parse`].
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -56,6 +57,8 @@ pub struct Config {
     pub dir_mode: u16,
     /// Who may use the mount.
     pub access: Access,
+    /// Where metrics are served; nowhere unless set.
+    pub metrics_listen: Option<SocketAddr>,
     /// Whether programs in the mount cannot be executed.
     pub no_exec: bool,
     /// Go on in the background once mounted.
@@ -167,7 +170,7 @@ pub fn command() -> clap::Command {
 }
 
 /// clap's message in one line: what stands above its first empty line.
-fn no_config(error: &clap::Error) -> NoConfig {
+pub(crate) fn no_config(error: &clap::Error) -> NoConfig {
     if !error.use_stderr() {
         return NoConfig::Shown(error.render().to_string());
     }
@@ -178,8 +181,9 @@ fn no_config(error: &clap::Error) -> NoConfig {
     NoConfig::Wrong(sentence.strip_prefix("error: ").unwrap_or(&sentence).to_owned())
 }
 
-fn validate(args: args::Args) -> Result<Config, String> {
-    let args::Args { bucket, mountpoint, store, cache, names, permissions, log, process } = args;
+pub(crate) fn validate(args: args::Args) -> Result<Config, String> {
+    let args::Args { bucket, mountpoint, store, cache, names, permissions, looking, log, process } =
+        args;
     let budget_bytes = cache.memory_budget.unwrap_or_else(|| {
         // On a very small machine the default still has to hold what the other defaults need.
         memory::default_budget_bytes().max(cache.part_size.saturating_mul(PARTS_IN_BUDGET))
@@ -224,6 +228,7 @@ fn validate(args: args::Args) -> Result<Config, String> {
         file_mode: permissions.file_mode,
         dir_mode: permissions.dir_mode,
         access,
+        metrics_listen: looking.metrics_listen,
         no_exec: permissions.no_exec,
         daemon: process.daemon,
         log: LogConfig { filter: log.log_level.0, format: log.log_format },
@@ -394,6 +399,7 @@ mod tests {
             (&["--io-timeout=200ms"], "--io-timeout must be between 1s and 1h, and is 200ms"),
             (&["--dir-mode=9"], "--dir-mode"),
             (&["--allow-other", "--allow-root"], "--allow-other"),
+            (&["--metrics-listen=nowhere"], "--metrics-listen"),
         ] {
             let sentence = wrong(arguments);
             assert!(sentence.contains(says), "{arguments:?}: {sentence}");

@@ -10,13 +10,19 @@ use std::time::{Duration, SystemTime};
 
 use tokio::runtime::{Builder, Handle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 
 use crate::config::{self, Config, MountCall, NoConfig};
+use crate::control::status::Settings;
+use crate::control::{self, Socket};
 use crate::fs::{BucketFs, ReadConfig};
 use crate::fuse;
+use crate::metrics;
 use crate::namespace::NamespaceConfig;
+use crate::stats::Stats;
 use crate::store::ObjectStore;
+use crate::store::measured::Measured;
 use crate::store::retry::{RetryPolicy, Retrying};
 use crate::store::s3::S3Store;
 
@@ -27,14 +33,17 @@ mod error;
 mod logging;
 mod service;
 
+pub(crate) use bucket::open as open_bucket;
+pub(crate) use checks::fuse_device;
 pub use error::StartError;
 use logging::Logs;
 
 /// How long files that are still open are served after a lazy unmount.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// A mount that has just been made answers at once; then it is usable.
-const FIRST_ANSWER: Duration = Duration::from_secs(5);
+/// A mount that has just been made answers at once, then it is usable; this is for a machine that is
+/// busy with something else.
+const FIRST_ANSWER: Duration = Duration::from_secs(30);
 
 /// What mount(8) takes for "the mount has failed".
 const MOUNT_FAILED: u8 = 32;
@@ -133,6 +142,10 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
              read and alter the data"
         );
     }
+    let port = match config.metrics_listen {
+        Some(address) => Some(metrics::listen(address).await.map_err(StartError::Busy)?),
+        None => None,
+    };
     let store = bucket::open(config).await?;
     let (endpoint, region) = (store.endpoint().to_owned(), store.region().to_owned());
 
@@ -143,10 +156,17 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
     let fs = stack(store, config, reading).map_err(|error| {
         StartError::Internal(format!("address space for the cache cannot be reserved: {error}"))
     })?;
+    let socket = Socket::open(&config.mountpoint)
+        .inspect_err(|error| {
+            tracing::warn!("no control socket, so `status` and the like will not work: {error}");
+        })
+        .ok();
     let mounted = fuse::mount(&fs, config, &Handle::current())
         .map_err(|error| StartError::NoFuse(refused(config, &error)))?;
+    let mounted = Arc::new(mounted);
     usable(&mounted, config).await?;
     drop(still_starting);
+    let mut settings = Settings::new(config, &reading, &endpoint, &region);
     tracing::info!(
         endpoint,
         region,
@@ -159,6 +179,20 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
         "mounted {source} on {}",
         config.mountpoint.display(),
     );
+    let _metrics = port.map(|port| {
+        let address = port.local_addr().ok().map(|address| address.to_string());
+        tracing::info!("metrics are at http://{}/metrics", address.as_deref().unwrap_or_default());
+        settings.metrics = address;
+        Task::spawn(metrics::serve(port, metrics::Source::new(fs.clone(), config)))
+    });
+    let asked_to_unmount = Arc::new(Notify::new());
+    let _control = socket.map(|socket| {
+        tracing::debug!("the control socket is {}", socket.path().display());
+        let (fs, mounted) = (fs.clone(), mounted.clone());
+        let unmount = asked_to_unmount.clone();
+        let (file, serving) = socket.serve(control::Target { fs, mounted, settings, unmount });
+        (file, Task::spawn(serving))
+    });
     let seen = seen_by_the_host(&mounted, config);
     if background::is_child() {
         background::leave()?;
@@ -167,9 +201,9 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
     let rates = service::telling(fs.clone());
     let watchdog = service::watched(config.mountpoint.clone());
 
-    let mounted = Arc::new(mounted);
     loop {
         tokio::select! {
+            () = asked_to_unmount.notified() => break tracing::info!("the control socket: unmounting"),
             asked = signals.next() => match asked {
                 Asked::End(name) => break tracing::info!("{name}: unmounting"),
                 Asked::DropNames => drop_names(&fs, &mounted).await,
@@ -268,20 +302,37 @@ async fn unmount(mounted: Arc<fuse::Mounted>, config: &Config) -> Result<(), Sta
     )))
 }
 
+/// Something that runs beside the mount; it ends when this is dropped.
+struct Task(tokio::task::AbortHandle);
+
+impl Task {
+    fn spawn(task: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(tokio::spawn(task).abort_handle())
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// Pages of one listing in flight at once. At 40 ms a page 16 list 400,000 names in 1.5 s; with 32
 /// it would be 1.1 s for half again as many requests in vain (simulated: `namespace/split`).
 const PAGES_AT_ONCE: usize = 16;
 
-/// The layers between the kernel's requests and the network, outermost last: one request, its
-/// retries, the file system on them.
+/// The layers between the kernel's requests and the network, outermost last: one request, how long
+/// it takes, its retries, the file system on them.
 fn stack(store: S3Store, config: &Config, reading: ReadConfig) -> std::io::Result<Arc<BucketFs>> {
-    let store: Arc<dyn ObjectStore> = Arc::new(store);
+    let stats = Arc::new(Stats { hedges: store.hedges(), ..Stats::default() });
+    let store: Arc<dyn ObjectStore> = Arc::new(Measured::new(Arc::new(store), stats.clone()));
     let policy = RetryPolicy {
         max_connections: config.max_connections,
         deadline: config.io_timeout,
         ..RetryPolicy::default()
     };
-    let store: Arc<dyn ObjectStore> = Arc::new(Retrying::new(store, policy));
+    let retrying = Retrying::new(store, policy).counting(stats.clone());
+    let store: Arc<dyn ObjectStore> = Arc::new(retrying);
     let names = NamespaceConfig {
         root_prefix: config.prefix.clone(),
         metadata_ttl: config.metadata_ttl,
@@ -291,7 +342,7 @@ fn stack(store: S3Store, config: &Config, reading: ReadConfig) -> std::io::Resul
         page_keys: 1000,
         pages_at_once: PAGES_AT_ONCE.min(config.max_connections),
     };
-    BucketFs::new(store, config, names, reading, Handle::current())
+    BucketFs::new(store, config, names, reading, Handle::current(), stats)
 }
 
 fn refused(config: &Config, error: &std::io::Error) -> String {

@@ -11,6 +11,7 @@ pub use crate::cache::Taker;
 use crate::cache::{ChunkCache, Data, Purpose};
 use crate::config::Config;
 use crate::layout::{BLOCK_BYTES, Layout, WHOLE_OBJECT_BYTES};
+pub use crate::namespace::Known;
 use crate::namespace::{
     Ino, NameError, Namespace, NamespaceConfig, Node, NodeKind, Place, ScanEntry,
 };
@@ -256,15 +257,15 @@ impl FsError {
 }
 
 impl BucketFs {
-    /// A file system over a store. Fails when the address space for the cache cannot be reserved.
+    /// A file system over a store, which counts what it does. Fails when the address space for the cache cannot be reserved.
     pub fn new(
         store: Arc<dyn ObjectStore>,
         config: &Config,
         names: NamespaceConfig,
         reading: ReadConfig,
         runtime: Handle,
+        stats: Arc<Stats>,
     ) -> std::io::Result<Arc<Self>> {
-        let stats = Arc::new(Stats::default());
         let budget = reading.memory_budget_bytes;
         let connections = reading.max_connections;
         let limits = Limits {
@@ -308,8 +309,20 @@ impl BucketFs {
 
     /// What was done so far.
     #[must_use]
-    pub fn stats(&self) -> &Stats {
+    pub fn stats(&self) -> &Arc<Stats> {
         &self.stats
+    }
+
+    /// Object bytes that are held or awaited, and the bound on them.
+    #[must_use]
+    pub fn memory_bytes(&self) -> (u64, u64) {
+        (self.cache.used_bytes(), self.cache.budget_bytes())
+    }
+
+    /// The key of a file that the kernel knows, without the prefix under which the bucket is mounted.
+    #[must_use]
+    pub fn path_of(&self, ino: Ino) -> Option<String> {
+        self.namespace.path_of(ino)
     }
 
     /// The entry of a name; counts one lookup, which the caller gives back with `forget`.
@@ -460,6 +473,17 @@ impl BucketFs {
         self.namespace.drop_names();
         self.answers.drop_all();
         self.namespace.known_directories()
+    }
+
+    /// Forgets all bytes that nobody is reading just now.
+    pub fn drop_bytes(&self) {
+        self.cache.give_up_all();
+    }
+
+    /// What the kernel knows: each inode with the directory and the name by which it may know it.
+    #[must_use]
+    pub fn known(&self) -> Vec<Known> {
+        self.namespace.known()
     }
 
     fn entry(&self, node: &Node) -> Entry {

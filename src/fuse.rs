@@ -34,9 +34,10 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use crate::config::{Access, Config};
-use crate::fs::{Attributes, BucketFs, DirectoryEntry, FsError, Kind, Space, Taker};
+use crate::fs::{Attributes, BucketFs, DirectoryEntry, FsError, Kind, Known, Space, Taker};
 use crate::mountinfo;
 use crate::namespace::Ino;
+use crate::stats::{Operation, Stats};
 
 /// Inode numbers are never reused while mounted, so one generation does.
 const GENERATION: Generation = Generation(0);
@@ -207,6 +208,17 @@ impl Mounted {
         told
     }
 
+    /// Has the kernel forget the names and the pages of these. It waits for reads of them that are
+    /// under way, so this is never called on a thread that answers requests.
+    pub fn forget(&self, known: &[Known]) {
+        for Known { ino, parent, name } in known {
+            // What it has forgotten already it calls missing, which is as well.
+            let _ = self.notifier.inval_entry(INodeNo(*parent), name.as_ref());
+            // From the first byte to the last: 0 is "to the end".
+            let _ = self.notifier.inval_inode(INodeNo(*ino), 0, 0);
+        }
+    }
+
     /// Returns when the kernel has ended the session, be it by an unmount from outside.
     pub async fn ended(&self) {
         // An error means that the serving thread is gone, which is an end as well.
@@ -242,11 +254,15 @@ struct Adapter {
 }
 
 impl Adapter {
-    /// Runs what answers a request: on this very thread as long as it need not wait, for a task
+    /// Runs what answers a request, and notes how long that took: on this very thread as long as it need not wait, for a task
     /// switch costs more than a cached read does. A panic drops the reply, which fuser turns into
     /// EIO, and ends neither the thread nor the mount.
-    fn answer(&self, request: impl Future<Output = ()> + Send + 'static) {
-        let mut request = Box::pin(request);
+    fn answer(&self, operation: Operation, request: impl Future<Output = ()> + Send + 'static) {
+        let answering = Stats::answering(self.fs.stats().clone(), operation);
+        let mut request = Box::pin(async move {
+            let _answering = answering;
+            request.await;
+        });
         let _runtime = self.runtime.enter();
         let first = catch_unwind(AssertUnwindSafe(|| {
             request.as_mut().poll(&mut Context::from_waker(Waker::noop()))
@@ -294,7 +310,7 @@ impl fuser::Filesystem for Adapter {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
-        self.answer(async move {
+        self.answer(Operation::Lookup, async move {
             match fs.lookup(parent.0, &name).await {
                 Ok(entry) => reply.entry_with_ttls(
                     &entry.attributes_ttl,
@@ -309,7 +325,7 @@ impl fuser::Filesystem for Adapter {
                     &file_attr(&Attributes::NONE),
                     GENERATION,
                 ),
-                Err(error) => reply.error(errno(&error)),
+                Err(error) => reply.error(errno(&fs, &error)),
             }
         });
     }
@@ -319,15 +335,16 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let _answering = Stats::answering(&**self.fs.stats(), Operation::Getattr);
         match self.fs.attributes(ino.0) {
             Ok(entry) => reply.attr(&entry.attributes_ttl, &file_attr(&entry.attributes)),
-            Err(error) => reply.error(errno(&error)),
+            Err(error) => reply.error(errno(&self.fs, &error)),
         }
     }
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -337,16 +354,21 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let (fs, kernel) = (self.fs.clone(), self.kernel.clone());
+        let thread = request.pid();
         let past_page_cache = flags.0 & libc::O_DIRECT != 0;
         let taker = if past_page_cache { Taker::Program } else { Taker::PageCache };
-        self.answer(async move {
+        self.answer(Operation::Read, async move {
             match fs.read(ino.0, offset, size, taker).await {
-                Ok(data) => reply.data(&data),
+                Ok(data) => {
+                    fs.stats().files.add(ino.0, data.len() as u64);
+                    fs.stats().threads.add(thread.into(), data.len() as u64);
+                    reply.data(&data);
+                }
                 Err(error) => {
                     if error == FsError::Stale {
                         forget_name(fs.name_of(ino.0), kernel).await;
                     }
-                    reply.error(errno(&error));
+                    reply.error(errno(&fs, &error));
                 }
             }
         });
@@ -361,14 +383,14 @@ impl fuser::Filesystem for Adapter {
         mut reply: ReplyDirectory,
     ) {
         let fs = self.fs.clone();
-        self.answer(async move {
+        self.answer(Operation::Readdir, async move {
             let add = |entry: &DirectoryEntry<'_>| {
                 let name = OsStr::from_bytes(entry.name);
                 !reply.add(INodeNo(entry.ino), entry.cookie, file_type(entry.kind), name)
             };
             match fs.read_directory(ino.0, offset, add).await {
                 Ok(()) => reply.ok(),
-                Err(error) => reply.error(errno(&error)),
+                Err(error) => reply.error(errno(&fs, &error)),
             }
         });
     }
@@ -382,7 +404,7 @@ impl fuser::Filesystem for Adapter {
         mut reply: ReplyDirectoryPlus,
     ) {
         let fs = self.fs.clone();
-        self.answer(async move {
+        self.answer(Operation::Readdirplus, async move {
             let add = |entry: &DirectoryEntry<'_>, known: &crate::fs::Entry| {
                 !reply.add(
                     INodeNo(entry.ino),
@@ -396,17 +418,17 @@ impl fuser::Filesystem for Adapter {
             };
             match fs.read_directory_plus(ino.0, offset, add).await {
                 Ok(()) => reply.ok(),
-                Err(error) => reply.error(errno(&error)),
+                Err(error) => reply.error(errno(&fs, &error)),
             }
         });
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
-        self.answer(async move {
+        self.answer(Operation::Getxattr, async move {
             match fs.xattr(ino.0, &name).await {
                 Ok(value) => give_value(reply, size, &value),
-                Err(error) => reply.error(errno(&error)),
+                Err(error) => reply.error(errno(&fs, &error)),
             }
         });
     }
@@ -414,7 +436,7 @@ impl fuser::Filesystem for Adapter {
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         match self.fs.xattr_names(ino.0) {
             Ok(names) => give_value(reply, size, &names),
-            Err(error) => reply.error(errno(&error)),
+            Err(error) => reply.error(errno(&self.fs, &error)),
         }
     }
 
@@ -499,7 +521,9 @@ fn give_value(reply: ReplyXattr, size: u32, value: &[u8]) {
     }
 }
 
-fn errno(error: &FsError) -> Errno {
+/// The errno of a failure, counted.
+fn errno(fs: &BucketFs, error: &FsError) -> Errno {
+    fs.stats().fuse.failed(error.errno());
     Errno::from_i32(error.errno())
 }
 

@@ -1,5 +1,5 @@
-//! The binary; everything is in [`fasts3_mount::daemon`].
+//! The binary; everything is in [`fasts3_mount::commands`] and [`fasts3_mount::daemon`].
 
 fn main() -> std::process::ExitCode {
-    fasts3_mount::daemon::main(std::env::args_os())
+    fasts3_mount::commands::main(std::env::args_os())
 }

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use bytes::BufMut;
 
 pub mod fault;
+pub mod measured;
 pub mod memory;
 pub mod retry;
 pub mod s3;

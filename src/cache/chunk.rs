@@ -87,6 +87,18 @@ impl Chunk {
         new > 0 && self.not_taken.fetch_sub(new, Ordering::Relaxed) == new
     }
 
+    /// Bytes that are here and that the page cache has not taken to the ends of their blocks.
+    pub(super) fn unread_bytes(&self) -> u64 {
+        if self.not_taken.load(Ordering::Relaxed) == 0 {
+            return 0;
+        }
+        let start = |block: usize| if block == 0 { 0 } else { self.memory.block_end(block - 1) };
+        let unread = self.taken.iter().enumerate().filter(|(block, taken)| {
+            !taken.load(Ordering::Relaxed) && self.memory.is_ready(*block..block + 1)
+        });
+        unread.map(|(block, _)| (self.memory.block_end(block) - start(block)) as u64).sum()
+    }
+
     /// A reader waits for these blocks: their fetch must not wait for its turn.
     pub(super) fn want(&self, blocks: &Range<usize>) {
         for block in &self.waited_for[blocks.clone()] {

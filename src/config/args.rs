@@ -2,6 +2,7 @@
 //! is read. The texts here are what `--help` shows.
 #![allow(clippy::doc_markdown)] // backticks would be shown too
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -11,13 +12,24 @@ use clap::{ArgAction, Args as Group, Parser};
 
 use super::{LogFormat, PathStyle};
 
+/// What else there is, for those who look here.
+const WORDS: &str = "\
+Words that are no mount, as the first argument (a bucket called like one is written s3://status):
+  status MOUNTPOINT    settings, and what was done
+  top MOUNTPOINT       what is being done, live
+  warm PATH...         read files and directories ahead
+  drop MOUNTPOINT      forget names and bytes
+  unmount MOUNTPOINT   end a mount
+  doctor BUCKET        try the store and say what is wrong or slow
+Each has its own --help.";
+
 /// Mounts an S3 bucket read-only, so that any program reads objects with plain open().
 ///
 /// Every option can also be given by an environment variable, shown in brackets; an option on the
 /// command line wins. Sizes are written like 512MiB or 4GiB (K, M, G mean KiB, MiB, GiB; MB and GB
 /// are decimal), durations like 500ms, 60s or 5m.
 #[derive(Debug, Parser)]
-#[command(name = "fasts3-mount", version, max_term_width = 100)]
+#[command(name = "fasts3-mount", version, max_term_width = 100, after_help = WORDS)]
 pub(crate) struct Args {
     /// What to mount: bucket, bucket/prefix or s3://bucket/prefix/
     #[arg(value_name = "BUCKET")]
@@ -35,6 +47,8 @@ pub(crate) struct Args {
     pub(crate) names: NameArgs,
     #[command(flatten)]
     pub(crate) permissions: PermissionArgs,
+    #[command(flatten)]
+    pub(crate) looking: LookingArgs,
     #[command(flatten)]
     pub(crate) log: LogArgs,
     #[command(flatten)]
@@ -172,6 +186,15 @@ pub(crate) struct PermissionArgs {
 }
 
 #[derive(Debug, Group)]
+#[command(next_help_heading = "Looking inside")]
+pub(crate) struct LookingArgs {
+    /// Serve metrics for Prometheus here, at /metrics: a port of the loopback, or an address and a
+    /// port [default: nowhere]
+    #[arg(long, value_name = "ADDRESS", env = "FASTS3_METRICS_LISTEN", value_parser = listen_address)]
+    pub(crate) metrics_listen: Option<SocketAddr>,
+}
+
+#[derive(Debug, Group)]
 #[command(next_help_heading = "Logging")]
 pub(crate) struct LogArgs {
     /// error, warn, info, debug or trace; or directives such as fasts3_mount=debug,hyper=info
@@ -280,9 +303,20 @@ fn size(text: &str) -> Result<u64, String> {
         .map_err(|_| "a size is written like 512MiB or 4GiB".to_owned())
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|_| "a duration is written with its unit, like 500ms, 60s or 5m".to_owned())
+}
+
+/// Whoever gives a port only does not mean to show it to the network.
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let port = text.strip_prefix(':').unwrap_or(text);
+    match port.parse() {
+        Ok(port) => Ok((Ipv4Addr::LOCALHOST, port).into()),
+        Err(_) => text.parse().map_err(|_| {
+            "a port, or an address and a port like 127.0.0.1:9105, 0.0.0.0:9105 or [::]:9105".into()
+        }),
+    }
 }
 
 /// A duration, or for ever.
@@ -409,6 +443,22 @@ mod tests {
             ("http://", false),
         ] {
             assert_eq!(endpoint_url(url).is_ok(), good, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_port_alone_is_one_of_the_loopback() {
+        for (text, want) in [
+            ("9105", Some("127.0.0.1:9105")),
+            (":9105", Some("127.0.0.1:9105")),
+            ("0.0.0.0:9105", Some("0.0.0.0:9105")),
+            ("[::1]:0", Some("[::1]:0")),
+            ("localhost:9105", None),
+            ("70000", None),
+            ("10.0.0.1", None),
+        ] {
+            let address = listen_address(text).ok().map(|address| address.to_string());
+            assert_eq!(address.as_deref(), want, "{text}");
         }
     }
 

@@ -17,7 +17,7 @@ const RETRY_FOR: Duration = Duration::from_secs(3);
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
 
 /// A store that has answered a listing of one key.
-pub(super) async fn open(config: &Config) -> Result<S3Store, StartError> {
+pub(crate) async fn open(config: &Config) -> Result<S3Store, StartError> {
     let named = config.store.endpoint_url.as_deref().unwrap_or("AWS");
     match timeout_at(Instant::now() + LIMIT, open_anywhere(config)).await {
         Ok(opened) => opened,

@@ -14,7 +14,7 @@ use super::StartError;
 use crate::mountinfo::{self, Mount};
 
 /// Whether `/dev/fuse` is there and opens.
-pub(super) fn fuse_device() -> Result<(), StartError> {
+pub(crate) fn fuse_device() -> Result<(), StartError> {
     match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
         Ok(_device) => Ok(()),
         Err(error) => Err(StartError::NoFuse(no_device(&error))),

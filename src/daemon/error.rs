@@ -55,7 +55,7 @@ pub enum StartError {
     /// The mountpoint is missing or no directory: 72.
     #[error("{0}")]
     NoMountpoint(String),
-    /// Something is mounted there: 73.
+    /// Something is mounted there, or something listens where metrics were to be served: 73.
     #[error("{0}")]
     Busy(String),
     /// A daemon has died there and left its mount behind: 74.
@@ -123,7 +123,7 @@ impl StartError {
         ExitCode::from(self.code())
     }
 
-    fn code(&self) -> u8 {
+    pub(crate) fn code(&self) -> u8 {
         match self {
             Self::Usage(_) => 64,             // EX_USAGE
             Self::WrongRegion { .. } => 65,   // EX_DATAERR

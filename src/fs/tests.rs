@@ -36,7 +36,15 @@ impl Rig {
             pages_at_once: 4,
         };
         let reading = ReadConfig::new(&config);
-        let fs = BucketFs::new(store.clone(), &config, names, reading, Handle::current()).unwrap();
+        let fs = BucketFs::new(
+            store.clone(),
+            &config,
+            names,
+            reading,
+            Handle::current(),
+            Arc::default(),
+        )
+        .unwrap();
         Self { store, fs }
     }
 

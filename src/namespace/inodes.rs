@@ -133,6 +133,11 @@ impl Inodes {
         self.known.get(&ino).map(|known| &known.inode)
     }
 
+    /// Every number that is known but the root's, and what it names.
+    pub fn known(&self) -> impl Iterator<Item = (Ino, &Inode)> {
+        self.known.iter().filter(|&(&ino, _)| ino != ROOT).map(|(&ino, known)| (ino, &known.inode))
+    }
+
     /// The number under which the kernel knows it.
     #[must_use]
     pub fn number(&self, of: InodeRef<'_>) -> Option<Ino> {

@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use super::{
     ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError, check_page,
 };
+use crate::stats::Stats;
 
 mod throttle;
 
@@ -78,6 +79,7 @@ pub struct Retrying {
     /// Requests that are [`OVERDUE`].
     overdue: Semaphore,
     throttle: Throttle,
+    stats: Arc<Stats>,
 }
 
 /// Room for one request.
@@ -93,12 +95,27 @@ impl Retrying {
     pub fn new(store: Arc<dyn ObjectStore>, policy: RetryPolicy) -> Self {
         let most = policy.max_connections.clamp(1, Semaphore::MAX_PERMITS);
         let [permits, gets, overdue] = [most, most - most / 8, most].map(Semaphore::new);
-        Self { store, policy, permits, gets, overdue, throttle: Throttle::new() }
+        let (throttle, stats) = (Throttle::new(), Arc::default());
+        Self { store, policy, permits, gets, overdue, throttle, stats }
+    }
+
+    /// Counts what it does here.
+    #[must_use]
+    pub fn counting(self, stats: Arc<Stats>) -> Self {
+        Self { stats, ..self }
+    }
+
+    /// Waits before the next attempt, which is counted; or gives the error back.
+    async fn pause(&self, tries: &mut Tries<'_>, error: StoreError) -> Result<(), StoreError> {
+        tries.pause_after(error).await?;
+        self.stats.retries.add(1);
+        Ok(())
     }
 
     /// Waits until a request may be sent.
     async fn slot(&self, is_get: bool) -> Slot<'_> {
         if let Some(turn) = self.throttle.turn() {
+            self.stats.throttled.add(1);
             sleep_until(turn).await;
         }
         let closed = "the semaphore is never closed";
@@ -144,7 +161,7 @@ impl ObjectStore for Retrying {
             let checked = page.and_then(|page| check_page(request, &page).map(|()| page));
             match checked {
                 Ok(page) => return Ok(page),
-                Err(error) => tries.pause_after(error).await?,
+                Err(error) => self.pause(&mut tries, error).await?,
             }
         }
     }
@@ -155,7 +172,7 @@ impl ObjectStore for Retrying {
             let slot = self.slot(false).await;
             match tries.within(slot.hold(self.store.head(key))).await {
                 Ok(head) => return Ok(head),
-                Err(error) => tries.pause_after(error).await?,
+                Err(error) => self.pause(&mut tries, error).await?,
             }
         }
     }
@@ -186,7 +203,7 @@ impl ObjectStore for Retrying {
                     return Ok(());
                 }
             }
-            tries.pause_after(error).await?;
+            self.pause(&mut tries, error).await?;
         }
     }
 }

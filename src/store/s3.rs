@@ -4,6 +4,7 @@
 //! [`Retrying`](super::retry::Retrying).
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -18,7 +19,9 @@ use super::{
     ObjectVersion, StoreError,
 };
 use crate::config::StoreConfig;
+use crate::stats::Counter;
 
+mod checkup;
 mod connect;
 mod direct;
 mod errors;
@@ -40,6 +43,7 @@ pub struct S3Store {
     credentials: Option<Renewing>,
     region: String,
     endpoint: String,
+    path_style: bool,
 }
 
 /// Keys to sign with, for whoever has them at hand: tests, mostly.
@@ -85,10 +89,11 @@ impl S3Store {
     }
 
     fn new(bucket: &str, config: &StoreConfig, connected: connect::Connected) -> Self {
-        let connect::Connected { client, wire, credentials, region, endpoint } = connected;
+        let connect::Connected { client, wire, credentials, region, endpoint, path_style } =
+            connected;
         let payer = config.requester_pays.then_some(RequestPayer::Requester);
         let direct = Direct::new(client, wire, bucket.to_owned(), payer);
-        Self { direct, credentials, region, endpoint }
+        Self { direct, credentials, region, endpoint, path_style }
     }
 
     /// The region that requests are signed for.
@@ -101,6 +106,12 @@ impl S3Store {
     #[must_use]
     pub fn endpoint(&self) -> &str {
         &self.endpoint
+    }
+
+    /// Requests that were sent a second time because the first was slow.
+    #[must_use]
+    pub fn hedges(&self) -> Arc<Counter> {
+        self.direct.wire.hedges()
     }
 
     /// Asks for one key under a prefix, once; whether there is any. Says more about a failure than

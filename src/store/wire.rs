@@ -27,6 +27,7 @@ mod head;
 mod hedge;
 mod pool;
 
+use crate::stats::Counter;
 pub(super) use body::Body;
 use connection::Connection;
 use dial::Dialer;
@@ -77,6 +78,7 @@ pub(super) struct Wire {
     dialer: Dialer,
     pool: Arc<Pool>,
     hedging: Hedging,
+    hedges: Arc<Counter>,
 }
 
 impl fmt::Debug for Wire {
@@ -88,7 +90,13 @@ impl fmt::Debug for Wire {
 impl Wire {
     /// A client that makes TLS sessions with these settings.
     pub(super) fn new(tls: rustls::ClientConfig) -> Self {
-        Self { dialer: Dialer::new(tls), pool: Arc::default(), hedging: Hedging::default() }
+        let (pool, hedges) = (Arc::default(), Arc::default());
+        Self { dialer: Dialer::new(tls), pool, hedging: Hedging::default(), hedges }
+    }
+
+    /// Requests that were sent a second time.
+    pub(super) fn hedges(&self) -> Arc<Counter> {
+        Arc::clone(&self.hedges)
     }
 
     /// Sends a request to the host of its URI; the response's head must come within `limit`,
@@ -127,6 +135,7 @@ impl Wire {
             Err(_elapsed) if !self.hedging.may() => first.await,
             Err(_elapsed) => {
                 tracing::debug!(?kind, ?patience, "no first byte: asking a second time");
+                self.hedges.add(1);
                 let mut second = pin!(self.exchange_anew(message));
                 tokio::select! {
                     // The other one may still be answered.

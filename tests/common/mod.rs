@@ -23,6 +23,8 @@ pub(crate) fn program(home: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fasts3-mount"));
     command.env_clear().env("HOME", home).env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command.env("AWS_EC2_METADATA_DISABLED", "true");
+    // Control sockets, too, are of the test alone.
+    command.env("RUNTIME_DIRECTORY", home.join("run"));
     command.stdin(Stdio::null());
     command
 }
@@ -122,6 +124,11 @@ impl Scene {
             .env("AWS_SECRET_ACCESS_KEY", keys.secret_key)
             .env("AWS_REGION", "us-east-1");
         command
+    }
+
+    /// Breaks answers from now on.
+    pub(crate) fn add(&self, rule: Rule) -> Applied {
+        self.proxy.as_ref().expect("made with a proxy").add(rule)
     }
 
     /// Mounts the whole bucket; what it was asked for so far is forgotten.
@@ -260,7 +267,7 @@ impl Mount {
 
     /// Breaks answers from now on.
     pub(crate) fn add(&self, rule: Rule) -> Applied {
-        self.scene.proxy.as_ref().expect("made with a proxy").add(rule)
+        self.scene.add(rule)
     }
 
     /// Cuts every connection to the server.

@@ -47,6 +47,8 @@ pub(super) struct Connected {
     pub(super) region: String,
     /// Where requests go, for people.
     pub(super) endpoint: String,
+    /// Buckets stand in the path of URLs.
+    pub(super) path_style: bool,
 }
 
 /// Finds endpoint, region and credentials, and makes a client of them; sends nothing to the store.
@@ -124,6 +126,7 @@ pub(super) async fn connect(
         check_credentials(credentials).await?;
     }
 
+    let path_style = path_style(config.path_style, endpoint.as_deref());
     let mut builder = aws_sdk_s3::config::Builder::from(&sdk)
         .http_client(http::client(Arc::clone(&to_store)))
         .region(region.clone())
@@ -134,7 +137,7 @@ pub(super) async fn connect(
         // A SHA-256 that the store sends would cost 1 s/GB to check.
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
-        .force_path_style(path_style(config.path_style, endpoint.as_deref()));
+        .force_path_style(path_style);
     if let Some(url) = &endpoint {
         builder = builder.endpoint_url(with_slash(url));
     }
@@ -148,7 +151,7 @@ pub(super) async fn connect(
     let region = region.to_string();
     let endpoint = endpoint.unwrap_or_else(|| format!("AWS, {region}"));
     let client = Client::from_conf(builder.build());
-    Ok(Connected { client, wire: to_store, credentials, region, endpoint })
+    Ok(Connected { client, wire: to_store, credentials, region, endpoint, path_style })
 }
 
 /// A profile that was asked for by name must exist; the SDK would go on to whatever else it finds.

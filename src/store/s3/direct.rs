@@ -33,7 +33,7 @@ const SAMPLE: &str = "k";
 #[derive(Debug)]
 pub(super) struct Direct {
     pub(super) client: Client,
-    wire: Arc<Wire>,
+    pub(super) wire: Arc<Wire>,
     pub(super) bucket: String,
     pub(super) payer: Option<RequestPayer>,
     form: Mutex<Option<Arc<Form>>>,

@@ -1,0 +1,213 @@
+//! The other end of the control socket: finds the mount, asks, and shows the answer.
+
+use std::ffi::OsStr;
+use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::{Command, Reply, directories, socket_name};
+
+/// The file system type of our mounts in `/proc/self/mountinfo`, where they have one of their own; else
+/// it is that of all, `fuse`.
+const KIND: &[u8] = b"fuse.fasts3";
+/// What the source of every mount of ours begins with.
+const SOURCE: &[u8] = b"s3://";
+/// The longest answer is that of a drop which waits for reads that wait for the store.
+const LONGEST_ANSWER: Duration = Duration::from_secs(45);
+/// A busy mount is detached, so an unmount takes what the daemon's last requests take.
+const LONGEST_UNMOUNT: Duration = Duration::from_secs(30);
+
+/// Why there is no answer: a sentence each, and an exit code of sysexits(3).
+#[derive(Debug, thiserror::Error)]
+pub enum NoAnswer {
+    /// Nothing of ours is mounted there: 66.
+    #[error("{0}")]
+    NoMount(String),
+    /// The daemon does not answer: 69.
+    #[error("{0}")]
+    NoDaemon(String),
+    /// The mount is somebody else's: 77.
+    #[error("{0}")]
+    NotAllowed(String),
+    /// The answer makes no sense, or what was asked failed: 70.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl NoAnswer {
+    /// What the process exits with.
+    #[must_use]
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::NoMount(_) => 66,    // EX_NOINPUT
+            Self::NoDaemon(_) => 69,   // EX_UNAVAILABLE
+            Self::Failed(_) => 70,     // EX_SOFTWARE
+            Self::NotAllowed(_) => 77, // EX_NOPERM
+        }
+    }
+}
+
+/// The mounts of this program, as the kernel lists them.
+#[must_use]
+pub fn mounts() -> Vec<PathBuf> {
+    of_mountinfo(&std::fs::read("/proc/self/mountinfo").unwrap_or_default())
+}
+
+/// The mountpoints among the lines of `proc_pid_mountinfo(5)` that are ours.
+fn of_mountinfo(mountinfo: &[u8]) -> Vec<PathBuf> {
+    let mountpoint = |line: &[u8]| {
+        let mut fields = line.split(|&byte| byte == b' ');
+        let path = unescaped(fields.nth(4)?);
+        // Optional fields end with a lone hyphen; the type follows.
+        fields.find(|field| *field == b"-")?;
+        let (kind, source) = (fields.next()?, fields.next()?);
+        let is_ours = (kind == b"fuse" || kind.starts_with(KIND)) && source.starts_with(SOURCE);
+        is_ours.then(|| PathBuf::from(OsStr::from_bytes(&path)))
+    };
+    mountinfo.split(|&byte| byte == b'\n').filter_map(mountpoint).collect()
+}
+
+/// Space, tab, newline and backslash are written `\ooo`.
+fn unescaped(field: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, after)) = rest.split_first() {
+        let octal = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(escaped) if byte == b'\\' => {
+                bytes.push(escaped);
+                rest = &after[3..];
+            }
+            _ => {
+                bytes.push(byte);
+                rest = after;
+            }
+        }
+    }
+    bytes
+}
+
+/// The mount that a path is in, of those listed, and where in it.
+#[must_use]
+pub fn mount_of(path: &Path, mounts: &[PathBuf]) -> Option<PathBuf> {
+    let inside = mounts.iter().filter(|mount| path.starts_with(mount));
+    inside.max_by_key(|mount| mount.components().count()).cloned()
+}
+
+/// Checks that this program is mounted there.
+pub fn check_mount(mountpoint: &Path) -> Result<(), NoAnswer> {
+    let shown = mountpoint.display();
+    let real = mountpoint
+        .canonicalize()
+        .map_err(|error| NoAnswer::NoMount(format!("{shown} cannot be used: {error}")))?;
+    let mounts = mounts();
+    if mounts.contains(&real) {
+        return Ok(());
+    }
+    Err(NoAnswer::NoMount(match mount_of(&real, &mounts) {
+        Some(mount) => format!("{shown} is inside a mount, which is on {}", mount.display()),
+        None => format!("no fasts3-mount is mounted on {shown}"),
+    }))
+}
+
+/// Asks the daemon of a mountpoint.
+pub fn ask(mountpoint: &Path, command: Command) -> Result<Reply, NoAnswer> {
+    check_mount(mountpoint)?;
+    let shown = mountpoint.display();
+    let mut connection = connect(mountpoint)?;
+    let failed = |error: std::io::Error| {
+        NoAnswer::NoDaemon(format!("the daemon of {shown} did not answer: {error}"))
+    };
+    connection.set_read_timeout(Some(LONGEST_ANSWER)).map_err(failed)?;
+    let mut line = serde_json::to_string(&command).expect("commands are plain");
+    line.push('\n');
+    connection.write_all(line.as_bytes()).map_err(failed)?;
+    let mut answer = String::new();
+    BufReader::new(connection).read_line(&mut answer).map_err(failed)?;
+    let reply = serde_json::from_str(&answer).map_err(|error| {
+        NoAnswer::Failed(format!(
+            "the daemon of {shown} answers in a way that is not understood ({error}); is it of \
+             another version?"
+        ))
+    })?;
+    match reply {
+        Reply::Refused(why) => {
+            Err(NoAnswer::Failed(format!("the daemon of {shown} refuses: {why}")))
+        }
+        reply => Ok(reply),
+    }
+}
+
+fn connect(mountpoint: &Path) -> Result<UnixStream, NoAnswer> {
+    let shown = mountpoint.display();
+    let name = socket_name(mountpoint)
+        .map_err(|error| NoAnswer::NoMount(format!("{shown} cannot be used: {error}")))?;
+    let mut none = NoAnswer::NoDaemon(format!(
+        "the daemon of {shown} has no control socket in any of {}; was it started with another \
+         RUNTIME_DIRECTORY or XDG_RUNTIME_DIR?",
+        directories(|name| std::env::var_os(name))
+            .iter()
+            .map(|folder| folder.display().to_string())
+            .collect::<Vec<_>>()
+            .join(", "),
+    ));
+    for folder in directories(|name| std::env::var_os(name)) {
+        let path = folder.join(&name);
+        match UnixStream::connect(&path) {
+            Ok(connection) => return Ok(connection),
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                none = NoAnswer::NotAllowed(format!(
+                    "the mount on {shown} is another user's; ask as that user or as root"
+                ));
+            }
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                none = NoAnswer::NoDaemon(format!(
+                    "nobody answers at {}: the daemon of {shown} is gone; free its mount with \
+                     `fusermount3 -u {shown}`, or as root `umount -l {shown}`",
+                    path.display()
+                ));
+            }
+            Err(_) => {}
+        }
+    }
+    Err(none)
+}
+
+/// Ends a mount and waits until it is gone.
+pub fn unmount(mountpoint: &Path) -> Result<(), NoAnswer> {
+    let real = mountpoint.canonicalize().unwrap_or_else(|_| mountpoint.to_owned());
+    ask(mountpoint, Command::Unmount)?;
+    let begun = Instant::now();
+    while mounts().contains(&real) {
+        if begun.elapsed() > LONGEST_UNMOUNT {
+            let shown = mountpoint.display();
+            return Err(NoAnswer::Failed(format!(
+                "{shown} is still mounted; see the daemon's log"
+            )));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_mounts_are_told_from_others() {
+        let info = b"36 35 98:0 /root /mnt/a\\040b rw shared:7 - fuse.fasts3 s3://x/ ro\n\
+                     37 35 98:0 / /mnt/c rw - tmpfs tmpfs rw\n\
+                     38 35 98:0 / /mnt/a\\040b/in\\012ner ro - fuse s3://y/ ro\n\
+                     39 35 98:0 / /mnt/d ro - fuse other ro\n";
+        let mounts = of_mountinfo(info);
+        assert_eq!(mounts, [Path::new("/mnt/a b"), Path::new("/mnt/a b/in\nner")]);
+        let of = |path: &str| mount_of(Path::new(path), &mounts);
+        assert_eq!(of("/mnt/a b/x"), Some(mounts[0].clone()));
+        assert_eq!(of("/mnt/a b/in\nner/x"), Some(mounts[1].clone()));
+        assert_eq!(of("/mnt/a bc"), None);
+        assert_eq!(of_mountinfo(b"garbage\n\n"), Vec::<PathBuf>::new());
+    }
+}
