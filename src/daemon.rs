@@ -41,8 +41,9 @@ use logging::Logs;
 /// How long files that are still open are served after a lazy unmount.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// A mount that has just been made answers at once; then it is usable.
-const FIRST_ANSWER: Duration = Duration::from_secs(5);
+/// A mount that has just been made answers at once, then it is usable; this is for a machine that is
+/// busy with something else.
+const FIRST_ANSWER: Duration = Duration::from_secs(30);
 
 /// What mount(8) takes for "the mount has failed".
 const MOUNT_FAILED: u8 = 32;

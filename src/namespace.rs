@@ -22,6 +22,7 @@ use std::time::{Duration, SystemTime};
 
 use lru::LruCache;
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use self::directories::{Directories, Expiry, Resume};
@@ -60,6 +61,11 @@ pub const FOREVER: Duration = Duration::from_hours(10 * 365 * 24);
 
 /// Point answers that are kept, negative ones included: 100,000 of some 300 bytes are 30 MB.
 const MAX_POINT_ANSWERS: NonZeroUsize = NonZeroUsize::new(100_000).expect("not zero");
+
+/// Listings that are made anew at once before their time. What finds no place is listed when it is
+/// asked for: to walk through ten thousand directories at the end of their lives must not list each
+/// of them.
+const MOST_REFRESHES: usize = 4;
 
 /// An inode number: names one version of one object, or one directory; never reused while mounted.
 pub type Ino = u64;
@@ -176,6 +182,8 @@ pub struct Namespace {
     store: Arc<dyn ObjectStore>,
     config: NamespaceConfig,
     state: Mutex<State>,
+    /// Listings that are made anew before their time.
+    refreshes: Arc<Semaphore>,
 }
 
 impl Namespace {
@@ -183,7 +191,8 @@ impl Namespace {
     #[must_use]
     pub fn new(store: Arc<dyn ObjectStore>, config: NamespaceConfig) -> Arc<Self> {
         let (mounted_at, now) = (config.mounted_at, Instant::now());
-        let directories = Directories::new(mounted_at, now, config.listings_bytes);
+        let (bytes, ttl) = (config.listings_bytes, config.metadata_ttl);
+        let directories = Directories::new(mounted_at, now, bytes, ttl);
         let state = State {
             inodes: Inodes::new(&config.root_prefix),
             directories,
@@ -191,7 +200,8 @@ impl Namespace {
             lookups: HashMap::new(),
             start_after: StartAfter::Untried,
         };
-        Arc::new(Self { store, config, state: Mutex::new(state) })
+        let refreshes = Arc::new(Semaphore::new(MOST_REFRESHES));
+        Arc::new(Self { store, config, state: Mutex::new(state), refreshes })
     }
 
     /// Looks a name up; on success one kernel lookup is counted, which [`Self::forget`] takes back
@@ -207,6 +217,7 @@ impl Namespace {
             };
             let now = Instant::now();
             if let Some((found, ttl)) = state.believed(&prefix, name, &key, now) {
+                self.refresh(&mut state, &prefix, now);
                 return state.give(found, ttl, now);
             }
             self.point_flight(&mut state, &prefix, key, now)
@@ -283,6 +294,7 @@ impl Namespace {
                 let (page_keys, ttl) = (self.config.page_keys, self.config.metadata_ttl);
                 let ahead = state.directories.walked_to(&prefix, page_keys, ttl, now);
                 self.list_ahead(&mut state, ahead, now);
+                self.refresh(&mut state, &prefix, now);
             }
             let resume = match (position, state.directories.fresh(&prefix, now)) {
                 (Some(at), _) => state.directories.resume(&prefix, at.generation, at.entries),
@@ -367,6 +379,22 @@ impl Namespace {
     /// one open goes on reading the version it names.
     pub fn drop_names(&self) {
         self.state.lock().directories.drop_all_names(Instant::now());
+    }
+
+    /// Lists a directory anew that is used at the end of its listing's life, so that nobody has to
+    /// wait when that is over.
+    fn refresh(self: &Arc<Self>, state: &mut State, prefix: &Arc<str>, now: Instant) {
+        if !state.directories.is_due(prefix, now) {
+            return;
+        }
+        let Ok(permit) = self.refreshes.clone().try_acquire_owned() else { return };
+        let expiry = Expiry::after(now, self.config.metadata_ttl);
+        let (growing, grower) = state.directories.listing_begins(prefix, expiry);
+        let listing = self.clone().list(prefix.clone(), now, growing, grower);
+        tokio::spawn(async move {
+            listing.await;
+            drop(permit);
+        });
     }
 
     /// The listing of a directory that is under way, or one that begins now.

@@ -309,7 +309,7 @@ async fn s3_reports_each_refusal_as_what_it_is() {
         denied.head("cold").await.map(drop),
         denied.get_range(&version, 0..1, &mut Vec::new()).await,
     ] {
-        let Err(StoreError::Denied(why)) = refused else { panic!("{refused:?}") };
+        let Err(StoreError::SignatureRefused(why)) = refused else { panic!("{refused:?}") };
         assert!(!why.contains("wrong"), "a secret is never shown: {why}");
     }
 
@@ -321,8 +321,9 @@ async fn s3_reports_each_refusal_as_what_it_is() {
     bucket.set_region(None);
 
     server.set_rate_limit(Some(0));
-    assert_eq!(store.list_page(&list).await, Err(StoreError::Throttled));
-    assert_eq!(store.head("cold").await, Err(StoreError::Throttled));
+    let busy = StoreError::Busy(std::time::Duration::from_secs(1));
+    assert_eq!(store.list_page(&list).await, Err(busy.clone()));
+    assert_eq!(store.head("cold").await, Err(busy));
 }
 
 #[tokio::test]
@@ -403,6 +404,7 @@ async fn a_get_that_is_refused_says_why() {
         )
     };
     let denied = |text: &str| StoreError::Denied(text.to_owned());
+    let unsigned = |text: &str| StoreError::SignatureRefused(text.to_owned());
     let west = || StoreError::WrongRegion(Some("eu-west-1".to_owned()));
     let unavailable = |text: &str| StoreError::Unavailable(text.to_owned());
     for (head, body, want) in [
@@ -415,18 +417,22 @@ async fn a_get_that_is_refused_says_why() {
         (
             "403 F\r\nx-amz-request-id: 1A",
             error("SignatureDoesNotMatch", ""),
-            denied("403 SignatureDoesNotMatch: Why & how (request 1A)"),
+            unsigned("403 SignatureDoesNotMatch: Why & how (request 1A)"),
         ),
-        ("403 F", error("InvalidAccessKeyId", ""), denied("403 InvalidAccessKeyId: Why & how")),
+        ("403 F", error("InvalidAccessKeyId", ""), unsigned("403 InvalidAccessKeyId: Why & how")),
         (
             "403 F",
             error("RequestTimeTooSkewed", ""),
-            denied("403 RequestTimeTooSkewed: Why & how; is this machine's clock right?"),
+            unsigned("403 RequestTimeTooSkewed: Why & how; is this machine's clock right?"),
         ),
-        ("400 B", error("ExpiredToken", ""), denied("400 ExpiredToken: Why & how")),
+        ("400 B", error("ExpiredToken", ""), unsigned("400 ExpiredToken: Why & how")),
         ("403 F", error("InvalidObjectState", ""), StoreError::Archived),
         ("403 F", "<html>Forbidden".to_owned(), denied("403")),
-        ("503 S\r\nRetry-After: 1", error("SlowDown", ""), StoreError::Throttled),
+        (
+            "503 S\r\nRetry-After: 1",
+            error("SlowDown", ""),
+            StoreError::Busy(std::time::Duration::from_secs(1)),
+        ),
         ("503 S", String::new(), StoreError::Throttled),
         ("429 T", String::new(), StoreError::Throttled),
         ("500 I", error("InternalError", ""), unavailable("500 InternalError: Why & how")),
@@ -532,11 +538,12 @@ async fn a_listing_that_is_refused_says_why() {
         format!("<Error><Code>{code}</Code><Message>Why &amp; how.</Message>{more}</Error>")
     };
     let denied = |text: &str| StoreError::Denied(text.to_owned());
+    let unsigned = |text: &str| StoreError::SignatureRefused(text.to_owned());
     let west = || StoreError::WrongRegion(Some("eu-west-1".to_owned()));
     for (head, body, want) in [
         ("404 N", error("NoSuchBucket", ""), StoreError::NoSuchBucket),
         ("403 F", error("AccessDenied", ""), denied("403 AccessDenied: Why & how")),
-        ("400 B", error("ExpiredToken", ""), denied("400 ExpiredToken: Why & how")),
+        ("400 B", error("ExpiredToken", ""), unsigned("400 ExpiredToken: Why & how")),
         ("503 S", error("SlowDown", ""), StoreError::Throttled),
         ("429 T", String::new(), StoreError::Throttled),
         ("502 B", "<html>".to_owned(), StoreError::Unavailable("502".to_owned())),

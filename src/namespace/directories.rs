@@ -75,6 +75,8 @@ pub(super) struct Directories {
     /// The epoch of a directory that nothing is known of.
     first_epoch: u64,
     last_generation: u32,
+    /// How long a listing is believed.
+    metadata_ttl: Option<Duration>,
     mounted_at: SystemTime,
     started: Instant,
     /// The mtime of a directory that nothing is known of: the time of the mount, or the time at
@@ -148,7 +150,12 @@ pub(super) enum Resume {
 
 impl Directories {
     /// Believes nothing yet; `max_listed_bytes` bounds all listings together.
-    pub(super) fn new(mounted_at: SystemTime, now: Instant, max_listed_bytes: usize) -> Self {
+    pub(super) fn new(
+        mounted_at: SystemTime,
+        now: Instant,
+        max_listed_bytes: usize,
+        metadata_ttl: Option<Duration>,
+    ) -> Self {
         Self {
             states: HashMap::new(),
             listed: LruCache::unbounded(),
@@ -157,6 +164,7 @@ impl Directories {
             last_epoch: 0,
             first_epoch: 0,
             last_generation: 0,
+            metadata_ttl,
             mounted_at,
             started: now,
             first_mtime: mounted_at,
@@ -180,12 +188,35 @@ impl Directories {
         epoch >= directory.map_or(self.first_epoch, |directory| directory.epoch)
     }
 
-    /// The complete listing that is believed, and for how long.
+    /// The complete listing that is believed, and for how long without asking.
     pub(super) fn fresh(&mut self, prefix: &str, now: Instant) -> Option<(Arc<Listing>, Duration)> {
         let directory = self.states.get(prefix)?;
-        let fresh = (directory.versions.front()?.clone(), directory.expiry?.remaining(now)?);
+        let fresh = (directory.versions.front()?.clone(), self.told(directory, now)?);
         self.listed.promote(prefix);
         Some(fresh)
+    }
+
+    /// Whether a directory is worth listing again, because it is used at the end of its life.
+    pub(super) fn is_due(&self, prefix: &str, now: Instant) -> bool {
+        let Some(directory) = self.states.get(prefix) else { return false };
+        let left = directory.expiry.and_then(|expiry| expiry.remaining(now));
+        let due = left.zip(self.last_part(directory)).is_some_and(|(left, last)| left <= last);
+        due && !directory.versions.is_empty() && self.under_way(prefix).is_none()
+    }
+
+    /// The part of a listing's life at whose end it is made anew when it is used: the last quarter.
+    /// None, if that may be too short.
+    fn last_part(&self, directory: &Directory) -> Option<Duration> {
+        let last = self.metadata_ttl? / 4;
+        (directory.listing_took < last).then_some(last)
+    }
+
+    /// How long the kernel may believe a listing: until the last part of its life, for what it does
+    /// not ask for is not used, as far as anybody can see.
+    fn told(&self, directory: &Directory, now: Instant) -> Option<Duration> {
+        let left = directory.expiry?.remaining(now)?;
+        let until_last = self.last_part(directory).map(|last| left.saturating_sub(last));
+        Some(until_last.filter(|until| !until.is_zero()).unwrap_or(left))
     }
 
     /// What the beginning of a listing says of a name: that it is there, or that nothing has this
@@ -229,7 +260,7 @@ impl Directories {
         let directory = self.states.get(prefix)?;
         let newest = directory.versions.front().filter(|newest| newest.generation() == generation);
         if newest.is_some() {
-            return directory.expiry?.remaining(now);
+            return self.told(directory, now);
         }
         let under_way = self.under_way(prefix)?;
         under_way.expiry.remaining(now).filter(|_| under_way.generation == generation)
@@ -505,6 +536,8 @@ impl Directories {
         if in_epoch {
             directory.being_listed = false;
         }
+        // The kernel may have read the version before under the mtime of this one.
+        let was_believed = directory.expiry.is_some_and(|expiry| expiry.remaining(asked).is_some());
         let same = directory
             .versions
             .front()
@@ -519,7 +552,7 @@ impl Directories {
             directory.versions.insert(1, Arc::new(listing));
             directory.versions[0].clone()
         } else {
-            if !directory.versions.is_empty() && !directory.mtime_moved {
+            if !directory.versions.is_empty() && (was_believed || !directory.mtime_moved) {
                 directory.mtime = moved(directory.mtime, mounted_at + (now - started));
             }
             directory.versions.push_front(Arc::new(listing));
@@ -558,6 +591,7 @@ impl Directories {
         unlisted_ttl: Duration,
         now: Instant,
     ) -> (SystemTime, Duration) {
+        let told = self.states.get(prefix).and_then(|directory| self.told(directory, now));
         let Some(directory) = self.states.get_mut(prefix) else {
             return (self.first_mtime, unlisted_ttl);
         };
@@ -565,12 +599,11 @@ impl Directories {
             let ttl = if directory.being_listed { Duration::ZERO } else { unlisted_ttl };
             return (directory.mtime, ttl);
         }
-        let fresh = directory.expiry.and_then(|expiry| expiry.remaining(now));
-        if fresh.is_none() && !directory.mtime_moved {
+        if told.is_none() && !directory.mtime_moved {
             directory.mtime = moved(directory.mtime, self.mounted_at + (now - self.started));
             directory.mtime_moved = true;
         }
-        (directory.mtime, fresh.unwrap_or(Duration::ZERO))
+        (directory.mtime, told.unwrap_or(Duration::ZERO))
     }
 
     /// Believes nothing of a directory's names any more.

@@ -110,7 +110,8 @@ async fn a_listed_directory_answers_lookups_without_a_request() {
     assert_eq!(mount.list(ROOT).await, Ok(vec!["a".to_owned(), "d".to_owned()]));
     assert!(mount.look("a").await.is_ok());
     assert!(mount.look("d").await.is_ok());
-    assert_eq!(mount.look("no").await.unwrap_err(), NameError::NotFound { ttl: TTL });
+    let ttl = TTL / 4 * 3;
+    assert_eq!(mount.look("no").await.unwrap_err(), NameError::NotFound { ttl });
     assert_eq!(mount.requests(), (1, 0));
 }
 
@@ -618,9 +619,10 @@ async fn the_mtime_changes_when_the_listing_may_have_changed_and_only_then() {
     assert_eq!(first, SystemTime::UNIX_EPOCH + Duration::from_hours(1), "mounted then");
     mount.list(d).await.expect("listed");
     assert_eq!(mount.mtime(d), first);
-    assert_eq!(mount.names.attributes(d).expect("known").attr_ttl, TTL);
+    // It is asked for anew in the last quarter of its life, so the kernel asks until then.
+    assert_eq!(mount.names.attributes(d).expect("known").attr_ttl, TTL / 4 * 3);
     pass(TTL / 2).await;
-    assert_eq!(mount.names.attributes(d).expect("known").attr_ttl, TTL / 2);
+    assert_eq!(mount.names.attributes(d).expect("known").attr_ttl, TTL / 4);
 
     // Expired: the kernel may keep its pages no longer. Once, without a request.
     pass(TTL / 2).await;
@@ -647,6 +649,110 @@ async fn the_mtime_changes_when_the_listing_may_have_changed_and_only_then() {
 
     mount.names.drop_names();
     assert!(mount.mtime(d) > third);
+}
+
+/// F11
+#[tokio::test(start_paused = true)]
+async fn a_directory_in_use_is_listed_anew_before_its_time_is_over_and_nobody_waits() {
+    let mount = mount(&["d/1", "d/2"]);
+    let d = mount.ino("d").await;
+    mount.list(d).await.expect("listed");
+    mount.faults.delay(Operation::List, Duration::from_secs(1));
+    let ino = mount.ino("d/1").await;
+    let (lists, heads) = mount.requests();
+    pass(TTL / 4 * 3 - Duration::from_secs(1)).await;
+    mount.list(d).await.expect("believed");
+    assert_eq!(mount.requests(), (lists, heads), "not yet");
+    for round in 1..=10 {
+        mount.memory.put(&format!("d/new{round}"), "");
+        pass(TTL / 8).await;
+        let start = Instant::now();
+        assert_eq!(mount.names.lookup(d, b"1").await.expect("exists").ino, ino);
+        pass(TTL / 8).await;
+        mount.list(d).await.expect("listed");
+        assert_eq!(start.elapsed(), TTL / 8, "nobody has waited");
+        pass(TTL / 4 * 2).await;
+        assert!(mount.names.lookup(d, format!("new{round}").as_bytes()).await.is_ok());
+    }
+    let (listed, looked_up) = mount.requests();
+    assert!(listed - lists <= 12, "{} LISTs", listed - lists);
+    assert_eq!(looked_up, heads);
+    // It is not used any more.
+    pass(TTL * 10).await;
+    assert_eq!(mount.requests().0, listed);
+}
+
+/// F11, A4
+#[tokio::test(start_paused = true)]
+async fn what_was_read_of_a_listing_is_old_when_it_is_replaced_before_its_time() {
+    let mount = slow_mount(&["d/1", "d/2", "d/3", "d/4"]);
+    let d = mount.ino("d").await;
+    mount.list(d).await.expect("listed");
+    let (first, at_end) = (mount.mtime(d), TTL / 8 * 7);
+    pass(at_end).await;
+    mount.memory.delete("d/1");
+    assert_eq!(mount.list(d).await.expect("believed").len(), 4);
+    // The first page has shown that something has changed; the old listing is still in its time.
+    pass(Duration::from_millis(1500)).await;
+    let second = mount.mtime(d);
+    assert!(second >= first);
+    assert_eq!(mount.list(d).await.expect("believed").len(), 4);
+    pass(Duration::from_secs(3)).await;
+    assert_eq!(mount.list(d).await.expect("listed").len(), 3);
+    assert!(mount.mtime(d) > second);
+}
+
+/// F11
+#[tokio::test(start_paused = true)]
+async fn few_directories_are_listed_anew_at_once() {
+    let (mount, d) = forest(40, 2, 1000).await;
+    mount.walk(d, 0..40, 2).await;
+    let (lists, _) = mount.requests();
+    pass(TTL / 8 * 7).await;
+    mount.walk(d, 0..40, 2).await;
+    pass(Duration::from_secs(1)).await;
+    let (renewed, _) = mount.requests();
+    assert!(renewed - lists <= 4, "{} LISTs", renewed - lists);
+}
+
+/// F4
+#[tokio::test(start_paused = true)]
+async fn names_believed_for_ever_are_never_listed_anew() {
+    let mount = mount_with_ttl(&["d/1"], None);
+    let d = mount.ino("d").await;
+    mount.list(d).await.expect("listed");
+    let requests = mount.requests();
+    for _ in 0..10 {
+        pass(Duration::from_hours(1000)).await;
+        mount.list(d).await.expect("believed");
+        assert!(is_absent(&mount.look("d/2").await));
+        mount.ino("d/1").await;
+    }
+    assert_eq!(mount.requests(), requests);
+}
+
+/// A4, F5, F8
+#[tokio::test(start_paused = true)]
+async fn what_was_shown_of_a_first_listing_is_old_when_names_are_dropped_and_keeps_its_numbers() {
+    let keys: Vec<_> = (0..200).map(|n| format!("{n:03}")).collect();
+    let mount = mount_with(&keys.iter().map(String::as_str).collect::<Vec<_>>(), |config| {
+        config.page_keys = 100;
+        config.pages_at_once = 1;
+    });
+    mount.faults.delay(Operation::List, Duration::from_secs(1));
+    let shown = mount.names.read_directory(ROOT, 0).await.expect("the first page");
+    let shown: HashMap<_, _> = shown.iter().map(|entry| (entry.name.to_vec(), entry.ino)).collect();
+    assert!(shown.len() > 90);
+    let before = mount.mtime(ROOT);
+    mount.memory.delete("050");
+    mount.names.drop_names();
+    assert!(mount.mtime(ROOT) > before);
+    let anew = mount.scan(ROOT, 0).await.expect("listed");
+    assert_eq!(anew.len(), 2 + 199);
+    for (name, ino, _) in anew {
+        let number = shown.get(name.as_bytes()).copied();
+        assert!(number.is_none_or(|number| number == ino), "{name} was {number:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -724,7 +830,9 @@ async fn readdirplus_counts_a_lookup_for_each_entry_but_the_dots() {
     let scan = mount.names.read_directory(ROOT, 0).await.expect("listed");
     for entry in scan.iter() {
         let node = mount.names.node(&entry);
-        assert_eq!((node.ino, node.name_ttl), (entry.ino, TTL));
+        let is_dot = entry.name.starts_with(b".");
+        let name_ttl = if is_dot { TTL } else { TTL / 4 * 3 };
+        assert_eq!((node.ino, node.name_ttl), (entry.ino, name_ttl));
         assert_eq!(entry.is_directory, matches!(node.kind, NodeKind::Directory { .. }));
         mount.names.remember(&entry);
     }
