@@ -5,6 +5,7 @@
 //! Nothing is mounted and nothing is written.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -118,7 +119,13 @@ pub async fn run(config: &Config, quick: bool) -> Report {
             return report;
         }
     };
-    connection(config, &store, &mut report).await;
+    let url = endpoint_url(&store);
+    if config.store.endpoint_url.is_none() {
+        // Only now it is known.
+        way(&url, &mut report).await;
+    }
+    connection(config, &store, &url, &mut report).await;
+    let store_endpoint = store.endpoint().to_owned();
     let store: Arc<dyn ObjectStore> = Arc::new(store);
     let plan = examine::Plan::new(config, quick);
     let examined = examine::run(&store, &plan).await;
@@ -129,9 +136,19 @@ pub async fn run(config: &Config, quick: bool) -> Report {
         report.exit_code = WRONG;
     }
     if !is_wrong {
-        report.command = Some(command(config, &report));
+        let endpoint = store_endpoint.contains("://").then_some(store_endpoint.as_str());
+        report.command = Some(command(config, endpoint, &report));
     }
     report
+}
+
+/// Where requests go.
+fn endpoint_url(store: &S3Store) -> String {
+    let endpoint = store.endpoint();
+    if endpoint.contains("://") {
+        return endpoint.to_owned();
+    }
+    format!("https://s3.{}.amazonaws.com", store.region())
 }
 
 /// From the endpoint's name to a connection.
@@ -187,11 +204,10 @@ async fn way(url: &str, report: &mut Report) {
 }
 
 /// What the first answer of the store showed.
-async fn connection(config: &Config, store: &S3Store, report: &mut Report) {
+async fn connection(config: &Config, store: &S3Store, url: &str, report: &mut Report) {
     let endpoint = store.endpoint();
     report.add("bucket", State::Ok, format!("{endpoint} answers for {}", config.bucket));
-    let is_plain = config.store.endpoint_url.as_deref().is_some_and(|url| url.starts_with("http:"));
-    if is_plain {
+    if url.starts_with("http:") {
         report.add("TLS", State::Ok, "not used: data and names can be read on the way");
     } else if config.store.no_verify_tls {
         report.add("TLS", State::Slow, "the store's certificate is NOT checked (--no-verify-tls)");
@@ -264,13 +280,13 @@ async fn connection(config: &Config, store: &S3Store, report: &mut Report) {
 }
 
 /// The command that would mount it, with what was found to be needed.
-fn command(config: &Config, report: &Report) -> String {
+fn command(config: &Config, endpoint: Option<&str>, report: &Report) -> String {
     let mut command = format!("fasts3-mount {} /mnt/data", report.source);
     let store = &config.store;
     let mut option = |name: &str, value: &str| {
         let _ = write!(command, " {name} {value}");
     };
-    if let Some(url) = &store.endpoint_url {
+    if let Some(url) = endpoint {
         option("--endpoint-url", url);
     }
     if let Some(region) = &store.region {
@@ -279,7 +295,11 @@ fn command(config: &Config, report: &Report) -> String {
     if let Some(profile) = &store.profile {
         option("--profile", profile);
     }
-    if let Some(bundle) = &store.ca_bundle {
+    // What the environment says it will say again.
+    let from_environment = std::env::var_os("AWS_CA_BUNDLE").map(PathBuf::from);
+    if let Some(bundle) =
+        store.ca_bundle.as_ref().filter(|path| Some(*path) != from_environment.as_ref())
+    {
         option("--ca-bundle", &bundle.display().to_string());
     }
     if let Some(connections) = report.measured.connections_wanted(config.max_connections) {

@@ -44,7 +44,8 @@ fn run_with(variables: &[(&str, &str)]) -> Said {
 }
 
 /// Every option, and a value that it must refuse; none for those that take any text.
-const OPTIONS: [(&str, Option<&str>); 26] = [
+const OPTIONS: [(&str, Option<&str>); 27] = [
+    ("metrics-listen", Some("nowhere")),
     ("endpoint-url", Some("localhost:9000")),
     ("region", None),
     ("profile", None),
@@ -160,7 +161,15 @@ fn help_groups_the_options_and_shows_each_default() {
     let said = run(&["--help"]);
     assert_eq!(said.code, 0);
     assert_eq!(said.log, "");
-    let groups = ["Store:", "Cache and reading:", "Names:", "Permissions:", "Logging:", "Process:"];
+    let groups = [
+        "Store:",
+        "Cache and reading:",
+        "Names:",
+        "Permissions:",
+        "Looking inside:",
+        "Logging:",
+        "Process:",
+    ];
     let places: Vec<usize> =
         groups.iter().map(|group| said.stdout.find(&format!("\n{group}\n")).unwrap()).collect();
     assert!(places.is_sorted(), "{places:?}");

@@ -330,7 +330,7 @@ fn draw(frame: &mut Frame<'_>, look: &Look) {
         Constraint::Length(1),
         Constraint::Length(3),
         Constraint::Length(1),
-        Constraint::Length(7),
+        Constraint::Length(9),
         Constraint::Min(3),
         Constraint::Length(1),
     ])

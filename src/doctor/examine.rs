@@ -40,6 +40,8 @@ const PAGES_AT_ONCE: usize = 16;
 const MOST_REQUESTS: usize = 20_000;
 /// More connections must bring so much more, twice, to go on.
 const WORTH: f64 = 1.05;
+/// And so much with the last step, for more than these to be worth a try.
+const STILL_GROWS: f64 = 1.25;
 
 /// What to measure, and for how long.
 #[derive(Clone, Debug)]
@@ -126,9 +128,10 @@ impl Measured {
         if let Some(throttled) = self.throttled_at {
             return Some((throttled / 2).max(1));
         }
-        let best = self.best()?;
-        // It still grew with the last step, so more may be better.
-        (self.bandwidth.len() > 1 && best.connections >= most).then_some(most * 2)
+        let [.., before, last] = &self.bandwidth[..] else { return None };
+        // It still grew well with the last step, so more may be better.
+        let grew = last.bytes_per_second >= before.bytes_per_second * STILL_GROWS;
+        (grew && last.connections >= most).then_some(most * 2)
     }
 }
 
