@@ -250,6 +250,8 @@ impl FsError {
             | StoreError::Busy(_)
             | StoreError::Unavailable(_)
             | StoreError::Protocol(_)
+            | StoreError::Backwards(_)
+            | StoreError::Unordered(_)
             | StoreError::NoSuchBucket
             | StoreError::WrongRegion(_) => Self::Io,
         }

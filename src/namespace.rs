@@ -256,8 +256,13 @@ impl Namespace {
         let start_after = self.state.lock().start_after;
         let store = self.store.clone();
         let mut pages = Pages::new(store, prefix.clone(), page_keys, workers, start_after);
-        while pages.next().await?.is_some() {}
-        Ok(pages.rest().hidden)
+        loop {
+            let parts = pages.next().await;
+            self.state.lock().found_out(pages.start_after());
+            if parts?.is_none() {
+                return Ok(pages.rest().hidden);
+            }
+        }
     }
 
     /// The object behind a file's inode.
@@ -492,9 +497,8 @@ impl Namespace {
         let mut hint = 0;
         loop {
             let parts = pages.next().await;
-            // That it fails is not remembered: the store may have been busy or out of reach.
-            if start_after == StartAfter::Untried && pages.start_after() == StartAfter::Works {
-                self.state.lock().start_after = StartAfter::Works;
+            if pages.start_after() != start_after {
+                self.state.lock().found_out(pages.start_after());
             }
             let Some(parts) = parts? else { return Ok(pages.rest()) };
             for part in parts {

@@ -4,7 +4,7 @@
 //! store is spoken to (retries, injected faults) wraps it. The stack is assembled in one place,
 //! `daemon.rs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
@@ -23,7 +23,8 @@ mod wire;
 /// Keys are UTF-8, as S3 defines them, and compare by their bytes.
 #[async_trait]
 pub trait ObjectStore: Send + Sync + 'static {
-    /// One page of a listing, in key order (`ListObjectsV2`).
+    /// One page of a listing (`ListObjectsV2`), in key order as [`check_page`] wants it: some stores
+    /// list in another.
     async fn list_page(&self, request: &ListRequest) -> Result<ListPage, StoreError>;
 
     /// What is known of one object (`HeadObject`); [`StoreError::NotFound`] when there is no such
@@ -99,6 +100,9 @@ pub struct ListRequest {
     pub from: ListFrom,
     /// At most this many entries, 1 to 1000; a store may return fewer.
     pub max_keys: u16,
+    /// The entries may come in no order. Not together with [`ListFrom::After`], which means nothing
+    /// without an order.
+    pub any_order: bool,
 }
 
 /// Where a page of a listing begins.
@@ -112,7 +116,8 @@ pub enum ListFrom {
     Token {
         /// [`ListPage::next`] of the page before.
         token: String,
-        /// The last entry of the pages before: every entry of this page must be greater.
+        /// The last entry of the pages before: every entry of this page must be greater, unless they
+        /// come in any order.
         last: String,
     },
 }
@@ -120,7 +125,8 @@ pub enum ListFrom {
 /// One page of a listing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ListPage {
-    /// Objects and common prefixes together, strictly ascending by [`ListEntry::key`].
+    /// Objects and common prefixes together, strictly ascending by [`ListEntry::key`], unless they
+    /// were asked for in any order.
     pub entries: Vec<ListEntry>,
     /// The token of the next page; `None` on the last one.
     pub next: Option<String>,
@@ -182,6 +188,13 @@ pub enum StoreError {
     /// The response contradicts itself, the request, or the protocol.
     #[error("the store's answer makes no sense: {0}")]
     Protocol(String),
+    /// A page of a listing begins before the place where it should: an answer to another question,
+    /// or a store that lists in no order.
+    #[error("the listing goes backwards: {0}")]
+    Backwards(String),
+    /// The entries of a page are not in key order: no accident does that, this store lists so.
+    #[error("the listing is in no order: {0}")]
+    Unordered(String),
     /// 404 with `NoSuchBucket`.
     #[error("no such bucket")]
     NoSuchBucket,
@@ -202,12 +215,14 @@ impl StoreError {
             | Self::Busy(_)
             | Self::Unavailable(_)
             | Self::TimedOut(_)
-            | Self::Protocol(_) => true,
+            | Self::Protocol(_)
+            | Self::Backwards(_) => true,
             Self::NotFound
             | Self::Changed
             | Self::Denied(_)
             | Self::SignatureRefused(_)
             | Self::Archived
+            | Self::Unordered(_)
             | Self::NoSuchBucket
             | Self::NoCredentials(_)
             | Self::WrongRegion(_) => false,
@@ -215,35 +230,47 @@ impl StoreError {
     }
 }
 
-/// Checks a page against what was asked: every entry inside the prefix, in strictly ascending
-/// order, behind the place where the page begins, and a next token that leads on.
+/// Checks a page against what was asked: every entry inside the prefix and there once, in ascending
+/// order and behind the place where the page begins unless any order will do, and a next token that
+/// leads on.
 ///
 /// A store that repeats a token or goes backwards would otherwise be listed for ever.
 pub fn check_page(request: &ListRequest, page: &ListPage) -> Result<(), StoreError> {
     let wrong = |what: String| Err(StoreError::Protocol(what));
-    let (mut last, token) = match &request.from {
-        ListFrom::Start => (None, None),
-        ListFrom::After(key) => {
-            // S3 filters before it rolls up: a common prefix that holds the key comes again.
-            let again = page.entries.first().is_some_and(
-                |entry| matches!(entry, ListEntry::Prefix(prefix) if key.starts_with(prefix)),
-            );
-            ((!again).then_some(key.as_str()), None)
-        }
-        ListFrom::Token { token, last } => (Some(last.as_str()), Some(token)),
-    };
-    for entry in &page.entries {
-        let key = entry.key();
-        if !key.starts_with(&request.prefix) {
-            return wrong(format!("listed {key:?} outside of prefix {:?}", request.prefix));
-        }
-        if last.is_some_and(|last| key <= last) {
-            return wrong(format!("listed {key:?} after {last:?}"));
-        }
-        last = Some(key);
+    let keys = || page.entries.iter().map(ListEntry::key);
+    if let Some(key) = keys().find(|key| !key.starts_with(&request.prefix)) {
+        return wrong(format!("listed {key:?} outside of prefix {:?}", request.prefix));
     }
-    if page.next.is_some() && page.next.as_ref() == token {
+    if let ListFrom::Token { token, .. } = &request.from
+        && page.next.as_ref() == Some(token)
+    {
         return wrong("the listing's continuation token repeats".to_owned());
+    }
+    if request.any_order {
+        let mut seen = HashSet::new();
+        return match keys().find(|key| !seen.insert(*key)) {
+            Some(key) => wrong(format!("listed {key:?} twice on a page")),
+            None => Ok(()),
+        };
+    }
+    if let Some((last, key)) = keys().zip(keys().skip(1)).find(|(last, key)| key <= last) {
+        if key == last {
+            return wrong(format!("listed {key:?} twice on a page"));
+        }
+        return Err(StoreError::Unordered(format!("listed {key:?} after {last:?}")));
+    }
+    let behind = match &request.from {
+        ListFrom::Start => None,
+        ListFrom::After(key) => Some(key),
+        ListFrom::Token { last, .. } => Some(last),
+    };
+    let Some((behind, first)) = behind.zip(page.entries.first()) else { return Ok(()) };
+    // S3 filters before it rolls up: a common prefix that holds the key comes again.
+    let again = matches!((&request.from, first), (ListFrom::After(key), ListEntry::Prefix(prefix))
+        if key.starts_with(prefix));
+    if first.key() <= behind.as_str() && !again {
+        let first = first.key();
+        return Err(StoreError::Backwards(format!("listed {first:?} after {behind:?}")));
     }
     Ok(())
 }
@@ -271,27 +298,40 @@ mod tests {
     }
 
     fn request(from: ListFrom) -> ListRequest {
-        ListRequest { prefix: "p".to_owned(), delimited: true, from, max_keys: 1000 }
+        let prefix = "p".to_owned();
+        ListRequest { prefix, delimited: true, from, max_keys: 1000, any_order: false }
     }
 
     #[test]
     fn a_page_must_ascend_inside_its_prefix_and_lead_on() {
+        let nonsense = || Some(StoreError::Protocol(String::new()));
+        let backwards = || Some(StoreError::Backwards(String::new()));
+        let unordered = || Some(StoreError::Unordered(String::new()));
         let token = || ListFrom::Token { token: "t".to_owned(), last: "pb".to_owned() };
-        for (from, keys, next, good) in [
-            (ListFrom::Start, &["pa", "pb"][..], Some("t"), true),
-            (ListFrom::Start, &[], None, true),
-            (ListFrom::Start, &["pb", "pa"], None, false),
-            (ListFrom::Start, &["pa", "pa"], None, false),
-            (ListFrom::Start, &["q"], None, false),
-            (ListFrom::After("pa".to_owned()), &["pa"], None, false),
-            (ListFrom::After("pa".to_owned()), &["pb"], None, true),
-            (ListFrom::After("pa/x".to_owned()), &["pa/", "pb"], None, true),
-            (token(), &["pb"], None, false),
-            (token(), &["pc"], Some("t"), false),
-            (token(), &["pc"], Some("u"), true),
+        // What is wrong with it, and what is when any order will do.
+        for (from, keys, next, wrong, wrong_in_any_order) in [
+            (ListFrom::Start, &["pa", "pb"][..], Some("t"), None, None),
+            (ListFrom::Start, &[], None, None, None),
+            (ListFrom::Start, &["pb", "pa"], None, unordered(), None),
+            (ListFrom::Start, &["pa", "pa"], None, nonsense(), nonsense()),
+            (ListFrom::Start, &["pa", "pb", "pa"], None, unordered(), nonsense()),
+            (ListFrom::Start, &["q"], None, nonsense(), nonsense()),
+            (ListFrom::After("pa".to_owned()), &["pa"], None, backwards(), None),
+            (ListFrom::After("pa".to_owned()), &["pb"], None, None, None),
+            (ListFrom::After("pa/x".to_owned()), &["pa/", "pb"], None, None, None),
+            (token(), &["pb"], None, backwards(), None),
+            (token(), &["pd", "pc"], Some("u"), unordered(), None),
+            (token(), &["pa", "pc"], Some("t"), nonsense(), nonsense()),
+            (token(), &["pc"], Some("t"), nonsense(), nonsense()),
+            (token(), &["pc"], Some("u"), None, None),
         ] {
-            let checked = check_page(&request(from.clone()), &page(keys, next));
-            assert_eq!(checked.is_ok(), good, "{from:?} {keys:?} {next:?}: {checked:?}");
+            for (any_order, wrong) in [(false, &wrong), (true, &wrong_in_any_order)] {
+                let request = ListRequest { any_order, ..request(from.clone()) };
+                let found = check_page(&request, &page(keys, next)).err();
+                let kind = |error: &StoreError| std::mem::discriminant(error);
+                let (found_kind, kind) = (found.as_ref().map(kind), wrong.as_ref().map(kind));
+                assert_eq!(found_kind, kind, "{request:?} {keys:?} {next:?}: {found:?}");
+            }
         }
     }
 }

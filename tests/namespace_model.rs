@@ -111,7 +111,17 @@ struct World {
 
 impl World {
     fn new(ttl: Duration, page_keys: u16) -> Self {
-        let store = Arc::new(MemoryStore::new());
+        Self::over(MemoryStore::new(), ttl, page_keys)
+    }
+
+    fn in_no_order(ttl: Duration) -> Self {
+        let store = MemoryStore::new();
+        store.list_in_no_order();
+        Self::over(store, ttl, 1000)
+    }
+
+    fn over(store: MemoryStore, ttl: Duration, page_keys: u16) -> Self {
+        let store = Arc::new(store);
         let faults = Arc::new(FaultyStore::new(store.clone()));
         let config = NamespaceConfig {
             root_prefix: String::new(),
@@ -357,6 +367,22 @@ proptest! {
     ) {
         run(async move {
             let mut world = World::new(Duration::from_secs(ttl), page_keys);
+            for step in steps {
+                world.step(step).await.expect("nothing fails");
+            }
+            world.drop_names();
+            world.check_everything().await;
+        });
+    }
+
+    /// F12: the same of a store that lists in no order, which turns out somewhere on the way.
+    #[test]
+    fn answers_from_a_listing_in_no_order_are_as_true(
+        steps in steps(),
+        ttl in prop_oneof![Just(0), Just(TTL_SECONDS)],
+    ) {
+        run(async move {
+            let mut world = World::in_no_order(Duration::from_secs(ttl));
             for step in steps {
                 world.step(step).await.expect("nothing fails");
             }

@@ -65,7 +65,7 @@ impl Subject {
         max: u16,
     ) -> Vec<ListPage> {
         let prefix = prefix.to_owned();
-        let mut request = ListRequest { prefix, delimited, from, max_keys: max };
+        let mut request = ListRequest { prefix, delimited, from, max_keys: max, any_order: false };
         let mut pages: Vec<ListPage> = Vec::new();
         loop {
             let page = self.store.list_page(&request).await.unwrap();
@@ -286,8 +286,13 @@ async fn s3_reports_each_refusal_as_what_it_is() {
     let info = bucket.put("cold", "x");
     bucket.set_storage_class("cold", "GLACIER");
     let config = config(&server.endpoint_url());
-    let list =
-        ListRequest { prefix: String::new(), delimited: true, from: ListFrom::Start, max_keys: 10 };
+    let list = ListRequest {
+        prefix: String::new(),
+        delimited: true,
+        from: ListFrom::Start,
+        max_keys: 10,
+        any_order: false,
+    };
 
     let right = keys(&server);
     let store = S3Store::connect_with("contract", &config, &right).await.unwrap();
@@ -521,7 +526,13 @@ async fn a_listing_that_makes_no_sense_is_a_contradiction() {
 }
 
 fn everything() -> ListRequest {
-    ListRequest { prefix: String::new(), delimited: true, from: ListFrom::Start, max_keys: 10 }
+    ListRequest {
+        prefix: String::new(),
+        delimited: true,
+        from: ListFrom::Start,
+        max_keys: 10,
+        any_order: false,
+    }
 }
 
 #[tokio::test]

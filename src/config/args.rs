@@ -233,7 +233,7 @@ impl FromStr for Bucket {
         }
         let (name, prefix) = path.split_once('/').unwrap_or((path, ""));
         if name.ends_with("--x-s3") {
-            return Err("a directory bucket lists its keys in no order and is not supported".into());
+            return Err("a directory bucket needs sessions of its own and is not supported".into());
         }
         // The general rules for bucket names, and the letters that old buckets of us-east-1 and
         // other makers' stores allow: the store has the last word.

@@ -164,10 +164,12 @@ impl StartError {
             StoreError::TimedOut(cause) => Self::Slow { endpoint, cause },
             StoreError::Unavailable(cause) => Self::Failing { endpoint, cause },
             StoreError::Protocol(cause) => Self::NotS3 { endpoint, cause },
-            // None of these is an answer to a listing.
-            StoreError::NotFound | StoreError::Changed | StoreError::Archived => {
-                Self::NotS3 { endpoint, cause: error.to_string() }
-            }
+            // None of these is an answer to a listing of one key.
+            StoreError::NotFound
+            | StoreError::Changed
+            | StoreError::Archived
+            | StoreError::Backwards(_)
+            | StoreError::Unordered(_) => Self::NotS3 { endpoint, cause: error.to_string() },
         }
     }
 }

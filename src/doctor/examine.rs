@@ -1,6 +1,7 @@
 //! How a store behaves and how fast it is, seen through the seam that the mount uses: whatever is
 //! wrong here would be wrong there.
 
+use std::cell::Cell;
 use std::cmp::Reverse;
 use std::ops::Range;
 use std::sync::Arc;
@@ -216,21 +217,26 @@ async fn listings(
     plan: &Plan,
     examined: &mut Examined,
 ) -> Option<Vec<ListEntry>> {
-    let request = |from, delimited| ListRequest {
-        prefix: plan.prefix.clone(),
-        delimited,
-        from,
-        max_keys: 1000,
-    };
+    let is_unordered = Cell::new(false);
     let list = |from, delimited| {
-        let request = request(from, delimited);
+        let request = ListRequest {
+            prefix: plan.prefix.clone(),
+            delimited,
+            from,
+            max_keys: 1000,
+            any_order: is_unordered.get(),
+        };
         async move {
             let page = store.list_page(&request).await?;
             check_page(&request, &page)?;
             Ok::<ListPage, StoreError>(page)
         }
     };
-    let (page, failures) = ask(|| list(ListFrom::Start, false)).await;
+    let (mut page, mut failures) = ask(|| list(ListFrom::Start, false)).await;
+    if matches!(page, Err(StoreError::Unordered(_))) {
+        is_unordered.set(true);
+        (page, failures) = ask(|| list(ListFrom::Start, false)).await;
+    }
     let first = match page {
         Ok(page) => page,
         Err(error) => {
@@ -244,10 +250,17 @@ async fn listings(
         examined.add("listing", State::Slow, "it works, but there is nothing to list");
         return None;
     };
+    let (how, order) = if is_unordered.get() {
+        let slow =
+            "in no order, so a directory is listed one page after the other and shown as a whole";
+        (State::Slow, slow)
+    } else {
+        (state(failures), "in order")
+    };
     examined.add(
         "listing",
-        state(failures),
-        format!("ListObjectsV2 lists {count} keys on its first page, in order{}", again(failures)),
+        how,
+        format!("ListObjectsV2 lists {count} keys on its first page, {order}{}", again(failures)),
     );
     if first.undecodable > 0 {
         let what =
@@ -269,7 +282,7 @@ async fn listings(
             }
         }
     }
-    if count >= 3 {
+    if count >= 3 && !is_unordered.get() {
         let middle = count / 2;
         let after = || ListFrom::After(entries[middle].key().to_owned());
         match ask(|| list(after(), false)).await.0 {
@@ -277,7 +290,7 @@ async fn listings(
                 let what = "start-after is honoured, so large directories are listed in parallel";
                 examined.add("start-after", State::Ok, what);
             }
-            Ok(_) | Err(StoreError::Protocol(_)) => examined.add(
+            Ok(_) | Err(StoreError::Backwards(_) | StoreError::Unordered(_)) => examined.add(
                 "start-after",
                 State::Slow,
                 "start-after is not honoured, so a directory is listed one page after the other",
@@ -291,7 +304,8 @@ async fn listings(
     match ask(|| list(ListFrom::Start, true)).await.0 {
         Ok(page) => {
             let first = page.entries.first().map(ListEntry::key);
-            if first.is_some_and(|name| entries[0].key().starts_with(name)) {
+            // In no order, it begins anywhere.
+            if first.is_some_and(|name| is_unordered.get() || entries[0].key().starts_with(name)) {
                 examined.add("directories", State::Ok, "delimiter listings roll directories up");
             } else {
                 let what =
@@ -325,6 +339,7 @@ async fn pages(
                 delimited: false,
                 from: ListFrom::After(entry.key().to_owned()),
                 max_keys: 1000,
+                any_order: false,
             })
             .collect(),
     );
@@ -773,6 +788,7 @@ mod tests {
         IgnoresIfMatch,
         IgnoresStartAfter,
         RepeatsPages,
+        ListsInNoOrder,
         OtherEtagInHead,
         OtherBytes,
         Denies,
@@ -786,6 +802,9 @@ mod tests {
     impl ObjectStore for Bad {
         async fn list_page(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
             let mut request = request.clone();
+            if self.1 == Wrong::ListsInNoOrder {
+                self.0.list_in_no_order();
+            }
             match &request.from {
                 ListFrom::After(_) if self.1 == Wrong::IgnoresStartAfter => {
                     request.from = ListFrom::Start;
@@ -838,6 +857,9 @@ mod tests {
         for (wrong, topic, state, says) in [
             (Wrong::IgnoresIfMatch, "If-Match", State::Wrong, "would give a mixture"),
             (Wrong::IgnoresStartAfter, "start-after", State::Slow, "one page after the other"),
+            (Wrong::ListsInNoOrder, "listing", State::Slow, "in no order"),
+            (Wrong::ListsInNoOrder, "paging", State::Ok, "follows"),
+            (Wrong::ListsInNoOrder, "directories", State::Ok, "roll directories up"),
             (Wrong::RepeatsPages, "paging", State::Wrong, "no listing of more than one page"),
             (Wrong::OtherEtagInHead, "versions", State::Wrong, "do not agree about \"big\""),
             (Wrong::OtherBytes, "ranges", State::Wrong, "gave different bytes"),

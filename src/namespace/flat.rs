@@ -261,7 +261,8 @@ mod tests {
         let (mut pages, mut from) = (Vec::new(), from);
         loop {
             let prefix = prefix.to_owned();
-            let request = ListRequest { prefix, delimited: false, from, max_keys: keys };
+            let request =
+                ListRequest { prefix, delimited: false, from, max_keys: keys, any_order: false };
             let page = store.list_page(&request).await.expect("a page");
             let last = page.entries.last().map(|entry| entry.key().to_owned());
             let next = page.next.clone();

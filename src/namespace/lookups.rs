@@ -59,9 +59,10 @@ impl Namespace {
         }
         let ttl = self.config.metadata_ttl;
         // Where there are thousands of files and no directory so far, one more file is likely, and
-        // where nothing is believed there is nothing to learn.
-        let is_alone =
-            ttl == Some(Duration::ZERO) || state.directories.begins_with_files(prefix, now);
+        // where nothing is believed, or a page proves nothing, there is nothing to learn.
+        let is_alone = ttl == Some(Duration::ZERO)
+            || state.start_after == StartAfter::Unordered
+            || state.directories.begins_with_files(prefix, now);
         let page_keys = (!is_alone).then_some(self.config.page_keys);
         let (flight, landing) = Flight::new(state.directories.epoch());
         state.lookups.insert(key.clone(), flight.clone());
@@ -83,12 +84,17 @@ impl Namespace {
         self: Arc<Self>,
         prefix: Arc<str>,
         key: String,
-        page_keys: Option<u16>,
+        mut page_keys: Option<u16>,
         asked: Instant,
         landing: Landing<Result<Point, StoreError>>,
         epoch: u64,
     ) {
-        let answer = ask(&self.store, &key, page_keys).await;
+        let mut answer = ask(&self.store, &key, page_keys).await;
+        if matches!(answer, Err(StoreError::Unordered(_))) {
+            self.state.lock().found_out(StartAfter::Unordered);
+            page_keys = None;
+            answer = ask(&self.store, &key, page_keys).await;
+        }
         let mut state = self.state.lock();
         if state.lookups.get(&key).is_some_and(|flight| flight.epoch() == epoch) {
             state.lookups.remove(&key);
@@ -222,11 +228,11 @@ async fn ask(
     let own = below.clone().zip(page_keys).map(|(prefix, keys)| {
         let store = store.clone();
         // A task, for to cancel a request costs its connection.
-        tokio::spawn(async move { first_page(&*store, &prefix, true, keys).await })
+        tokio::spawn(async move { first_page(&*store, &prefix, true, Some(keys)).await })
     });
     let list = async {
         match &below {
-            Some(prefix) => first_page(&**store, prefix, false, page_keys.unwrap_or(1)).await,
+            Some(prefix) => first_page(&**store, prefix, false, page_keys).await,
             None => Ok(ListPage::default()),
         }
     };
@@ -260,17 +266,19 @@ async fn ask(
     }
 }
 
-/// The first page of a prefix that holds anything, or an empty one if nothing does.
+/// The first page of a prefix that holds anything, or an empty one if nothing does. Without
+/// `page_keys` it is asked for nothing but whether there is anything, which takes no order.
 async fn first_page(
     store: &dyn ObjectStore,
     prefix: &str,
     delimited: bool,
-    max_keys: u16,
+    page_keys: Option<u16>,
 ) -> Result<ListPage, StoreError> {
+    let (max_keys, any_order) = (page_keys.unwrap_or(1), page_keys.is_none());
     let mut plan = Plan::new(prefix, max_keys, 1, StartAfter::Fails);
     while let Some(ask) = plan.ask() {
         let prefix = prefix.to_owned();
-        let request = ListRequest { prefix, delimited, from: ask.from, max_keys };
+        let request = ListRequest { prefix, delimited, from: ask.from, max_keys, any_order };
         let page = store.list_page(&request).await?;
         check_page(&request, &page)?;
         if !is_empty(&page) {

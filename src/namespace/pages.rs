@@ -1,13 +1,22 @@
 //! Fetches a directory's listing, several pages at a time.
+//!
+//! A store that lists in no order is recognised by a page that is in none, or that still begins
+//! before its place when it has been asked for again. Then everything is fetched page by page from
+//! the beginning, and sorted.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
 use super::listing::{Assembly, Part, Rest};
-use super::split::{Plan, RangeId, StartAfter};
-use crate::store::{ListPage, ListRequest, ObjectStore, StoreError, check_page};
+use super::split::{MAX_EMPTY_PAGES, Plan, RangeId, StartAfter};
+use crate::store::{
+    ListEntry, ListFrom, ListPage, ListRequest, ObjectStore, StoreError, check_page,
+};
+
+/// Entries of a part where it is not a page that makes it one.
+const PART_ENTRIES: usize = 1000;
 
 /// The pages of one directory, under way. Dropping it cancels what is in flight.
 pub struct Pages {
@@ -20,6 +29,10 @@ pub struct Pages {
     /// Entries that have come before those on their left.
     early: HashMap<RangeId, Vec<Part>>,
     assembly: Assembly,
+    /// Some entries have been given out, which cannot be taken back.
+    shown: bool,
+    /// All of them have.
+    over: bool,
 }
 
 impl Pages {
@@ -39,6 +52,8 @@ impl Pages {
             flights: JoinSet::new(),
             early: HashMap::new(),
             assembly: Assembly::new(prefix.clone()),
+            shown: false,
+            over: false,
             prefix,
         }
     }
@@ -52,17 +67,43 @@ impl Pages {
     /// Waits for a page and gives what can be shown now behind what could be before, in pieces of
     /// about a page, without numbers; `None` behind the last page.
     ///
-    /// Ends for every store that has an end: each page must lead on, or [`StoreError::Protocol`].
+    /// Ends for every store that has an end: each page must lead on, or [`StoreError::Protocol`]. A
+    /// store that turns out to list in no order when something has been given out is an error, once:
+    /// [`Self::start_after`] knows it from then on.
     pub async fn next(&mut self) -> Result<Option<Vec<Part>>, StoreError> {
-        if self.plan.leftmost().is_none() {
+        if self.over {
             return Ok(None);
         }
+        let mut settled = if self.start_after() == StartAfter::Unordered {
+            self.all_sorted().await?
+        } else {
+            match self.next_in_order().await {
+                Err(error @ (StoreError::Unordered(_) | StoreError::Backwards(_))) => {
+                    self.plan.is_unordered();
+                    if self.shown {
+                        return Err(error);
+                    }
+                    self.flights = JoinSet::new();
+                    self.early.clear();
+                    self.assembly = Assembly::new(self.prefix.clone());
+                    self.all_sorted().await?
+                }
+                settled => settled?,
+            }
+        };
+        settled.retain(|part| !part.is_empty());
+        self.shown |= !settled.is_empty();
+        Ok(Some(settled))
+    }
+
+    async fn next_in_order(&mut self) -> Result<Vec<Part>, StoreError> {
         while let Some(ask) = self.plan.ask() {
             let request = ListRequest {
                 prefix: self.prefix.to_string(),
                 delimited: true,
                 from: ask.from,
                 max_keys: self.page_keys,
+                any_order: false,
             };
             let (store, range) = (self.store.clone(), ask.range);
             self.flights.spawn(async move {
@@ -74,7 +115,7 @@ impl Pages {
         let (range, page) = landed.map_err(|died| StoreError::Unavailable(died.to_string()))?;
         let page = match page {
             Ok(page) => page,
-            Err(_) if self.plan.failed(range) => return Ok(Some(Vec::new())),
+            Err(_) if self.plan.failed(range) => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
         self.assembly.count(&page);
@@ -94,9 +135,53 @@ impl Pages {
         }
         if self.plan.leftmost().is_none() {
             settled.push(self.assembly.last()?);
+            self.over = true;
         }
-        settled.retain(|part| !part.is_empty());
-        Ok(Some(settled))
+        Ok(settled)
+    }
+
+    /// Everything there is, whatever order it comes in.
+    async fn all_sorted(&mut self) -> Result<Vec<Part>, StoreError> {
+        let wrong = |what: &str| {
+            Err(StoreError::Protocol(format!("{what} in the listing of {:?}", self.prefix)))
+        };
+        let mut entries: BTreeMap<String, ListEntry> = BTreeMap::new();
+        let (mut undecodable, mut in_vain) = (0, 0);
+        let (mut tokens, mut from) = (HashSet::new(), ListFrom::Start);
+        loop {
+            let prefix = self.prefix.to_string();
+            let max_keys = self.page_keys;
+            let request = ListRequest { prefix, delimited: true, from, max_keys, any_order: true };
+            let page = self.store.list_page(&request).await?;
+            check_page(&request, &page)?;
+            undecodable += page.undecodable;
+            let last = page.entries.last().map_or_else(String::new, |entry| entry.key().to_owned());
+            let before = entries.len();
+            // What it rolls up may come on each page, and the newest answer is the truest.
+            entries.extend(page.entries.into_iter().map(|entry| (entry.key().to_owned(), entry)));
+            in_vain = if entries.len() > before { 0 } else { in_vain + 1 };
+            let Some(token) = page.next else { break };
+            if in_vain >= MAX_EMPTY_PAGES {
+                return wrong("nothing new on 100 pages in a row");
+            }
+            if !tokens.insert(token.clone()) {
+                return wrong("a continuation token of before");
+            }
+            from = ListFrom::Token { token, last };
+        }
+        let entries = entries.into_values().collect();
+        let page = ListPage { entries, next: None, undecodable };
+        self.assembly.count(&page);
+        let mut settled = Vec::new();
+        for start in (0..page.entries.len()).step_by(PART_ENTRIES) {
+            let end = page.entries.len().min(start + PART_ENTRIES);
+            let part = self.assembly.part(&page, start..end)?;
+            self.assembly.append(part)?;
+            settled.push(self.assembly.settled()?);
+        }
+        settled.push(self.assembly.last()?);
+        self.over = true;
+        Ok(settled)
     }
 
     /// What is not shown.
@@ -128,14 +213,31 @@ mod tests {
         page_keys: u16,
         workers: usize,
     ) -> Result<Listed, StoreError> {
-        let untried = StartAfter::Untried;
-        let mut pages = Pages::new(store, prefix.into(), page_keys, workers, untried);
+        list_as(store, prefix, page_keys, workers, StartAfter::Untried).await.0
+    }
+
+    /// The listing, and what is known of the store then.
+    async fn list_as(
+        store: Arc<dyn ObjectStore>,
+        prefix: &str,
+        page_keys: u16,
+        workers: usize,
+        start_after: StartAfter,
+    ) -> (Result<Listed, StoreError>, StartAfter) {
+        let mut pages = Pages::new(store, prefix.into(), page_keys, workers, start_after);
         let mut listing = Listing::new(prefix.into(), 1);
-        while let Some(parts) = pages.next().await? {
-            for part in parts {
-                listing.push(Arc::new(part));
+        loop {
+            match pages.next().await {
+                Ok(Some(parts)) => {
+                    for part in parts {
+                        listing.push(Arc::new(part));
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => return (Err(error), pages.start_after()),
             }
         }
+        let start_after = pages.start_after();
         let rest = pages.rest();
         let entry = |index| {
             let (name, directory) = listing.place(index);
@@ -145,7 +247,7 @@ mod tests {
         for (index, (name, _)) in entries.iter().enumerate() {
             assert_eq!(listing.find(name.as_bytes()), Some(index));
         }
-        Ok((entries, rest.hidden, rest.exists))
+        (Ok((entries, rest.hidden, rest.exists)), start_after)
     }
 
     fn store(keys: &BTreeSet<String>) -> (Arc<MemoryStore>, Arc<FaultyStore>) {
@@ -207,6 +309,34 @@ mod tests {
                     });
                     let listed = list(slow, prefix, page_keys, workers).await.expect("complete");
                     assert_eq!(listed, expected);
+                }
+            });
+        }
+
+        /// F12: a store that lists in no order has the same listing, known for it or not. What it has
+        /// shown by then it has shown in order, or it is an error and known from then on.
+        #[test]
+        fn a_listing_in_no_order_is_the_one_in_order(
+            keys in keys(),
+            page_keys in 1..8_u16,
+            workers in 1..20_usize,
+        ) {
+            run(async move {
+                for prefix in ["", "d/"] {
+                    let (_, plain) = store(&keys);
+                    let expected = list(plain, prefix, page_keys, 1).await;
+                    let (memory, unordered) = store(&keys);
+                    memory.list_in_no_order();
+                    let known = list_as(unordered.clone(), prefix, page_keys, workers, StartAfter::Unordered);
+                    assert_eq!(known.await.0, expected);
+                    let untried = list_as(unordered, prefix, page_keys, 1, StartAfter::Untried);
+                    let (listed, start_after) = untried.await;
+                    match listed {
+                        Err(StoreError::Unordered(_) | StoreError::Backwards(_)) => {
+                            assert_eq!(start_after, StartAfter::Unordered);
+                        }
+                        listed => assert_eq!(listed, expected),
+                    }
                 }
             });
         }
@@ -289,6 +419,55 @@ mod tests {
             assert_eq!(pages.start_after(), StartAfter::Fails);
             assert_eq!(below.counts().lists, 100 + u64::from(!never_answers));
             assert_eq!(started.elapsed(), Duration::from_secs(1));
+        }
+    }
+
+    /// Answers every question with the next of these pages, for ever.
+    struct Scripted {
+        pages: Vec<(&'static [&'static str], &'static str)>,
+        asked: std::sync::atomic::AtomicUsize,
+    }
+
+    #[async_trait::async_trait]
+    impl ObjectStore for Scripted {
+        async fn list_page(&self, _: &ListRequest) -> Result<ListPage, StoreError> {
+            let asked = self.asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let (keys, token) = self.pages[asked % self.pages.len()];
+            let entries = keys.iter().map(|key| ListEntry::Prefix((*key).to_owned())).collect();
+            // Each token is a new one, unless it has a name.
+            let next = if token.is_empty() { asked.to_string() } else { token.to_owned() };
+            Ok(ListPage { entries, next: Some(next), undecodable: 0 })
+        }
+
+        async fn head(&self, _: &str) -> Result<ObjectHead, StoreError> {
+            Err(StoreError::NotFound)
+        }
+
+        async fn get_range(
+            &self,
+            _: &ObjectVersion,
+            _: std::ops::Range<u64>,
+            _: &mut (dyn bytes::BufMut + Send),
+        ) -> Result<(), StoreError> {
+            Err(StoreError::NotFound)
+        }
+    }
+
+    /// F12
+    #[tokio::test(start_paused = true)]
+    async fn a_listing_in_no_order_that_leads_nowhere_ends() {
+        for (pages, requests) in [
+            // The page that gives it away, and the same tokens in a circle of three.
+            (vec![(&["b/", "a/"][..], "1"), (&["d/", "c/"], "2"), (&["f/", "e/"], "3")], 1 + 4),
+            // The one that gives it away, one with something new, and a hundred without.
+            (vec![(&["b/", "a/"][..], "")], 1 + 1 + 100),
+            // A key twice on a page is no order of its own.
+            (vec![(&["b/", "a/", "b/"][..], "")], 1 + 1),
+        ] {
+            let store = Arc::new(Scripted { pages, asked: Default::default() });
+            let listed = list(store.clone(), "", 1000, 4).await;
+            assert!(matches!(listed, Err(StoreError::Protocol(_))), "{listed:?}");
+            assert_eq!(store.asked.load(std::sync::atomic::Ordering::Relaxed), requests);
         }
     }
 

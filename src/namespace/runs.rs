@@ -14,6 +14,7 @@ use super::directories::Expiry;
 use super::flat::{Flat, Proved};
 use super::growing::{Grower, Growing};
 use super::listing::Rest;
+use super::split::StartAfter;
 use super::state::State;
 use super::walk::{Ahead, Run};
 use super::{Namespace, show};
@@ -47,6 +48,7 @@ impl Namespace {
                 Ahead::Single(directory) => {
                     self.listing_under_way(state, &directory, now);
                 }
+                Ahead::Run(_) if state.start_after == StartAfter::Unordered => {}
                 Ahead::Run(run) => {
                     let epoch = state.directories.epoch();
                     let expiry = Expiry::after(now, self.config.metadata_ttl);
@@ -77,6 +79,9 @@ impl Running {
             let page = match self.page(from).await {
                 Ok(page) => page,
                 Err(error) => {
+                    if matches!(error, StoreError::Unordered(_)) {
+                        self.names.state.lock().found_out(StartAfter::Unordered);
+                    }
                     tracing::debug!(directory = &*self.parent, %error, "listing ahead failed");
                     break;
                 }
@@ -121,7 +126,7 @@ impl Running {
 
     async fn page(&self, from: ListFrom) -> Result<ListPage, StoreError> {
         let (prefix, max_keys) = (self.parent.to_string(), self.names.config.page_keys);
-        let request = ListRequest { prefix, delimited: false, from, max_keys };
+        let request = ListRequest { prefix, delimited: false, from, max_keys, any_order: false };
         let page = self.names.store.list_page(&request).await?;
         check_page(&request, &page)?;
         Ok(page)

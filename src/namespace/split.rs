@@ -64,7 +64,7 @@ const PATIENCE_PAGES: u32 = 8;
 
 /// So many empty pages in a row, each with a token that leads on, are not a listing any more. S3
 /// sends some when it skips deleted versions; a broken store might send them for ever.
-const MAX_EMPTY_PAGES: u32 = 100;
+pub(super) const MAX_EMPTY_PAGES: u32 = 100;
 
 /// Whether a store begins a listing where it is told to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,6 +76,9 @@ pub enum StartAfter {
     Works,
     /// It does not, or does not answer: its listings are not split.
     Fails,
+    /// It lists in no order, so that no key says where anything begins: its listings are fetched
+    /// whole and sorted, and a page proves nothing but what it shows.
+    Unordered,
 }
 
 /// One of the ranges of a plan.
@@ -216,6 +219,11 @@ impl Plan {
     #[must_use]
     pub fn start_after(&self) -> StartAfter {
         self.start_after
+    }
+
+    /// The store has turned out to list in no order: there is nothing to plan.
+    pub fn is_unordered(&mut self) {
+        self.start_after = StartAfter::Unordered;
     }
 
     /// The leftmost range, and whether it has all its entries.

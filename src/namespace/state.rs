@@ -42,6 +42,24 @@ pub(super) struct Point {
 pub(super) type PointFlight = Flight<Result<Point, StoreError>>;
 
 impl State {
+    /// A listing has found out how the store lists. That it does not begin where it is told to is
+    /// not remembered: it may have been busy or out of reach.
+    pub(super) fn found_out(&mut self, start_after: StartAfter) {
+        match (self.start_after, start_after) {
+            (StartAfter::Untried, StartAfter::Works) => self.start_after = start_after,
+            (known, StartAfter::Unordered) if known != start_after => {
+                self.start_after = start_after;
+                tracing::info!(
+                    "the store does not list in key order: its directories are listed one page after \
+                     the other, and shown when all of their pages are there"
+                );
+                // Some of it may rest on an order that there was not.
+                self.directories.drop_all_names(Instant::now());
+            }
+            _ => {}
+        }
+    }
+
     /// The prefix of a directory that the kernel knows.
     pub(super) fn directory(&self, ino: Ino) -> Result<Arc<str>, NameError> {
         match self.inodes.get(ino) {

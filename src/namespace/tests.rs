@@ -462,11 +462,9 @@ async fn a_failed_page_is_an_error_never_a_shorter_directory() {
     let mount = mount_with(&["1", "2", "3"], |config| {
         config.page_keys = 1;
     });
-    for fault in [
-        Fault::Fail(StoreError::TimedOut("30 s".to_owned())),
-        Fault::Page(BadPage::RepeatsToken),
-        Fault::Page(BadPage::GoesBackwards),
-    ] {
+    for fault in
+        [Fault::Fail(StoreError::TimedOut("30 s".to_owned())), Fault::Page(BadPage::RepeatsToken)]
+    {
         mount.faults.next(Operation::List, Fault::None);
         mount.faults.next(Operation::List, fault);
         assert!(matches!(mount.list(ROOT).await, Err(NameError::Store(_))));
@@ -1192,4 +1190,73 @@ async fn a_walk_of_trees_has_what_is_below_them_listed_too() {
     let walked = mount.requests().0 - lists;
     assert_eq!(files, 1200);
     assert!(walked <= 40, "{walked} LISTs");
+}
+
+/// Directories and files, more of both than fit on a page of ten.
+fn large_directory() -> Vec<String> {
+    let files = (0..40).map(|n| format!("d/{n:02}"));
+    let directories = (0..40).map(|n| format!("d/{n:02}d/{}", n % 3));
+    files.chain(directories).chain(["top".to_owned()]).collect()
+}
+
+/// F12
+#[tokio::test(start_paused = true)]
+async fn a_store_that_lists_in_no_order_shows_the_same_as_one_that_does() {
+    let keys = large_directory();
+    let keys: Vec<_> = keys.iter().map(String::as_str).collect();
+    let ten = |config: &mut NamespaceConfig| config.page_keys = 10;
+    let (ordered, mount) = (mount_with(&keys, ten), mount_with(&keys, ten));
+    mount.memory.list_in_no_order();
+    let directory = mount.ino("d").await;
+    assert_eq!(mount.names.state.lock().start_after, StartAfter::Unordered);
+    // The lookup has found it out, so every page of 80 names comes once.
+    let before = mount.requests();
+    let listed = mount.list(directory).await.expect("listed");
+    assert_eq!(listed, ordered.list(ordered.ino("d").await).await.expect("listed"));
+    assert_eq!((listed.len(), mount.requests()), (80, (before.0 + 8, before.1)));
+    // Listed, it answers by itself.
+    let before = mount.requests();
+    for name in &listed {
+        mount.names.lookup(directory, name.as_bytes()).await.expect("exists");
+    }
+    assert!(is_absent(&mount.names.lookup(directory, b"no").await));
+    assert_eq!(mount.requests(), before);
+    // A walk finds each directory, and each has a listing of its own.
+    for name in listed.iter().filter(|name| name.ends_with('d')) {
+        let below = mount.names.lookup(directory, name.as_bytes()).await.expect("exists").ino;
+        assert_eq!(mount.list(below).await.expect("listed").len(), 1, "{name}");
+    }
+    assert_eq!(mount.requests(), (before.0 + 40, before.1));
+}
+
+/// F12: what has been shown cannot be taken back.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_loses_its_order_half_way_is_an_error_once() {
+    let keys: Vec<_> = (0..30).map(|n| format!("{n:02}")).collect();
+    let keys: Vec<_> = keys.iter().map(String::as_str).collect();
+    let mount = mount_with(&keys, |config| config.page_keys = 10);
+    mount.faults.next(Operation::List, Fault::None);
+    mount.faults.next(Operation::List, Fault::Page(BadPage::GoesBackwards));
+    let listed = mount.list(ROOT).await;
+    assert!(matches!(listed, Err(NameError::Store(StoreError::Unordered(_)))), "{listed:?}");
+    let before = mount.requests().0;
+    assert_eq!(mount.list(ROOT).await.expect("listed"), keys);
+    assert_eq!(mount.requests().0 - before, 3);
+}
+
+/// F12
+#[tokio::test(start_paused = true)]
+async fn a_page_in_no_order_proves_a_directory_and_nothing_else() {
+    let keys = large_directory();
+    let mount = mount(&keys.iter().map(String::as_str).collect::<Vec<_>>());
+    mount.memory.list_in_no_order();
+    // The lookup that finds out asks twice; from then on it is a HEAD and a LIST of one key.
+    mount.ino("d").await;
+    assert_eq!(mount.names.state.lock().start_after, StartAfter::Unordered);
+    let (lists, heads) = mount.requests();
+    mount.ino("d/07d").await;
+    assert!(is_absent(&mount.look("no").await));
+    let (now_lists, now_heads) = mount.requests();
+    assert!(now_heads <= heads + 3 && now_lists > lists, "{now_lists} {now_heads}");
+    assert_eq!(mount.names.state.lock().directories.beginning("d/").map(|known| known.len()), None);
 }

@@ -259,7 +259,13 @@ mod tests {
     }
 
     fn request(from: ListFrom) -> ListRequest {
-        ListRequest { prefix: "d/".to_owned(), delimited: true, from, max_keys: 1 }
+        ListRequest {
+            prefix: "d/".to_owned(),
+            delimited: true,
+            from,
+            max_keys: 1,
+            any_order: false,
+        }
     }
 
     #[tokio::test]

@@ -50,7 +50,9 @@ fn outcome<T>(result: &Result<T, StoreError>) -> Outcome {
         StoreError::Throttled | StoreError::Busy(_) => Outcome::Throttled,
         StoreError::Unavailable(_) => Outcome::Unavailable,
         StoreError::TimedOut(_) => Outcome::TimedOut,
-        StoreError::Protocol(_) => Outcome::Protocol,
+        StoreError::Protocol(_) | StoreError::Backwards(_) | StoreError::Unordered(_) => {
+            Outcome::Protocol
+        }
         StoreError::NoSuchBucket | StoreError::WrongRegion(_) => Outcome::Bucket,
     }
 }
@@ -101,6 +103,7 @@ mod tests {
             delimited: false,
             from: ListFrom::Start,
             max_keys: 1000,
+            any_order: false,
         };
         store.list_page(&request).await.unwrap();
         let mut seen = Vec::new();

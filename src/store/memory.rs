@@ -7,6 +7,7 @@
 //! interleave as they would around a network.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::ops::{Bound, Range};
 use std::time::{Duration, SystemTime};
 
@@ -44,6 +45,8 @@ struct Bucket {
     details: BTreeMap<String, ObjectDetails>,
     puts: u64,
     counts: Counts,
+    /// It lists by a hash of the keys, and knows of no `start-after`.
+    is_unordered: bool,
 }
 
 impl MemoryStore {
@@ -71,6 +74,11 @@ impl MemoryStore {
     /// Deletes an object; like S3, does not mind when there is none.
     pub fn delete(&self, key: &str) {
         self.bucket.lock().objects.remove(key);
+    }
+
+    /// Lists in no order from now on.
+    pub fn list_in_no_order(&self) {
+        self.bucket.lock().is_unordered = true;
     }
 
     /// Every key, in order.
@@ -105,6 +113,9 @@ impl MemoryStore {
 
 impl Bucket {
     fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
+        if self.is_unordered {
+            return Ok(self.list_by_hash(request));
+        }
         let prefix = request.prefix.as_str();
         // Everything at or below `behind` has been listed, and so has what it rolled up.
         let (behind, rolled_up) = match &request.from {
@@ -148,6 +159,31 @@ impl Bucket {
             });
         }
         Ok(page)
+    }
+
+    /// The token is the hash where the page before has ended.
+    fn list_by_hash(&self, request: &ListRequest) -> ListPage {
+        let mut entries = BTreeMap::new();
+        for (key, (meta, _)) in &self.objects {
+            let Some(rest) = key.strip_prefix(&request.prefix) else { continue };
+            let entry = match rest.find('/') {
+                Some(slash) if request.delimited => {
+                    ListEntry::Prefix(key[..=request.prefix.len() + slash].to_owned())
+                }
+                _ => ListEntry::Object(meta.clone()),
+            };
+            let mut hasher = DefaultHasher::new();
+            entry.key().hash(&mut hasher);
+            entries.insert(format!("{:016x}", hasher.finish()), entry);
+        }
+        let mut entries = match &request.from {
+            ListFrom::Token { token, .. } => entries.split_off(&format!("{token}!")),
+            ListFrom::Start | ListFrom::After(_) => entries,
+        };
+        let behind = entries.keys().nth(usize::from(request.max_keys)).cloned();
+        let more = behind.map_or_else(BTreeMap::new, |behind| entries.split_off(&behind));
+        let next = entries.keys().next_back().filter(|_| !more.is_empty()).cloned();
+        ListPage { entries: entries.into_values().collect(), next, undecodable: 0 }
     }
 }
 
@@ -200,7 +236,13 @@ mod tests {
     use super::*;
 
     async fn list(store: &MemoryStore, prefix: &str, from: ListFrom, max_keys: u16) -> ListPage {
-        let request = ListRequest { prefix: prefix.to_owned(), delimited: true, from, max_keys };
+        let request = ListRequest {
+            prefix: prefix.to_owned(),
+            delimited: true,
+            from,
+            max_keys,
+            any_order: false,
+        };
         store.list_page(&request).await.expect("a page")
     }
 

@@ -287,7 +287,8 @@ impl<'a> Tries<'a> {
         }
         self.failures += 1;
         self.total += 1;
-        self.nonsense += u32::from(matches!(error, StoreError::Protocol(_)));
+        let is_nonsense = matches!(error, StoreError::Protocol(_) | StoreError::Backwards(_));
+        self.nonsense += u32::from(is_nonsense);
         let Self { operation, key, total, .. } = self;
         if self.nonsense >= self.policy.nonsense || Instant::now() + pause >= deadline {
             tracing::warn!(operation, key, attempts = total, %error, "gave up");
@@ -303,7 +304,7 @@ impl<'a> Tries<'a> {
     fn pause(&self, error: &StoreError) -> Duration {
         let first = match error {
             StoreError::Throttled | StoreError::Busy(_) => self.policy.first_pause_throttled,
-            StoreError::Protocol(_) => self.policy.first_pause_nonsense,
+            StoreError::Protocol(_) | StoreError::Backwards(_) => self.policy.first_pause_nonsense,
             _ => self.policy.first_pause,
         };
         let doubled = first.saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX));

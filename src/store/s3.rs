@@ -122,6 +122,7 @@ impl S3Store {
             delimited: false,
             from: ListFrom::Start,
             max_keys: 1,
+            any_order: false,
         };
         let page = self.direct.list(&request).await?;
         Ok(!page.entries.is_empty() || page.undecodable > 0)

@@ -125,7 +125,13 @@ fn version() -> ObjectVersion {
 }
 
 fn request() -> ListRequest {
-    ListRequest { prefix: "p/".to_owned(), delimited: true, from: ListFrom::Start, max_keys: 10 }
+    ListRequest {
+        prefix: "p/".to_owned(),
+        delimited: true,
+        from: ListFrom::Start,
+        max_keys: 10,
+        any_order: false,
+    }
 }
 
 fn broken() -> StoreError {
@@ -266,6 +272,38 @@ async fn a_listing_page_that_leads_nowhere_is_asked_for_again() {
     let store = Scripted::new((0..1000).map(|_| Step::Page(outside.clone())));
     let page = store.under(RetryPolicy::default()).list_page(&request()).await;
     assert!(matches!(page, Err(StoreError::Protocol(_))), "{page:?}");
+}
+
+/// E7, F12
+#[tokio::test(start_paused = true)]
+async fn a_page_in_no_order_is_believed_and_one_that_goes_backwards_is_asked_for_five_times() {
+    let page = |names: &[&str]| {
+        let entries = names.iter().map(|name| ListEntry::Prefix(format!("p/{name}/"))).collect();
+        ListPage { entries, ..ListPage::default() }
+    };
+    let from = ListFrom::Token { token: "t".to_owned(), last: "p/b/".to_owned() };
+    let behind = ListRequest { from, ..request() };
+    let in_any_order = ListRequest { any_order: true, ..behind.clone() };
+    for (names, request, calls) in [
+        (&["d", "c"][..], &behind, 1),
+        (&["a", "c"], &behind, 5),
+        (&["d", "c"], &in_any_order, 1),
+        (&["a", "c"], &in_any_order, 1),
+    ] {
+        let store = Scripted::new((0..1000).map(|_| Step::Page(page(names))));
+        let listed = store.under(RetryPolicy::default()).list_page(request).await;
+        match listed {
+            Ok(listed) => assert_eq!((listed, request.any_order), (page(names), true)),
+            Err(StoreError::Unordered(_)) => {
+                assert_eq!((names[0], request.any_order), ("d", false))
+            }
+            Err(StoreError::Backwards(_)) => {
+                assert_eq!((names[0], request.any_order), ("a", false))
+            }
+            Err(error) => panic!("{names:?}: {error}"),
+        }
+        assert_eq!(store.calls(), calls, "{names:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

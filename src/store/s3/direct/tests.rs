@@ -224,7 +224,8 @@ async fn a_list_is_what_the_sdk_would_send() {
         {
             for from in [ListFrom::Start, ListFrom::After(text.to_owned()), token()] {
                 let (prefix, delimited) = (text.to_owned(), text.len() > 3);
-                let request = ListRequest { prefix, delimited, from, max_keys: 1000 };
+                let request =
+                    ListRequest { prefix, delimited, from, max_keys: 1000, any_order: false };
                 for (direct, is_signed) in [(&signed, true), (&anonymous, false)] {
                     let noted = Noted::default();
                     let list = direct.list_by_sdk(&request).customize().interceptor(noted.clone());

@@ -253,6 +253,7 @@ fn keys_and_prefixes_become_one_ascending_list() {
         delimited: true,
         from: crate::store::ListFrom::Start,
         max_keys: 9,
+        any_order: false,
     };
     for disordered in [
         format!("{}{}{END}", objects(&["d", "b"]), prefixes(&["c/"])),
