@@ -211,6 +211,15 @@ fn state(failures: u32) -> State {
     if failures == 0 { State::Ok } else { State::Slow }
 }
 
+async fn checked_page(
+    store: &Arc<dyn ObjectStore>,
+    request: ListRequest,
+) -> Result<ListPage, StoreError> {
+    let page = store.list_page(&request).await?;
+    check_page(&request, &page)?;
+    Ok(page)
+}
+
 /// Whether listings can be believed; the entries of the first pages.
 async fn listings(
     store: &Arc<dyn ObjectStore>,
@@ -226,11 +235,7 @@ async fn listings(
             max_keys: 1000,
             any_order: is_unordered.get(),
         };
-        async move {
-            let page = store.list_page(&request).await?;
-            check_page(&request, &page)?;
-            Ok::<ListPage, StoreError>(page)
-        }
+        checked_page(store, request)
     };
     let (mut page, mut failures) = ask(|| list(ListFrom::Start, false)).await;
     if matches!(page, Err(StoreError::Unordered(_))) {

@@ -464,7 +464,7 @@ mod tests {
             // A key twice on a page is no order of its own.
             (vec![(&["b/", "a/", "b/"][..], "")], 1 + 1),
         ] {
-            let store = Arc::new(Scripted { pages, asked: Default::default() });
+            let store = Arc::new(Scripted { pages, asked: std::sync::atomic::AtomicUsize::new(0) });
             let listed = list(store.clone(), "", 1000, 4).await;
             assert!(matches!(listed, Err(StoreError::Protocol(_))), "{listed:?}");
             assert_eq!(store.asked.load(std::sync::atomic::Ordering::Relaxed), requests);

@@ -295,10 +295,10 @@ async fn a_page_in_no_order_is_believed_and_one_that_goes_backwards_is_asked_for
         match listed {
             Ok(listed) => assert_eq!((listed, request.any_order), (page(names), true)),
             Err(StoreError::Unordered(_)) => {
-                assert_eq!((names[0], request.any_order), ("d", false))
+                assert_eq!((names[0], request.any_order), ("d", false));
             }
             Err(StoreError::Backwards(_)) => {
-                assert_eq!((names[0], request.any_order), ("a", false))
+                assert_eq!((names[0], request.any_order), ("a", false));
             }
             Err(error) => panic!("{names:?}: {error}"),
         }
