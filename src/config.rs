@@ -97,6 +97,8 @@ pub struct StoreConfig {
     pub ca_bundle: Option<PathBuf>,
     /// Accept any certificate.
     pub no_verify_tls: bool,
+    /// Send no request a second time because its answer is late.
+    pub no_hedging: bool,
 }
 
 /// Where the bucket's name goes in a URL.
@@ -255,6 +257,7 @@ fn store_config(args: args::StoreArgs) -> Result<StoreConfig, String> {
         path_style: args.path_style,
         ca_bundle,
         no_verify_tls: args.no_verify_tls,
+        no_hedging: args.no_hedging,
     })
 }
 

@@ -309,6 +309,7 @@ fn command(config: &Config, endpoint: Option<&str>, report: &Report) -> String {
         (store.no_sign_request, " --no-sign-request"),
         (store.requester_pays, " --requester-pays"),
         (store.no_verify_tls, " --no-verify-tls"),
+        (store.no_hedging, " --no-hedging"),
     ] {
         if is_set {
             command.push_str(name);

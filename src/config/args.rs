@@ -94,6 +94,12 @@ pub(crate) struct StoreArgs {
     #[arg(long, env = "FASTS3_NO_VERIFY_TLS", value_parser = BoolishValueParser::new(),
           action = ArgAction::SetTrue)]
     pub(crate) no_verify_tls: bool,
+
+    /// Never send a request a second time because its answer is late, which costs a store up to 5 %
+    /// more requests [default: false]
+    #[arg(long, env = "FASTS3_NO_HEDGING", value_parser = BoolishValueParser::new(),
+          action = ArgAction::SetTrue)]
+    pub(crate) no_hedging: bool,
 }
 
 #[derive(Debug, Group)]
