@@ -125,7 +125,7 @@ impl Scene {
             .env("AWS_REGION", "us-east-1");
         if self.proxy.is_none() {
             // Requests are counted exactly, however late a busy machine lets the server answer.
-            command.env("FASTS3_NO_HEDGING", "true");
+            command.env("FASTS3_HEDGING", "never");
         }
         command
     }
