@@ -97,6 +97,18 @@ pub struct StoreConfig {
     pub ca_bundle: Option<PathBuf>,
     /// Accept any certificate.
     pub no_verify_tls: bool,
+    /// When a request is sent a second time because its answer is late.
+    pub hedging: Hedging,
+}
+
+/// When a request is sent a second time because its answer is late.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Hedging {
+    /// After a time that is learnt from the answers so far.
+    #[default]
+    Auto,
+    /// Not at all.
+    Never,
 }
 
 /// Where the bucket's name goes in a URL.
@@ -255,6 +267,7 @@ fn store_config(args: args::StoreArgs) -> Result<StoreConfig, String> {
         path_style: args.path_style,
         ca_bundle,
         no_verify_tls: args.no_verify_tls,
+        hedging: args.hedging,
     })
 }
 

@@ -14,7 +14,7 @@ use serde::Serialize;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout};
 
-use crate::config::Config;
+use crate::config::{Config, Hedging};
 use crate::daemon;
 use crate::store::ObjectStore;
 use crate::store::s3::S3Store;
@@ -309,6 +309,7 @@ fn command(config: &Config, endpoint: Option<&str>, report: &Report) -> String {
         (store.no_sign_request, " --no-sign-request"),
         (store.requester_pays, " --requester-pays"),
         (store.no_verify_tls, " --no-verify-tls"),
+        (store.hedging == Hedging::Never, " --hedging=never"),
     ] {
         if is_set {
             command.push_str(name);

@@ -43,8 +43,9 @@ use crate::stats::{Operation, Stats};
 const GENERATION: Generation = Generation(0);
 
 /// Requests that the kernel may have in flight on its own account (readahead, async direct I/O), which
-/// every buffered read is. Its default of 12 would hold eight readers with readahead back; with 64,
-/// as many readers of objects that the store does not give held up all others (28 s, measured).
+/// every buffered read is. Its default of 12 would hold eight readers with readahead back; 64 readers
+/// of objects that the store does not give would take all of 64 (the others waited for 28 s, measured
+/// before this and the cache's `Gate` let them pass).
 const MAX_BACKGROUND: u16 = 1024;
 
 /// The reply to a stale read waits so long for the kernel to forget the name, which it mostly does

@@ -1,40 +1,51 @@
 //! Pure: what is mounted where, as the kernel tells it (`proc_pid_mountinfo(5)`).
 
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
 
 /// One line of `mountinfo`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mount {
     /// `major:minor`, by which a FUSE mount is known in every namespace and under every path.
     pub(crate) device: String,
+    pub(crate) path: PathBuf,
     /// The file system's type.
     pub(crate) kind: String,
     /// What is mounted, in the file system's own words.
     pub(crate) source: String,
 }
 
-/// What is mounted on a path, the topmost if there are several.
-pub(crate) fn topmost(mountinfo: &[u8], path: &Path) -> Option<Mount> {
-    mountinfo.split(|&byte| byte == b'\n').rev().find_map(|line| {
+impl Mount {
+    /// Whether it is one of ours: by its type, or by its source when the kernel was told no type. No
+    /// other program has such a source.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.kind == "fuse.fasts3" || (self.kind == "fuse" && self.source.starts_with("s3://"))
+    }
+}
+
+/// All mounts, later ones above those before them.
+pub(crate) fn mounts(mountinfo: &[u8]) -> impl DoubleEndedIterator<Item = Mount> {
+    mountinfo.split(|&byte| byte == b'\n').filter_map(|line| {
         let mut fields = line.split(|&byte| byte == b' ');
-        let device = fields.nth(2)?;
-        if unescaped(fields.nth(1)?) != path.as_os_str().as_bytes() {
-            return None;
-        }
+        let text = |field| String::from_utf8_lossy(field).into_owned();
+        let device = text(fields.nth(2)?);
+        let path = PathBuf::from(OsString::from_vec(unescaped(fields.nth(1)?)));
         // Optional fields end with a lone hyphen; the type follows.
         fields.find(|field| *field == b"-")?;
-        let text = |field| String::from_utf8_lossy(field).into_owned();
         let (kind, source) = (text(fields.next()?), text(fields.next()?));
-        Some(Mount { device: text(device), kind, source })
+        Some(Mount { device, path, kind, source })
     })
+}
+
+/// What is mounted on a path, the topmost if there are several.
+pub(crate) fn topmost(mountinfo: &[u8], path: &Path) -> Option<Mount> {
+    mounts(mountinfo).rfind(|mount| mount.path == path)
 }
 
 /// Whether a device is mounted anywhere.
 pub(crate) fn lists(mountinfo: &[u8], device: &str) -> bool {
-    mountinfo
-        .split(|&byte| byte == b'\n')
-        .any(|line| line.split(|&byte| byte == b' ').nth(2) == Some(device.as_bytes()))
+    mounts(mountinfo).any(|mount| mount.device == device)
 }
 
 /// Space, tab, newline and backslash are written `\ooo`.

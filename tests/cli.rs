@@ -44,7 +44,7 @@ fn run_with(variables: &[(&str, &str)]) -> Said {
 }
 
 /// Every option, and a value that it must refuse; none for those that take any text.
-const OPTIONS: [(&str, Option<&str>); 27] = [
+const OPTIONS: [(&str, Option<&str>); 28] = [
     ("metrics-listen", Some("nowhere")),
     ("endpoint-url", Some("localhost:9000")),
     ("region", None),
@@ -54,6 +54,7 @@ const OPTIONS: [(&str, Option<&str>); 27] = [
     ("path-style", Some("sometimes")),
     ("ca-bundle", Some("/no/such/file.pem")),
     ("no-verify-tls", Some("maybe")),
+    ("hedging", Some("maybe")),
     ("memory-budget", Some("1MiB")),
     ("chunk-size", Some("3 chunks")),
     ("part-size", Some("100KiB")),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args as Group, Parser};
 
-use super::{LogFormat, PathStyle};
+use super::{Hedging, LogFormat, PathStyle};
 
 /// What else there is, for those who look here.
 const WORDS: &str = "\
@@ -94,6 +94,11 @@ pub(crate) struct StoreArgs {
     #[arg(long, env = "FASTS3_NO_VERIFY_TLS", value_parser = BoolishValueParser::new(),
           action = ArgAction::SetTrue)]
     pub(crate) no_verify_tls: bool,
+
+    /// When to send a request a second time because its answer is late, which costs the store up to
+    /// 5 % more requests
+    #[arg(long, value_name = "WHEN", env = "FASTS3_HEDGING", default_value = "auto")]
+    pub(crate) hedging: Hedging,
 }
 
 #[derive(Debug, Group)]

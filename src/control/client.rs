@@ -1,19 +1,13 @@
 //! The other end of the control socket: finds the mount, asks, and shows the answer.
 
-use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::{Command, Reply, directories, socket_name};
+use crate::mountinfo::{self, Mount};
 
-/// The file system type of our mounts in `/proc/self/mountinfo`, where they have one of their own; else
-/// it is that of all, `fuse`.
-const KIND: &[u8] = b"fuse.fasts3";
-/// What the source of every mount of ours begins with.
-const SOURCE: &[u8] = b"s3://";
 /// The longest answer is that of a drop which waits for reads that wait for the store.
 const LONGEST_ANSWER: Duration = Duration::from_secs(45);
 /// A busy mount is detached, so an unmount takes what the daemon's last requests take.
@@ -55,38 +49,9 @@ pub fn mounts() -> Vec<PathBuf> {
     of_mountinfo(&std::fs::read("/proc/self/mountinfo").unwrap_or_default())
 }
 
-/// The mountpoints among the lines of `proc_pid_mountinfo(5)` that are ours.
+/// The mountpoints of those that are ours.
 fn of_mountinfo(mountinfo: &[u8]) -> Vec<PathBuf> {
-    let mountpoint = |line: &[u8]| {
-        let mut fields = line.split(|&byte| byte == b' ');
-        let path = unescaped(fields.nth(4)?);
-        // Optional fields end with a lone hyphen; the type follows.
-        fields.find(|field| *field == b"-")?;
-        let (kind, source) = (fields.next()?, fields.next()?);
-        let is_ours = (kind == b"fuse" || kind.starts_with(KIND)) && source.starts_with(SOURCE);
-        is_ours.then(|| PathBuf::from(OsStr::from_bytes(&path)))
-    };
-    mountinfo.split(|&byte| byte == b'\n').filter_map(mountpoint).collect()
-}
-
-/// Space, tab, newline and backslash are written `\ooo`.
-fn unescaped(field: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, after)) = rest.split_first() {
-        let octal = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(escaped) if byte == b'\\' => {
-                bytes.push(escaped);
-                rest = &after[3..];
-            }
-            _ => {
-                bytes.push(byte);
-                rest = after;
-            }
-        }
-    }
-    bytes
+    mountinfo::mounts(mountinfo).filter(Mount::is_ours).map(|mount| mount.path).collect()
 }
 
 /// The mount that a path is in, of those listed, and where in it.

@@ -36,12 +36,6 @@ fn no_device(error: &Error) -> String {
     format!("/dev/fuse cannot be opened: {error}; {remedy}")
 }
 
-/// Whether it is one of ours: by its type, or by its source when the kernel was told no type. No
-/// other program has such a source.
-fn is_ours(mount: &Mount) -> bool {
-    mount.kind == "fuse.fasts3" || (mount.kind == "fuse" && mount.source.starts_with("s3://"))
-}
-
 /// Whether something can be mounted here. What a daemon of ours that died has left is taken away;
 /// everybody else's is left alone.
 pub(super) fn mountpoint(path: &Path) -> Result<(), StartError> {
@@ -65,7 +59,7 @@ fn is_our_stale_mount(path: &Path) -> bool {
     let parent = parent.unwrap_or(Path::new(".")).canonicalize();
     let Some((parent, name)) = parent.ok().zip(path.file_name()) else { return false };
     let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-    mounted(&mounts, &parent.join(name)).is_some_and(|mount| is_ours(&mount))
+    mounted(&mounts, &parent.join(name)).is_some_and(|mount| mount.is_ours())
 }
 
 fn free(path: &Path) -> std::io::Result<()> {
@@ -181,7 +175,7 @@ mod tests {
     fn only_what_is_mounted_last_and_is_ours_is_ours() {
         let ours = |last: &str| {
             let text = format!("1 2 3:4 / /m rw - fuse.fasts3 y rw\n5 6 7:8 / /m rw - {last} rw\n");
-            is_ours(&mounted(text.as_bytes(), Path::new("/m")).unwrap())
+            mounted(text.as_bytes(), Path::new("/m")).unwrap().is_ours()
         };
         assert!(ours("fuse.fasts3 s3://data/"));
         assert!(ours("fuse s3://data/"));

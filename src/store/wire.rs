@@ -77,7 +77,8 @@ impl From<io::Error> for CallError {
 pub(super) struct Wire {
     dialer: Dialer,
     pool: Arc<Pool>,
-    hedging: Hedging,
+    /// None when nothing is sent a second time.
+    hedging: Option<Hedging>,
     hedges: Arc<Counter>,
 }
 
@@ -89,9 +90,10 @@ impl fmt::Debug for Wire {
 
 impl Wire {
     /// A client that makes TLS sessions with these settings.
-    pub(super) fn new(tls: rustls::ClientConfig) -> Self {
+    pub(super) fn new(tls: rustls::ClientConfig, hedging: bool) -> Self {
         let (pool, hedges) = (Arc::default(), Arc::default());
-        Self { dialer: Dialer::new(tls), pool, hedging: Hedging::default(), hedges }
+        let hedging = hedging.then(Hedging::default);
+        Self { dialer: Dialer::new(tls), pool, hedging, hedges }
     }
 
     /// Requests that were sent a second time.
@@ -126,13 +128,15 @@ impl Wire {
 
     /// Sends it a second time, on a new connection, when the first byte takes too long.
     async fn hedged(&self, message: &Message) -> Result<Response<Body>, CallError> {
-        let Some(kind) = message.kind else { return self.exchange(message).await };
+        let (Some(hedging), Some(kind)) = (&self.hedging, message.kind) else {
+            return self.exchange(message).await;
+        };
         let begun = Instant::now();
         let mut first = pin!(self.exchange(message));
-        let patience = self.hedging.patience(kind);
+        let patience = hedging.patience(kind);
         let answer = match timeout(patience, &mut first).await {
             Ok(answer) => answer,
-            Err(_elapsed) if !self.hedging.may() => first.await,
+            Err(_elapsed) if !hedging.may() => first.await,
             Err(_elapsed) => {
                 tracing::debug!(?kind, ?patience, "no first byte: asking a second time");
                 self.hedges.add(1);
@@ -145,7 +149,7 @@ impl Wire {
             }
         };
         if answer.is_ok() {
-            self.hedging.answered(kind, begun.elapsed());
+            hedging.answered(kind, begun.elapsed());
         }
         answer
     }

@@ -25,7 +25,7 @@ use super::Keys;
 use super::errors::credentials_failure;
 use super::http::{self, Trust};
 use super::renewal::Renewing;
-use crate::config::{PathStyle, StoreConfig};
+use crate::config::{Hedging, PathStyle, StoreConfig};
 use crate::store::StoreError;
 use crate::store::wire::Wire;
 
@@ -60,9 +60,10 @@ pub(super) async fn connect(
     let wrong = |cause: String| StoreError::Unavailable(cause);
     let roots = Trust::Roots(config.ca_bundle.as_deref());
     // Credentials are never fetched from an unverified peer, whatever is said of the store.
-    let verified = http::wire(&roots).map_err(wrong)?;
+    let hedging = config.hedging == Hedging::Auto;
+    let verified = http::wire(&roots, hedging).map_err(wrong)?;
     let to_store = if config.no_verify_tls {
-        http::wire(&Trust::Anybody).map_err(wrong)?
+        http::wire(&Trust::Anybody, hedging).map_err(wrong)?
     } else {
         Arc::clone(&verified)
     };

@@ -50,9 +50,9 @@ impl Answered {
     }
 }
 
-/// A client with one pool of connections.
-pub(super) fn wire(trust: &Trust<'_>) -> Result<Arc<Wire>, String> {
-    Ok(Arc::new(Wire::new(tls_config(trust)?)))
+/// A client with one pool of connections, which sends again what is not answered in time, or not.
+pub(super) fn wire(trust: &Trust<'_>, hedging: bool) -> Result<Arc<Wire>, String> {
+    Ok(Arc::new(Wire::new(tls_config(trust)?, hedging)))
 }
 
 /// The same as the SDK sees it.
