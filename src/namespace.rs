@@ -37,7 +37,7 @@ pub use self::scan::{Scan, ScanEntry};
 use self::split::StartAfter;
 use self::state::State;
 use self::tree::Asked;
-use crate::store::{ObjectMeta, ObjectStore, StoreError};
+use crate::store::{ListPage, ObjectMeta, ObjectStore, StoreError};
 
 mod directories;
 mod flat;
@@ -395,7 +395,7 @@ impl Namespace {
         let Ok(permit) = self.refreshes.clone().try_acquire_owned() else { return };
         let expiry = Expiry::after(now, self.config.metadata_ttl);
         let (growing, grower) = state.directories.listing_begins(prefix, expiry);
-        let listing = self.clone().list(prefix.clone(), now, growing, grower);
+        let listing = self.clone().list(prefix.clone(), now, growing, grower, None);
         tokio::spawn(async move {
             listing.await;
             drop(permit);
@@ -412,9 +412,13 @@ impl Namespace {
         if let Some(growing) = state.directories.under_way(prefix) {
             return growing.clone();
         }
-        let expiry = Expiry::after(now, self.config.metadata_ttl);
+        let first = state.directories.take_first_page(prefix, now);
+        // A listing is no younger than its oldest page.
+        let asked = first.as_ref().map_or(now, |first| first.asked);
+        let expiry = Expiry::after(asked, self.config.metadata_ttl);
         let (growing, grower) = state.directories.listing_begins(prefix, expiry);
-        tokio::spawn(self.clone().list(prefix.clone(), now, growing.clone(), grower));
+        let first = first.map(|first| first.page);
+        tokio::spawn(self.clone().list(prefix.clone(), now, growing.clone(), grower, first));
         growing
     }
 
@@ -424,8 +428,9 @@ impl Namespace {
         asked: Instant,
         growing: Growing,
         grower: Grower,
+        first: Option<ListPage>,
     ) {
-        let listed = self.pages(&prefix, &growing, &grower).await;
+        let listed = self.pages(&prefix, &growing, &grower, first).await;
         self.listing_ends(&mut self.state.lock(), &growing, &grower, asked, listed);
     }
 
@@ -489,11 +494,13 @@ impl Namespace {
         prefix: &Arc<str>,
         growing: &Growing,
         grower: &Grower,
+        first: Option<ListPage>,
     ) -> Result<Rest, StoreError> {
         let (page_keys, workers) = (self.config.page_keys, self.config.pages_at_once);
         let start_after = self.state.lock().start_after;
         let store = self.store.clone();
-        let mut pages = Pages::new(store, prefix.clone(), page_keys, workers, start_after);
+        let pages = Pages::new(store, prefix.clone(), page_keys, workers, start_after);
+        let mut pages = pages.begin_with(first);
         let mut hint = 0;
         loop {
             let parts = pages.next().await;

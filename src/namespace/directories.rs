@@ -15,6 +15,7 @@
 //! (`fuse_readdir_cached` in Linux's fs/fuse/readdir.c).
 
 use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -27,6 +28,7 @@ use super::listing::{Listing, Part};
 use super::tree::{self, Hidden};
 use super::walk::{Ahead, Bounds, MOST_AHEAD, Surroundings, Walk};
 use super::{FOREVER, Ino};
+use crate::store::ListPage;
 
 /// The newest listing, and two more for scans and inode numbers.
 const VERSIONS: usize = 3;
@@ -37,6 +39,14 @@ const MISSES_BEFORE_LISTING: u32 = 2;
 /// Newer generations under which a version is known, because it was found again: as many as there
 /// are versions.
 const ALIASES: usize = VERSIONS;
+
+/// First pages that are kept for a listing to go on from. `ls` lists right after its lookup, so the
+/// last few are enough; 1,000 keys are some 300 KB.
+const MAX_FIRST_PAGES: NonZeroUsize = NonZeroUsize::new(8).expect("not zero");
+
+/// A listing goes on from no older page, for a store may forget what its token meant; nor from one
+/// that has spent a quarter of its life, for the listing would be believed no longer than it.
+const FIRST_PAGE_LASTS: Duration = Duration::from_secs(10);
 
 /// Two mtimes of a directory differ by this at least: the least that Python's float `st_mtime`
 /// can tell apart.
@@ -70,6 +80,8 @@ pub(super) struct Directories {
     /// Memory of all complete listings of all directories, and its bound.
     listed_bytes: usize,
     max_listed_bytes: usize,
+    /// What lookups have seen of directories that have more, as it came.
+    first_pages: LruCache<Arc<str>, FirstPage>,
     /// Counts the times that names were dropped.
     last_epoch: u64,
     /// The epoch of a directory that nothing is known of.
@@ -127,6 +139,14 @@ impl Beginning {
     }
 }
 
+/// The first page of a directory, with which its listing may begin.
+#[derive(Debug)]
+pub(super) struct FirstPage {
+    pub(super) page: ListPage,
+    pub(super) asked: Instant,
+    pub(super) epoch: u64,
+}
+
 /// A listing under way.
 #[derive(Debug)]
 struct Under {
@@ -161,6 +181,7 @@ impl Directories {
             listed: LruCache::unbounded(),
             listed_bytes: 0,
             max_listed_bytes,
+            first_pages: LruCache::new(MAX_FIRST_PAGES),
             last_epoch: 0,
             first_epoch: 0,
             last_generation: 0,
@@ -430,23 +451,34 @@ impl Directories {
         Listing::new(prefix.clone(), self.last_generation)
     }
 
-    /// A directory begins with these entries, and has more.
+    /// A directory begins with this page, which shows these entries, and has more.
     pub(super) fn begins_with(
         &mut self,
         prefix: &Arc<str>,
+        first: FirstPage,
         part: Part,
-        expiry: Expiry,
         now: Instant,
         knows: impl Fn(&str) -> bool,
     ) {
         let only_files = (0..part.len()).all(|index| !part.place(index).1);
         let mut listing = self.next_listing(prefix);
         listing.push(Arc::new(part));
+        let expiry = Expiry::after(first.asked, self.metadata_ttl);
+        self.first_pages.put(prefix.clone(), first);
         let directory = self.state(prefix);
         let bytes_before = directory.listed_bytes();
         directory.beginning =
             Some(Beginning { listing: Arc::new(listing), expiry: Some(expiry), only_files });
         self.listed_again(prefix, bytes_before, now, knows);
+    }
+
+    /// Gives away the page that a listing of this directory may begin with instead of asking for it.
+    pub(super) fn take_first_page(&mut self, prefix: &str, now: Instant) -> Option<FirstPage> {
+        let first = self.first_pages.pop(prefix)?;
+        let age = now - first.asked;
+        let is_young = self.metadata_ttl.is_none_or(|ttl| age < ttl / 4);
+        (is_young && age < FIRST_PAGE_LASTS && self.is_current(prefix, first.epoch))
+            .then_some(first)
     }
 
     /// What is kept of a directory was so much memory before.
@@ -569,6 +601,8 @@ impl Directories {
         directory.listing_took = now - asked;
         directory.misses = 0;
         directory.beginning = None;
+        // It would lead back to what was true before this.
+        self.first_pages.pop(&prefix);
         self.listed_again(&prefix, bytes_before, now, knows);
         installed
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-use super::directories::Expiry;
+use super::directories::{Expiry, FirstPage};
 use super::flat::{Flat, Proved};
 use super::flight::{Flight, Landing};
 use super::inodes::{Inode, InodeRef};
@@ -114,7 +114,7 @@ impl Namespace {
                 let mut learnt = Learnt { names: &self, state: &mut state, asked, epoch };
                 learnt.learn_flat_page(below, flat);
                 if let Some(own) = own {
-                    learnt.learn_own_page(below, &own);
+                    learnt.learn_own_page(below, own);
                 }
             }
             point
@@ -175,8 +175,8 @@ impl Learnt<'_> {
         }
     }
 
-    fn learn_own_page(&mut self, below: &Arc<str>, page: &ListPage) {
-        match own_page(below, page) {
+    fn learn_own_page(&mut self, below: &Arc<str>, page: ListPage) {
+        match own_page(below, &page) {
             Ok(Own::Whole(proved)) => {
                 self.names.learn(self.state, proved, self.asked, self.epoch);
             }
@@ -188,11 +188,11 @@ impl Learnt<'_> {
                 {
                     return;
                 }
-                let expiry = Expiry::after(self.asked, self.names.config.metadata_ttl);
+                let first = FirstPage { page, asked: self.asked, epoch: self.epoch };
                 self.state.number_all(below, &mut part, &mut 0);
                 let State { inodes, directories, .. } = &mut *self.state;
                 let knows = |prefix: &str| inodes.number(InodeRef::Directory(prefix)).is_some();
-                directories.begins_with(below, part, expiry, now, knows);
+                directories.begins_with(below, first, part, now, knows);
             }
             // A page that makes no sense is none.
             Err(_) => {}

@@ -24,6 +24,8 @@ pub struct Pages {
     prefix: Arc<str>,
     page_keys: u16,
     plan: Plan,
+    /// A first page that need not be asked for.
+    first: Option<ListPage>,
     /// Tasks of their own, for to parse a page is work for a core.
     flights: JoinSet<(RangeId, Result<ListPage, StoreError>)>,
     /// Entries that have come before those on their left.
@@ -49,6 +51,7 @@ impl Pages {
             store,
             page_keys,
             plan: Plan::new(&prefix, page_keys, workers, start_after),
+            first: None,
             flights: JoinSet::new(),
             early: HashMap::new(),
             assembly: Assembly::new(prefix.clone()),
@@ -56,6 +59,13 @@ impl Pages {
             over: false,
             prefix,
         }
+    }
+
+    /// Begins with a first page that somebody has fetched and found good, of the same prefix and the
+    /// same size.
+    #[must_use]
+    pub fn begin_with(self, first: Option<ListPage>) -> Self {
+        Self { first, ..self }
     }
 
     /// What is known of the store by now.
@@ -97,27 +107,11 @@ impl Pages {
     }
 
     async fn next_in_order(&mut self) -> Result<Vec<Part>, StoreError> {
-        while let Some(ask) = self.plan.ask() {
-            let request = ListRequest {
-                prefix: self.prefix.to_string(),
-                delimited: true,
-                from: ask.from,
-                max_keys: self.page_keys,
-                any_order: false,
-            };
-            let (store, range) = (self.store.clone(), ask.range);
-            self.flights.spawn(async move {
-                let page = store.list_page(&request).await;
-                (range, page.and_then(|page| check_page(&request, &page).map(|()| page)))
-            });
-        }
-        let landed = self.flights.join_next().await.expect("an open range has a page in flight");
-        let (range, page) = landed.map_err(|died| StoreError::Unavailable(died.to_string()))?;
-        let page = match page {
-            Ok(page) => page,
-            Err(_) if self.plan.failed(range) => return Ok(Vec::new()),
-            Err(error) => return Err(error),
+        let landed = match self.first.take() {
+            Some(first) => self.plan.ask().map(|ask| (ask.range, first)),
+            None => self.land().await?,
         };
+        let Some((range, page)) = landed else { return Ok(Vec::new()) };
         self.assembly.count(&page);
         for (range, share) in self.plan.answer(range, &page)? {
             self.early.entry(range).or_default().push(self.assembly.part(&page, share)?);
@@ -182,6 +176,30 @@ impl Pages {
         settled.push(self.assembly.last()?);
         self.over = true;
         Ok(settled)
+    }
+
+    /// Sends what is to be asked for and waits for a page; `None` if it failed and that is no harm.
+    async fn land(&mut self) -> Result<Option<(RangeId, ListPage)>, StoreError> {
+        while let Some(ask) = self.plan.ask() {
+            let request = ListRequest {
+                prefix: self.prefix.to_string(),
+                delimited: true,
+                from: ask.from,
+                max_keys: self.page_keys,
+                any_order: false,
+            };
+            let (store, range) = (self.store.clone(), ask.range);
+            self.flights.spawn(async move {
+                let page = store.list_page(&request).await;
+                (range, page.and_then(|page| check_page(&request, &page).map(|()| page)))
+            });
+        }
+        let landed = self.flights.join_next().await.expect("an open range has a page in flight");
+        match landed.map_err(|died| StoreError::Unavailable(died.to_string()))? {
+            (range, Ok(page)) => Ok(Some((range, page))),
+            (range, Err(_)) if self.plan.failed(range) => Ok(None),
+            (_, Err(error)) => Err(error),
+        }
     }
 
     /// What is not shown.

@@ -169,7 +169,7 @@ impl Running {
         let mut state = self.names.state.lock();
         if grower.receiver_count() > HOLDERS {
             let (names, now) = (self.names.clone(), Instant::now());
-            tokio::spawn(names.list(directory.clone(), now, growing, grower));
+            tokio::spawn(names.list(directory.clone(), now, growing, grower, None));
         } else {
             state.withdraw(directory, &growing, Instant::now());
         }

@@ -127,7 +127,66 @@ async fn two_thousand_files_cost_two_lists_and_no_head() {
         let node = mount.names.lookup(directory, &key.as_bytes()[2..]).await.expect("exists");
         assert!(matches!(node.kind, NodeKind::File(meta) if meta.version.key == *key));
     }
-    assert_eq!(mount.requests(), (lists + 2, heads));
+    // The lookup has brought the first page.
+    assert_eq!((lists, mount.requests()), (2, (3, heads)));
+}
+
+/// A directory `d` of 30 files, three pages of 40 ms.
+fn three_pages(ttl: Option<Duration>) -> Mount {
+    let keys: Vec<_> = (0..30).map(|n| format!("d/{n:02}")).collect();
+    let mount = mount_with(&keys.iter().map(String::as_str).collect::<Vec<_>>(), |config| {
+        config.metadata_ttl = ttl;
+        config.page_keys = 10;
+        config.pages_at_once = 1;
+    });
+    mount.faults.delay(Operation::List, Duration::from_millis(40));
+    mount
+}
+
+/// F1, F2
+#[tokio::test(start_paused = true)]
+async fn a_listing_goes_on_from_the_page_that_the_lookup_has_seen_and_is_as_old() {
+    let mount = three_pages(Some(TTL));
+    let start = Instant::now();
+    let d = mount.ino("d").await;
+    assert_eq!((start.elapsed(), mount.requests().0), (Duration::from_millis(40), 2));
+    pass(Duration::from_secs(9)).await;
+    let listing = Instant::now();
+    let (first, _) = mount.piece(d, 0).await.expect("shown");
+    assert_eq!((first.len(), listing.elapsed()), (9, Duration::ZERO));
+    assert_eq!(mount.list(d).await.expect("listed").len(), 30);
+    assert_eq!((listing.elapsed(), mount.requests().0), (Duration::from_millis(80), 4));
+    // It is no younger than its oldest page.
+    tokio::time::sleep_until(start + TTL - Duration::from_millis(1)).await;
+    let ttl = mount.names.lookup(d, b"17").await.expect("believed").name_ttl;
+    assert_eq!(ttl, Duration::from_millis(1));
+}
+
+/// F1, F2
+#[tokio::test(start_paused = true)]
+async fn a_page_that_is_old_or_was_dropped_begins_no_listing_and_none_begins_two() {
+    let minutes = Some(Duration::from_mins(10));
+    for (ttl, wait) in [(None, 10), (minutes, 10), (Some(Duration::from_secs(20)), 5)] {
+        let mount = three_pages(ttl);
+        let d = mount.ino("d").await;
+        pass(Duration::from_secs(wait)).await;
+        mount.memory.delete("d/05");
+        assert_eq!(mount.list(d).await.expect("listed").len(), 29);
+        assert_eq!(mount.requests().0, 2 + 3, "after {wait} s of {ttl:?}");
+    }
+    let mount = three_pages(Some(TTL));
+    let d = mount.ino("d").await;
+    mount.memory.delete("d/05");
+    mount.names.drop_names();
+    assert_eq!(mount.list(d).await.expect("listed").len(), 29);
+    assert_eq!(mount.requests().0, 2 + 3);
+
+    let mount = three_pages(Some(TTL));
+    let d = mount.ino("d").await;
+    mount.faults.fail_next(Operation::List, StoreError::Throttled);
+    assert_eq!(mount.list(d).await, Err(NameError::Store(StoreError::Throttled)));
+    assert_eq!(mount.list(d).await.expect("listed anew").len(), 30);
+    assert_eq!(mount.faults.calls(), 3 + 1 + 3);
 }
 
 /// F2
@@ -231,6 +290,8 @@ async fn what_a_lookup_has_seen_has_the_numbers_that_the_listing_gives() {
     for ino in seen {
         mount.names.forget(ino, 1);
     }
+    // All pages are asked for.
+    pass(TTL / 4).await;
     let listed = mount.scan(d, 0).await.expect("listed");
     let number = |name: &str| listed.iter().find(|entry| entry.0 == name).map(|entry| entry.1);
     assert_eq!([number("001"), number("007")], seen.map(Some));

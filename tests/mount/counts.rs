@@ -73,6 +73,24 @@ fn the_same_below_a_root_that_was_listed() {
     list_stat_and_read(&mount, "train");
 }
 
+/// F2
+#[test]
+fn a_cold_long_listing_of_two_thousand_files_costs_three_lists() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.bucket().put_family(two_thousand("train/"));
+    // So long that the delimited page is waited for, however busy the machine is.
+    scene.server.set_list_latency(std::time::Duration::from_millis(300));
+    let mount = scene.mount(&[]);
+    mount.forget_counts();
+    let entries: Vec<_> = std::fs::read_dir(mount.path("train")).unwrap().collect();
+    assert_eq!(entries.len(), 2000);
+    assert!(entries.into_iter().all(|entry| entry.unwrap().metadata().unwrap().len() == 5_000));
+    assert_eq!(mount.counts().list, 3, "two of the lookup, one of which is the listing's first");
+}
+
 /// 2,000 numbers in an order that has none: 2,000 and 1,123 have no common divisor.
 fn shuffled() -> Vec<usize> {
     (1..=2000).map(|number| number * 1_123 * 7 % 2000).collect()
