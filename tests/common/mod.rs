@@ -6,6 +6,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use devserver::proxy::{Applied, FaultProxy, Rule};
@@ -154,8 +155,9 @@ impl Scene {
 pub(crate) struct Daemon {
     child: Child,
     mountpoint: PathBuf,
-    /// Gives the whole log when the daemon has closed it.
-    log: Option<std::thread::JoinHandle<String>>,
+    log: Arc<Mutex<String>>,
+    /// Ends when the daemon has closed its log.
+    logging: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Daemon {
@@ -164,18 +166,18 @@ impl Daemon {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let stderr = child.stderr.take().expect("was piped");
         let (said, heard) = channel();
-        let log = std::thread::spawn(move || {
-            let mut log = String::new();
+        let log = Arc::new(Mutex::new(String::new()));
+        let heard_log = Arc::clone(&log);
+        let logging = std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                log.push_str(&line);
-                log.push('\n');
+                *heard_log.lock().unwrap() += &format!("{line}\n");
                 if line.contains("mounted s3://") {
                     let _ = said.send(());
                 }
             }
-            log
         });
-        let mut daemon = Self { child, mountpoint: mountpoint.to_owned(), log: Some(log) };
+        let mountpoint = mountpoint.to_owned();
+        let mut daemon = Self { child, mountpoint, log, logging: Some(logging) };
         if !is_told(&heard) {
             let _ = daemon.child.kill();
             panic!("not mounted: {}", daemon.log());
@@ -215,8 +217,14 @@ impl Daemon {
         }
     }
 
+    pub(crate) fn log_so_far(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// The whole log, once.
     fn log(&mut self) -> String {
-        self.log.take().map(|log| log.join().unwrap()).unwrap_or_default()
+        let ended = self.logging.take().map(|logging| logging.join().unwrap());
+        ended.map(|()| self.log_so_far()).unwrap_or_default()
     }
 }
 
@@ -265,7 +273,15 @@ impl Mount {
         self.scene.server.counts()
     }
 
+    /// Counts from here on. A lookup asks for more than it answers from, so what nobody waits for any
+    /// more may still be on its way.
     pub(crate) fn forget_counts(&self) {
+        let mut seen = None;
+        eventually("a quiet server", || {
+            let before = seen.replace(self.counts());
+            std::thread::sleep(Duration::from_millis(100));
+            before == Some(self.counts())
+        });
         self.scene.server.reset();
     }
 
