@@ -170,7 +170,10 @@ impl Daemon {
         let heard_log = Arc::clone(&log);
         let logging = std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                *heard_log.lock().unwrap() += &format!("{line}\n");
+                let mut log = heard_log.lock().unwrap();
+                log.push_str(&line);
+                log.push('\n');
+                drop(log);
                 if line.contains("mounted s3://") {
                     let _ = said.send(());
                 }

@@ -117,7 +117,7 @@ fn the_log_gets_louder_by_a_signal_and_quiet_again() {
     mount.daemon.signal(Signal::USR1);
     eventually("trace lines", || told("log level: ") == 2 && told("fasts3_mount=trace") == 1);
     mount.daemon.signal(Signal::USR2);
-    eventually("as it was", || told("log level: ") == 3 && told("fasts3_mount=info") == 1);
+    eventually("as it was", || told("log level: ") == 3 && told("fasts3_mount=info\n") == 1);
     let (code, log, _scene) = mount.end(Signal::TERM);
     assert_eq!(code, Some(0), "{log}");
 }
