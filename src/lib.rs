@@ -6,9 +6,9 @@
 //! - [`config`]: command-line arguments and environment variables, checked at the door, become one
 //!   plain [`config::Config`] with units in the names.
 //! - [`commands`]: the words that are not a mount: `status`, `top`, `warm`, `drop`, `unmount`, `doctor`.
+//! - [`doctor`]: tries a store and a machine, and says what is wrong or slow.
 //! - [`daemon`]: checks the bucket and the mountpoint, assembles the stack, mounts, says ready,
 //!   waits for a signal, unmounts. Every way to fail at start-up has a sentence and an exit code.
-//! - [`doctor`]: tries a store and a machine, and says what is wrong or slow.
 //! - [`control`]: the socket at which a mount can be asked, and who asks there.
 //! - [`metrics`]: the counters as Prometheus text, over HTTP.
 //! - [`fuse`]: the adapter: one kernel request, one [`fs::BucketFs`] call, one reply. The only

@@ -42,22 +42,7 @@ class FaultServer(servers.DevServer):
             command += ["--family", family]
         for key, size in objects.items():
             command += ["--object", f"{key}={size}"]
-        self._begin(command)
-
-    def _begin(self, command):
-        import selectors
-        self.process = processes.start(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
-        )
-        self.selector = selectors.DefaultSelector()
-        self.selector.register(self.process.stdout, selectors.EVENT_READ)
-        self.environment = {}
-        while len(self.environment) < 4:
-            line = self._line()
-            if line.startswith("export "):
-                name, _, value = line.removeprefix("export ").partition("=")
-                self.environment[name] = value
-        self.endpoint = self.environment["AWS_ENDPOINT_URL"]
+        self._begin(command, stdin=subprocess.PIPE)
 
     def tell(self, line):
         self.process.stdin.write(f"{line}\n".encode())

@@ -20,9 +20,10 @@ class DevServer:
     def __init__(self, network, holds):
         command = [prepare.TARGET / "release" / "devserver", "--listen", "127.0.0.1:0"]
         command += ["--bucket", BUCKET, *holds]
-        self.process = processes.start(
-            command + NETWORKS[network], stdout=subprocess.PIPE, bufsize=0
-        )
+        self._begin(command + NETWORKS[network])
+
+    def _begin(self, command, **pipes):
+        self.process = processes.start(command, stdout=subprocess.PIPE, bufsize=0, **pipes)
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.process.stdout, selectors.EVENT_READ)
         self.environment = {}
