@@ -1,4 +1,4 @@
-//! Pure: when a request that has no answer yet is sent a second time.
+//! When a request that has no answer yet is sent a second time: no I/O, no clock, one lock.
 //!
 //! One answer in thousands comes seconds late, or never: a packet is lost, a front end dies. A second
 //! request on another connection is answered at once in such a case, and whichever answer comes
