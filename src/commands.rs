@@ -27,7 +27,7 @@ const FAULT: u8 = 70;
 
 /// Looks at, and steers, mounts that are running.
 #[derive(Debug, Parser)]
-#[command(name = "fasts3-mount", version)]
+#[command(name = "fasts3-mount", version = crate::VERSION)]
 struct Args {
     #[command(subcommand)]
     word: Word,

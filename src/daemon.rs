@@ -175,7 +175,7 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
         part_size = config::size(reading.layout.part_bytes),
         max_connections = config.max_connections,
         metadata_ttl = ttl(config),
-        version = env!("CARGO_PKG_VERSION"),
+        version = crate::VERSION,
         "mounted {source} on {}",
         config.mountpoint.display(),
     );
