@@ -35,7 +35,7 @@ pub(crate) struct Args {
     #[arg(value_name = "BUCKET")]
     pub(crate) bucket: Bucket,
 
-    /// Where to mount it: an existing directory
+    /// Where to mount it: an existing directory; or /dev/fd/N, a mount that the caller has made
     #[arg(value_name = "MOUNTPOINT")]
     pub(crate) mountpoint: PathBuf,
 
