@@ -2,7 +2,7 @@
 SHELL := bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help fmt lint test contract deny demo bench deb
+.PHONY: help fmt lint test contract deny demo bench deb libraries
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,10 @@ deb: ## the Debian package, in target/debian
 	packaging/changelog >target/package/changelog
 	command -v cargo-deb >/dev/null || cargo install --quiet --locked cargo-deb@$(CARGO_DEB)
 	cargo deb --no-build --locked
+
+libraries: ## what the release binary asks of the system
+	ldd target/release/fasts3-mount
+	objdump -T target/release/fasts3-mount | grep -oE 'GLIBC_[0-9.]+' | sort -uV | tail -n 1
 
 CARGO_DENY := 0.20.2
 CARGO_DEB := 3.8.0

@@ -19,7 +19,7 @@ use crate::config::{self, Config, MountCall, NoConfig};
 use crate::control::status::Settings;
 use crate::control::{self, Socket};
 use crate::fs::{BucketFs, ReadConfig};
-use crate::fuse;
+use crate::fuse::{self, Unserved};
 use crate::metrics;
 use crate::namespace::NamespaceConfig;
 use crate::stats::Stats;
@@ -138,14 +138,8 @@ fn start(config: &Config) -> Result<(), StartError> {
 async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
     let source = format!("s3://{}/{}", config.bucket, config.prefix);
     let still_starting = service::starting(format!("asking for {source}"));
-    let given = config.descriptor.map(Given::take).transpose()?;
-    if given.is_none() {
-        checks::fuse_device()?;
-        checks::mountpoint(&config.mountpoint)?;
-    }
-    let seen_at = given.as_ref().and_then(|given| given.mountpoint.clone());
-    let mountpoint = seen_at.unwrap_or_else(|| config.mountpoint.clone());
-    let config = &Config { mountpoint, ..config.clone() };
+    let (config, unserved) = at_its_place(config)?;
+    let config = &config;
     if config.store.no_verify_tls {
         tracing::warn!(
             "--no-verify-tls: the store's certificate is NOT checked, so anybody on the way can \
@@ -171,7 +165,7 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
             tracing::warn!("no control socket, so `status` and the like will not work: {error}");
         })
         .ok();
-    let mounted = fuse::mount(&fs, config, given.map(|given| given.unserved), &Handle::current())
+    let mounted = fuse::mount(&fs, config, unserved, &Handle::current())
         .map_err(|error| StartError::NoFuse(refused(config, &error)))?;
     let mounted = Arc::new(mounted);
     let asked = usable(&mounted, config).await?;
@@ -242,6 +236,20 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
     Ok(())
 }
 
+/// The settings with the mountpoint where the mount is or will be seen, and a mount that is there
+/// already.
+fn at_its_place(config: &Config) -> Result<(Config, Option<Unserved>), StartError> {
+    let mut config = config.clone();
+    let Some(number) = config.descriptor else {
+        checks::fuse_device()?;
+        checks::mountpoint(&config.mountpoint)?;
+        return Ok((config, None));
+    };
+    let Given { unserved, mountpoint } = Given::take(number)?;
+    config.mountpoint = mountpoint.unwrap_or(config.mountpoint);
+    Ok((config, Some(unserved)))
+}
+
 fn ttl(config: &Config) -> String {
     let shown = |ttl| humantime::format_duration(ttl).to_string();
     config.metadata_ttl.map_or_else(|| "indefinite".to_owned(), shown)
@@ -302,7 +310,9 @@ async fn drop_names(fs: &Arc<BucketFs>, mounted: &Arc<fuse::Mounted>) {
 /// Unmounts, and lets readers that are under way have their answers for a moment.
 async fn unmount(mounted: Arc<fuse::Mounted>, config: &Config) -> Result<(), StartError> {
     if mounted.is_others() {
-        tracing::info!("the mount stays, dead, until whoever has made it unmounts it");
+        if !mounted.has_ended() {
+            tracing::info!("the mount stays, dead, until whoever has made it unmounts it");
+        }
         return Ok(());
     }
     let unmounting = mounted.clone();

@@ -104,23 +104,21 @@ pub fn mount(
         options.n_threads = Some(cores.clamp(2, 16));
         options
     };
-    let (session, mountpoint, given_number) = match unserved {
-        Some(Unserved { device, device_number }) => {
-            // The kernel keeps out whom the mount's maker did not admit.
-            let acl = match config.access {
-                Access::OwnerAndRoot => SessionACL::RootAndOwner,
-                Access::Owner | Access::Everyone => SessionACL::All,
-            };
-            let session = fuser::Session::from_fd(adapter(), device, acl, options(true))?;
-            (session, None, device_number)
-        }
-        None => {
-            let mountpoint = config.mountpoint.canonicalize()?;
-            let new = |typed| fuser::Session::new(adapter(), &config.mountpoint, &options(typed));
-            // A kernel before 5.4 knows no subtype, and does not say what it is that it refuses.
-            (new(true).or_else(|_| new(false))?, Some(mountpoint), None)
-        }
-    };
+    let (session, mountpoint, given_number);
+    if let Some(Unserved { device, device_number }) = unserved {
+        // The kernel keeps out whom the mount's maker did not admit.
+        let acl = match config.access {
+            Access::OwnerAndRoot => SessionACL::RootAndOwner,
+            Access::Owner | Access::Everyone => SessionACL::All,
+        };
+        session = fuser::Session::from_fd(adapter(), device, acl, options(true))?;
+        (mountpoint, given_number) = (None, device_number);
+    } else {
+        (mountpoint, given_number) = (Some(config.mountpoint.canonicalize()?), None);
+        let new = |typed| fuser::Session::new(adapter(), &config.mountpoint, &options(typed));
+        // A kernel before 5.4 knows no subtype, and does not say what it is that it refuses.
+        session = new(true).or_else(|_| new(false))?;
+    }
     let notifier = session.notifier();
     let _ = kernel.set(notifier.clone());
     let device = File::from(session.as_fd().try_clone_to_owned()?);
@@ -272,6 +270,12 @@ impl Mounted {
             // From the first byte to the last: 0 is "to the end".
             let _ = self.notifier.inval_inode(INodeNo(*ino), 0, 0);
         }
+    }
+
+    /// Whether the kernel has ended the session already.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        *self.ended.borrow()
     }
 
     /// Returns when the kernel has ended the session, be it by an unmount from outside.
