@@ -65,7 +65,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(Ended::Told(_)) if helper => ExitCode::from(MOUNT_FAILED),
         Err(Ended::Told(code)) => ExitCode::from(code),
         Err(Ended::Error(error)) => {
-            eprintln!("{}: {error}", if helper { "mount.fasts3" } else { "fasts3-mount" });
+            let name = if helper { "mount.fasts3" } else { "fasts3-mount" };
+            eprintln!("{name}: {}", error::one_line(&error.to_string()));
             if helper { ExitCode::from(MOUNT_FAILED) } else { error.exit_code() }
         }
     }

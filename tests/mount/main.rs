@@ -15,6 +15,7 @@ mod given;
 mod life;
 mod looking;
 mod matrix;
+mod mountpoints;
 mod names;
 mod panics;
 mod read_only;
