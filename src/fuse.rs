@@ -39,6 +39,10 @@ use crate::mountinfo;
 use crate::namespace::Ino;
 use crate::stats::{Operation, Stats};
 
+mod waiter;
+
+use waiter::Waiter;
+
 /// Inode numbers are never reused while mounted, so one generation does.
 const GENERATION: Generation = Generation(0);
 
@@ -309,10 +313,11 @@ impl fuser::Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
+        let waiter = Waiter::new(request.pid());
         self.answer(Operation::Lookup, async move {
-            match fs.lookup(parent.0, &name).await {
+            match waiter.waits_for(fs.lookup(parent.0, &name)).await {
                 Ok(entry) => reply.entry_with_ttls(
                     &entry.attributes_ttl,
                     &entry.name_ttl,
@@ -358,8 +363,10 @@ impl fuser::Filesystem for Adapter {
         let thread = request.pid();
         let past_page_cache = flags.0 & libc::O_DIRECT != 0;
         let taker = if past_page_cache { Taker::Program } else { Taker::PageCache };
+        // Who waits for a page can be killed, and whoever asked for it may have gone on.
+        let waiter = Waiter::new(if past_page_cache { thread } else { 0 });
         self.answer(Operation::Read, async move {
-            match fs.read(ino.0, offset, size, taker).await {
+            match waiter.waits_for(fs.read(ino.0, offset, size, taker)).await {
                 Ok(data) => {
                     fs.stats().files.add(ino.0, data.len() as u64);
                     fs.stats().threads.add(thread.into(), data.len() as u64);
@@ -377,19 +384,19 @@ impl fuser::Filesystem for Adapter {
 
     fn readdir(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let fs = self.fs.clone();
+        let (fs, waiter) = (self.fs.clone(), Waiter::new(request.pid()));
         self.answer(Operation::Readdir, async move {
             let add = |entry: &DirectoryEntry<'_>| {
                 let name = OsStr::from_bytes(entry.name);
                 !reply.add(INodeNo(entry.ino), entry.cookie, file_type(entry.kind), name)
             };
-            match fs.read_directory(ino.0, offset, add).await {
+            match waiter.waits_for(fs.read_directory(ino.0, offset, add)).await {
                 Ok(()) => reply.ok(),
                 Err(error) => reply.error(errno(&fs, &error)),
             }
@@ -398,13 +405,13 @@ impl fuser::Filesystem for Adapter {
 
     fn readdirplus(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let fs = self.fs.clone();
+        let (fs, waiter) = (self.fs.clone(), Waiter::new(request.pid()));
         self.answer(Operation::Readdirplus, async move {
             let add = |entry: &DirectoryEntry<'_>, known: &crate::fs::Entry| {
                 !reply.add(
@@ -417,17 +424,25 @@ impl fuser::Filesystem for Adapter {
                     GENERATION,
                 )
             };
-            match fs.read_directory_plus(ino.0, offset, add).await {
+            match waiter.waits_for(fs.read_directory_plus(ino.0, offset, add)).await {
                 Ok(()) => reply.ok(),
                 Err(error) => reply.error(errno(&fs, &error)),
             }
         });
     }
 
-    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
         let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
+        let waiter = Waiter::new(request.pid());
         self.answer(Operation::Getxattr, async move {
-            match fs.xattr(ino.0, &name).await {
+            match waiter.waits_for(fs.xattr(ino.0, &name)).await {
                 Ok(value) => give_value(reply, size, &value),
                 Err(error) => reply.error(errno(&fs, &error)),
             }
