@@ -12,6 +12,7 @@ mod credentials;
 mod doctor;
 mod faults;
 mod life;
+mod limits;
 mod looking;
 mod matrix;
 mod names;
