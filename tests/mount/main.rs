@@ -13,6 +13,7 @@ mod doctor;
 mod faults;
 mod interrupts;
 mod life;
+mod limits;
 mod looking;
 mod matrix;
 mod names;
