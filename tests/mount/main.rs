@@ -11,6 +11,7 @@ mod counts;
 mod credentials;
 mod doctor;
 mod faults;
+mod given;
 mod interrupts;
 mod life;
 mod limits;
