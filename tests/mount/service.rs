@@ -121,3 +121,28 @@ fn the_log_gets_louder_by_a_signal_and_quiet_again() {
     let (code, log, _scene) = mount.end(Signal::TERM);
     assert_eq!(code, Some(0), "{log}");
 }
+
+/// As in a systemd `EnvironmentFile` with every line present.
+#[test]
+fn a_variable_without_a_value_counts_as_not_set() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.bucket().put("file", "bytes");
+    let help = scene.program().arg("--help").output().unwrap().stdout;
+    let help = String::from_utf8(help).unwrap();
+    let names: Vec<_> = help
+        .split("[env: ")
+        .skip(1)
+        .filter_map(|rest| Some(rest.split_once('=')?.0))
+        .filter(|name| *name != "FASTS3_ENDPOINT_URL")
+        .collect();
+    assert!(names.len() > 20, "{names:?}");
+    let mountpoint = scene.mountpoint();
+    let mut command = scene.program();
+    command.arg("data").arg(&mountpoint).envs(names.into_iter().map(|name| (name, "")));
+    let daemon = Daemon::start(&mut command, &mountpoint);
+    assert_eq!(std::fs::read(mountpoint.join("file")).unwrap(), b"bytes");
+    assert_eq!(daemon.end(Signal::TERM).0, Some(0));
+}
