@@ -15,6 +15,7 @@ mod life;
 mod looking;
 mod matrix;
 mod names;
+mod ordinary_user;
 mod panics;
 mod read_only;
 mod reads;

@@ -102,7 +102,10 @@ impl State {
             self.rate = (grown < self.cut * LIFTED).then_some(grown);
             if self.rate.is_none() {
                 let after = now - self.throttled;
-                tracing::info!(?after, "the store keeps up again: no request is held back any more");
+                tracing::info!(
+                    ?after,
+                    "the store keeps up again: no request is held back any more"
+                );
             }
         }
         self.grown = now;
@@ -246,9 +249,8 @@ mod tests {
         let log = Log::default();
         let writer = log.clone();
         let lines = tracing_subscriber::fmt().without_time().with_ansi(false).with_target(false);
-        let _logging = tracing::subscriber::set_default(
-            lines.with_writer(move || writer.clone()).finish(),
-        );
+        let _logging =
+            tracing::subscriber::set_default(lines.with_writer(move || writer.clone()).finish());
         let throttle = Throttle::new();
         let refused = |count: u32, refused: bool| {
             let throttle = &throttle;
