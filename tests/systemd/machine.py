@@ -130,7 +130,7 @@ class Machine:
         state = self.run("systemctl", "is-system-running", check=False).stdout.strip()
         return state in ("running", "degraded")
 
-    def reboot(self):
+    def reboot(self, while_down=lambda: None):
         """As a user does it, with whoever reads just then."""
         old = self.leader
         self.run("systemctl", "reboot", check=False)
@@ -139,6 +139,7 @@ class Machine:
             # Without a service manager of its own, nspawn leaves the next boot to us.
             return self.process.poll() is not None or not os.path.exists(f"/proc/{old}")
         wait_for("the machine to go down", is_down, ENDING)
+        while_down()
         if not os.path.isdir("/run/systemd/system"):
             self.process.wait(ENDING)
             self.boot()
