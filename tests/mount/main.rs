@@ -18,6 +18,7 @@ mod limits;
 mod looking;
 mod matrix;
 mod names;
+mod ordinary_user;
 mod panics;
 mod read_only;
 mod reads;
