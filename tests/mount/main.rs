@@ -10,6 +10,7 @@ mod changes;
 mod counts;
 mod credentials;
 mod doctor;
+mod expire;
 mod faults;
 mod given;
 mod interrupts;
