@@ -152,12 +152,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     if !is_word {
         return daemon::main(arguments);
     }
-    match Args::try_parse_from(arguments) {
+    match config::parse_as::<Args>(arguments) {
         Ok(args) => run(args.word),
-        Err(error) => match config::no_config(&error) {
-            NoConfig::Shown(text) => shown(&text),
-            NoConfig::Wrong(sentence) => failed(&sentence, USAGE, false),
-        },
+        Err(NoConfig::Shown(text)) => shown(&text),
+        Err(NoConfig::Wrong(sentence)) => failed(&sentence, USAGE, false),
     }
 }
 

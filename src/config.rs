@@ -3,13 +3,13 @@
 //! [`args`] holds the options as clap sees them; what needs more than one of them, or the machine,
 //! is checked here by [`parse`].
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{CommandFactory as _, Parser as _};
+use clap::CommandFactory as _;
 
 use crate::layout::BLOCK_BYTES;
 
@@ -170,8 +170,25 @@ const MAX_CHUNK_BYTES: u64 = 1 << 30;
 
 /// Reads the arguments (the program's name first) and the environment, and checks everything.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Config, NoConfig> {
-    let args = args::Args::try_parse_from(arguments).map_err(|error| no_config(&error))?;
-    validate(args).map_err(NoConfig::Wrong)
+    validate(parse_as::<args::Args>(arguments)?).map_err(NoConfig::Wrong)
+}
+
+/// What clap makes of the arguments. A variable without a value counts as not set, as in a systemd
+/// EnvironmentFile with every line present.
+pub(crate) fn parse_as<Parsed: clap::Parser>(
+    arguments: impl IntoIterator<Item = OsString>,
+) -> Result<Parsed, NoConfig> {
+    let parsed = without_blanks(Parsed::command()).try_get_matches_from(arguments);
+    parsed.and_then(|found| Parsed::from_arg_matches(&found)).map_err(|error| no_config(&error))
+}
+
+fn without_blanks(command: clap::Command) -> clap::Command {
+    let is_blank = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    let without = |arg: clap::Arg| match arg.get_env().is_some_and(is_blank) {
+        true => arg.env(clap::builder::Resettable::Reset),
+        false => arg,
+    };
+    command.mut_args(without).mut_subcommands(without_blanks)
 }
 
 /// What mount(8) asks for, if the program was called by its helper's name, `mount.fasts3`.
@@ -186,7 +203,7 @@ pub fn command() -> clap::Command {
 }
 
 /// clap's message in one line: what stands above its first empty line.
-pub(crate) fn no_config(error: &clap::Error) -> NoConfig {
+fn no_config(error: &clap::Error) -> NoConfig {
     if !error.use_stderr() {
         return NoConfig::Shown(error.render().to_string());
     }

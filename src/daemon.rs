@@ -19,7 +19,7 @@ use crate::config::{self, Config, MountCall, NoConfig};
 use crate::control::status::Settings;
 use crate::control::{self, Socket};
 use crate::fs::{BucketFs, ReadConfig};
-use crate::fuse::{self, Unserved};
+use crate::fuse::{self, Expired, Unserved};
 use crate::metrics;
 use crate::namespace::NamespaceConfig;
 use crate::stats::Stats;
@@ -48,6 +48,8 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// A mount that has just been made answers at once, then it is usable; this is for a machine that is
 /// busy with something else.
 const FIRST_ANSWER: Duration = Duration::from_secs(30);
+/// The kernel is told of names for so long before other signals have their turn.
+const LONGEST_TELLING: Duration = Duration::from_secs(10);
 
 /// What mount(8) takes for "the mount has failed".
 const MOUNT_FAILED: u8 = 32;
@@ -297,12 +299,20 @@ fn seen_by_the_host(mounted: &fuse::Mounted, config: &Config) -> &'static str {
 /// Has every name asked for anew, by us and by the kernel.
 async fn drop_names(fs: &Arc<BucketFs>, mounted: &Arc<fuse::Mounted>) {
     let (fs, mounted) = (fs.clone(), mounted.clone());
-    let told = spawn_blocking(move || mounted.expire_names(&fs.drop_names())).await;
+    let telling = spawn_blocking(move || mounted.expire_names(&fs.drop_names(), || fs.known()));
+    // The kernel may be waiting for a lookup that waits for the store; other signals must not.
+    let Ok(told) = tokio::time::timeout(LONGEST_TELLING, telling).await else {
+        return tracing::warn!(
+            "SIGHUP: all names are asked for anew; the kernel is still being told"
+        );
+    };
     match told {
-        Ok(Ok(())) => tracing::info!("SIGHUP: all names are asked for anew"),
-        Ok(Err(error)) => tracing::info!(
-            "SIGHUP: all names are asked for anew, those that the kernel keeps when their time has \
-             come (before Linux 6.16 it cannot be told: {error})"
+        Ok(Expired::AtOnce) => tracing::info!("SIGHUP: all names are asked for anew"),
+        Ok(Expired::OneByOne { names, all }) => tracing::info!(
+            names,
+            all,
+            "SIGHUP: all names are asked for anew; the kernel was told of each file by itself, as \
+             before Linux 6.16 it must be"
         ),
         Err(panicked) => tracing::error!("SIGHUP: {panicked}"),
     }

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, FopenFlags,
@@ -39,6 +39,10 @@ use crate::mountinfo;
 use crate::namespace::Ino;
 use crate::stats::{Operation, Stats};
 
+mod waiter;
+
+use waiter::Waiter;
+
 /// Inode numbers are never reused while mounted, so one generation does.
 const GENERATION: Generation = Generation(0);
 
@@ -51,6 +55,23 @@ const MAX_BACKGROUND: u16 = 1024;
 /// The reply to a stale read waits so long for the kernel to forget the name, which it mostly does
 /// in microseconds.
 const LONGEST_FORGETTING: Duration = Duration::from_secs(1);
+
+/// The kernel is told of names one by one for so long: some 2 µs each, unless it waits.
+const LONGEST_EXPIRING: Duration = Duration::from_secs(5);
+
+/// How the kernel was told to ask anew for names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expired {
+    /// Of all with one word.
+    AtOnce,
+    /// As it had to be before Linux 6.16.
+    OneByOne {
+        /// Of so many files.
+        names: usize,
+        /// There were no more.
+        all: bool,
+    },
+}
 
 /// A live mount; dropping it unmounts.
 pub struct Mounted {
@@ -242,9 +263,9 @@ impl Mounted {
     /// Has the kernel ask anew for every name, and for the attributes of these directories, by which
     /// it learns that the directory pages it keeps are old. What is open or read stays.
     ///
-    /// The kernel may wait for requests under way, so not on a thread that answers them. An error
-    /// before Linux 6.16: then names live on as long as it was told.
-    pub fn expire_names(&self, directories: &[Ino]) -> io::Result<()> {
+    /// The kernel may wait for requests under way, so not on a thread that answers them. Before Linux
+    /// 6.16 it is told of each of the `known` names.
+    pub fn expire_names(&self, directories: &[Ino], known: impl FnOnce() -> Vec<Known>) -> Expired {
         /// `FUSE_NOTIFY_INC_EPOCH`, since protocol 7.44, as a `fuse_out_header` without a request:
         /// length, code, and no number. fuser has no name for it.
         const EPOCH_ENDS: (u32, u32, u64) = (16, 8, 0);
@@ -253,18 +274,54 @@ impl Mounted {
         message[..4].copy_from_slice(&length.to_ne_bytes());
         message[4..8].copy_from_slice(&code.to_ne_bytes());
         message[8..].copy_from_slice(&number.to_ne_bytes());
-        let told = (&self.device).write_all(&message);
+        let at_once = (&self.device).write_all(&message).is_ok();
+        let expired = if at_once { Expired::AtOnce } else { self.expire_each(&known()) };
         for ino in directories {
             // A negative offset: attributes only. What it does not know it calls missing.
             let _ = self.notifier.inval_inode(INodeNo(*ino), -1, 0);
         }
-        told
+        expired
+    }
+
+    /// Has the kernel ask anew for each of these names that is a file's. It waits for lookups in
+    /// their directories that are under way, and gives up after some seconds: then the others live on
+    /// as long as it was told.
+    ///
+    /// A directory's name stays: before Linux 6.2 it would be cut off from its path, under whoever
+    /// works in it. What is in it is asked for anew all the same.
+    pub fn expire_each(&self, known: &[Known]) -> Expired {
+        /// `FUSE_NOTIFY_INVAL_ENTRY`, and the flag that a name is to be asked for anew, not dropped,
+        /// since protocol 7.38; before that nobody looks at it. fuser has no name for it.
+        const ENTRY: u32 = 3;
+        const EXPIRE_ONLY: u32 = 1;
+        let begun = Instant::now();
+        let mut names = 0;
+        for Known { parent, name, .. } in known.iter().filter(|known| !known.is_directory) {
+            if begun.elapsed() > LONGEST_EXPIRING {
+                return Expired::OneByOne { names, all: false };
+            }
+            // `fuse_out_header` and `fuse_notify_inval_entry_out`, then the name and a NUL.
+            let Ok(length) = u32::try_from(name.len()) else { continue };
+            let mut message = Vec::with_capacity(33 + name.len());
+            message.extend_from_slice(&(33 + length).to_ne_bytes());
+            message.extend_from_slice(&ENTRY.to_ne_bytes());
+            message.extend_from_slice(&0_u64.to_ne_bytes());
+            message.extend_from_slice(&parent.to_ne_bytes());
+            message.extend_from_slice(&length.to_ne_bytes());
+            message.extend_from_slice(&EXPIRE_ONLY.to_ne_bytes());
+            message.extend_from_slice(name.as_bytes());
+            message.push(0);
+            // What it has forgotten already it calls missing, which is as well.
+            let _ = (&self.device).write_all(&message);
+            names += 1;
+        }
+        Expired::OneByOne { names, all: true }
     }
 
     /// Has the kernel forget the names and the pages of these. It waits for reads of them that are
     /// under way, so this is never called on a thread that answers requests.
     pub fn forget(&self, known: &[Known]) {
-        for Known { ino, parent, name } in known {
+        for Known { ino, parent, name, .. } in known {
             // What it has forgotten already it calls missing, which is as well.
             let _ = self.notifier.inval_entry(INodeNo(*parent), name.as_ref());
             // From the first byte to the last: 0 is "to the end".
@@ -367,10 +424,11 @@ impl fuser::Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
+        let waiter = Waiter::new(request.pid());
         self.answer(Operation::Lookup, async move {
-            match fs.lookup(parent.0, &name).await {
+            match waiter.waits_for(fs.lookup(parent.0, &name)).await {
                 Ok(entry) => reply.entry_with_ttls(
                     &entry.attributes_ttl,
                     &entry.name_ttl,
@@ -416,8 +474,10 @@ impl fuser::Filesystem for Adapter {
         let thread = request.pid();
         let past_page_cache = flags.0 & libc::O_DIRECT != 0;
         let taker = if past_page_cache { Taker::Program } else { Taker::PageCache };
+        // Who waits for a page can be killed, and whoever asked for it may have gone on.
+        let waiter = Waiter::new(if past_page_cache { thread } else { 0 });
         self.answer(Operation::Read, async move {
-            match fs.read(ino.0, offset, size, taker).await {
+            match waiter.waits_for(fs.read(ino.0, offset, size, taker)).await {
                 Ok(data) => {
                     fs.stats().files.add(ino.0, data.len() as u64);
                     fs.stats().threads.add(thread.into(), data.len() as u64);
@@ -435,19 +495,19 @@ impl fuser::Filesystem for Adapter {
 
     fn readdir(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let fs = self.fs.clone();
+        let (fs, waiter) = (self.fs.clone(), Waiter::new(request.pid()));
         self.answer(Operation::Readdir, async move {
             let add = |entry: &DirectoryEntry<'_>| {
                 let name = OsStr::from_bytes(entry.name);
                 !reply.add(INodeNo(entry.ino), entry.cookie, file_type(entry.kind), name)
             };
-            match fs.read_directory(ino.0, offset, add).await {
+            match waiter.waits_for(fs.read_directory(ino.0, offset, add)).await {
                 Ok(()) => reply.ok(),
                 Err(error) => reply.error(errno(&fs, &error)),
             }
@@ -456,13 +516,13 @@ impl fuser::Filesystem for Adapter {
 
     fn readdirplus(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let fs = self.fs.clone();
+        let (fs, waiter) = (self.fs.clone(), Waiter::new(request.pid()));
         self.answer(Operation::Readdirplus, async move {
             let add = |entry: &DirectoryEntry<'_>, known: &crate::fs::Entry| {
                 !reply.add(
@@ -475,17 +535,25 @@ impl fuser::Filesystem for Adapter {
                     GENERATION,
                 )
             };
-            match fs.read_directory_plus(ino.0, offset, add).await {
+            match waiter.waits_for(fs.read_directory_plus(ino.0, offset, add)).await {
                 Ok(()) => reply.ok(),
                 Err(error) => reply.error(errno(&fs, &error)),
             }
         });
     }
 
-    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
         let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
+        let waiter = Waiter::new(request.pid());
         self.answer(Operation::Getxattr, async move {
-            match fs.xattr(ino.0, &name).await {
+            match waiter.waits_for(fs.xattr(ino.0, &name)).await {
                 Ok(value) => give_value(reply, size, &value),
                 Err(error) => reply.error(errno(&fs, &error)),
             }

@@ -34,6 +34,8 @@ pub mod daemon;
 pub mod doctor;
 pub mod fs;
 pub mod fuse;
+#[cfg(test)]
+mod fuzz;
 pub mod layout;
 pub mod metrics;
 mod mountinfo;
