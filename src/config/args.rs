@@ -511,7 +511,7 @@ mod tests {
                     prop_assert_eq!(listen_address(&address.to_string()), Ok(address));
                 }
                 if let Ok(url) = endpoint_url(&text) {
-                    prop_assert!(!url.contains(['@', '?']) || url.contains("/"), "{}", url);
+                    prop_assert!(!url.contains(['@', '?']) || url.contains('/'), "{}", url);
                     prop_assert_eq!(&url, &text);
                 }
                 let _ = (text.parse::<Ttl>(), text.parse::<LogLevel>());

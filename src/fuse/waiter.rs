@@ -86,7 +86,7 @@ impl Waiter {
             }
             sleep(LOOK_EVERY).await;
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// `None` if it is not to be seen.
