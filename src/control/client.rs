@@ -7,6 +7,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use super::{Command, Reply, directories, socket_name};
+use crate::config;
 use crate::mountinfo::{self, Mount};
 
 /// A daemon that is alive answers at once.
@@ -71,6 +72,10 @@ pub fn mount_of(path: &Path, mounts: &[PathBuf]) -> Option<PathBuf> {
 /// A mount whose daemon hangs answers no question about itself, so none is asked where the path says
 /// enough.
 pub fn check_mount(mountpoint: &Path) -> Result<PathBuf, NoAnswer> {
+    // It is mounted where this process need not see it; its socket will tell.
+    if config::descriptor(mountpoint).is_some() {
+        return Ok(mountpoint.to_owned());
+    }
     let shown = mountpoint.display();
     let mounts = mounts();
     let absolute = std::path::absolute(mountpoint)
