@@ -2,7 +2,7 @@
 SHELL := bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help fmt lint test contract systemd deny demo bench deb
+.PHONY: help fmt lint test fuzz contract systemd deny demo bench deb
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -15,6 +15,9 @@ lint: ## clippy, pedantic, warnings as errors
 
 test: ## every test, as the README says
 	cargo test --workspace --locked
+
+fuzz: ## what must hold for any input, for a minute each: parsers of answers, names, options, mounts
+	FASTS3_FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --workspace --lib --locked fuzz -- --test-threads=64 --nocapture
 
 contract: ## the store contract against moto, an S3 server that others wrote
 	tests/contract-moto.sh
@@ -53,5 +56,6 @@ command -v cargo-deb >/dev/null || cargo install --quiet --locked --debug cargo-
 cargo deb --no-build --locked --profile $(1) --output $(3) $(4)
 endef
 
+FUZZ_SECONDS := 60
 CARGO_DENY := 0.20.2
 CARGO_DEB := 3.8.0
