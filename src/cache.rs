@@ -16,7 +16,7 @@
 
 use std::ops::{Deref, Range};
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{self, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -41,6 +41,7 @@ mod chunk;
 mod gate;
 mod pace;
 mod slots;
+mod states;
 #[cfg(test)]
 mod tests;
 

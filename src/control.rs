@@ -22,6 +22,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use self::status::{Settings, Status};
+use crate::config;
 use crate::fs::BucketFs;
 use crate::fuse::Mounted;
 
@@ -188,6 +189,9 @@ async fn talk(connection: UnixStream, target: &Target) -> std::io::Result<()> {
         Err(error) => Reply::Refused(format!("not a command: {error}")),
         Ok(Command::Status) => Reply::Status(Box::new(Status::of(&target.settings, &target.fs))),
         Ok(Command::Drop) => drop_all(target).await,
+        Ok(Command::Unmount) if target.mounted.is_others() => {
+            Reply::Refused("whoever has made the mount has to unmount it".to_owned())
+        }
         Ok(Command::Unmount) => Reply::Unmounting,
     };
     let mut text = serde_json::to_string(&reply)?;
@@ -269,7 +273,11 @@ fn of_user(variable: &impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
 /// The name of a mountpoint's socket: readable, and short whatever the path, for a socket's path may
 /// have 107 bytes.
 fn socket_name(mountpoint: &Path) -> std::io::Result<String> {
-    let path = mountpoint.canonicalize()?;
+    // Of a mount that is seen elsewhere only, the name is all there is.
+    let path = match config::descriptor(mountpoint) {
+        Some(_) => mountpoint.to_owned(),
+        None => mountpoint.canonicalize()?,
+    };
     let last = path.file_name().unwrap_or_default().to_string_lossy();
     let letter = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
     let mut name: String = last.chars().take(24).map(letter).collect();
@@ -337,5 +345,48 @@ mod tests {
             assert_eq!(serde_json::from_str::<Command>(line).unwrap(), command);
         }
         assert!(serde_json::from_str::<Command>(r#"{"command":"format"}"#).is_err());
+    }
+
+    mod fuzz {
+        use proptest::prelude::*;
+
+        use super::*;
+        use crate::fuzz;
+
+        /// Any line is one of the three commands, written as one, or refused; and the other end
+        /// understands any line in place of an answer, or says that it does not.
+        #[test]
+        fn any_line_is_a_command_or_refused() {
+            let json = "\\{?\"(command|status|refused|dropped)\": ?(\"(status|drop|unmount|stop)\"|[0-9]{1,30}|null|\\{\\})(, ?\"[a-z]{0,8}\": ?[0-9])?\\}?|\\PC{0,30}|\\[{0,4000}|(\\{\"a\":){0,600}";
+            fuzz::each(json, |line| {
+                if let Ok(command) = serde_json::from_str::<Command>(&line) {
+                    let again = serde_json::to_string(&command).unwrap();
+                    prop_assert_eq!(serde_json::from_str::<Command>(&again).unwrap(), command);
+                    let name = again.trim_start_matches("{\"command\":").trim_end_matches('}');
+                    prop_assert!(line.contains(name), "{} is no {}", line, name);
+                }
+                if let Ok(reply) = serde_json::from_str::<Reply>(&line) {
+                    let again = serde_json::to_string(&reply).unwrap();
+                    prop_assert!(
+                        serde_json::from_str::<Reply>(&again).is_ok() && !again.contains('\n')
+                    );
+                }
+                Ok(())
+            });
+        }
+
+        /// An answer is one line, whatever it quotes, and comes back as it was.
+        #[test]
+        fn any_refusal_is_one_line_that_says_the_same() {
+            fuzz::each("(\\PC|\n|\r|\"|\u{0}){0,40}", |why| {
+                let line = serde_json::to_string(&Reply::Refused(why.clone())).unwrap();
+                prop_assert!(!line.contains(['\n', '\r']));
+                let Ok(Reply::Refused(said)) = serde_json::from_str(&line) else {
+                    return Err(TestCaseError::fail(line));
+                };
+                prop_assert_eq!(said, why);
+                Ok(())
+            });
+        }
     }
 }

@@ -95,4 +95,74 @@ mod tests {
         assert!(!lists(INFO, "0:4"));
         assert!(!lists(INFO, "41:0"));
     }
+
+    mod fuzz {
+        use std::os::unix::ffi::OsStrExt as _;
+
+        use proptest::prelude::*;
+
+        use super::*;
+        use crate::fuzz;
+
+        fn text() -> impl Strategy<Value = Vec<u8>> {
+            let odd = prop::sample::select(b" \t\n\\-#0134".to_vec());
+            prop::collection::vec(prop_oneof![odd, 1..=255_u8], 1..12)
+        }
+
+        /// As the kernel writes it (`mangle` in fs/proc_namespace.c).
+        fn escaped(bytes: &[u8]) -> Vec<u8> {
+            let write = |&byte: &u8| match byte {
+                b' ' | b'\t' | b'\n' | b'\\' | b'#' => format!("\\{byte:03o}").into_bytes(),
+                byte => vec![byte],
+            };
+            bytes.iter().flat_map(write).collect()
+        }
+
+        /// A path of any bytes is found where it is mounted.
+        #[test]
+        fn any_path_is_read_as_the_kernel_writes_it() {
+            let optional = "( (shared|master):[0-9]{1,2}| propagate_from:1){0,3}";
+            fuzz::each(
+                (prop::collection::vec((text(), optional), 1..4), any::<bool>()),
+                |(all, cut)| {
+                    let mut info = Vec::new();
+                    for (number, (path, optional)) in all.iter().enumerate() {
+                        info.extend(format!("3{number} 3 0:{number} / ").into_bytes());
+                        info.extend(escaped(path));
+                        info.extend(
+                            format!(" ro{optional} - fuse.fasts3 s3://b/ ro\n").into_bytes(),
+                        );
+                    }
+                    let last = &all.last().unwrap().0;
+                    let path = Path::new(std::ffi::OsStr::from_bytes(last));
+                    let found = topmost(&info, path).map(|mount| mount.device);
+                    prop_assert_eq!(found, Some(format!("0:{}", all.len() - 1)));
+                    prop_assert_eq!(mounts(&info).filter(Mount::is_ours).count(), all.len());
+                    // A line that was cut off is no mount, or a shorter one; never a panic.
+                    if cut {
+                        let half = &info[..info.len() / 2];
+                        prop_assert!(mounts(half).count() <= all.len());
+                    }
+                    Ok(())
+                },
+            );
+        }
+
+        #[test]
+        fn any_bytes_are_no_more_mounts_than_lines() {
+            let garbage = "([ -~]{0,20}( - )?[ -~]{0,8}\n?|\\\\[0-9]{0,4}){0,4}";
+            let garbage = prop_oneof![
+                garbage.prop_map(String::into_bytes),
+                prop::collection::vec(any::<u8>(), 0..80)
+            ];
+            fuzz::each(garbage, |info| {
+                let lines = info.split(|&byte| byte == b'\n').count();
+                let found: Vec<_> = mounts(&info).collect();
+                prop_assert!(found.len() <= lines);
+                let told: usize = found.iter().map(|mount| mount.path.as_os_str().len()).sum();
+                prop_assert!(told <= info.len());
+                Ok(())
+            });
+        }
+    }
 }

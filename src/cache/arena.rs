@@ -7,11 +7,11 @@
 //!
 //! What makes it sound, and is kept by this file alone:
 //!
-//! - A block is `EMPTY`, `FETCHING` or `READY`. It leaves `EMPTY` only under the lock of
-//!   [`Arena::slots`], when one [`BlockWriter`] takes it; so no two writers share a block.
-//! - Only its writer writes to a block, and only while it is `FETCHING`.
+//! - A block is empty, being fetched or ready ([`States`]). It ceases to be empty only under the
+//!   lock of [`Arena::slots`], when one [`BlockWriter`] takes it; so no two writers share a block.
+//! - Only its writer writes to a block, and only until it is ready.
 //! - The writer publishes a block with `Release`, and [`Memory::bytes`] reads it only after it
-//!   has seen `READY` with `Acquire`. A `READY` block stays so as long as its [`Memory`] lives.
+//!   has seen it ready with `Acquire`. It stays so as long as its [`Memory`] lives.
 //! - A [`Memory`] owns its slot alone, from [`Arena::memory`] to its drop, and both writers and
 //!   readers of it keep it alive.
 
@@ -20,7 +20,7 @@
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::BufMut;
 use bytes::buf::UninitSlice;
@@ -29,14 +29,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::slots::{Charged, Full, Slot, Slots};
+use super::states::States;
 use crate::layout::Layout;
-
-/// Holds nothing and costs nothing.
-const EMPTY: u8 = 0;
-/// Charged on the budget; its writer awaits the bytes.
-const FETCHING: u8 = 1;
-/// Charged on the budget; holds the object's bytes.
-const READY: u8 = 2;
 
 /// A huge page of x86-64, and of arm64 with small pages of 4 KiB. Elsewhere the system makes of it
 /// what it can.
@@ -108,8 +102,7 @@ impl Arena {
     /// Address space for a chunk of `len` bytes, all of its blocks empty.
     pub(super) fn memory(self: &Arc<Self>, len: usize) -> Result<Arc<Memory>, Full> {
         let slot = self.slots.lock().take(len as u64)?;
-        let blocks = self.layout.blocks(&(0..len)).len();
-        let states = (0..blocks).map(|_| AtomicU8::new(EMPTY)).collect();
+        let states = States::new(self.layout.blocks(&(0..len)).len());
         Ok(Arc::new(Memory { arena: self.clone(), slot, len, states, progress: Notify::new() }))
     }
 
@@ -201,8 +194,7 @@ pub(super) struct Memory {
     arena: Arc<Arena>,
     slot: Slot,
     len: usize,
-    /// One for each block.
-    states: Box<[AtomicU8]>,
+    states: States,
     /// Told whenever a block has become ready, or empty again.
     progress: Notify,
 }
@@ -244,12 +236,12 @@ impl Memory {
 
     /// Whether all blocks of this run are ready.
     pub(super) fn is_ready(&self, blocks: Range<usize>) -> bool {
-        self.states[blocks].iter().all(|state| state.load(Ordering::Acquire) == READY)
+        self.states.are_ready(blocks)
     }
 
     /// Whether a block of this run is neither ready nor awaited.
     pub(super) fn has_empty(&self, blocks: Range<usize>) -> bool {
-        self.states[blocks].iter().any(|state| state.load(Ordering::Acquire) == EMPTY)
+        self.states.have_empty(blocks)
     }
 
     /// Takes all empty blocks of a run, charged on the budget: a writer for each part of each
@@ -258,9 +250,8 @@ impl Memory {
         let layout = self.arena.layout;
         let mut slots = self.arena.slots.lock();
         // Blocks become empty and cease to be so only under this lock.
-        let is_empty = |block: usize| self.states[block].load(Ordering::Relaxed) == EMPTY;
         let mut stretches: Vec<Range<usize>> = Vec::new();
-        for block in blocks.filter(|&block| is_empty(block)) {
+        for block in blocks.filter(|&block| self.states.is_empty(block)) {
             match stretches.last_mut() {
                 Some(stretch) if stretch.end == block => stretch.end += 1,
                 _ => stretches.push(block..block + 1),
@@ -274,9 +265,7 @@ impl Memory {
         let mut writers = Vec::new();
         for stretch in stretches {
             for part in layout.parts(stretch) {
-                for state in &self.states[part.clone()] {
-                    state.store(FETCHING, Ordering::Relaxed);
-                }
+                self.states.take(part.clone());
                 let bytes = layout.block_bytes(&part, self.len);
                 let (at, next) = (bytes.start, part.start);
                 let memory = self.clone();
@@ -334,8 +323,8 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         let mut slots = self.arena.slots.lock();
-        for (block, state) in self.states.iter().enumerate() {
-            if state.load(Ordering::Relaxed) != EMPTY {
+        for block in 0..self.states.len() {
+            if !self.states.is_empty(block) {
                 slots.discharge(&self.addresses(&(block..block + 1)));
             }
         }
@@ -413,7 +402,7 @@ unsafe impl BufMut for BlockWriter {
         while self.next < self.blocks.end
             && layout.block_bytes(&(self.next..self.next + 1), self.memory.len).end <= self.at
         {
-            self.memory.states[self.next].store(READY, Ordering::Release);
+            self.memory.states.publish(self.next);
             self.next += 1;
         }
         if self.next > first {
@@ -437,9 +426,7 @@ impl Drop for BlockWriter {
         }
         let mut slots = self.memory.arena.slots.lock();
         slots.discharge(&self.memory.addresses(&unfilled));
-        for state in &self.memory.states[unfilled] {
-            state.store(EMPTY, Ordering::Relaxed);
-        }
+        self.memory.states.give_back(unfilled);
         drop(slots);
         self.memory.progress.notify_waiters();
     }

@@ -29,13 +29,13 @@ Each has its own --help.";
 /// command line wins. Sizes are written like 512MiB or 4GiB (K, M, G mean KiB, MiB, GiB; MB and GB
 /// are decimal), durations like 500ms, 60s or 5m.
 #[derive(Debug, Parser)]
-#[command(name = "fasts3-mount", version, max_term_width = 100, after_help = WORDS)]
+#[command(name = "fasts3-mount", version = crate::VERSION, max_term_width = 100, after_help = WORDS)]
 pub(crate) struct Args {
     /// What to mount: bucket, bucket/prefix or s3://bucket/prefix/
     #[arg(value_name = "BUCKET")]
     pub(crate) bucket: Bucket,
 
-    /// Where to mount it: an existing directory
+    /// Where to mount it: an existing directory; or /dev/fd/N, a mount that the caller has made
     #[arg(value_name = "MOUNTPOINT")]
     pub(crate) mountpoint: PathBuf,
 
@@ -481,26 +481,94 @@ mod tests {
         }
     }
 
-    proptest::proptest! {
+    mod fuzz {
+        use clap::CommandFactory as _;
+        use proptest::prelude::*;
+
+        use super::*;
+        use crate::config::NoConfig;
+        use crate::fuzz;
+
         /// No text makes a parser of options panic, and what is taken means what it says.
         #[test]
-        fn any_text_is_an_option_or_refused(text in "\\PC{0,40}|[0-9.]{0,20} ?[kKmMgGtTiB]{0,3}|[a-z/.:-]{0,30}") {
-            if let Ok(bucket) = text.parse::<Bucket>() {
-                proptest::prop_assert!((3..=63).contains(&bucket.name.len()));
-                proptest::prop_assert!(bucket.prefix.is_empty() || bucket.prefix.ends_with('/'));
-                let path = format!("/{}", bucket.prefix);
-                proptest::prop_assert!(!path.contains("//"), "{}", path);
-            }
-            if let Ok(mode) = mode(&text) {
-                proptest::prop_assert_eq!(mode & !0o555, 0);
-            }
-            let _ = (size(&text), duration(&text), text.parse::<Ttl>(), endpoint_url(&text));
-            let _ = text.parse::<LogLevel>();
+        fn any_text_is_an_option_or_refused() {
+            let text = "\\PC{0,40}|[0-9.]{0,20} ?[kKmMgGtTiB]{0,3}|[a-z/.:-]{0,30}|\\[?[0-9.:]{0,20}\\]?:?[0-9]{0,6}";
+            fuzz::each(text, |text| {
+                if let Ok(bucket) = text.parse::<Bucket>() {
+                    prop_assert!((3..=63).contains(&bucket.name.len()));
+                    prop_assert!(bucket.prefix.is_empty() || bucket.prefix.ends_with('/'));
+                    let path = format!("/{}", bucket.prefix);
+                    prop_assert!(!path.contains("//"), "{}", path);
+                    // Written as a URL it is the same.
+                    let url = format!("s3://{}/{}", bucket.name, bucket.prefix);
+                    prop_assert_eq!(url.parse::<Bucket>(), Ok(bucket));
+                }
+                if let Ok(mode) = mode(&text) {
+                    prop_assert_eq!(mode & !0o555, 0);
+                    prop_assert_eq!(super::mode(&format!("{mode:o}")), Ok(mode));
+                }
+                if let Ok(address) = listen_address(&text) {
+                    prop_assert_eq!(listen_address(&address.to_string()), Ok(address));
+                }
+                if let Ok(url) = endpoint_url(&text) {
+                    prop_assert!(!url.contains(['@', '?']) || url.contains("/"), "{}", url);
+                    prop_assert_eq!(&url, &text);
+                }
+                let _ = (text.parse::<Ttl>(), text.parse::<LogLevel>());
+                Ok(())
+            });
         }
 
         #[test]
-        fn sizes_are_exact(count in 0_u64..1 << 40) {
-            proptest::prop_assert_eq!(size(&count.to_string()), Ok(count));
+        fn sizes_and_durations_are_what_they_are_written_as() {
+            let unit =
+                prop::sample::select(vec![("", 0), ("K", 10), ("MiB", 20), ("g", 30), ("TiB", 40)]);
+            fuzz::each((0_u64..1 << 20, unit, 0_u64..1 << 40), |(count, (unit, shift), nanos)| {
+                prop_assert_eq!(size(&format!("{count}{unit}")), Ok(count << shift));
+                prop_assert_eq!(size(&format!(" {count} {unit}")), Ok(count << shift));
+                let wanted = Duration::from_nanos(nanos);
+                let written = humantime::format_duration(wanted).to_string();
+                prop_assert_eq!(duration(&written), Ok(wanted), "{}", written);
+                prop_assert_eq!(written.parse::<Ttl>(), Ok(Ttl(Some(wanted))));
+                Ok(())
+            });
+        }
+
+        /// Whatever else stands on the command line: it is refused in a sentence, or the bucket and
+        /// the mountpoint are those that were given, and the bounds hold.
+        #[test]
+        fn any_command_line_is_understood_or_refused_in_a_sentence() {
+            let mut names: Vec<String> = Args::command()
+                .get_arguments()
+                .filter_map(|argument| argument.get_long())
+                .filter(|&name| name != "version" && name != "help")
+                .map(|name| format!("--{name}"))
+                .collect();
+            names.extend(["--none".to_owned(), "-x".to_owned()]);
+            let value = "[0-9]{1,4}(s|ms|MiB|GiB|K)?|auto|never|always|0[0-7]{3}|indefinite|\\PC{0,8}|https?://[a-z.:/@?]{0,12}";
+            let word = (prop::sample::select(names), prop::option::of(value));
+            fuzz::each(prop::collection::vec(word, 0..4), |words| {
+                let mut line = vec!["fasts3-mount".to_owned()];
+                for (name, value) in words {
+                    line.push(value.map_or(name.clone(), |value| format!("{name}={value}")));
+                }
+                line.extend(["--", "s3://bucket/a", "/m"].map(str::to_owned));
+                match crate::config::parse(line.iter().map(Into::into)) {
+                    Ok(config) => {
+                        prop_assert_eq!(&config.bucket, "bucket");
+                        prop_assert_eq!(&config.prefix, "a/");
+                        prop_assert_eq!(&config.mountpoint, std::path::Path::new("/m"));
+                        prop_assert!(config.chunk_bytes <= config.memory_budget_bytes);
+                    }
+                    Err(refused) => {
+                        let NoConfig::Wrong(sentence) = refused else {
+                            return Err(TestCaseError::fail("nobody asked for help"));
+                        };
+                        prop_assert!(!sentence.is_empty() && sentence.len() < 1000, "{}", sentence);
+                    }
+                }
+                Ok(())
+            });
         }
     }
 }

@@ -253,4 +253,33 @@ mod tests {
             assert!(sentence.contains(says), "{line:?}: {sentence}");
         }
     }
+
+    mod fuzz {
+        use proptest::prelude::*;
+
+        use super::*;
+        use crate::fuzz;
+
+        /// Whatever mount(8) is given: it is refused, or every option is one of the program's, and the
+        /// bucket and the directory stay what they are.
+        #[test]
+        fn any_options_are_the_programs_own_or_refused() {
+            let option = "(uid|gid|rw|nofail|x-[a-z]{2}|endpoint.url|noexec|allow_other|io_timeout|daemon|remount|\\PC{0,5})(=[ -~]{0,8})?";
+            let options = prop::collection::vec(option, 0..4).prop_map(|all| all.join(","));
+            let flags = "-[nvfsrw]{0,3}o?|-t|\\PC{0,4}|-[a-zA-Z]{1,2}";
+            fuzz::each((prop::collection::vec(flags, 0..3), options), |(flags, options)| {
+                let mut line: Vec<_> = flags.iter().map(String::as_str).collect();
+                line.extend(["-o", &options, "s3://bucket", "/m"]);
+                let Ok(call) = call(&line) else { return Ok(()) };
+                let words: Vec<_> =
+                    call.arguments.iter().filter_map(|word| word.to_str()).collect();
+                prop_assert_eq!(&words[..2], ["fasts3-mount", "--daemon"]);
+                let (given, places) = words[2..].split_at(words.len() - 5);
+                prop_assert!(given.iter().all(|word| word.starts_with("--") && word.len() > 2));
+                prop_assert_eq!(places[0], "--");
+                prop_assert!(places[1..].iter().all(|place| line.contains(place)));
+                Ok(())
+            });
+        }
+    }
 }

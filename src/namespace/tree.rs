@@ -260,19 +260,82 @@ mod tests {
         assert_eq!(directory_prefix(&key[..1023]).map(|prefix| prefix.len()), Some(1024));
     }
 
-    proptest::proptest! {
+    mod fuzz {
+        use proptest::prelude::*;
+
+        use super::*;
+        use crate::fuzz;
+
         /// What is shown of any key is a name that a path can have, and leads to that key.
         #[test]
-        fn any_key_is_shown_by_a_name_that_leads_to_it_or_not_at_all(
-            key in "[a-c/.\u{0}ä]{0,12}|(a|/|\\.\\.){1,6}|[a-z]{250,260}",
-        ) {
-            let entry = object(&key);
-            if let Some(Meaning::File(name)) = meaning("", &entry) {
-                proptest::prop_assert_eq!(name, key.as_str());
-                let bytes = name.as_bytes();
-                proptest::prop_assert!(!matches!(name, "" | "." | "..") && bytes.len() <= 255);
-                proptest::prop_assert!(!bytes.contains(&b'/') && !bytes.contains(&0));
-            }
+        fn any_key_is_shown_by_a_name_that_leads_to_it_or_not_at_all() {
+            let key = "[a-c/.\u{0}ä]{0,12}|(a|/|\\.\\.){1,6}|[a-z]{250,260}|(ä|x{30}/?){0,40}";
+            fuzz::each(key, |key| {
+                // Component by component, as a listing shows it and a lookup asks for it.
+                let mut prefix = String::new();
+                loop {
+                    let below = &key[prefix.len()..];
+                    let entry = match below.split_once('/') {
+                        Some((name, _)) => common(&format!("{prefix}{name}/")),
+                        None => object(&key),
+                    };
+                    let Some(meaning) = meaning(&prefix, &entry) else {
+                        return Err(TestCaseError::fail("is listed in its own directory"));
+                    };
+                    let (Meaning::File(name) | Meaning::Directory(name)) = meaning else {
+                        let odd = |part: &str| hidden_name(part.as_bytes()).is_some();
+                        prop_assert!(below.is_empty() || odd(below.split('/').next().unwrap()));
+                        return Ok(());
+                    };
+                    let bytes = name.as_bytes();
+                    prop_assert!(!matches!(name, "" | "." | "..") && bytes.len() <= MAX_NAME_BYTES);
+                    prop_assert!(!bytes.contains(&b'/') && !bytes.contains(&0));
+                    let path = format!("{prefix}{name}");
+                    let wanted = if path.len() <= MAX_KEY_BYTES {
+                        Asked::Key(path.clone())
+                    } else {
+                        Asked::Nothing
+                    };
+                    prop_assert_eq!(asked(&prefix, bytes), wanted);
+                    prop_assert_eq!(parent_and_name(entry.key()), Some((&*prefix, name)));
+                    if matches!(meaning, Meaning::File(_)) {
+                        prop_assert_eq!(path, key);
+                        return Ok(());
+                    }
+                    prefix = path + "/";
+                }
+            });
+        }
+
+        /// And whatever bytes the kernel asks with, what is asked for is shown by that name.
+        #[test]
+        fn any_name_asks_for_a_key_that_it_is_shown_for_or_for_nothing() {
+            let bytes = prop_oneof![
+                prop::collection::vec(any::<u8>(), 0..6),
+                "[a./ä\u{0}]{0,5}|[a-z]{250,260}".prop_map(String::into_bytes),
+            ];
+            let prefix = "|a/|(b{100}/){8,11}";
+            fuzz::each((prefix, bytes), |(prefix, name)| {
+                match asked(&prefix, &name) {
+                    Asked::Key(key) => {
+                        prop_assert!(key.len() <= MAX_KEY_BYTES);
+                        let name = std::str::from_utf8(&name).unwrap();
+                        let object = object(&key);
+                        prop_assert_eq!(meaning(&prefix, &object), Some(Meaning::File(name)));
+                    }
+                    Asked::TooLong => prop_assert!(name.len() > MAX_NAME_BYTES),
+                    Asked::Nothing => {
+                        let is_name = std::str::from_utf8(&name).is_ok_and(|text| {
+                            !text.is_empty()
+                                && !text.contains(['/', '\0'])
+                                && text != "."
+                                && text != ".."
+                        });
+                        prop_assert!(!is_name || prefix.len() + name.len() > MAX_KEY_BYTES);
+                    }
+                }
+                Ok(())
+            });
         }
     }
 }

@@ -268,13 +268,13 @@ impl<'a> Tries<'a> {
         if let StoreError::SignatureRefused(cause) = error {
             // By now the store below has other credentials, or another idea of the time.
             if std::mem::replace(&mut self.signed_anew, true) {
-                return Err(StoreError::Denied(cause));
+                return Err(self.lost(StoreError::Denied(cause)));
             }
             tracing::debug!(self.operation, self.key, cause, "will sign anew");
             return Ok(());
         }
         if !error.is_transient() {
-            return Err(error);
+            return Err(self.lost(error));
         }
         let deadline = self.begin();
         let mut pause = self.pause(&error);
@@ -295,6 +295,16 @@ impl<'a> Tries<'a> {
         tracing::debug!(operation, key, attempts = total, ?pause, %error, "will retry");
         sleep(pause).await;
         Ok(())
+    }
+
+    /// What no further attempt cures. Of these only a denial is worth a line: the others are about one
+    /// object, and whoever reads it hears of it.
+    fn lost(&self, error: StoreError) -> StoreError {
+        if matches!(error, StoreError::Denied(_)) {
+            let Self { operation, key, .. } = self;
+            tracing::warn!(operation, key, %error, "access is denied");
+        }
+        error
     }
 
     /// Between a half and the whole of the doubled pause: many readers that failed together do not

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use rustix::process::Signal;
 
-use crate::common::{Mount, Scene, can_mount, errno, eventually, skipped};
+use crate::common::{Daemon, Mount, Scene, can_mount, errno, eventually, names, skipped};
 use crate::reads::open_directly;
 
 const MIB: usize = 1 << 20;
@@ -251,8 +251,17 @@ fn a_listing_is_believed_for_as_long_as_it_may_be() {
     let mount = scene.mount(&["--metadata-ttl=indefinite"]);
     assert_eq!(mount.names("d"), ["a"]);
     mount.bucket().put("d/b", "b");
+    // A mount that does not believe for ever has seen by now what has changed.
+    let second = mount.scene.folder.path().join("second");
+    std::fs::create_dir(&second).unwrap();
+    let mut command = mount.scene.program();
+    command.arg("data").arg(&second).arg("--metadata-ttl=1s");
+    let other = Daemon::start(&mut command, &second);
+    assert_eq!(names(&second.join("d")).unwrap(), ["a", "b"]);
+    mount.bucket().put("d/c", "c");
+    eventually("the end of a second", || names(&second.join("d")).unwrap().len() == 3);
+    drop(other);
     mount.forget_counts();
-    std::thread::sleep(std::time::Duration::from_millis(1200));
     assert_eq!(mount.names("d"), ["a"]);
     assert!(!mount.path("d/b").exists());
     assert_eq!(mount.counts().requests(), 0);

@@ -155,7 +155,7 @@ fn hundreds_of_threads_read_many_files() {
 }
 
 /// The most memory that a process has had, of its own.
-fn most_resident_bytes(pid: u32) -> u64 {
+pub(crate) fn most_resident_bytes(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * KIB

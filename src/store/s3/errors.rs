@@ -391,15 +391,46 @@ mod tests {
         assert_eq!(region_of(b"<Region>a b</Region>"), None);
     }
 
-    proptest::proptest! {
-        /// Whatever a store answers has a meaning; and none that says "there is nothing" but a 404.
+    mod fuzz {
+        use proptest::prelude::*;
+
+        use super::*;
+        use crate::fuzz;
+
+        /// Whatever a store answers has a meaning; and none that says "there is nothing" but a 404, none
+        /// that is asked again without end but what may heal.
         #[test]
-        fn any_refusal_has_a_meaning(status in 300_u16..600, code in "[A-Za-z]{0,20}", key: bool) {
-            let about = if key { About::Key } else { About::Bucket };
-            let meant = meaning(status, &code, None, about);
-            if meant == StoreError::NotFound {
-                proptest::prop_assert!(matches!(status, 404 | 410) && key);
-            }
+        fn any_refusal_has_a_meaning() {
+            let code = "[A-Za-z]{0,20}|SlowDown|NoSuchKey|AccessDenied|ExpiredToken|\\PC{0,5}";
+            fuzz::each((300_u16..600, code, any::<bool>()), |(status, code, key)| {
+                let about = if key { About::Key } else { About::Bucket };
+                let meant = meaning(status, &code, None, about);
+                if meant == StoreError::NotFound {
+                    prop_assert!(matches!(status, 404 | 410) && key);
+                }
+                if meant == StoreError::Changed {
+                    prop_assert_eq!(status, 412);
+                }
+                Ok(())
+            });
+        }
+
+        /// The text of a header or a body becomes a time or a region that can be one, or nothing.
+        #[test]
+        fn any_text_is_a_time_or_a_region_or_neither() {
+            let text = "[ 0-9.+-]{0,25}|\\PC{0,12}|(<Region>|[a-z0-9-]{0,9}|</Region>){0,5}";
+            fuzz::each(text, |text| {
+                if let Some(time) = seconds(&text) {
+                    let digits = text.trim().trim_start_matches('+');
+                    prop_assert_eq!(Ok(time.as_secs()), digits.parse());
+                }
+                if let Some(region) = region_of(text.as_bytes()) {
+                    let element = format!("<Region>{region}</Region>");
+                    prop_assert!(text.contains(&element));
+                    prop_assert!(!region.is_empty() && !region.contains('<'));
+                }
+                Ok(())
+            });
         }
     }
 }

@@ -171,4 +171,68 @@ mod tests {
             assert_eq!(taken(Framing::chunked(), cut_off, 1), Err("too short".to_owned()));
         }
     }
+
+    mod fuzz {
+        use proptest::prelude::*;
+
+        use super::*;
+        use crate::fuzz;
+
+        fn framings() -> impl Strategy<Value = Framing> {
+            prop_oneof![(0..40_u64).prop_map(Framing::Length), Just(Framing::chunked())]
+        }
+
+        /// Whatever comes, it is the same body or the same refusal however it is cut, and no more
+        /// of it than came.
+        #[test]
+        fn any_bytes_are_the_same_body_however_they_come() {
+            let line = "[0-9a-fA-F]{1,2}\r\n|[a-z]{0,20}\r\n|0\r\n\r\n|1\r\nx\r\n|f{15,17}\r\n|;[ -~]{0,5}|\r|\n";
+            let lines = prop::collection::vec(line, 0..8).prop_map(|all| all.concat().into_bytes());
+            let wire = prop_oneof![prop::collection::vec(any::<u8>(), 0..60), lines];
+            fuzz::each((framings(), wire, 1_usize..9), |(framing, wire, piece)| {
+                let whole = taken(framing, &wire, wire.len().max(1));
+                let cut = taken(framing, &wire, piece);
+                prop_assert_eq!(whole.is_ok(), cut.is_ok(), "{:?}, {:?}", whole, cut);
+                if let Ok((body, left)) = &whole {
+                    prop_assert!(body.len() + left <= wire.len());
+                    prop_assert_eq!(whole, cut);
+                }
+                Ok(())
+            });
+        }
+
+        /// A body that was cut into chunks comes out whole, and nothing of what follows it.
+        #[test]
+        fn any_body_in_chunks_comes_out_as_it_went_in() {
+            let chunk = (
+                prop::collection::vec(any::<u8>(), 1..20),
+                "(;[a-z]{1,3}(=[a-z]{1,3})?)?",
+                any::<bool>(),
+            );
+            let trailers = "([A-Z]: [a-z]{0,3}\r\n){0,2}";
+            fuzz::each(
+                (prop::collection::vec(chunk, 0..6), trailers, 1_usize..40),
+                |(chunks, trailers, piece)| {
+                    let (mut wire, mut body) = (Vec::new(), Vec::new());
+                    for (data, extension, upper) in chunks {
+                        let size = if upper {
+                            format!("{:X}", data.len())
+                        } else {
+                            format!("00{:x}", data.len())
+                        };
+                        wire.extend_from_slice(format!("{size}{extension}\r\n").as_bytes());
+                        wire.extend_from_slice(&data);
+                        wire.extend_from_slice(b"\r\n");
+                        body.extend(data);
+                    }
+                    wire.extend_from_slice(format!("0\r\n{trailers}\r\nHTTP/1.1").as_bytes());
+                    prop_assert_eq!(taken(Framing::chunked(), &wire, piece), Ok((body.clone(), 8)));
+                    prop_assert!(
+                        taken(Framing::chunked(), &wire[..wire.len() - 9], piece).is_err()
+                    );
+                    Ok(())
+                },
+            );
+        }
+    }
 }

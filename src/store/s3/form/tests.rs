@@ -20,3 +20,46 @@ fn the_clock_of_a_request_is_compared_with_ours() {
         assert_eq!(seconds_ahead(odd, at(0)), None, "{odd}");
     }
 }
+
+mod fuzz {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::fuzz;
+
+    /// A clock is off by what it is off by, and a text that is no time says nothing.
+    #[test]
+    fn any_time_is_compared_as_it_was_written() {
+        let garbage = "[0-9]{8}T[0-9]{6}Z|[0-9TZ:+-]{0,20}|\\PC{0,18}";
+        let years = 0_u64..8_000 * 31_556_952;
+        fuzz::each((years.clone(), years, garbage), |(signed, ours, garbage)| {
+            let [at, now] = [signed, ours].map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds));
+            let ahead = signed.cast_signed() - ours.cast_signed();
+            prop_assert_eq!(seconds_ahead(&dated(at), now), Some(ahead));
+            if let Some(ahead) = seconds_ahead(&garbage, UNIX_EPOCH) {
+                prop_assert!(garbage.as_bytes()[..4].iter().all(u8::is_ascii_digit), "{}", ahead);
+            }
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn any_signature_names_the_region_and_the_service_it_was_made_for() {
+        let word = "[a-z0-9-]{1,9}";
+        fuzz::each((word, word, "[A-Z0-9/]{1,9}", "\\PC{0,40}"), |(region, service, key, text)| {
+            let signed = format!(
+                "{ALGORITHM} Credential={key}/20130524/{region}/{service}/aws4_request, \
+                 SignedHeaders=host, Signature=0"
+            );
+            prop_assert_eq!(scope(&signed), Some((&*region, &*service)));
+            let odd = format!("{ALGORITHM} Credential={text}");
+            if let Some((region, service)) = scope(&odd) {
+                let names = format!("{region}/{service}/aws4_request");
+                prop_assert!(text.contains(&names));
+            }
+            Ok(())
+        });
+    }
+}

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::http::{HttpRequest, HttpResponse};
+use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::{BehaviorVersion, Region};
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::types::{EncodingType, Object, ObjectStorageClass};
@@ -11,7 +12,6 @@ use aws_smithy_runtime_api::client::http::{
 use aws_smithy_types::body::SdkBody;
 use parking_lot::Mutex;
 use proptest::prelude::*;
-use proptest::test_runner::RngSeed;
 
 use super::super::super::errors::{About, failure};
 use super::super::super::meta;
@@ -269,39 +269,47 @@ fn keys_and_prefixes_become_one_ascending_list() {
 #[derive(Debug)]
 struct Sdk {
     client: Client,
-    body: Arc<Mutex<Vec<u8>>>,
+    answer: Arc<Mutex<(u16, Vec<u8>)>>,
     runtime: tokio::runtime::Runtime,
 }
 
 #[derive(Clone, Debug)]
-struct Canned(Arc<Mutex<Vec<u8>>>);
+struct Canned(Arc<Mutex<(u16, Vec<u8>)>>);
 
 impl HttpConnector for Canned {
     fn call(&self, _: HttpRequest) -> HttpConnectorFuture {
-        let body = SdkBody::from(self.0.lock().clone());
-        HttpConnectorFuture::ready(Ok(HttpResponse::new(200.try_into().unwrap(), body)))
+        let (status, body) = self.0.lock().clone();
+        let response = HttpResponse::new(status.try_into().unwrap(), SdkBody::from(body));
+        HttpConnectorFuture::ready(Ok(response))
     }
 }
 
 impl Sdk {
     fn new() -> Self {
-        let body = Arc::default();
-        let canned = SharedHttpConnector::new(Canned(Arc::clone(&body)));
+        let answer = Arc::default();
+        let canned = SharedHttpConnector::new(Canned(Arc::clone(&answer)));
         let config = aws_sdk_s3::Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .region(Region::new("r"))
             .allow_no_auth()
+            .retry_config(RetryConfig::disabled())
             .http_client(http_client_fn(move |_, _| canned.clone()))
             .build();
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        Self { client: Client::from_conf(config), body, runtime }
+        Self { client: Client::from_conf(config), answer, runtime }
     }
 
     fn read(&self, xml: &[u8]) -> Result<ListPage, StoreError> {
-        xml.clone_into(&mut self.body.lock());
+        *self.answer.lock() = (200, xml.to_vec());
         let sent = self.runtime.block_on(self.client.list_objects_v2().bucket("b").send());
         Self::page(sent.map_err(|error| failure(About::Bucket, &error))?)
+    }
+
+    fn refused(&self, about: About, status: u16, xml: &[u8]) -> StoreError {
+        *self.answer.lock() = (status, xml.to_vec());
+        let sent = self.runtime.block_on(self.client.list_objects_v2().bucket("b").send());
+        failure(about, &sent.expect_err("a refusal")).into()
     }
 
     fn page(output: ListObjectsV2Output) -> Result<ListPage, StoreError> {
@@ -398,50 +406,86 @@ fn written() -> impl Strategy<Value = (ListPage, String)> {
     })
 }
 
-fn config() -> ProptestConfig {
-    ProptestConfig {
-        cases: 1024,
-        rng_seed: RngSeed::Fixed(7),
-        failure_persistence: None,
-        ..ProptestConfig::default()
+mod fuzz {
+    use super::*;
+    use crate::fuzz;
+
+    #[test]
+    fn a_page_is_read_as_it_was_written_and_as_the_sdk_reads_it() {
+        let sdk = Sdk::new();
+        fuzz::each(written(), |(page, xml)| {
+            prop_assert_eq!(read(xml.as_bytes()), Ok(page.clone()), "{}", xml);
+            prop_assert_eq!(sdk.read(xml.as_bytes()), Ok(page), "{}", xml);
+            Ok(())
+        });
     }
-}
 
-#[test]
-fn a_page_is_read_as_it_was_written_and_as_the_sdk_reads_it() {
-    let sdk = Sdk::new();
-    proptest!(config(), |((page, xml) in written())| {
-        prop_assert_eq!(read(xml.as_bytes()), Ok(page.clone()), "{}", xml);
-        prop_assert_eq!(sdk.read(xml.as_bytes()), Ok(page), "{}", xml);
-    });
-}
-
-/// Never is there a panic, nor another page than the SDK's.
-#[test]
-fn a_page_that_was_damaged_is_refused_or_read_as_the_sdk_reads_it() {
-    let sdk = Sdk::new();
-    let byte =
-        prop_oneof![any::<u8>(), proptest::sample::select(b"<>/&;\"!-?[]%+ aKS019".to_vec())];
-    let damage = proptest::collection::vec((any::<proptest::sample::Index>(), 0..4, byte), 0..4);
-    let cut = proptest::option::of(any::<proptest::sample::Index>());
-    proptest!(config(), |((_, xml) in written(), damage in damage, cut in cut)| {
-        let mut xml = xml.into_bytes();
-        for (at, how, byte) in damage {
-            let at = at.index(xml.len());
-            match how {
-                0 => xml[at] = byte,
-                1 => xml.insert(at, byte),
-                2 => drop(xml.remove(at)),
-                _ => xml.extend_from_within(at..),
+    /// Other bytes in some places, some missing and some twice, and an end before the end.
+    fn damaged(xml: impl Strategy<Value = String>) -> impl Strategy<Value = Vec<u8>> {
+        let byte =
+            prop_oneof![any::<u8>(), prop::sample::select(b"<>/&;\"!-?[]%+ aKS019".to_vec())];
+        let damage = prop::collection::vec((any::<prop::sample::Index>(), 0..4, byte), 0..4);
+        let cut = prop::option::of(any::<prop::sample::Index>());
+        (xml, damage, cut).prop_map(|(xml, damage, cut)| {
+            let mut xml = xml.into_bytes();
+            for (at, how, byte) in damage {
+                let at = at.index(xml.len());
+                match how {
+                    0 => xml[at] = byte,
+                    1 => xml.insert(at, byte),
+                    2 => drop(xml.remove(at)),
+                    _ => xml.extend_from_within(at..),
+                }
             }
-        }
-        if let Some(cut) = cut {
-            xml.truncate(cut.index(xml.len()));
-        }
-        // The SDK reads no more of a text than what stands before a comment, and not the rest.
-        let plain = !xml.windows(2).any(|two| two == b"<!");
-        if let (Ok(ours), Ok(theirs), true) = (read(&xml), sdk.read(&xml), plain) {
-            prop_assert_eq!(ours, theirs, "{}", String::from_utf8_lossy(&xml));
-        }
-    });
+            if let Some(cut) = cut {
+                xml.truncate(cut.index(xml.len()));
+            }
+            xml
+        })
+    }
+
+    /// Never is there a panic, nor another page than the SDK's.
+    #[test]
+    fn a_page_that_was_damaged_is_refused_or_read_as_the_sdk_reads_it() {
+        let sdk = Sdk::new();
+        fuzz::each(damaged(written().prop_map(|(_, xml)| xml)), |xml| {
+            let ours = read(&xml);
+            if let Ok(page) = &ours {
+                let told: usize = page.entries.iter().map(|entry| entry.key().len()).sum();
+                prop_assert!(told <= xml.len());
+            }
+            // The SDK reads no more of a text than what stands before a comment, and not the rest.
+            let plain = !xml.windows(2).any(|two| two == b"<!");
+            if let (Ok(ours), Ok(theirs), true) = (ours, sdk.read(&xml), plain) {
+                prop_assert_eq!(ours, theirs, "{}", String::from_utf8_lossy(&xml));
+            }
+            Ok(())
+        });
+    }
+
+    /// A refusal, and one in place of a page, whatever it looks like: there is a meaning, it is
+    /// never an empty directory, and "there is nothing" only with its own status.
+    #[test]
+    fn a_refusal_that_was_damaged_is_a_refusal() {
+        let sdk = Sdk::new();
+        let code = prop_oneof![
+            "NoSuchKey|SlowDown|AccessDenied|InternalError|NoSuchBucket",
+            "[A-Za-z]{0,9}"
+        ];
+        let xml = (code, "[ -~]{0,12}", any::<bool>()).prop_map(|(code, message, declared)| {
+            let message = quick_xml::escape::escape(message);
+            let head = if declared { "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n" } else { "" };
+            format!("{head}<Error><Code>{code}</Code><Message>{message}</Message></Error>")
+        });
+        fuzz::each((damaged(xml), 300_u16..600), |(xml, status)| {
+            prop_assert!(read(&xml).is_err());
+            for about in [About::Key, About::Bucket] {
+                let meant = sdk.refused(about, status, &xml);
+                if meant == StoreError::NotFound {
+                    prop_assert!(matches!(status, 404 | 410) && about == About::Key);
+                }
+            }
+            Ok(())
+        });
+    }
 }
