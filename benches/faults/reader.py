@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import subprocess
 import sys
 import time
 import urllib.request
@@ -38,6 +39,21 @@ def epoch(large, folder):
     for one in found:
         whole.update(one.encode())
     return whole.hexdigest()
+
+
+def beside(folder, stalled):
+    """All of a folder, while 64 others wait for what does not come; and the seconds of that alone."""
+    cats = [subprocess.Popen(["cat", file.path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            for file in os.scandir(stalled)]
+    try:
+        time.sleep(3)
+        start = time.monotonic()
+        found = [digest(os.path.join(folder, name)) for name in sorted(os.listdir(folder))]
+        took = time.monotonic() - start
+    finally:
+        for cat in cats:
+            cat.kill()
+    return {"digest": hashlib.sha256("".join(found).encode()).hexdigest(), "took": took}
 
 
 def changed(path):
@@ -119,6 +135,8 @@ def main():
             said = {"digest": hashlib.sha256(got).hexdigest(), "length": len(got)}
         elif kind == "epoch":
             said = {"digest": epoch(path, os.path.join(folder, rest[0]))}
+        elif kind == "beside":
+            said = beside(path, os.path.join(folder, rest[0]))
         elif kind == "changed":
             said = changed(path)
         elif kind == "random":
@@ -129,7 +147,7 @@ def main():
             said = {"digest": found, "length": length}
     except OSError as error:
         said = {"error": name(error)}
-    print(json.dumps(said | {"took": time.monotonic() - start}))
+    print(json.dumps({"took": time.monotonic() - start} | said))
 
 
 main()

@@ -369,6 +369,7 @@ mod tests {
         #[test]
         fn any_refusal_has_a_meaning() {
             let code = "[A-Za-z]{0,20}|SlowDown|NoSuchKey|AccessDenied|ExpiredToken|\\PC{0,5}";
+            let code = fuzz::text(code);
             fuzz::each((300_u16..600, code, any::<bool>()), |(status, code, key)| {
                 let about = if key { About::Key } else { About::Bucket };
                 let meant = meaning(status, &code, None, about);
@@ -386,6 +387,7 @@ mod tests {
         #[test]
         fn any_text_is_a_time_or_a_region_or_neither() {
             let text = "[ 0-9.+-]{0,25}|\\PC{0,12}|(<Region>|[a-z0-9-]{0,9}|</Region>){0,5}";
+            let text = fuzz::text(text);
             fuzz::each(text, |text| {
                 if let Some(time) = seconds(&text) {
                     let digits = text.trim().trim_start_matches('+');
