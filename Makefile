@@ -2,7 +2,7 @@
 SHELL := bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help fmt lint test fuzz contract deny demo bench deb
+.PHONY: help fmt lint test fuzz contract systemd deny demo bench deb
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,17 @@ fuzz: ## what must hold for any input, for a minute each: parsers of answers, na
 contract: ## the store contract against moto, an S3 server that others wrote
 	tests/contract-moto.sh
 
+systemd: ## the package in a container with systemd; FLAGS="--only WORD", DEB=FILE for a package that there is
+	cargo build --workspace --bins --examples --locked
+	deb="$(DEB)"
+	if [ -z "$$deb" ]; then
+	    rm -rf target/systemd/package
+	    mkdir -p target/systemd/package
+	    $(call package,dev,debug,target/systemd/package)
+	    deb=$$(echo target/systemd/package/*.deb)
+	fi
+	python3 -B tests/systemd --package "$$deb" $(FLAGS)
+
 deny: ## licences, sources and banned packages of the dependencies
 	command -v cargo-deny >/dev/null || cargo install --quiet --locked cargo-deny@$(CARGO_DENY)
 	cargo deny --locked check bans licenses sources
@@ -34,11 +45,16 @@ bench: ## compare with other mounts and clients, see docs/performance.md; FLAGS=
 
 deb: ## the Debian package, in target/debian
 	cargo build --release --workspace --bins --examples --locked
-	target/release/examples/pages target/package
-	ln -sf ../bin/fasts3-mount target/package/mount.fasts3
-	packaging/changelog >target/package/changelog
-	command -v cargo-deb >/dev/null || cargo install --quiet --locked cargo-deb@$(CARGO_DEB)
-	cargo deb --no-build --locked
+	$(call package,release,release,target/debian)
+
+# Of what has been built: profile, its folder, where to. The pages come from the program itself.
+define package
+target/$(2)/examples/pages target/package
+ln -sf ../bin/fasts3-mount target/package/mount.fasts3
+packaging/changelog >target/package/changelog
+command -v cargo-deb >/dev/null || cargo install --quiet --locked --debug cargo-deb@$(CARGO_DEB)
+cargo deb --no-build --locked --profile $(1) --output $(3)
+endef
 
 FUZZ_SECONDS := 60
 CARGO_DENY := 0.20.2

@@ -27,7 +27,7 @@ const FAULT: u8 = 70;
 
 /// Looks at, and steers, mounts that are running.
 #[derive(Debug, Parser)]
-#[command(name = "fasts3-mount", version)]
+#[command(name = "fasts3-mount", version = crate::VERSION)]
 struct Args {
     #[command(subcommand)]
     word: Word,
@@ -124,6 +124,20 @@ struct Failed<'a> {
     error: &'a str,
 }
 
+/// The whole command line as clap knows it, the words as its subcommands: from this man pages and
+/// completions are made. It is not what [`main`] parses, for a word counts only as the first argument.
+#[must_use]
+pub fn command() -> clap::Command {
+    let words = <Args as clap::CommandFactory>::command();
+    config::command()
+        // In the words' place: `after_help` is for those who read no manual.
+        .after_help(None)
+        .subcommands(words.get_subcommands().cloned())
+        .subcommand_help_heading("COMMANDS")
+        .disable_help_subcommand(true)
+        .subcommand_negates_reqs(true)
+}
+
 /// The whole program: from its arguments (its own name first) to its exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
@@ -138,12 +152,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     if !is_word {
         return daemon::main(arguments);
     }
-    match Args::try_parse_from(arguments) {
+    match config::parse_as::<Args>(arguments) {
         Ok(args) => run(args.word),
-        Err(error) => match config::no_config(&error) {
-            NoConfig::Shown(text) => shown(&text),
-            NoConfig::Wrong(sentence) => failed(&sentence, USAGE, false),
-        },
+        Err(NoConfig::Shown(text)) => shown(&text),
+        Err(NoConfig::Wrong(sentence)) => failed(&sentence, USAGE, false),
     }
 }
 
@@ -250,4 +262,20 @@ fn interval(text: &str) -> Result<Duration, String> {
         return Err("at least 100ms".to_owned());
     }
     Ok(interval)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_whole_command_line_is_that_of_a_mount_and_the_words() {
+        let mut whole = command();
+        // Checks itself too, in debug builds.
+        whole.build();
+        let names: Vec<_> = whole.get_subcommands().map(clap::Command::get_name).collect();
+        assert_eq!(names, ["status", "top", "warm", "drop", "unmount", "doctor"]);
+        let options = |command: &clap::Command| command.get_arguments().count();
+        assert_eq!(options(&whole), options(&config::command()) + 2, "and --help and --version");
+    }
 }

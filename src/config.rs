@@ -3,12 +3,13 @@
 //! [`args`] holds the options as clap sees them; what needs more than one of them, or the machine,
 //! is checked here by [`parse`].
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{CommandFactory as _, Parser as _};
+use clap::CommandFactory as _;
 
 use crate::layout::BLOCK_BYTES;
 
@@ -27,6 +28,9 @@ pub struct Config {
     pub prefix: String,
     /// Where to mount.
     pub mountpoint: PathBuf,
+    /// The mountpoint is `/dev/fd/N`, this N: whoever starts the program has mounted, and that is the
+    /// descriptor of `/dev/fuse` by which the mount is served.
+    pub descriptor: Option<RawFd>,
     /// How to reach the store.
     pub store: StoreConfig,
     /// The one bound on cached and in-flight object bytes.
@@ -166,8 +170,25 @@ const MAX_CHUNK_BYTES: u64 = 1 << 30;
 
 /// Reads the arguments (the program's name first) and the environment, and checks everything.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Config, NoConfig> {
-    let args = args::Args::try_parse_from(arguments).map_err(|error| no_config(&error))?;
-    validate(args).map_err(NoConfig::Wrong)
+    validate(parse_as::<args::Args>(arguments)?).map_err(NoConfig::Wrong)
+}
+
+/// What clap makes of the arguments. A variable without a value counts as not set, as in a systemd
+/// EnvironmentFile with every line present.
+pub(crate) fn parse_as<Parsed: clap::Parser>(
+    arguments: impl IntoIterator<Item = OsString>,
+) -> Result<Parsed, NoConfig> {
+    let parsed = without_blanks(Parsed::command()).try_get_matches_from(arguments);
+    parsed.and_then(|found| Parsed::from_arg_matches(&found)).map_err(|error| no_config(&error))
+}
+
+fn without_blanks(command: clap::Command) -> clap::Command {
+    let is_blank = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    let without = |arg: clap::Arg| match arg.get_env().is_some_and(is_blank) {
+        true => arg.env(clap::builder::Resettable::Reset),
+        false => arg,
+    };
+    command.mut_args(without).mut_subcommands(without_blanks)
 }
 
 /// What mount(8) asks for, if the program was called by its helper's name, `mount.fasts3`.
@@ -182,7 +203,7 @@ pub fn command() -> clap::Command {
 }
 
 /// clap's message in one line: what stands above its first empty line.
-pub(crate) fn no_config(error: &clap::Error) -> NoConfig {
+fn no_config(error: &clap::Error) -> NoConfig {
     if !error.use_stderr() {
         return NoConfig::Shown(error.render().to_string());
     }
@@ -219,12 +240,18 @@ pub(crate) fn validate(args: args::Args) -> Result<Config, String> {
         (false, true) => Access::OwnerAndRoot,
         (false, false) => Access::Owner,
     };
-    check_access(access)?;
+    let mountpoint = std::path::absolute(&mountpoint)
+        .map_err(|error| format!("the mountpoint cannot be told: {error}"))?;
+    let descriptor = descriptor(&mountpoint);
+    // Whom a mount admits was said when it was made.
+    if descriptor.is_none() {
+        check_access(access)?;
+    }
     Ok(Config {
         bucket: bucket.name,
         prefix: bucket.prefix,
-        mountpoint: std::path::absolute(&mountpoint)
-            .map_err(|error| format!("the mountpoint cannot be told: {error}"))?,
+        mountpoint,
+        descriptor,
         store: store_config(store)?,
         memory_budget_bytes: budget_bytes,
         chunk_bytes: cache.chunk_size,
@@ -271,7 +298,7 @@ fn store_config(args: args::StoreArgs) -> Result<StoreConfig, String> {
     })
 }
 
-fn check_ca_bundle(path: &std::path::Path, named: &str) -> Result<(), String> {
+fn check_ca_bundle(path: &Path, named: &str) -> Result<(), String> {
     use rustls_pki_types::CertificateDer;
     use rustls_pki_types::pem::PemObject as _;
 
@@ -340,6 +367,14 @@ fn user_allow_other(fuse_conf: &str) -> bool {
     fuse_conf.lines().any(|line| line.trim() == "user_allow_other")
 }
 
+/// The N of `/dev/fd/N`. Nothing can be mounted there, so it is free to mean something else, and
+/// means in libfuse what it means here.
+pub(crate) fn descriptor(mountpoint: &Path) -> Option<RawFd> {
+    let digits = mountpoint.strip_prefix("/dev/fd").ok()?.to_str()?;
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    if is_number { digits.parse().ok() } else { None }
+}
+
 /// A size as people write it, exact.
 pub(crate) fn size(bytes: u64) -> String {
     [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")]
@@ -361,6 +396,23 @@ mod tests {
         match config(arguments) {
             Err(NoConfig::Wrong(sentence)) => sentence,
             other => panic!("{arguments:?} gave {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_mountpoint_may_be_a_descriptor() {
+        for (path, want) in [
+            ("/dev/fd/3", Some(3)),
+            ("/dev/fd/120", Some(120)),
+            ("/dev/fd", None),
+            ("/dev/fd/", None),
+            ("/dev/fd/3/x", None),
+            ("/dev/fd/+3", None),
+            ("/dev/fd/x", None),
+            ("/dev/fd/99999999999", None),
+            ("/mnt/dev/fd/3", None),
+        ] {
+            assert_eq!(descriptor(Path::new(path)), want, "{path}");
         }
     }
 

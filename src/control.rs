@@ -22,6 +22,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use self::status::{Settings, Status};
+use crate::config;
 use crate::fs::BucketFs;
 use crate::fuse::Mounted;
 
@@ -188,6 +189,9 @@ async fn talk(connection: UnixStream, target: &Target) -> std::io::Result<()> {
         Err(error) => Reply::Refused(format!("not a command: {error}")),
         Ok(Command::Status) => Reply::Status(Box::new(Status::of(&target.settings, &target.fs))),
         Ok(Command::Drop) => drop_all(target).await,
+        Ok(Command::Unmount) if target.mounted.is_others() => {
+            Reply::Refused("whoever has made the mount has to unmount it".to_owned())
+        }
         Ok(Command::Unmount) => Reply::Unmounting,
     };
     let mut text = serde_json::to_string(&reply)?;
@@ -269,7 +273,11 @@ fn of_user(variable: &impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
 /// The name of a mountpoint's socket: readable, and short whatever the path, for a socket's path may
 /// have 107 bytes.
 fn socket_name(mountpoint: &Path) -> std::io::Result<String> {
-    let path = mountpoint.canonicalize()?;
+    // Of a mount that is seen elsewhere only, the name is all there is.
+    let path = match config::descriptor(mountpoint) {
+        Some(_) => mountpoint.to_owned(),
+        None => mountpoint.canonicalize()?,
+    };
     let last = path.file_name().unwrap_or_default().to_string_lossy();
     let letter = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
     let mut name: String = last.chars().take(24).map(letter).collect();

@@ -4,6 +4,8 @@
 //! an exit code ([`StartError`]).
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -17,7 +19,7 @@ use crate::config::{self, Config, MountCall, NoConfig};
 use crate::control::status::Settings;
 use crate::control::{self, Socket};
 use crate::fs::{BucketFs, ReadConfig};
-use crate::fuse;
+use crate::fuse::{self, Expired};
 use crate::metrics;
 use crate::namespace::NamespaceConfig;
 use crate::stats::Stats;
@@ -30,12 +32,14 @@ mod background;
 mod bucket;
 mod checks;
 mod error;
+mod given;
 mod logging;
 mod service;
 
 pub(crate) use bucket::open as open_bucket;
 pub(crate) use checks::fuse_device;
 pub use error::StartError;
+use given::Given;
 use logging::Logs;
 
 /// How long files that are still open are served after a lazy unmount.
@@ -44,6 +48,8 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// A mount that has just been made answers at once, then it is usable; this is for a machine that is
 /// busy with something else.
 const FIRST_ANSWER: Duration = Duration::from_secs(30);
+/// The kernel is told of names for so long before other signals have their turn.
+const LONGEST_TELLING: Duration = Duration::from_secs(10);
 
 /// What mount(8) takes for "the mount has failed".
 const MOUNT_FAILED: u8 = 32;
@@ -134,8 +140,14 @@ fn start(config: &Config) -> Result<(), StartError> {
 async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
     let source = format!("s3://{}/{}", config.bucket, config.prefix);
     let still_starting = service::starting(format!("asking for {source}"));
-    checks::fuse_device()?;
-    checks::mountpoint(&config.mountpoint)?;
+    let given = config.descriptor.map(Given::take).transpose()?;
+    if given.is_none() {
+        checks::fuse_device()?;
+        checks::mountpoint(&config.mountpoint)?;
+    }
+    let seen_at = given.as_ref().and_then(|given| given.mountpoint.clone());
+    let mountpoint = seen_at.unwrap_or_else(|| config.mountpoint.clone());
+    let config = &Config { mountpoint, ..config.clone() };
     if config.store.no_verify_tls {
         tracing::warn!(
             "--no-verify-tls: the store's certificate is NOT checked, so anybody on the way can \
@@ -161,10 +173,10 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
             tracing::warn!("no control socket, so `status` and the like will not work: {error}");
         })
         .ok();
-    let mounted = fuse::mount(&fs, config, &Handle::current())
+    let mounted = fuse::mount(&fs, config, given.map(|given| given.unserved), &Handle::current())
         .map_err(|error| StartError::NoFuse(refused(config, &error)))?;
     let mounted = Arc::new(mounted);
-    usable(&mounted, config).await?;
+    let asked = usable(&mounted, config).await?;
     drop(still_starting);
     let mut settings = Settings::new(config, &reading, &endpoint, &region);
     tracing::info!(
@@ -175,7 +187,7 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
         part_size = config::size(reading.layout.part_bytes),
         max_connections = config.max_connections,
         metadata_ttl = ttl(config),
-        version = env!("CARGO_PKG_VERSION"),
+        version = crate::VERSION,
         "mounted {source} on {}",
         config.mountpoint.display(),
     );
@@ -199,7 +211,7 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
     }
     service::ready(&format!("mounted {source} on {}{seen}", config.mountpoint.display()));
     let rates = service::telling(fs.clone());
-    let watchdog = service::watched(config.mountpoint.clone());
+    let watchdog = service::watched(asked);
 
     loop {
         tokio::select! {
@@ -237,11 +249,18 @@ fn ttl(config: &Config) -> String {
     config.metadata_ttl.map_or_else(|| "indefinite".to_owned(), shown)
 }
 
-/// Returns when the mount has answered the kernel.
-async fn usable(mounted: &fuse::Mounted, config: &Config) -> Result<(), StartError> {
+/// Returns when the mount has answered the kernel: where it may be asked again. A mount that others
+/// have made has been answered for already, and may be out of sight or closed to this user.
+async fn usable(mounted: &fuse::Mounted, config: &Config) -> Result<Option<PathBuf>, StartError> {
+    if config::descriptor(&config.mountpoint).is_some() {
+        return Ok(None);
+    }
     let failure = tokio::select! {
         answer = service::answers(&config.mountpoint) => match answer {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(Some(config.mountpoint.clone())),
+            Err(error) if mounted.is_others() && error.kind() == ErrorKind::PermissionDenied => {
+                return Ok(None);
+            }
             Err(error) => error.to_string(),
         },
         () = mounted.ended() => "it was unmounted".to_owned(),
@@ -256,7 +275,7 @@ async fn usable(mounted: &fuse::Mounted, config: &Config) -> Result<(), StartErr
 /// Warns of a mount that only this process sees; what is to be told of it elsewhere.
 fn seen_by_the_host(mounted: &fuse::Mounted, config: &Config) -> &'static str {
     // Not known is not worth a word.
-    if service::host_sees(mounted.device_number()) != Some(false) {
+    if mounted.device_number().and_then(service::host_sees) != Some(false) {
         return "";
     }
     tracing::warn!(
@@ -271,12 +290,20 @@ fn seen_by_the_host(mounted: &fuse::Mounted, config: &Config) -> &'static str {
 /// Has every name asked for anew, by us and by the kernel.
 async fn drop_names(fs: &Arc<BucketFs>, mounted: &Arc<fuse::Mounted>) {
     let (fs, mounted) = (fs.clone(), mounted.clone());
-    let told = spawn_blocking(move || mounted.expire_names(&fs.drop_names())).await;
+    let telling = spawn_blocking(move || mounted.expire_names(&fs.drop_names(), || fs.known()));
+    // The kernel may be waiting for a lookup that waits for the store; other signals must not.
+    let Ok(told) = tokio::time::timeout(LONGEST_TELLING, telling).await else {
+        return tracing::warn!(
+            "SIGHUP: all names are asked for anew; the kernel is still being told"
+        );
+    };
     match told {
-        Ok(Ok(())) => tracing::info!("SIGHUP: all names are asked for anew"),
-        Ok(Err(error)) => tracing::info!(
-            "SIGHUP: all names are asked for anew, those that the kernel keeps when their time has \
-             come (before Linux 6.16 it cannot be told: {error})"
+        Ok(Expired::AtOnce) => tracing::info!("SIGHUP: all names are asked for anew"),
+        Ok(Expired::OneByOne { names, all }) => tracing::info!(
+            names,
+            all,
+            "SIGHUP: all names are asked for anew; the kernel was told of each file by itself, as \
+             before Linux 6.16 it must be"
         ),
         Err(panicked) => tracing::error!("SIGHUP: {panicked}"),
     }
@@ -284,6 +311,10 @@ async fn drop_names(fs: &Arc<BucketFs>, mounted: &Arc<fuse::Mounted>) {
 
 /// Unmounts, and lets readers that are under way have their answers for a moment.
 async fn unmount(mounted: Arc<fuse::Mounted>, config: &Config) -> Result<(), StartError> {
+    if mounted.is_others() {
+        tracing::info!("the mount stays, dead, until whoever has made it unmounts it");
+        return Ok(());
+    }
     let unmounting = mounted.clone();
     // Unmounting waits for the kernel, which may be waiting for a reply from this runtime.
     let unmounted = spawn_blocking(move || unmounting.unmount()).await;
@@ -348,7 +379,7 @@ fn stack(store: S3Store, config: &Config, reading: ReadConfig) -> std::io::Resul
 fn refused(config: &Config, error: &std::io::Error) -> String {
     let shown = config.mountpoint.display();
     // Whom the kernel refuses, fusermount3 is asked for: this is the error of not finding it.
-    if error.kind() == std::io::ErrorKind::NotFound {
+    if error.kind() == ErrorKind::NotFound {
         return format!(
             "mounting on {shown} was refused: this process may not mount, and fusermount3 is not \
              installed; install the package fuse3, or in a container start it with `--cap-add \

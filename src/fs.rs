@@ -197,6 +197,9 @@ pub enum FsError {
     /// ETIMEDOUT: silence until the deadline.
     #[error("timed out")]
     TimedOut,
+    /// EINTR: whoever asked is to end.
+    #[error("interrupted by a signal")]
+    Interrupted,
     /// EIO: errors until the deadline, or nonsense.
     #[error("input/output error")]
     Io,
@@ -216,6 +219,7 @@ impl FsError {
             Self::Denied => libc::EACCES,
             Self::Stale => libc::ESTALE,
             Self::TimedOut => libc::ETIMEDOUT,
+            Self::Interrupted => libc::EINTR,
             Self::Io => libc::EIO,
         }
     }

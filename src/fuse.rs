@@ -9,7 +9,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::future::Future;
 use std::io::{self, Write as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, FopenFlags,
@@ -39,6 +39,10 @@ use crate::mountinfo;
 use crate::namespace::Ino;
 use crate::stats::{Operation, Stats};
 
+mod waiter;
+
+use waiter::Waiter;
+
 /// Inode numbers are never reused while mounted, so one generation does.
 const GENERATION: Generation = Generation(0);
 
@@ -52,25 +56,65 @@ const MAX_BACKGROUND: u16 = 1024;
 /// in microseconds.
 const LONGEST_FORGETTING: Duration = Duration::from_secs(1);
 
+/// The kernel is told of names one by one for so long: some 2 µs each, unless it waits.
+const LONGEST_EXPIRING: Duration = Duration::from_secs(5);
+
+/// How the kernel was told to ask anew for names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expired {
+    /// Of all with one word.
+    AtOnce,
+    /// As it had to be before Linux 6.16.
+    OneByOne {
+        /// Of so many files.
+        names: usize,
+        /// There were no more.
+        all: bool,
+    },
+}
+
 /// A live mount; dropping it unmounts.
 pub struct Mounted {
-    /// Without symbolic links.
-    mountpoint: PathBuf,
-    /// `major:minor`, by which the kernel knows this mount.
-    device_number: String,
+    /// What was mounted here, and is to be unmounted; none of a mount that others have made.
+    place: Option<Place>,
     notifier: Notifier,
     /// The connection to the kernel.
     device: File,
     ended: watch::Receiver<bool>,
 }
 
-/// Mounts `fs` and serves it on threads of its own; what cannot be answered at once goes on in
-/// `runtime`. Returns when the kernel has accepted the mount.
-pub fn mount(fs: &Arc<BucketFs>, config: &Config, runtime: &Handle) -> io::Result<Mounted> {
+struct Place {
+    /// Without symbolic links.
+    mountpoint: PathBuf,
+    /// `major:minor`, by which the kernel knows this mount.
+    device_number: String,
+}
+
+/// A mount that others have made and nobody serves yet.
+#[derive(Debug)]
+pub struct Unserved {
+    /// A descriptor of `/dev/fuse`.
+    pub device: OwnedFd,
+    /// `major:minor` of the mount, if that is known.
+    pub device_number: Option<String>,
+}
+
+/// Mounts `fs`, unless there is a mount already, and serves it on threads of its own; what cannot be
+/// answered at once goes on in `runtime`. Returns when the kernel has accepted the mount.
+pub fn mount(
+    fs: &Arc<BucketFs>,
+    config: &Config,
+    unserved: Option<Unserved>,
+    runtime: &Handle,
+) -> io::Result<Mounted> {
     // More threads than cores gain nothing (measured), one makes small reads three times slower.
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let kernel = Arc::new(OnceLock::new());
-    let session = |typed: bool| {
+    let adapter = || {
+        let (fs, runtime, kernel) = (fs.clone(), runtime.clone(), kernel.clone());
+        Adapter { fs, runtime, kernel, no_open: false, no_opendir: false }
+    };
+    let options = |typed: bool| {
         let mut options = fuser::Config::default();
         options.mount_options = mount_options(config, typed);
         options.acl = match config.access {
@@ -79,13 +123,25 @@ pub fn mount(fs: &Arc<BucketFs>, config: &Config, runtime: &Handle) -> io::Resul
             Access::Everyone => SessionACL::All,
         };
         options.n_threads = Some(cores.clamp(2, 16));
-        let (fs, runtime, kernel) = (fs.clone(), runtime.clone(), kernel.clone());
-        let adapter = Adapter { fs, runtime, kernel, no_open: false, no_opendir: false };
-        fuser::Session::new(adapter, &config.mountpoint, &options)
+        options
     };
-    // A kernel before 5.4 knows no subtype, and does not say what it is that it refuses.
-    let mountpoint = config.mountpoint.canonicalize()?;
-    let session = session(true).or_else(|_| session(false))?;
+    let (session, mountpoint, given_number) = match unserved {
+        Some(Unserved { device, device_number }) => {
+            // The kernel keeps out whom the mount's maker did not admit.
+            let acl = match config.access {
+                Access::OwnerAndRoot => SessionACL::RootAndOwner,
+                Access::Owner | Access::Everyone => SessionACL::All,
+            };
+            let session = fuser::Session::from_fd(adapter(), device, acl, options(true))?;
+            (session, None, device_number)
+        }
+        None => {
+            let mountpoint = config.mountpoint.canonicalize()?;
+            let new = |typed| fuser::Session::new(adapter(), &config.mountpoint, &options(typed));
+            // A kernel before 5.4 knows no subtype, and does not say what it is that it refuses.
+            (new(true).or_else(|_| new(false))?, Some(mountpoint), None)
+        }
+    };
     let notifier = session.notifier();
     let _ = kernel.set(notifier.clone());
     let device = File::from(session.as_fd().try_clone_to_owned()?);
@@ -106,13 +162,24 @@ pub fn mount(fs: &Arc<BucketFs>, config: &Config, runtime: &Handle) -> io::Resul
             std::thread::park();
         }
     })?;
-    let root = std::fs::metadata(&mountpoint).inspect_err(|_| {
-        // Nothing else can be there yet.
-        let _ = umount2(&mountpoint, MntFlags::MNT_DETACH);
-    })?;
-    let device_number = format!("{}:{}", major(root.dev()), minor(root.dev()));
-    raise_readahead(config, &device_number);
-    Ok(Mounted { mountpoint, device_number, notifier, device, ended })
+    let place = mountpoint.map(Place::of).transpose()?;
+    let known_number = place.as_ref().map(|place| &place.device_number).or(given_number.as_ref());
+    if let Some(device_number) = known_number {
+        raise_readahead(config, device_number);
+    }
+    Ok(Mounted { place, notifier, device, ended })
+}
+
+impl Place {
+    /// Of a mount that was just made.
+    fn of(mountpoint: PathBuf) -> io::Result<Self> {
+        let root = std::fs::metadata(&mountpoint).inspect_err(|_| {
+            // Nothing else can be there yet.
+            let _ = umount2(&mountpoint, MntFlags::MNT_DETACH);
+        })?;
+        let device_number = format!("{}:{}", major(root.dev()), minor(root.dev()));
+        Ok(Self { mountpoint, device_number })
+    }
 }
 
 /// With the type `fuse.fasts3`, by which findmnt and fstab know it, or else `fuse`. fuser's own
@@ -158,31 +225,39 @@ fn source(config: &Config) -> String {
 }
 
 impl Mounted {
-    /// `major:minor` of the mount.
+    /// `major:minor` of what was mounted here; none of a mount that others have made.
     #[must_use]
-    pub fn device_number(&self) -> &str {
-        &self.device_number
+    pub fn device_number(&self) -> Option<&str> {
+        self.place.as_ref().map(|place| place.device_number.as_str())
+    }
+
+    /// Whether others have made this mount, who will also unmount it.
+    #[must_use]
+    pub fn is_others(&self) -> bool {
+        self.place.is_none()
     }
 
     /// Unmounts: plainly, or lazily when files are still open. Once it is unmounted, by us or from
-    /// outside, nothing is done: what is on the mountpoint then is somebody else's.
+    /// outside, nothing is done: what is on the mountpoint then is somebody else's. So is a mount
+    /// that others have made.
     pub fn unmount(&self) -> io::Result<()> {
+        let Some(Place { mountpoint, device_number }) = &self.place else { return Ok(()) };
         let mounts = std::fs::read("/proc/self/mountinfo")?;
-        let there = mountinfo::topmost(&mounts, &self.mountpoint);
-        if there.is_none_or(|mount| mount.device != self.device_number) {
+        let there = mountinfo::topmost(&mounts, mountpoint);
+        if there.is_none_or(|mount| mount.device != *device_number) {
             return Ok(());
         }
-        match umount2(&self.mountpoint, MntFlags::empty()) {
+        match umount2(mountpoint, MntFlags::empty()) {
             // Somebody else was faster.
             Ok(()) | Err(SystemError::EINVAL) => Ok(()),
             Err(SystemError::EBUSY) => {
                 tracing::info!("the mount is busy: unmounting lazily");
-                match umount2(&self.mountpoint, MntFlags::MNT_DETACH) {
+                match umount2(mountpoint, MntFlags::MNT_DETACH) {
                     Ok(()) | Err(SystemError::EINVAL) => Ok(()),
                     Err(error) => Err(error.into()),
                 }
             }
-            Err(SystemError::EPERM) => unmount_by_helper(&self.mountpoint),
+            Err(SystemError::EPERM) => unmount_by_helper(mountpoint),
             Err(error) => Err(error.into()),
         }
     }
@@ -190,9 +265,9 @@ impl Mounted {
     /// Has the kernel ask anew for every name, and for the attributes of these directories, by which
     /// it learns that the directory pages it keeps are old. What is open or read stays.
     ///
-    /// The kernel may wait for requests under way, so not on a thread that answers them. An error
-    /// before Linux 6.16: then names live on as long as it was told.
-    pub fn expire_names(&self, directories: &[Ino]) -> io::Result<()> {
+    /// The kernel may wait for requests under way, so not on a thread that answers them. Before Linux
+    /// 6.16 it is told of each of the `known` names.
+    pub fn expire_names(&self, directories: &[Ino], known: impl FnOnce() -> Vec<Known>) -> Expired {
         /// `FUSE_NOTIFY_INC_EPOCH`, since protocol 7.44, as a `fuse_out_header` without a request:
         /// length, code, and no number. fuser has no name for it.
         const EPOCH_ENDS: (u32, u32, u64) = (16, 8, 0);
@@ -201,18 +276,54 @@ impl Mounted {
         message[..4].copy_from_slice(&length.to_ne_bytes());
         message[4..8].copy_from_slice(&code.to_ne_bytes());
         message[8..].copy_from_slice(&number.to_ne_bytes());
-        let told = (&self.device).write_all(&message);
+        let at_once = (&self.device).write_all(&message).is_ok();
+        let expired = if at_once { Expired::AtOnce } else { self.expire_each(&known()) };
         for ino in directories {
             // A negative offset: attributes only. What it does not know it calls missing.
             let _ = self.notifier.inval_inode(INodeNo(*ino), -1, 0);
         }
-        told
+        expired
+    }
+
+    /// Has the kernel ask anew for each of these names that is a file's. It waits for lookups in
+    /// their directories that are under way, and gives up after some seconds: then the others live on
+    /// as long as it was told.
+    ///
+    /// A directory's name stays: before Linux 6.2 it would be cut off from its path, under whoever
+    /// works in it. What is in it is asked for anew all the same.
+    pub fn expire_each(&self, known: &[Known]) -> Expired {
+        /// `FUSE_NOTIFY_INVAL_ENTRY`, and the flag that a name is to be asked for anew, not dropped,
+        /// since protocol 7.38; before that nobody looks at it. fuser has no name for it.
+        const ENTRY: u32 = 3;
+        const EXPIRE_ONLY: u32 = 1;
+        let begun = Instant::now();
+        let mut names = 0;
+        for Known { parent, name, .. } in known.iter().filter(|known| !known.is_directory) {
+            if begun.elapsed() > LONGEST_EXPIRING {
+                return Expired::OneByOne { names, all: false };
+            }
+            // `fuse_out_header` and `fuse_notify_inval_entry_out`, then the name and a NUL.
+            let Ok(length) = u32::try_from(name.len()) else { continue };
+            let mut message = Vec::with_capacity(33 + name.len());
+            message.extend_from_slice(&(33 + length).to_ne_bytes());
+            message.extend_from_slice(&ENTRY.to_ne_bytes());
+            message.extend_from_slice(&0_u64.to_ne_bytes());
+            message.extend_from_slice(&parent.to_ne_bytes());
+            message.extend_from_slice(&length.to_ne_bytes());
+            message.extend_from_slice(&EXPIRE_ONLY.to_ne_bytes());
+            message.extend_from_slice(name.as_bytes());
+            message.push(0);
+            // What it has forgotten already it calls missing, which is as well.
+            let _ = (&self.device).write_all(&message);
+            names += 1;
+        }
+        Expired::OneByOne { names, all: true }
     }
 
     /// Has the kernel forget the names and the pages of these. It waits for reads of them that are
     /// under way, so this is never called on a thread that answers requests.
     pub fn forget(&self, known: &[Known]) {
-        for Known { ino, parent, name } in known {
+        for Known { ino, parent, name, .. } in known {
             // What it has forgotten already it calls missing, which is as well.
             let _ = self.notifier.inval_entry(INodeNo(*parent), name.as_ref());
             // From the first byte to the last: 0 is "to the end".
@@ -309,10 +420,11 @@ impl fuser::Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
+        let waiter = Waiter::new(request.pid());
         self.answer(Operation::Lookup, async move {
-            match fs.lookup(parent.0, &name).await {
+            match waiter.waits_for(fs.lookup(parent.0, &name)).await {
                 Ok(entry) => reply.entry_with_ttls(
                     &entry.attributes_ttl,
                     &entry.name_ttl,
@@ -358,8 +470,10 @@ impl fuser::Filesystem for Adapter {
         let thread = request.pid();
         let past_page_cache = flags.0 & libc::O_DIRECT != 0;
         let taker = if past_page_cache { Taker::Program } else { Taker::PageCache };
+        // Who waits for a page can be killed, and whoever asked for it may have gone on.
+        let waiter = Waiter::new(if past_page_cache { thread } else { 0 });
         self.answer(Operation::Read, async move {
-            match fs.read(ino.0, offset, size, taker).await {
+            match waiter.waits_for(fs.read(ino.0, offset, size, taker)).await {
                 Ok(data) => {
                     fs.stats().files.add(ino.0, data.len() as u64);
                     fs.stats().threads.add(thread.into(), data.len() as u64);
@@ -377,19 +491,19 @@ impl fuser::Filesystem for Adapter {
 
     fn readdir(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let fs = self.fs.clone();
+        let (fs, waiter) = (self.fs.clone(), Waiter::new(request.pid()));
         self.answer(Operation::Readdir, async move {
             let add = |entry: &DirectoryEntry<'_>| {
                 let name = OsStr::from_bytes(entry.name);
                 !reply.add(INodeNo(entry.ino), entry.cookie, file_type(entry.kind), name)
             };
-            match fs.read_directory(ino.0, offset, add).await {
+            match waiter.waits_for(fs.read_directory(ino.0, offset, add)).await {
                 Ok(()) => reply.ok(),
                 Err(error) => reply.error(errno(&fs, &error)),
             }
@@ -398,13 +512,13 @@ impl fuser::Filesystem for Adapter {
 
     fn readdirplus(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let fs = self.fs.clone();
+        let (fs, waiter) = (self.fs.clone(), Waiter::new(request.pid()));
         self.answer(Operation::Readdirplus, async move {
             let add = |entry: &DirectoryEntry<'_>, known: &crate::fs::Entry| {
                 !reply.add(
@@ -417,17 +531,25 @@ impl fuser::Filesystem for Adapter {
                     GENERATION,
                 )
             };
-            match fs.read_directory_plus(ino.0, offset, add).await {
+            match waiter.waits_for(fs.read_directory_plus(ino.0, offset, add)).await {
                 Ok(()) => reply.ok(),
                 Err(error) => reply.error(errno(&fs, &error)),
             }
         });
     }
 
-    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
         let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
+        let waiter = Waiter::new(request.pid());
         self.answer(Operation::Getxattr, async move {
-            match fs.xattr(ino.0, &name).await {
+            match waiter.waits_for(fs.xattr(ino.0, &name)).await {
                 Ok(value) => give_value(reply, size, &value),
                 Err(error) => reply.error(errno(&fs, &error)),
             }

@@ -23,6 +23,9 @@
 //! - `mountinfo`: pure: what is mounted where, as the kernel tells it.
 //! - [`stats`]: counters; nothing of ours above it.
 
+/// Of the program, with the commit that it was built of where that is known: `0.1.0 (0123456789ab)`.
+pub const VERSION: &str = env!("FASTS3_MOUNT_VERSION");
+
 pub mod cache;
 pub mod commands;
 pub mod config;

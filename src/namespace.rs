@@ -173,6 +173,8 @@ pub struct Known {
     pub parent: Ino,
     /// The name in it.
     pub name: String,
+    /// Whether it is a directory.
+    pub is_directory: bool,
 }
 
 /// The names of a bucket, as inodes.
@@ -361,7 +363,8 @@ impl Namespace {
             let path = inode.by_ref().key();
             let (parent, name) = tree::parent_and_name(path.strip_suffix('/').unwrap_or(path))?;
             let parent = state.inodes.number(InodeRef::Directory(parent))?;
-            Some(Known { ino, parent, name: name.to_owned() })
+            let is_directory = matches!(inode, Inode::Directory(_));
+            Some(Known { ino, parent, name: name.to_owned(), is_directory })
         });
         known.collect()
     }

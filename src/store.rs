@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use bytes::BufMut;
 
 pub mod fault;
+mod flow;
 pub mod measured;
 pub mod memory;
 pub mod retry;

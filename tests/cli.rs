@@ -182,8 +182,15 @@ fn help_groups_the_options_and_shows_each_default() {
     for default in ["128MiB", "8MiB", "128", "60s", "5s", "0444", "0555", "auto", "info", "text"] {
         assert!(said.stdout.contains(&format!("[default: {default}]")), "{default}");
     }
-    assert_eq!(run(&["--version"]).code, 0);
-    assert!(run(&["--version"]).stdout.contains(env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn the_version_is_told_with_the_commit_if_that_is_known() {
+    let said = run(&["--version"]);
+    assert_eq!((said.code, said.log.as_str()), (0, ""));
+    assert_eq!(said.stdout, format!("fasts3-mount {}\n", fasts3_mount::VERSION));
+    let commit = fasts3_mount::VERSION.strip_prefix(env!("CARGO_PKG_VERSION")).unwrap();
+    assert!(commit.is_empty() || commit.starts_with(" (") && commit.ends_with(')'), "{commit}");
 }
 
 impl Scene {

@@ -80,9 +80,17 @@ pub enum Fault {
         /// Such as `SlowDown`.
         code: String,
     },
+    /// The answer's `Date` says this instead, as if the store's clock were wrong.
+    Date(String),
     /// A GET of a range is answered with 200 and the whole object. Only in front of a
-    /// [`Server`](crate::Server), as the two below: removing a header would break the signature.
+    /// [`Server`](crate::Server), as those below: removing a header would break the signature.
     IgnoreRange,
+    /// A GET is answered whatever its `If-Match` says.
+    IgnoreIfMatch,
+    /// A listing begins at the beginning, whatever its `start-after` says.
+    IgnoreStartAfter,
+    /// A listing's keys are written as they are, whatever its `encoding-type` says.
+    IgnoreEncodingType,
     /// A page of a listing says that it is followed by itself.
     RepeatToken,
     /// A page of a listing is the first one again.

@@ -29,6 +29,12 @@ use crate::objects;
 pub(crate) const FAULT_HEADER: &str = "x-devserver-fault";
 /// Answer a GET of a range with the whole object, whatever `If-Match` says.
 pub(crate) const IGNORE_RANGE: &str = "ignore-range";
+/// Answer a GET whatever `If-Match` says.
+pub(crate) const IGNORE_IF_MATCH: &str = "ignore-if-match";
+/// Answer a listing from the beginning, whatever `start-after` says.
+pub(crate) const IGNORE_START_AFTER: &str = "ignore-start-after";
+/// Write keys of a listing as they are, whatever `encoding-type` says.
+pub(crate) const IGNORE_ENCODING_TYPE: &str = "ignore-encoding-type";
 /// Say that the next page is this page.
 pub(crate) const REPEAT_TOKEN: &str = "repeat-token";
 /// Answer with the first page, whatever the continuation token says.
@@ -118,12 +124,13 @@ impl S3 for Service {
     ) -> S3Result<S3Response<GetObjectOutput>> {
         let input = &request.input;
         let unconditional = has_fault(&request.headers, IGNORE_RANGE);
+        let any_version = unconditional || has_fault(&request.headers, IGNORE_IF_MATCH);
         let found = self.find(
             &input.bucket,
             &Conditions {
                 key: &input.key,
                 range: input.range.filter(|_| !unconditional),
-                if_match: input.if_match.as_ref().filter(|_| !unconditional),
+                if_match: input.if_match.as_ref().filter(|_| !any_version),
                 if_none_match: input.if_none_match.as_ref(),
             },
         )?;
@@ -181,7 +188,13 @@ impl S3 for Service {
         &self,
         request: S3Request<ListObjectsV2Input>,
     ) -> S3Result<S3Response<ListObjectsV2Output>> {
-        let input = request.input;
+        let mut input = request.input;
+        if has_fault(&request.headers, IGNORE_ENCODING_TYPE) {
+            input.encoding_type = None;
+        }
+        if has_fault(&request.headers, IGNORE_START_AFTER) {
+            input.start_after = None;
+        }
         let encoded = is_encoded(input.encoding_type.as_ref())?;
         let token = match &input.continuation_token {
             None => None,

@@ -151,6 +151,26 @@ async fn a_range_is_ignored_though_it_is_signed() {
 }
 
 #[tokio::test]
+async fn a_condition_a_place_and_an_encoding_are_ignored_though_they_are_signed() {
+    let setup = setup();
+    let get = || setup.client.get_object().bucket("data").key("a b").if_match("\"x\"").send();
+    setup.proxy.add(Rule::on_all(Fault::IgnoreIfMatch).times(1));
+    assert!(get().await.is_ok());
+    assert_eq!(refusal(get().await).0, 412);
+
+    let list = || {
+        let list = setup.client.list_objects_v2().bucket("data").start_after("zzz");
+        list.encoding_type(aws_sdk_s3::types::EncodingType::Url).send()
+    };
+    setup.proxy.add(Rule::on_list(Fault::IgnoreStartAfter).times(1));
+    assert!(!list().await.unwrap().contents().is_empty());
+    assert!(list().await.unwrap().contents().is_empty());
+    setup.proxy.add(Rule::on_list(Fault::IgnoreEncodingType).times(1));
+    assert_eq!(list().await.unwrap().encoding_type, None);
+    assert!(list().await.unwrap().encoding_type.is_some());
+}
+
+#[tokio::test]
 async fn errors_are_answered_for_the_server() {
     let setup = setup();
     let before = setup.server.counts();

@@ -29,13 +29,13 @@ Each has its own --help.";
 /// command line wins. Sizes are written like 512MiB or 4GiB (K, M, G mean KiB, MiB, GiB; MB and GB
 /// are decimal), durations like 500ms, 60s or 5m.
 #[derive(Debug, Parser)]
-#[command(name = "fasts3-mount", version, max_term_width = 100, after_help = WORDS)]
+#[command(name = "fasts3-mount", version = crate::VERSION, max_term_width = 100, after_help = WORDS)]
 pub(crate) struct Args {
     /// What to mount: bucket, bucket/prefix or s3://bucket/prefix/
     #[arg(value_name = "BUCKET")]
     pub(crate) bucket: Bucket,
 
-    /// Where to mount it: an existing directory
+    /// Where to mount it: an existing directory; or /dev/fd/N, a mount that the caller has made
     #[arg(value_name = "MOUNTPOINT")]
     pub(crate) mountpoint: PathBuf,
 

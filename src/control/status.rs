@@ -92,7 +92,7 @@ impl Settings {
             Access::Everyone => "everyone",
         };
         Self {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: crate::VERSION.to_owned(),
             pid: std::process::id(),
             source: format!("s3://{}/{}", config.bucket, config.prefix),
             mountpoint: config.mountpoint.display().to_string(),

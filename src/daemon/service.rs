@@ -80,11 +80,16 @@ pub(super) fn telling(fs: Arc<BucketFs>) -> Option<Task> {
 ///
 /// `statfs` is the proof: the kernel keeps no answer to it, so it goes all the way through the
 /// threads that serve FUSE. An answer that does not come stops this task, and the manager acts.
-pub(super) fn watched(mountpoint: PathBuf) -> Option<Task> {
+/// Without a mountpoint that can be asked there is no proof but that this task runs.
+pub(super) fn watched(mountpoint: Option<PathBuf>) -> Option<Task> {
     let patience = sd_notify::watchdog_enabled()?;
     Some(Task(tokio::spawn(async move {
         loop {
-            match answers(&mountpoint).await {
+            let answer = match &mountpoint {
+                Some(mountpoint) => answers(mountpoint).await,
+                None => Ok(()),
+            };
+            match answer {
                 Ok(()) => tell(&[NotifyState::Watchdog]),
                 Err(error) => tracing::warn!(%error, "the mount does not answer"),
             }

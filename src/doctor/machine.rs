@@ -4,7 +4,7 @@ use std::path::Path;
 
 use nix::sys::resource::{Resource, getrlimit};
 
-use super::{Report, State};
+use super::report::Report;
 use crate::config::{self, Config};
 use crate::daemon;
 
@@ -19,11 +19,10 @@ pub(super) fn look(config: &Config, report: &mut Report) {
     // FUSE_NO_OPENDIR_SUPPORT came with 5.1; max_pages, for requests of 1 MiB, with 4.20.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     if (major, minor) >= (5, 1) {
-        report.add("kernel", State::Ok, format!("Linux {kernel}, {cores} cores"));
+        report.ok("kernel", format!("Linux {kernel}, {cores} cores"));
     } else {
-        report.add(
+        report.slow(
             "kernel",
-            State::Slow,
             format!("Linux {kernel} is old: before 5.1 every opendir wakes the daemon"),
         );
     }
@@ -33,7 +32,7 @@ pub(super) fn look(config: &Config, report: &mut Report) {
             let limit = limit.map_or(String::new(), |pages| {
                 format!("; a request may have {pages} pages (fs.fuse.max_pages_limit)")
             });
-            report.add("FUSE", State::Ok, format!("/dev/fuse opens{limit}"));
+            report.ok("FUSE", format!("/dev/fuse opens{limit}"));
         }
         Err(error) => {
             report.fail("FUSE", error.code(), error.to_string());
@@ -41,13 +40,11 @@ pub(super) fn look(config: &Config, report: &mut Report) {
     }
     rights(config, report);
     let budget = config::size(config.memory_budget_bytes);
-    report.add("memory", State::Ok, format!("the budget is {budget} (--memory-budget)"));
+    report.ok("memory", format!("the budget is {budget} (--memory-budget)"));
     if let Ok((limit, _)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let needed = config.max_connections as u64 + OTHER_FILES;
         if limit < needed {
-            report.add(
-                "files",
-                State::Wrong,
+            report.wrong("files",
                 format!(
                     "only {limit} files may be open, and {} connections need {needed}: raise it with \
                      `ulimit -n` or LimitNOFILE=, or lower --max-connections",
@@ -55,7 +52,7 @@ pub(super) fn look(config: &Config, report: &mut Report) {
                 ),
             );
         } else {
-            report.add("files", State::Ok, format!("{limit} files may be open"));
+            report.ok("files", format!("{limit} files may be open"));
         }
     }
 }
@@ -63,11 +60,8 @@ pub(super) fn look(config: &Config, report: &mut Report) {
 fn rights(config: &Config, report: &mut Report) {
     if nix::unistd::geteuid().is_root() {
         let kib = config.kernel_readahead_bytes / 1024;
-        return report.add(
-            "rights",
-            State::Ok,
-            format!("root: the kernel's readahead will be raised to {kib} KiB"),
-        );
+        return report
+            .ok("rights", format!("root: the kernel's readahead will be raised to {kib} KiB"));
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let has_helper = std::env::split_paths(&path)
@@ -80,17 +74,15 @@ fn rights(config: &Config, report: &mut Report) {
             "an ordinary user cannot mount without fusermount3; install the package fuse3",
         );
     }
-    report.add(
+    report.slow(
         "rights",
-        State::Slow,
         "not root: the kernel's readahead stays at 128 KiB, so large files cost more CPU; mount as \
          root, or have root write it after mounting (see the log)",
     );
     let conf = std::fs::read_to_string(Path::new("/etc/fuse.conf")).unwrap_or_default();
     if !conf.lines().any(|line| line.trim() == "user_allow_other") {
-        report.add(
+        report.ok(
             "sharing",
-            State::Ok,
             "other users cannot be let in (--allow-other): no user_allow_other in /etc/fuse.conf",
         );
     }

@@ -18,7 +18,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::{
-    ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError, check_page,
+    ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError, check_page, flow,
 };
 use crate::stats::Stats;
 
@@ -26,8 +26,10 @@ mod throttle;
 
 use throttle::Throttle;
 
-/// A request that takes so long holds no place that others need: most likely it is silent. It counts
-/// elsewhere, up to as many as may be in flight at all.
+/// A request that has brought no byte for so long holds no place that others need. It counts
+/// elsewhere, up to as many as may be in flight at all. One whose body flows keeps its place, however
+/// long it takes, or a slow network would have twice as many in flight; and a body that falls silent
+/// is given up below, after as long.
 const OVERDUE: Duration = Duration::from_secs(2);
 
 /// When to try again, and when to give up.
@@ -126,26 +128,22 @@ impl Retrying {
 }
 
 impl Slot<'_> {
-    /// Sends the request. When it is overdue it makes room for others, as far as there is some.
+    /// Sends the request. When it is silent it makes room for others, as far as there is some.
     async fn hold<T>(
         self,
         request: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         let store = self.store;
-        let mut request = pin!(request);
-        let answer = match timeout(OVERDUE, &mut request).await {
-            Ok(answer) => answer,
-            Err(_elapsed) => {
-                let aside = store.overdue.try_acquire();
-                let _held = if aside.is_ok() {
-                    drop(self);
-                    None
-                } else {
-                    Some(self)
-                };
-                request.await
+        let answer = flow::watched(async {
+            let mut request = pin!(request);
+            if let Ok(answer) = timeout(OVERDUE, &mut request).await {
+                return answer;
             }
-        };
+            let aside = (!flow::has_begun()).then(|| store.overdue.try_acquire().ok()).flatten();
+            let _held = aside.is_none().then_some(self);
+            request.await
+        });
+        let answer = answer.await;
         store.throttle.answered(matches!(answer, Err(StoreError::Throttled | StoreError::Busy(_))));
         answer
     }
@@ -270,13 +268,13 @@ impl<'a> Tries<'a> {
         if let StoreError::SignatureRefused(cause) = error {
             // By now the store below has other credentials, or another idea of the time.
             if std::mem::replace(&mut self.signed_anew, true) {
-                return Err(StoreError::Denied(cause));
+                return Err(self.lost(StoreError::Denied(cause)));
             }
             tracing::debug!(self.operation, self.key, cause, "will sign anew");
             return Ok(());
         }
         if !error.is_transient() {
-            return Err(error);
+            return Err(self.lost(error));
         }
         let deadline = self.begin();
         let mut pause = self.pause(&error);
@@ -297,6 +295,16 @@ impl<'a> Tries<'a> {
         tracing::debug!(operation, key, attempts = total, ?pause, %error, "will retry");
         sleep(pause).await;
         Ok(())
+    }
+
+    /// What no further attempt cures. Of these only a denial is worth a line: the others are about one
+    /// object, and whoever reads it hears of it.
+    fn lost(&self, error: StoreError) -> StoreError {
+        if matches!(error, StoreError::Denied(_)) {
+            let Self { operation, key, .. } = self;
+            tracing::warn!(operation, key, %error, "access is denied");
+        }
+        error
     }
 
     /// Between a half and the whole of the doubled pause: many readers that failed together do not

@@ -164,6 +164,7 @@ impl ObjectStore for S3Store {
     }
 
     async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
+        let begun = Instant::now();
         self.signed(async {
             let output = self
                 .direct
@@ -174,7 +175,14 @@ impl ObjectStore for S3Store {
                 .set_request_payer(self.direct.payer.clone())
                 .send()
                 .await
-                .map_err(|error| failure(About::Key, &error))?;
+                .map_err(|error| {
+                    match (errors::without_reason(&error, &self.region), &self.credentials) {
+                        (Some(cause), Some(credentials)) if credentials.doubted(begun) => {
+                            StoreError::SignatureRefused(cause)
+                        }
+                        _ => failure(About::Key, &error).into(),
+                    }
+                })?;
             Ok(ObjectHead { meta: head_meta(key, &output)?, details: details(output) })
         })
         .await

@@ -12,7 +12,12 @@ const NOBODY: u32 = 65_534;
 
 /// `cat` of a file as a user without rights; only root can be somebody else.
 fn cat_as_nobody(path: &Path) -> Output {
-    Command::new("cat").arg(path).uid(NOBODY).gid(NOBODY).output().unwrap()
+    run_as("cat", path, NOBODY, NOBODY)
+}
+
+/// A program about a path, as a user in no other group than this.
+fn run_as(program: &str, path: &Path, uid: u32, gid: u32) -> Output {
+    Command::new(program).arg(path).uid(uid).gid(gid).output().unwrap()
 }
 
 /// Lets everybody reach the mountpoint, which is in a private folder.
@@ -95,6 +100,42 @@ fn modes_are_enforced_for_others() {
     assert_eq!(mount.read("f").unwrap(), b"bytes");
     let output = cat_as_nobody(&mount.path("f"));
     assert!(String::from_utf8_lossy(&output.stderr).contains("Permission denied"), "{output:?}");
+}
+
+/// A2
+#[test]
+fn owner_group_and_others_may_do_exactly_what_the_modes_say() {
+    const OWNER: (u32, u32) = (1234, NOBODY);
+    const GROUP: (u32, u32) = (NOBODY, 2345);
+    const OTHER: (u32, u32) = (NOBODY, NOBODY);
+    if !can_mount() || !is_root() {
+        return;
+    }
+    // Who belongs to the group has no more than the group, be it less than others have.
+    for (file_mode, dir_mode, may) in [
+        ("0400", "0500", &[OWNER][..]),
+        ("0440", "0550", &[OWNER, GROUP]),
+        ("0444", "0555", &[OWNER, GROUP, OTHER]),
+        ("0404", "0505", &[OWNER, OTHER]),
+    ] {
+        let scene = Scene::new();
+        open_the_way(&scene);
+        scene.bucket().put("d/f", "bytes");
+        let (file_mode, dir_mode) =
+            (format!("--file-mode={file_mode}"), format!("--dir-mode={dir_mode}"));
+        let mount =
+            scene.mount(&["--allow-other", "--uid=1234", "--gid=2345", &file_mode, &dir_mode]);
+        for who in [OWNER, GROUP, OTHER] {
+            let (uid, gid) = who;
+            let allowed = may.contains(&who);
+            for (program, path, said) in [("cat", "d/f", "bytes"), ("ls", "d", "f\n")] {
+                let output = run_as(program, &mount.path(path), uid, gid);
+                assert_eq!(output.status.success(), allowed, "{who:?} {file_mode} {output:?}");
+                let said = if allowed { said } else { "" };
+                assert_eq!(String::from_utf8_lossy(&output.stdout), said, "{who:?} {file_mode}");
+            }
+        }
+    }
 }
 
 /// A3, E5

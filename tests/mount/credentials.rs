@@ -1,12 +1,17 @@
 //! Credentials that change while mounted: files that are rotated, processes that give others.
 
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use devserver::proxy::{Applied, Fault, Rule};
+use devserver::{Credentials, Kind};
 use rustix::process::Signal;
 
-use crate::common::{Daemon, Mount, Scene, can_mount};
+use crate::common::{Daemon, Mount, Scene, can_mount, errno};
 
 /// What no log may ever show.
 const TOKENS: [&str; 2] = ["old-token-of-this-test", "new-token-of-this-test"];
@@ -132,4 +137,157 @@ fn a_credential_process_runs_once_for_all_who_were_refused() {
     read_all(&mount, 32);
     assert_eq!(runs() - before, 1);
     no_secrets(mount);
+}
+
+/// A security token service: gives the store's keys to whoever brings a web identity, with a session
+/// token that tells which. Ends when dropped.
+struct TokenService {
+    address: SocketAddr,
+    asked: Arc<AtomicUsize>,
+    ends: Arc<AtomicBool>,
+    serving: Option<std::thread::JoinHandle<()>>,
+}
+
+impl TokenService {
+    fn start(keys: Credentials) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (asked, ends) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let (counted, ended) = (Arc::clone(&asked), Arc::clone(&ends));
+        let serving = std::thread::spawn(move || {
+            for connection in listener.incoming() {
+                if ended.load(Ordering::Relaxed) {
+                    return;
+                }
+                serve(connection.unwrap(), &keys, &counted);
+            }
+        });
+        Self { address, asked, ends, serving: Some(serving) }
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for TokenService {
+    fn drop(&mut self) {
+        self.ends.store(true, Ordering::Relaxed);
+        let _woken = TcpStream::connect(self.address);
+        let _ = self.serving.take().map(std::thread::JoinHandle::join);
+    }
+}
+
+/// One `AssumeRoleWithWebIdentity`.
+fn serve(connection: TcpStream, keys: &Credentials, asked: &AtomicUsize) {
+    let mut request = BufReader::new(connection);
+    let (mut length, mut line) = (0, String::new());
+    while request.read_line(&mut line).unwrap() > 2 {
+        let header = line.to_ascii_lowercase();
+        if let Some(value) = header.strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+        line.clear();
+    }
+    let mut form = vec![0; length];
+    request.read_exact(&mut form).unwrap();
+    let form = String::from_utf8(form).unwrap();
+    assert!(form.contains("Action=AssumeRoleWithWebIdentity"), "{form}");
+    assert!(form.contains("RoleArn=arn%3Aaws%3Aiam%3A%3A123456789012%3Arole%2Freader"), "{form}");
+    asked.fetch_add(1, Ordering::Relaxed);
+    let token = TOKENS[usize::from(form.contains("WebIdentityToken=rotated"))];
+    let answer = format!(
+        "<AssumeRoleWithWebIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\
+         <AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>{}</AccessKeyId>\
+         <SecretAccessKey>{}</SecretAccessKey><SessionToken>{token}</SessionToken>\
+         <Expiration>2999-01-01T00:00:00Z</Expiration></Credentials>\
+         </AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>",
+        keys.access_key, keys.secret_key
+    );
+    let mut connection = request.into_inner();
+    write!(
+        connection,
+        "HTTP/1.1 200 OK\r\nContent-Type: text/xml\r\nContent-Length: {}\r\n\
+         Connection: close\r\n\r\n{answer}",
+        answer.len()
+    )
+    .unwrap();
+}
+
+/// E9: as in a pod of Kubernetes with a role of its own, whose token is written anew from time to time.
+#[test]
+fn a_rotated_web_identity_token_is_followed() {
+    if !can_mount() {
+        return;
+    }
+    let scene = scene_of(32);
+    let service = TokenService::start(scene.server.credentials());
+    let file = scene.folder.path().join("token");
+    std::fs::write(&file, "first").unwrap();
+    let mut command = program(&scene, "AWS_WEB_IDENTITY_TOKEN_FILE", &file);
+    command
+        .env("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/reader")
+        .env("AWS_ENDPOINT_URL_STS", format!("http://{}", service.address));
+    let mount = mounted(scene, command);
+    read_all(&mount, 1);
+    let before = service.asked();
+    let refused = expire(&mount);
+    std::fs::write(&file, "rotated").unwrap();
+    read_all(&mount, 32);
+    assert!(refused.hits() > 0);
+    assert_eq!(service.asked() - before, 1, "once for all who were refused");
+    no_secrets(mount);
+}
+
+fn content_type(mount: &Mount, key: &str) -> std::io::Result<usize> {
+    let value = &mut [0; 100][..];
+    Ok(rustix::fs::getxattr(mount.path(key), "user.s3.content-type", value)?)
+}
+
+/// E9: the answer to a HEAD has no body, so it does not tell an expired token from a lack of rights.
+#[test]
+fn a_head_that_is_refused_without_a_reason_is_signed_anew_once_in_a_while() {
+    if !can_mount() {
+        return;
+    }
+    for status in [400, 403] {
+        let scene = scene_of(8);
+        let file = scene.folder.path().join("credentials");
+        let keys = scene.server.credentials();
+        let write = |token: &str| {
+            let text = format!(
+                "[default]\naws_access_key_id={}\naws_secret_access_key={}\naws_session_token={token}\n",
+                keys.access_key, keys.secret_key
+            );
+            std::fs::write(&file, text).unwrap();
+        };
+        write(TOKENS[0]);
+        let command = program(&scene, "AWS_SHARED_CREDENTIALS_FILE", &file);
+        let mount = mounted(scene, command);
+        assert_eq!(mount.names("d").len(), 8);
+        let expired = Fault::Status { status, code: String::new() };
+        let is_old = |request: &devserver::proxy::RequestHead| {
+            let token = request.headers.get("x-amz-security-token");
+            request.kind() == Kind::Head && token.is_some_and(|token| token == TOKENS[0])
+        };
+        let refused = mount.add(Rule::new(is_old, expired));
+        write(TOKENS[1]);
+        for key in 0..4 {
+            assert!(content_type(&mount, &format!("d/{key}")).unwrap() > 0);
+        }
+        assert_eq!(refused.hits(), 1, "the old token is not used again");
+
+        // What is plainly denied costs no second request: credentials were in doubt just now.
+        let denied = mount.add(Rule::new(
+            |request| request.kind() == Kind::Head,
+            Fault::Status { status: 403, code: String::new() },
+        ));
+        for key in 4..8 {
+            let refused = content_type(&mount, &format!("d/{key}"));
+            assert_eq!(errno(refused), Some(libc::EACCES));
+        }
+        // One more on a machine that is so busy that a minute has passed.
+        assert!((4..=5).contains(&denied.hits()), "{}", denied.hits());
+        no_secrets(mount);
+    }
 }

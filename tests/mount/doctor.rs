@@ -1,13 +1,13 @@
 //! `fasts3-mount doctor`: a healthy store, and each thing that may be wrong with one.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use devserver::proxy::{Fault, Rule};
+use devserver::proxy::{Fault, RequestHead, Rule};
 use devserver::{Kind, Server};
 use serde_json::Value;
 
-use crate::common::{Scene, has_fuse, program};
+use crate::common::{Scene, eventually, has_fuse, program};
 
 struct Report {
     code: Option<i32>,
@@ -15,8 +15,12 @@ struct Report {
 }
 
 impl Report {
+    /// Whatever the store does, it ends within a minute, and without a panic.
     fn of(command: &mut Command) -> Self {
-        let output = command.args(["--json", "--quick"]).output().unwrap();
+        command.args(["--json", "--quick"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut doctor = command.spawn().unwrap();
+        eventually("the end of the doctor", || doctor.try_wait().unwrap().is_some());
+        let output = doctor.wait_with_output().unwrap();
         let error = String::from_utf8_lossy(&output.stderr);
         let json = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{error}"));
         Self { code: output.status.code(), json }
@@ -95,44 +99,204 @@ fn a_healthy_store_is_told_from_a_sick_one_by_the_exit_code() {
     assert_eq!(said.stderr, b"");
 }
 
-#[test]
-fn each_fault_of_a_store_has_its_sentence() {
+/// What a store, or what stands between it and this machine, may do; where it is seen; what is said of
+/// it. A topic that is `WRONG` ends the doctor with 76 unless `code` says otherwise.
+struct Case {
+    rule: Rule,
+    topic: &'static str,
+    state: &'static str,
+    says: [&'static str; 2],
+    code: i32,
+}
+
+fn case(
+    rule: Rule,
+    topic: &'static str,
+    state: &'static str,
+    says: [&'static str; 2],
+    code: i32,
+) -> Case {
+    Case { rule, topic, state, says, code }
+}
+
+/// Every fault of an object's bytes, at the largest object.
+fn faults_of_bytes() -> Vec<Case> {
     let large = |fault: Fault| Rule::on_get("large", fault);
-    let second_page = |fault: Fault| {
-        Rule::new(
-            |request| request.kind() == Kind::List && request.query("continuation-token").is_some(),
-            fault,
-        )
-    };
     let heads = |fault: Fault| {
         Rule::new(|request| request.kind() == Kind::Head && request.key() == "large", fault)
     };
     let denied = Fault::Status { status: 403, code: "AccessDenied".to_owned() };
-    for (rule, topic, state, says) in [
-        (large(Fault::IgnoreRange), "ranges", "wrong", "got the whole object"),
-        (large(Fault::ContentRange("bytes 0-1/2".to_owned())), "ranges", "wrong", "makes no sense"),
-        (large(Fault::Corrupt { at: 0 }), "ranges", "wrong", "gave different bytes"),
-        (large(Fault::Truncate { after: 10 }), "ranges", "wrong", "cannot be read"),
-        (large(denied.clone()), "ranges", "wrong", "may be listed but not read"),
-        (large(Fault::slow_down()).times(1), "ranges", "slow", "1 attempts failed before"),
-        (
+    let failing = Fault::Status { status: 500, code: "InternalError".to_owned() };
+    let cannot = |fault, why: &'static str, what_to_do: &'static str| {
+        case(large(fault), "ranges", "wrong", [why, what_to_do], 76)
+    };
+    let proxy = "a proxy or cache on the way";
+    let log = "look into the store's log";
+    vec![
+        cannot(Fault::IgnoreRange, "got the whole object", proxy),
+        cannot(Fault::ContentRange("bytes 0-1/2".to_owned()), "makes no sense", proxy),
+        cannot(Fault::ContentLength(7), "makes no sense", proxy),
+        cannot(Fault::BodyLength(7), "makes no sense", proxy),
+        cannot(Fault::Html, "makes no sense", proxy),
+        cannot(Fault::Garbage, "makes no sense", proxy),
+        cannot(Fault::Corrupt { at: 0 }, "gave different bytes", "trust nothing"),
+        cannot(Fault::Truncate { after: 10 }, "the store is unavailable", log),
+        cannot(Fault::Reset { after: 10 }, "the store is unavailable", log),
+        cannot(Fault::Hangup, "the store is unavailable", log),
+        cannot(failing.clone(), "500", log),
+        cannot(
+            denied.clone(),
+            "may be listed but not read",
+            "must allow s3:ListBucket and s3:GetObject",
+        ),
+        cannot(
+            Fault::Stall { after: 10, pause: None },
+            "did not answer in time",
+            "the store hangs",
+        ),
+        cannot(Fault::Delay(Duration::MAX), "did not answer in time", "the store hangs"),
+        cannot(Fault::slow_down(), "asks to slow down", "lower --max-connections"),
+        cannot(Fault::RetryAfter(3600), "come back after 3600 s", "lower --max-connections"),
+        case(
+            large(Fault::IgnoreIfMatch),
+            "If-Match",
+            "slow",
+            ["is not honoured", "by the ETag of each answer instead"],
+            0,
+        ),
+        // What passes is no fault, but is said.
+        case(
+            large(Fault::slow_down()).times(1),
+            "ranges",
+            "slow",
+            ["1 attempt failed before", ""],
+            0,
+        ),
+        case(
+            large(failing).every(5),
+            "bandwidth",
+            "slow",
+            ["requests failed: the store is", "500"],
+            0,
+        ),
+        case(
             large(Fault::Delay(Duration::from_millis(250))),
             "first byte",
             "slow",
-            "a first byte takes",
+            ["a first byte takes", "is the store far away, or busy?"],
+            0,
         ),
-        (second_page(Fault::BackwardsPage), "paging", "wrong", "no listing of more than one page"),
-        (second_page(Fault::RepeatToken), "paging", "wrong", "no listing of more than one page"),
-        (second_page(Fault::Garbage), "paging", "wrong", "no listing of more than one page"),
-        (heads(denied), "versions", "wrong", "HEAD of \"large\" fails: access denied"),
-    ] {
+        case(
+            heads(denied),
+            "versions",
+            "wrong",
+            ["HEAD of \"large\" fails: access denied", "must allow"],
+            76,
+        ),
+    ]
+}
+
+/// Every fault of a listing: of its second page, for the first is what a mount starts with.
+fn faults_of_names() -> Vec<Case> {
+    let second_page = |fault: Fault| {
+        let matches = |request: &RequestHead| {
+            request.kind() == Kind::List && request.query("continuation-token").is_some()
+        };
+        let says = ["no listing of more than one page", "on the way"];
+        case(Rule::new(matches, fault), "paging", "wrong", says, 76)
+    };
+    let from_the_middle = |fault: Fault| {
+        let matches = |request: &RequestHead| {
+            request.kind() == Kind::List && request.query("start-after").is_some()
+        };
+        Rule::new(matches, fault)
+    };
+    let delimited = |fault: Fault| {
+        let matches = |request: &RequestHead| {
+            request.kind() == Kind::List && request.query("delimiter").is_some()
+        };
+        Rule::new(matches, fault)
+    };
+    let denied = Fault::Status { status: 403, code: "AccessDenied".to_owned() };
+    let ignored = ["start-after is not honoured", "one page after the other"];
+    vec![
+        second_page(Fault::BackwardsPage),
+        second_page(Fault::RepeatToken),
+        second_page(Fault::Garbage),
+        second_page(Fault::Html),
+        case(from_the_middle(Fault::IgnoreStartAfter), "start-after", "slow", ignored, 0),
+        case(
+            from_the_middle(Fault::Delay(Duration::MAX)),
+            "start-after",
+            "wrong",
+            ["a listing from the middle fails", "the store hangs"],
+            76,
+        ),
+        case(
+            delimited(denied),
+            "directories",
+            "wrong",
+            ["directories cannot be listed: access denied", "must allow"],
+            76,
+        ),
+        case(
+            Rule::on_list(Fault::IgnoreEncodingType),
+            "encoding",
+            "slow",
+            ["are not URL-encoded", "control characters"],
+            0,
+        ),
+    ]
+}
+
+/// Every fault of all that is asked: the mount would not start.
+fn faults_of_all() -> Vec<Case> {
+    let refused = |status, code: &str| Fault::Status { status, code: code.to_owned() };
+    let all = |fault, says, code| case(Rule::on_all(fault), "bucket", "wrong", says, code);
+    let late = "did not answer in time";
+    let no_s3 = "does not answer like an S3 store";
+    vec![
+        all(Fault::slow_down(), [late, "asks to slow down"], 75),
+        all(Fault::RetryAfter(3600), [late, "come back after 3600 s"], 75),
+        all(Fault::Delay(Duration::MAX), [late, "try again later"], 75),
+        all(Fault::Stall { after: 10, pause: None }, [late, "try again later"], 75),
+        all(Fault::Hangup, ["is failing", "try again later"], 69),
+        all(Fault::Reset { after: 10 }, ["is failing", "try again later"], 69),
+        all(Fault::Truncate { after: 10 }, ["is failing", "try again later"], 69),
+        all(refused(500, "InternalError"), ["is failing", "500"], 69),
+        all(Fault::Html, [no_s3, "check --endpoint-url"], 76),
+        all(Fault::Garbage, [no_s3, "check --endpoint-url"], 76),
+        all(refused(403, "AccessDenied"), ["is denied", "check the credentials"], 77),
+        all(refused(403, "InvalidAccessKeyId"), ["is denied", "check the credentials"], 77),
+        all(refused(404, "NoSuchBucket"), ["there is no bucket data", "check its name"], 66),
+        case(
+            Rule::on_all(refused(301, "PermanentRedirect")),
+            "region",
+            "wrong",
+            ["in another region", "--region"],
+            65,
+        ),
+        case(
+            Rule::on_all(Fault::Date("Thu, 01 Jan 2015 00:00:00 GMT".to_owned())),
+            "clock",
+            "wrong",
+            ["this machine's clock is", "before the store's, and requests are refused"],
+            76,
+        ),
+    ]
+}
+
+fn check(cases: Vec<Case>) {
+    for Case { rule, topic, state, says, code } in cases {
         let scene = filled(Scene::with_proxy());
         let name = format!("{rule:?}");
-        scene.add(rule);
+        let met = scene.add(rule);
         let report = doctor(&scene, &["--max-connections=4"]);
-        report.assert(topic, state, says);
+        assert!(met.hits() > 0, "{name}");
+        for says in says {
+            report.assert(topic, state, says);
+        }
         if has_fuse() {
-            let code = if state == "wrong" { 76 } else { 0 };
             assert_eq!(report.code, Some(code), "{name}: {:#}", report.json);
             assert_eq!(report.json["command"].is_null(), code != 0, "{name}");
         }
@@ -140,9 +304,26 @@ fn each_fault_of_a_store_has_its_sentence() {
 }
 
 #[test]
+fn each_fault_of_an_objects_bytes_has_its_sentence() {
+    check(faults_of_bytes());
+}
+
+#[test]
+fn each_fault_of_a_listing_has_its_sentence() {
+    check(faults_of_names());
+}
+
+#[test]
+fn each_fault_of_all_that_is_asked_has_its_sentence() {
+    check(faults_of_all());
+}
+
+#[test]
 fn a_store_that_throttles_is_given_fewer_connections() {
     let scene = filled(Scene::with_proxy());
-    scene.add(Rule::on_get("small/0003", Fault::slow_down()));
+    let small =
+        |request: &RequestHead| request.kind() == Kind::Get && request.key().starts_with("small/");
+    scene.add(Rule::new(small, Fault::slow_down()).every(2));
     let report = doctor(&scene, &["--max-connections=40"]);
     report.assert("small files", "slow", "the store throttled");
     if has_fuse() {
@@ -174,10 +355,33 @@ fn what_would_end_the_mount_ends_the_doctor_with_the_same_code() {
     report.assert("DNS", "wrong", "no-such-host.invalid has no address");
     report.assert("bucket", "wrong", "cannot connect");
 
-    scene.add(Rule::on_list(Fault::slow_down()));
-    let report = doctor(&scene, &[]);
-    assert_eq!(report.code, Some(75), "{:#}", report.json);
-    report.assert("bucket", "wrong", "asks to slow down");
+    // A port that was free a moment ago.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let report = Report::of(scene.program().args(["doctor", "data", "--endpoint-url", &url]));
+    assert_eq!(report.code, Some(68), "{:#}", report.json);
+    report.assert("network", "wrong", "takes no connections (Connection refused");
+    report.assert("bucket", "wrong", "cannot connect");
+
+    let mut command = scene.program();
+    command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY");
+    let report = Report::of(command.args(["doctor", "data"]));
+    assert_eq!(report.code, Some(78), "{:#}", report.json);
+    report.assert("credentials", "wrong", "set AWS_ACCESS_KEY_ID");
+}
+
+#[test]
+fn a_bucket_elsewhere_is_found_and_its_region_named() {
+    let scene = filled(Scene::new());
+    scene.bucket().set_region(Some("eu-central-1"));
+    let report = doctor(&scene, &["--region=us-east-1"]);
+    report.assert("region", "ok", "in eu-central-1, not in us-east-1: --region eu-central-1 saves");
+    if has_fuse() {
+        assert_eq!(report.code, Some(0), "{:#}", report.json);
+        let command = report.json["command"].as_str().unwrap();
+        assert!(command.contains("--region eu-central-1"), "{command}");
+    }
 }
 
 #[test]
@@ -197,7 +401,8 @@ fn a_certificate_is_checked_or_said_not_to_be() {
     };
     let report = doctor(&[]);
     assert_eq!(report.code, Some(68), "{:#}", report.json);
-    report.assert("bucket", "wrong", "certificate");
+    report.assert("TLS", "wrong", "certificate");
+    report.assert("TLS", "wrong", "trust it with --ca-bundle");
     doctor(&["--ca-bundle", bundle.to_str().unwrap()]).assert("TLS", "ok", "is valid");
     doctor(&["--no-verify-tls"]).assert("TLS", "slow", "NOT checked");
 }

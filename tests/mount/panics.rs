@@ -72,7 +72,7 @@ fn a_panic_is_eio_for_its_request_and_the_mount_goes_on() {
     let reading = ReadConfig::new(&config);
     let store = Arc::new(store);
     let fs = BucketFs::new(store, &config, names_config, reading, handle.clone(), Arc::default());
-    let mounted = fuse::mount(&fs.unwrap(), &config, &handle).unwrap();
+    let mounted = fuse::mount(&fs.unwrap(), &config, None, &handle).unwrap();
 
     let path = |key: &str| folder.path().join(key);
     for _ in 0..3 {

@@ -4,9 +4,10 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use devserver::proxy::{Fault, Rule};
 use rustix::process::Signal;
 
-use crate::common::{Daemon, Scene, can_mount, eventually, is_mounted};
+use crate::common::{Daemon, Scene, can_mount, errno, eventually, is_mounted};
 
 /// Everything that was said, one line each, in order.
 #[derive(Clone)]
@@ -120,4 +121,52 @@ fn the_log_gets_louder_by_a_signal_and_quiet_again() {
     eventually("as it was", || told("log level: ") == 3 && told("fasts3_mount=info\n") == 1);
     let (code, log, _scene) = mount.end(Signal::TERM);
     assert_eq!(code, Some(0), "{log}");
+}
+
+/// As in a systemd `EnvironmentFile` with every line present.
+#[test]
+fn a_variable_without_a_value_counts_as_not_set() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.bucket().put("file", "bytes");
+    let help = scene.program().arg("--help").output().unwrap().stdout;
+    let help = String::from_utf8(help).unwrap();
+    let names: Vec<_> = help
+        .split("[env: ")
+        .skip(1)
+        .filter_map(|rest| Some(rest.split_once('=')?.0))
+        .filter(|name| *name != "FASTS3_ENDPOINT_URL")
+        .collect();
+    assert!(names.len() > 20, "{names:?}");
+    let mountpoint = scene.mountpoint();
+    let mut command = scene.program();
+    command.arg("data").arg(&mountpoint).envs(names.into_iter().map(|name| (name, "")));
+    let daemon = Daemon::start(&mut command, &mountpoint);
+    assert_eq!(std::fs::read(mountpoint.join("file")).unwrap(), b"bytes");
+    assert_eq!(daemon.end(Signal::TERM).0, Some(0));
+}
+
+/// That it is over is a line too: `throttling_is_a_line_when_it_begins_and_a_line_when_it_is_over`.
+#[test]
+fn a_store_that_denies_or_throttles_is_a_line_in_the_log() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::with_proxy();
+    scene.bucket().put_synthetic("denied", 1000);
+    scene.bucket().put_synthetic("throttled", 1000);
+    let mount = scene.mount(&[]);
+    let denied = Fault::Status { status: 403, code: "AccessDenied".to_owned() };
+    mount.add(Rule::on_get("denied", denied));
+    assert_eq!(errno(mount.read("denied")), Some(libc::EACCES));
+    mount.add(Rule::on_get("throttled", Fault::slow_down()).times(3));
+    assert_eq!(mount.read("throttled").unwrap().len(), 1000);
+    let (code, log, _scene) = mount.end(Signal::TERM);
+    assert_eq!(code, Some(0), "{log}");
+    let denied = log.lines().find(|line| line.contains("access is denied")).unwrap();
+    assert!(denied.contains("operation=\"get\" key=\"denied\""), "{denied}");
+    assert!(denied.contains("AccessDenied"), "{denied}");
+    assert_eq!(log.matches("the store asks to slow down").count(), 1, "{log}");
 }

@@ -4,13 +4,16 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_RANGE};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, DATE};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::wire::{Framing, Reader, RequestHead, ResponseHead, invalid};
 use super::{Fault, Rules};
-use crate::service::{BACKWARDS, FAULT_HEADER, IGNORE_RANGE, REPEAT_TOKEN};
+use crate::service::{
+    BACKWARDS, FAULT_HEADER, IGNORE_ENCODING_TYPE, IGNORE_IF_MATCH, IGNORE_RANGE,
+    IGNORE_START_AFTER, REPEAT_TOKEN,
+};
 
 const GARBAGE: &[u8] = b"this is <not XML";
 const HTML: &[u8] = b"<!DOCTYPE html><html><body><h1>Please sign in</h1></body></html>";
@@ -44,6 +47,9 @@ pub(super) async fn relay(client: TcpStream, target: SocketAddr, rules: &Rules) 
                 continue;
             }
             Some(Fault::IgnoreRange) => ask_for(&mut head, IGNORE_RANGE),
+            Some(Fault::IgnoreIfMatch) => ask_for(&mut head, IGNORE_IF_MATCH),
+            Some(Fault::IgnoreStartAfter) => ask_for(&mut head, IGNORE_START_AFTER),
+            Some(Fault::IgnoreEncodingType) => ask_for(&mut head, IGNORE_ENCODING_TYPE),
             Some(Fault::RepeatToken) => ask_for(&mut head, REPEAT_TOKEN),
             Some(Fault::BackwardsPage) => ask_for(&mut head, BACKWARDS),
             _ => {}
@@ -81,6 +87,7 @@ async fn answer(
 ) -> io::Result<bool> {
     match &fault {
         Some(Fault::Delay(delay)) => tokio::time::sleep(*delay).await,
+        Some(Fault::Date(value)) => head.set(DATE, value)?,
         Some(Fault::ContentRange(value)) => head.set(CONTENT_RANGE, value)?,
         Some(Fault::ContentLength(value) | Fault::BodyLength(value)) => {
             head.set(CONTENT_LENGTH, &value.to_string())?;

@@ -12,8 +12,8 @@ use crate::counts::Kind;
 ///
 /// Faults: `hangup`, `reset@BYTES`, `truncate@BYTES`, `stall@BYTES`, `stall@BYTES+TIME`,
 /// `delay+TIME`, `silent`, `range=FIRST-LAST/SIZE`, `length=BYTES`, `body=BYTES`, `corrupt@BYTE`,
-/// `garbage`, `html`, `status=STATUS:CODE`, `retry-after=SECONDS`, `ignore-range`, `repeat-token`,
-/// `backwards`.
+/// `garbage`, `html`, `status=STATUS:CODE`, `retry-after=SECONDS`, `ignore-range`,
+/// `ignore-if-match`, `ignore-start-after`, `ignore-encoding-type`, `repeat-token`, `backwards`.
 impl FromStr for Rule {
     type Err = String;
 
@@ -87,6 +87,9 @@ fn fault(word: &str) -> Result<Fault, String> {
         }
         "retry-after" => Fault::RetryAfter(number(value)?),
         "ignore-range" => Fault::IgnoreRange,
+        "ignore-if-match" => Fault::IgnoreIfMatch,
+        "ignore-start-after" => Fault::IgnoreStartAfter,
+        "ignore-encoding-type" => Fault::IgnoreEncodingType,
         "repeat-token" => Fault::RepeatToken,
         "backwards" => Fault::BackwardsPage,
         _ => return Err(format!("{word:?} is no fault")),

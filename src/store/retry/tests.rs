@@ -111,6 +111,9 @@ impl ObjectStore for Scripted {
             }
             Err((bytes, error)) => {
                 into.put_slice(&body[..bytes]);
+                if bytes > 0 {
+                    flow::begins();
+                }
                 if error == TRICKLE {
                     std::future::pending::<()>().await;
                 }
@@ -438,6 +441,26 @@ async fn silent_requests_hold_no_place_that_others_need() {
     assert_eq!(start.elapsed().as_secs(), 30, "the silent ones have their time");
     let calls: Vec<_> = store.calls.lock().iter().map(|(at, _)| (*at - start).as_secs()).collect();
     assert_eq!(calls, [0, 0, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_flows_keeps_its_place() {
+    // Seven places are for bytes. One body flows, the others are silent and step aside.
+    let flows = std::iter::once(Step::Trickle(4));
+    let store = Scripted::new(flows.chain((0..6).map(|_| Step::Trickle(0))));
+    let policy = RetryPolicy { max_connections: 8, ..RetryPolicy::default() };
+    let retrying = Arc::new(store.under(policy));
+    let (go, waits): (Vec<_>, Vec<_>) = (0..9).map(|_| oneshot::channel::<()>()).unzip();
+    store.steps.lock().extend(waits.into_iter().map(Step::Wait));
+    for _ in 0..16 {
+        let retrying = Arc::clone(&retrying);
+        tokio::spawn(async move { retrying.get_range(&version(), 0..10, &mut Vec::new()).await });
+    }
+    tokio::time::sleep(Duration::from_millis(1900)).await;
+    assert_eq!(store.calls(), 7);
+    tokio::time::sleep(Duration::from_millis(1000)).await;
+    assert_eq!(store.calls(), 7 + 6);
+    drop(go);
 }
 
 #[tokio::test(start_paused = true)]

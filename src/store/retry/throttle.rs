@@ -29,6 +29,8 @@ struct State {
     rate: Option<f64>,
     /// What the rate was cut to.
     cut: f64,
+    /// Since when there has been a rate.
+    throttled: Instant,
     /// When the next request may go.
     next: Instant,
     /// Since when the rate has grown.
@@ -45,6 +47,7 @@ impl Throttle {
         Self(Mutex::new(State {
             rate: None,
             cut: FLOOR,
+            throttled: now,
             next: now,
             grown: now,
             since: now,
@@ -97,6 +100,13 @@ impl State {
             let seconds = (now - self.grown).as_secs_f64();
             let grown = rate + self.cut * GROWTH * seconds;
             self.rate = (grown < self.cut * LIFTED).then_some(grown);
+            if self.rate.is_none() {
+                let after = now - self.throttled;
+                tracing::info!(
+                    ?after,
+                    "the store keeps up again: no request is held back any more"
+                );
+            }
         }
         self.grown = now;
         let seconds = (now - self.since).as_secs_f64();
@@ -109,6 +119,11 @@ impl State {
             let seen = answers / seconds;
             let rate = self.rate.map_or(seen, |rate| rate.min(seen));
             self.cut = (rate * (1.0 - f64::from(self.refusals) / answers / 2.0)).max(FLOOR);
+            if self.rate.is_none() {
+                self.throttled = now;
+                let rate = self.cut.round();
+                tracing::warn!(rate, "the store asks to slow down: requests are held back");
+            }
             self.rate = Some(self.cut);
         }
         (self.answers, self.refusals) = (0, 0);
@@ -212,6 +227,53 @@ mod tests {
         let took = start.elapsed();
         assert!(took > Duration::from_secs(2) && took < Duration::from_secs(40), "{took:?}");
         assert_eq!(throttle.rate(), None);
+    }
+
+    /// What is logged, without times.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn throttling_is_a_line_when_it_begins_and_a_line_when_it_is_over() {
+        let log = Log::default();
+        let writer = log.clone();
+        let lines = tracing_subscriber::fmt().without_time().with_ansi(false).with_target(false);
+        let _logging =
+            tracing::subscriber::set_default(lines.with_writer(move || writer.clone()).finish());
+        let throttle = Throttle::new();
+        let refused = |count: u32, refused: bool| {
+            let throttle = &throttle;
+            async move {
+                for _ in 0..count {
+                    let _ = throttle.turn();
+                    throttle.answered(refused);
+                    sleep(Duration::from_millis(50)).await;
+                }
+            }
+        };
+        // An hour and a half of a store that works, throttles, works.
+        refused(36_000, false).await;
+        refused(36_000, true).await;
+        refused(36_000, false).await;
+        let text = String::from_utf8(log.0.lock().clone()).unwrap();
+        let lines: Vec<_> = text.lines().map(str::trim).collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(
+            lines[0].starts_with("WARN the store asks to slow down: requests are held back rate=1"),
+            "{text}"
+        );
+        assert!(lines[1].starts_with("INFO the store keeps up again"), "{text}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -66,6 +66,18 @@ impl S3Store {
             .map_err(|error| StoreError::from(failure(About::Bucket, &error)))?;
         Ok(output.encoding_type == Some(EncodingType::Url))
     }
+
+    /// Whether a GET of another version of an object than the one that is there is refused.
+    pub async fn honours_if_match(&self, key: &str) -> Result<bool, StoreError> {
+        let get = self.direct.get_by_sdk(key).if_match("\"doctor\"").range("bytes=0-0");
+        match get.send().await {
+            Ok(_) => Ok(false),
+            Err(error) => match StoreError::from(failure(About::Key, &error)) {
+                StoreError::Changed => Ok(true),
+                error => Err(error),
+            },
+        }
+    }
 }
 
 /// The provider's name, which credentials tell in no other way than by how they show themselves.

@@ -2,11 +2,12 @@
 
 use std::error::Error;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::RequestId as _;
+use aws_sdk_s3::primitives::{DateTime, DateTimeFormat as Format};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
 use super::http::{causes, innermost};
@@ -67,7 +68,10 @@ where
                 .get("x-amz-bucket-region")
                 .map(str::to_owned)
                 .or_else(|| region_of(response.body().bytes()?)),
-            retry_after: response.headers().get("retry-after").and_then(seconds),
+            retry_after: response
+                .headers()
+                .get("retry-after")
+                .and_then(|header| come_back(header, response.headers().get("date"))),
         };
         // A good status whose body did not come, or could not be understood.
         if response.status().is_success() {
@@ -95,6 +99,20 @@ where
         // Without a response and without a failed call: the request could not be built or signed.
         _ => unsigned(error).into(),
     }
+}
+
+/// An answer that refuses a request and does not say why, for a HEAD has no body: an expired token
+/// (400) and access denied (403) look alike then, and like anything else. What it said, if it is one;
+/// not if it names a region other than this one, which is reason enough.
+pub(super) fn without_reason<E>(error: &SdkError<E, HttpResponse>, region: &str) -> Option<String>
+where
+    E: ProvideErrorMetadata + Error + 'static,
+{
+    let response = error.raw_response()?;
+    let status = response.status().as_u16();
+    let named = response.headers().get("x-amz-bucket-region");
+    let is_mute = error.code().is_none() && named.is_none_or(|named| named == region);
+    (is_mute && matches!(status, 400 | 401 | 403)).then(|| format!("{status}, without a reason"))
 }
 
 /// What it means that there is no response.
@@ -246,9 +264,18 @@ impl std::fmt::Display for Answer<'_> {
     }
 }
 
-/// `Retry-After` in seconds, as stores write it; the other form, a date, would need their clock.
-fn seconds(header: &str) -> Option<Duration> {
-    header.trim().parse().ok().map(Duration::from_secs)
+/// `Retry-After`: in seconds, as stores write it, or a date, as proxies may (RFC 9110, 10.2.3). That
+/// one is by the clock that has written the answer's own date, or by ours if there is none.
+fn come_back(header: &str, date: Option<&str>) -> Option<Duration> {
+    let header = header.trim();
+    if let Ok(seconds) = header.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let time =
+        |text: &str| SystemTime::try_from(DateTime::from_str(text, Format::HttpDate).ok()?).ok();
+    let now = date.and_then(time).unwrap_or_else(SystemTime::now);
+    // What is past by now was only in the way.
+    Some(time(header)?.duration_since(now).unwrap_or_default())
 }
 
 /// `<Region>` of an error document: the SDK keeps code and message of it only.
@@ -338,15 +365,21 @@ mod tests {
 
     #[test]
     fn who_says_when_to_come_back_is_believed() {
+        let date = "Thu, 26 Nov 2026 23:59:50 GMT";
         let answer = |status, code, header: &str| {
             let (message, request_id, region) = ("", None, None);
-            let retry_after = seconds(header);
+            let retry_after = come_back(header, Some(date));
             Answer { status, code, message, request_id, region, retry_after }.meaning(About::Key)
         };
         let busy = |seconds| StoreError::Busy(Duration::from_secs(seconds));
         assert_eq!(answer(503, "SlowDown", "2"), busy(2));
         assert_eq!(answer(500, "InternalError", " 7 "), busy(7));
         assert_eq!(answer(503, "SlowDown", "soon"), StoreError::Throttled);
+        // A date, by the clock of whoever names it; one that is past is no reason to wait.
+        assert_eq!(answer(503, "", "Fri, 27 Nov 2026 00:00:02 GMT"), busy(12));
+        assert_eq!(answer(503, "", "Thu, 26 Nov 2026 00:00:00 GMT"), busy(0));
+        assert_eq!(answer(503, "", "Thu, 32 Nov 2026 00:00:00 GMT"), StoreError::Throttled);
+        assert_eq!(come_back("Thu, 26 Nov 1970 00:00:00 GMT", None), Some(Duration::ZERO));
         assert_eq!(answer(412, "PreconditionFailed", "2"), StoreError::Changed);
     }
 

@@ -27,6 +27,9 @@ const AHEAD: Duration = Duration::from_mins(5);
 const LAST: Duration = Duration::from_secs(10);
 /// What has failed, or has given the same again, is not asked again for so long.
 const PAUSE: Duration = Duration::from_secs(1);
+/// A refusal that does not say why is laid to the credentials no more often than this: most such are
+/// of names that nobody may look at, and must not cost a renewal and a request each, for ever.
+const DOUBT_EVERY: Duration = Duration::from_mins(1);
 /// A provider that takes longer has failed: a process may hang, and a metadata service be away.
 pub(super) const LIMIT: Duration = Duration::from_secs(5);
 
@@ -51,6 +54,8 @@ struct Kept {
     refused: bool,
     /// Until when nobody is asked, and why.
     pause: Option<(Instant, String)>,
+    /// When a refusal that did not say why was last laid to them.
+    doubted: Option<Instant>,
 }
 
 /// What is to be done for one request.
@@ -82,6 +87,23 @@ impl Renewing {
         if is_old && !paused {
             kept.refused = true;
         }
+    }
+
+    /// The store has refused a request that was begun then, and does not say why. Whether that may be
+    /// for its credentials, so that it is worth another signature.
+    pub(super) fn doubted(&self, begun: Instant) -> bool {
+        let mut kept = self.0.kept.lock();
+        let Some((_, since)) = kept.credentials else { return false };
+        // Somebody else has found out, and there are others, or will be.
+        if kept.refused || since > begun {
+            return true;
+        }
+        let now = Instant::now();
+        let doubts = kept.doubted.is_none_or(|doubted| now - doubted >= DOUBT_EVERY);
+        if doubts {
+            kept.doubted = Some(now);
+        }
+        doubts
     }
 
     fn need(&self) -> Need {
@@ -256,6 +278,33 @@ mod tests {
             assert_eq!(id, Ok("ID1".into()));
         }
         assert_eq!(scripted.asked(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refusals_without_a_reason_are_laid_to_credentials_once_a_minute() {
+        let (scripted, renewing) = Scripted::new([Some(None)]);
+        assert_eq!(id(&renewing).await, Ok("ID0".into()));
+        // As each of many requests does that are refused for ever: an hour of one in a second.
+        let mut doubted = 0;
+        for _ in 0..3600 {
+            id(&renewing).await.unwrap();
+            let begun = Instant::now();
+            if renewing.doubted(begun) {
+                doubted += 1;
+                renewing.refused(begun);
+            }
+            advance(Duration::from_secs(1)).await;
+        }
+        assert_eq!((doubted, scripted.asked()), (60, 61));
+        // Those that were on their way while others found out are signed anew, too.
+        let begun = Instant::now();
+        advance(2 * PAUSE).await;
+        renewing.refused(begun);
+        assert!(renewing.doubted(begun));
+        id(&renewing).await.unwrap();
+        assert!(renewing.doubted(begun));
+        assert!(renewing.doubted(Instant::now()));
+        assert!(!renewing.doubted(Instant::now()));
     }
 
     #[tokio::test(start_paused = true)]

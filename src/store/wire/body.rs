@@ -13,7 +13,7 @@ use tokio::time::{Sleep, sleep, timeout};
 use super::connection::Connection;
 use super::framing::{Found, Framing};
 use super::pool::Home;
-use crate::store::StoreError;
+use crate::store::{StoreError, flow};
 
 /// A body that gives no byte for so long has stalled: a connection that lives retransmits several
 /// times meanwhile, and to go on from the byte reached on a new one costs one request.
@@ -83,6 +83,9 @@ impl Body {
             let fits = usize::try_from(left).map_or(early.len(), |left| left.min(early.len()));
             into.put_slice(&early[..fits]);
             early.advance(fits);
+            if fits > 0 {
+                flow::begins();
+            }
             left -= fits as u64;
             while left > 0 {
                 let batch = (length - left).clamp(SMALLEST_BATCH, LARGEST_BATCH);
@@ -93,7 +96,10 @@ impl Body {
                             "a body ended {left} bytes before its end"
                         )));
                     }
-                    received => left -= received as u64,
+                    received => {
+                        flow::begins();
+                        left -= received as u64;
+                    }
                 }
             }
         }
@@ -135,6 +141,7 @@ impl Body {
             let found = self.framing.take(connection.buffer());
             match found.map_err(|cause| io::Error::new(io::ErrorKind::InvalidData, cause))? {
                 Found::Data(data) => {
+                    flow::begins();
                     self.end_if_over();
                     return Poll::Ready(Ok(Some(data)));
                 }

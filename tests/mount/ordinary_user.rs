@@ -1,0 +1,134 @@
+//! The mount of an ordinary user, which fusermount3 makes and ends.
+
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use rustix::process::Signal;
+
+use crate::common::{
+    Daemon, Scene, can_mount, eventually, is_mounted, is_root, skipped_but_not_in_ci,
+};
+
+/// `nobody`: fusermount3 wants to know its caller's name.
+const USER: u32 = 65_534;
+
+fn can_be_ordinary() -> bool {
+    let helper = std::fs::metadata("/usr/bin/fusermount3");
+    let ready = helper.is_ok_and(|file| file.permissions().mode() & 0o4000 != 0);
+    can_mount()
+        && is_root()
+        && (ready || skipped_but_not_in_ci("there is no fusermount3 with set-user-ID, of fuse3"))
+}
+
+/// A bucket, and a user who has the program, a home and a place to mount.
+struct User {
+    scene: Scene,
+    program: PathBuf,
+}
+
+impl User {
+    fn new() -> Self {
+        let scene = Scene::new();
+        scene.bucket().put("file", "bytes");
+        let folder = scene.folder.path();
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+        for owned in ["home", "mnt"] {
+            chown(folder.join(owned), Some(USER), Some(USER)).unwrap();
+        }
+        // Where it was built may be nobody else's to enter.
+        let program = folder.join("fasts3-mount");
+        std::fs::copy(env!("CARGO_BIN_EXE_fasts3-mount"), &program).unwrap();
+        Self { scene, program }
+    }
+
+    /// Whatever this user starts.
+    fn command(&self, program: &Path) -> Command {
+        let ours = self.scene.program();
+        let mut command = Command::new(program);
+        command.env_clear().envs(ours.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.uid(USER).gid(USER).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, program: &str, arguments: &[&str]) -> Output {
+        let mut command = self.command(Path::new(program));
+        command.args(arguments).arg(self.scene.mountpoint().join("file")).output().unwrap()
+    }
+
+    fn mount(&self) -> Daemon {
+        let mountpoint = self.scene.mountpoint();
+        let daemon =
+            Daemon::start(self.command(&self.program).arg("data").arg(&mountpoint), &mountpoint);
+        assert_eq!(self.run("cat", &[]).stdout, b"bytes");
+        daemon
+    }
+}
+
+#[test]
+fn an_ordinary_user_ends_a_mount_by_a_signal_or_the_word() {
+    if !can_be_ordinary() {
+        return;
+    }
+    let user = User::new();
+    let mountpoint = user.scene.mountpoint();
+    for signal in [Some(Signal::TERM), Some(Signal::INT), None] {
+        let mut daemon = user.mount();
+        match signal {
+            Some(signal) => daemon.signal(signal),
+            None => {
+                let mut word = user.command(&user.program);
+                let said = word.arg("unmount").arg(&mountpoint).output().unwrap();
+                assert!(said.status.success(), "{said:?}");
+                assert!(!is_mounted(&mountpoint), "it returns when the mount is gone");
+            }
+        }
+        let (code, log) = daemon.ended();
+        assert_eq!(code, Some(0), "{signal:?}: {log}");
+        assert!(!is_mounted(&mountpoint), "{signal:?}: {log}");
+        assert!(log.contains("unmounted ") && !log.contains("WARN"), "{signal:?}: {log}");
+    }
+}
+
+#[test]
+fn an_ordinary_users_mount_that_is_in_use_is_detached() {
+    if !can_be_ordinary() {
+        return;
+    }
+    let user = User::new();
+    let daemon = user.mount();
+    let mut holds = user.command(Path::new("tail"));
+    holds.arg("-f").arg(user.scene.mountpoint().join("file")).stdout(Stdio::piped());
+    let mut reader = holds.spawn().unwrap();
+    let mut first = [0; 5];
+    std::io::Read::read_exact(reader.stdout.as_mut().unwrap(), &mut first).unwrap();
+    let (code, log) = daemon.end(Signal::TERM);
+    reader.kill().unwrap();
+    reader.wait().unwrap();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(!is_mounted(&user.scene.mountpoint()), "{log}");
+}
+
+#[test]
+fn what_an_ordinary_users_daemon_left_is_freed_by_the_next() {
+    if !can_be_ordinary() {
+        return;
+    }
+    let user = User::new();
+    let mountpoint = user.scene.mountpoint();
+    let mut daemon = user.mount();
+    daemon.signal(Signal::KILL);
+    // The kernel tells of the end as soon as the last of its threads is gone.
+    eventually("a dead mount", || {
+        String::from_utf8_lossy(&user.run("cat", &[]).stderr).contains("not connected")
+    });
+    let (code, _) = daemon.ended();
+    assert_eq!(code, None);
+    assert!(is_mounted(&mountpoint));
+    let again = user.mount();
+    let (code, log) = again.end(Signal::TERM);
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("was what a daemon that died has left: it is freed"), "{log}");
+    assert!(!is_mounted(&mountpoint));
+}
