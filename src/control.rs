@@ -215,8 +215,8 @@ async fn drop_all(target: &Target) -> Reply {
     let mounted = target.mounted.clone();
     // The kernel waits for reads that are under way, which this thread must not.
     let told = spawn_blocking(move || {
-        // Before Linux 6.16 it cannot; then each name by itself will do.
-        let _ = mounted.expire_names(&directories);
+        // Before Linux 6.16 of each name by itself, which is done in any case.
+        let _ = mounted.expire_names(&directories, Vec::new);
         mounted.forget(&known);
     });
     if let Err(panicked) = told.await {

@@ -67,7 +67,8 @@ def changed(path):
                 seen |= set(chunk[::4096])
                 length += len(chunk)
                 time.sleep(0.02)
-        first = {(1,): "old bytes", (2,): "new bytes"}.get(tuple(sorted(seen)), "**mixed bytes**")
+        words = {(1,): "old bytes", (2,): "new bytes", (1, 2): "**old and new bytes mixed**"}
+        first = words.get(tuple(sorted(seen)), "**bytes of neither**")
         if length != size:
             first = f"**{length} of {size} bytes, no error**"
     except OSError as error:
@@ -108,14 +109,15 @@ def wrong_reads(path, url, threads, count):
     def reads(seed):
         chance = random.Random(seed)
         wrong = 0
-        # Every eighth past the page cache, which soon has everything. More of them would take hours:
-        # one refusal in 200 holds all of the mount to some 200 requests a second.
-        file = os.open(path, os.O_RDONLY | (0 if seed % 8 else os.O_DIRECT))
-        for _ in range(count // threads):
+        # One in four past the page cache, which soon has everything.
+        cached, direct = (os.open(path, os.O_RDONLY | flag) for flag in (0, os.O_DIRECT))
+        for number in range(count // threads):
             at = chance.randrange(size)
             length = chance.choice([1, 4096, 40_000, 131_072, 300_000])
+            file = cached if number % 4 else direct
             wrong += os.pread(file, length, at) != truth[at:at + length]
-        os.close(file)
+        os.close(cached)
+        os.close(direct)
         return wrong
 
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
