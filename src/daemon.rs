@@ -19,7 +19,7 @@ use crate::config::{self, Config, MountCall, NoConfig};
 use crate::control::status::Settings;
 use crate::control::{self, Socket};
 use crate::fs::{BucketFs, ReadConfig};
-use crate::fuse::{self, Expired, Unserved};
+use crate::fuse::{self, Expired};
 use crate::metrics;
 use crate::namespace::NamespaceConfig;
 use crate::stats::Stats;
@@ -141,7 +141,7 @@ fn start(config: &Config) -> Result<(), StartError> {
 async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
     let source = format!("s3://{}/{}", config.bucket, config.prefix);
     let still_starting = service::starting(format!("asking for {source}"));
-    let (config, unserved) = at_its_place(config)?;
+    let (config, given) = placed(config)?;
     let config = &config;
     if config.store.no_verify_tls {
         tracing::warn!(
@@ -168,7 +168,7 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
             tracing::warn!("no control socket, so `status` and the like will not work: {error}");
         })
         .ok();
-    let mounted = fuse::mount(&fs, config, unserved, &Handle::current())
+    let mounted = fuse::mount(&fs, config, given.map(|given| given.unserved), &Handle::current())
         .map_err(|error| StartError::NoFuse(refused(config, &error)))?;
     let mounted = Arc::new(mounted);
     let asked = usable(&mounted, config).await?;
@@ -239,18 +239,17 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
     Ok(())
 }
 
-/// The settings with the mountpoint where the mount is or will be seen, and a mount that is there
-/// already.
-fn at_its_place(config: &Config) -> Result<(Config, Option<Unserved>), StartError> {
-    let mut config = config.clone();
-    let Some(number) = config.descriptor else {
+/// The configuration with the place where the mount is: one that can be mounted on, or the one that
+/// has been mounted by who started this.
+fn placed(config: &Config) -> Result<(Config, Option<Given>), StartError> {
+    let given = config.descriptor.map(Given::take).transpose()?;
+    if given.is_none() {
         checks::fuse_device()?;
         checks::mountpoint(&config.mountpoint)?;
-        return Ok((config, None));
-    };
-    let Given { unserved, mountpoint } = Given::take(number)?;
-    config.mountpoint = mountpoint.unwrap_or(config.mountpoint);
-    Ok((config, Some(unserved)))
+    }
+    let seen_at = given.as_ref().and_then(|given| given.mountpoint.clone());
+    let mountpoint = seen_at.unwrap_or_else(|| config.mountpoint.clone());
+    Ok((Config { mountpoint, ..config.clone() }, given))
 }
 
 fn ttl(config: &Config) -> String {
