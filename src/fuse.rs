@@ -291,6 +291,7 @@ impl Mounted {
     ///
     /// A directory's name stays: before Linux 6.2 it would be cut off from its path, under whoever
     /// works in it. What is in it is asked for anew all the same.
+    #[must_use]
     pub fn expire_each(&self, known: &[Known]) -> Expired {
         /// `FUSE_NOTIFY_INVAL_ENTRY`, and the flag that a name is to be asked for anew, not dropped,
         /// since protocol 7.38; before that nobody looks at it. fuser has no name for it.
