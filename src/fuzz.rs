@@ -4,7 +4,13 @@
 use std::time::{Duration, Instant};
 
 use proptest::strategy::Strategy;
+use proptest::string::{RegexGeneratorStrategy, string_regex};
 use proptest::test_runner::{Config, RngSeed, TestCaseResult, TestRunner};
+
+/// A text that a regular expression describes. A `&str` would do, but is parsed anew for each input.
+pub(crate) fn text(expression: &str) -> RegexGeneratorStrategy<String> {
+    string_regex(expression).expect("a regular expression")
+}
 
 /// Tries it on values of the strategy; a failure is told with the smallest input that was found.
 pub(crate) fn each<S: Strategy>(strategy: S, holds: impl Fn(S::Value) -> TestCaseResult) {

@@ -109,7 +109,7 @@ mod tests {
             prop::collection::vec(prop_oneof![odd, 1..=255_u8], 1..12)
         }
 
-        /// As the kernel writes it (`mangle` in fs/proc_namespace.c).
+        /// As the kernel writes it (`mangle` in `fs/proc_namespace.c`).
         fn escaped(bytes: &[u8]) -> Vec<u8> {
             let write = |&byte: &u8| match byte {
                 b' ' | b'\t' | b'\n' | b'\\' | b'#' => format!("\\{byte:03o}").into_bytes(),
@@ -121,7 +121,7 @@ mod tests {
         /// A path of any bytes is found where it is mounted.
         #[test]
         fn any_path_is_read_as_the_kernel_writes_it() {
-            let optional = "( (shared|master):[0-9]{1,2}| propagate_from:1){0,3}";
+            let optional = fuzz::text("( (shared|master):[0-9]{1,2}| propagate_from:1){0,3}");
             fuzz::each(
                 (prop::collection::vec((text(), optional), 1..4), any::<bool>()),
                 |(all, cut)| {
@@ -150,7 +150,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_no_more_mounts_than_lines() {
-            let garbage = "([ -~]{0,20}( - )?[ -~]{0,8}\n?|\\\\[0-9]{0,4}){0,4}";
+            let garbage = fuzz::text("([ -~]{0,20}( - )?[ -~]{0,8}\n?|\\\\[0-9]{0,4}){0,4}");
             let garbage = prop_oneof![
                 garbage.prop_map(String::into_bytes),
                 prop::collection::vec(any::<u8>(), 0..80)

@@ -56,6 +56,7 @@ class Row:
         self.program, self.killed = more.pop("program", None), more.pop("killed", None)
         self.beside, self.limit = more.pop("beside", name), more.pop("limit", None)
         self.options = more.pop("options", [])
+        self.families = more.pop("families", [f"d/:{listed or 1}:20000"])
         assert not more, more
 
 
@@ -97,6 +98,9 @@ def rows(quick):
               256 * MIB, change="put")
     yield Row("object deleted under a reader", truth + "ENOENT", [], ("changed", "object"),
               256 * MIB, change="delete")
+    yield Row("20 objects beside 64 readers of silent ones", "right bytes, soon",
+              ["add get stalled/* silent"], ("beside", "well", "stalled"),
+              families=["well/:20:2MiB", "stalled/:64:8MiB"])
     silent = ["add all * silent"]
     for word, number in [("SIGKILL", signal.SIGKILL), ("Ctrl-C", signal.SIGINT)]:
         for what, program, rules in [
@@ -111,7 +115,7 @@ def rows(quick):
               1024 * MIB, listed=2000, beside="epoch")
     yield Row("the same, 2 % of all requests fail", "right bytes, 1.6 times as long", MIXED,
               ("epoch", "object", "d"), 1024 * MIB, listed=2000, beside="epoch")
-    # Four of the threads read past the page cache, and the budget is a quarter of the object.
+    # One in four past the page cache, and the budget is a quarter of the object.
     count, limit = (20_000, None) if quick else (1_000_000, 1800)
     yield Row(f"{count:,} random preads of 32 threads, 2 % fail", "right bytes", MIXED,
               ("random", "object", 32, count), 256 * MIB, limit=limit,
@@ -143,6 +147,9 @@ def expectation(server, row):
         return server.digest(key)
     if kind == "pread":
         return server.digest(key, rest[0], rest[0] + rest[1] - 1)
+    if kind == "beside":
+        digests = [server.digest(f"well/{number:02}") for number in range(20)]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
     if kind == "epoch":
         whole = hashlib.sha256(server.digest(key).encode())
         for number in range(row.listed):
@@ -170,8 +177,7 @@ def meddle(server, row):
 
 def measure(product, row, seconds):
     """Result, seconds, requests."""
-    server = faulty.FaultServer({} if row.change else {"object": row.size},
-                                [f"d/:{row.listed or 1}:20000"])
+    server = faulty.FaultServer({} if row.change else {"object": row.size}, row.families)
     mount = reader = None
     try:
         if row.change:

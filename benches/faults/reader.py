@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import subprocess
 import sys
 import time
 import urllib.request
@@ -40,6 +41,21 @@ def epoch(large, folder):
     return whole.hexdigest()
 
 
+def beside(folder, stalled):
+    """All of a folder, while 64 others wait for what does not come; and the seconds of that alone."""
+    cats = [subprocess.Popen(["cat", file.path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            for file in os.scandir(stalled)]
+    try:
+        time.sleep(3)
+        start = time.monotonic()
+        found = [digest(os.path.join(folder, name)) for name in sorted(os.listdir(folder))]
+        took = time.monotonic() - start
+    finally:
+        for cat in cats:
+            cat.kill()
+    return {"digest": hashlib.sha256("".join(found).encode()).hexdigest(), "took": took}
+
+
 def changed(path):
     """What is seen of an object of ones that becomes one of twos, or none, while it is read slowly;
     and what whoever opens it after that sees in the end."""
@@ -51,7 +67,8 @@ def changed(path):
                 seen |= set(chunk[::4096])
                 length += len(chunk)
                 time.sleep(0.02)
-        first = {(1,): "old bytes", (2,): "new bytes"}.get(tuple(sorted(seen)), "**mixed bytes**")
+        words = {(1,): "old bytes", (2,): "new bytes", (1, 2): "**old and new bytes mixed**"}
+        first = words.get(tuple(sorted(seen)), "**bytes of neither**")
         if length != size:
             first = f"**{length} of {size} bytes, no error**"
     except OSError as error:
@@ -92,14 +109,15 @@ def wrong_reads(path, url, threads, count):
     def reads(seed):
         chance = random.Random(seed)
         wrong = 0
-        # Every eighth past the page cache, which soon has everything. More of them would take hours:
-        # one refusal in 200 holds all of the mount to some 200 requests a second.
-        file = os.open(path, os.O_RDONLY | (0 if seed % 8 else os.O_DIRECT))
-        for _ in range(count // threads):
+        # One in four past the page cache, which soon has everything.
+        cached, direct = (os.open(path, os.O_RDONLY | flag) for flag in (0, os.O_DIRECT))
+        for number in range(count // threads):
             at = chance.randrange(size)
             length = chance.choice([1, 4096, 40_000, 131_072, 300_000])
+            file = cached if number % 4 else direct
             wrong += os.pread(file, length, at) != truth[at:at + length]
-        os.close(file)
+        os.close(cached)
+        os.close(direct)
         return wrong
 
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
@@ -119,6 +137,8 @@ def main():
             said = {"digest": hashlib.sha256(got).hexdigest(), "length": len(got)}
         elif kind == "epoch":
             said = {"digest": epoch(path, os.path.join(folder, rest[0]))}
+        elif kind == "beside":
+            said = beside(path, os.path.join(folder, rest[0]))
         elif kind == "changed":
             said = changed(path)
         elif kind == "random":
@@ -129,7 +149,7 @@ def main():
             said = {"digest": found, "length": length}
     except OSError as error:
         said = {"error": name(error)}
-    print(json.dumps(said | {"took": time.monotonic() - start}))
+    print(json.dumps({"took": time.monotonic() - start} | said))
 
 
 main()

@@ -264,9 +264,12 @@ mod tests {
         /// bucket and the directory stay what they are.
         #[test]
         fn any_options_are_the_programs_own_or_refused() {
-            let option = "(uid|gid|rw|nofail|x-[a-z]{2}|endpoint.url|noexec|allow_other|io_timeout|daemon|remount|\\PC{0,5})(=[ -~]{0,8})?";
+            let option = fuzz::text(
+                "(uid|gid|rw|nofail|x-[a-z]{2}|endpoint.url|noexec|allow_other|io_timeout|daemon|\
+                 remount|\\PC{0,5})(=[ -~]{0,8})?",
+            );
             let options = prop::collection::vec(option, 0..4).prop_map(|all| all.join(","));
-            let flags = "-[nvfsrw]{0,3}o?|-t|\\PC{0,4}|-[a-zA-Z]{1,2}";
+            let flags = fuzz::text("-[nvfsrw]{0,3}o?|-t|\\PC{0,4}|-[a-zA-Z]{1,2}");
             fuzz::each((prop::collection::vec(flags, 0..3), options), |(flags, options)| {
                 let mut line: Vec<_> = flags.iter().map(String::as_str).collect();
                 line.extend(["-o", &options, "s3://bucket", "/m"]);

@@ -402,6 +402,7 @@ mod tests {
         #[test]
         fn any_refusal_has_a_meaning() {
             let code = "[A-Za-z]{0,20}|SlowDown|NoSuchKey|AccessDenied|ExpiredToken|\\PC{0,5}";
+            let code = fuzz::text(code);
             fuzz::each((300_u16..600, code, any::<bool>()), |(status, code, key)| {
                 let about = if key { About::Key } else { About::Bucket };
                 let meant = meaning(status, &code, None, about);
@@ -415,15 +416,27 @@ mod tests {
             });
         }
 
+        /// By whichever clock the answer was written.
+        #[test]
+        fn any_time_to_come_back_is_as_far_off_as_it_was_written() {
+            let years = 0_i64..8_000 * 31_556_952;
+            fuzz::each((years.clone(), years), |(then, now)| {
+                let [then_, now_] = [then, now]
+                    .map(|seconds| DateTime::from_secs(seconds).fmt(Format::HttpDate).unwrap());
+                let wait = u64::try_from(then - now).unwrap_or(0);
+                prop_assert_eq!(come_back(&then_, Some(&now_)), Some(Duration::from_secs(wait)));
+                Ok(())
+            });
+        }
+
         /// The text of a header or a body becomes a time or a region that can be one, or nothing.
         #[test]
         fn any_text_is_a_time_or_a_region_or_neither() {
             let text = "[ 0-9.+-]{0,25}|\\PC{0,12}|(<Region>|[a-z0-9-]{0,9}|</Region>){0,5}";
+            let text = fuzz::text(text);
             fuzz::each(text, |text| {
-                if let Some(time) = seconds(&text) {
-                    let digits = text.trim().trim_start_matches('+');
-                    prop_assert_eq!(Ok(time.as_secs()), digits.parse());
-                }
+                let seconds = text.trim().parse().ok().map(Duration::from_secs);
+                prop_assert_eq!(come_back(&text, None), seconds);
                 if let Some(region) = region_of(text.as_bytes()) {
                     let element = format!("<Region>{region}</Region>");
                     prop_assert!(text.contains(&element));

@@ -44,7 +44,7 @@ mod fuzz {
     #[test]
     fn no_other_range_is_taken_for_the_one_asked_for() {
         let numbers = (0_u64..14, 0_u64..14, 0_u64..14);
-        let text = prop_oneof!["[ -~]{0,20}", "bytes [0-9+ -]{1,3}-[0-9+ ]{1,3}/[0-9*+]{1,3}"];
+        let text = fuzz::text("[ -~]{0,20}|bytes [0-9+ -]{1,3}-[0-9+ ]{1,3}/[0-9*+]{1,3}");
         let said = prop_oneof![
             1 => text.prop_map(Some),
             3 => numbers.prop_map(|(a, b, total)| Some(format!("bytes {a}-{b}/{total}"))),
