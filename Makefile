@@ -28,7 +28,7 @@ systemd: ## the package in a container with systemd; FLAGS="--only WORD", DEB=FI
 	if [ -z "$$deb" ]; then
 	    rm -rf target/systemd/package
 	    mkdir -p target/systemd/package
-	    $(call package,dev,debug,target/systemd/package)
+	    $(call package,dev,debug,target/systemd/package,--fast)
 	    deb=$$(echo target/systemd/package/*.deb)
 	fi
 	python3 -B tests/systemd --package "$$deb" $(FLAGS)
@@ -45,15 +45,15 @@ bench: ## compare with other mounts and clients, see docs/performance.md; FLAGS=
 
 deb: ## the Debian package, in target/debian
 	cargo build --release --workspace --bins --examples --locked
-	$(call package,release,release,target/debian)
+	$(call package,release,release,target/debian,)
 
-# Of what has been built: profile, its folder, where to. The pages come from the program itself.
+# Of what has been built: profile, its folder, where to, flags. The pages come from the program itself.
 define package
 target/$(2)/examples/pages target/package
 ln -sf ../bin/fasts3-mount target/package/mount.fasts3
 packaging/changelog >target/package/changelog
 command -v cargo-deb >/dev/null || cargo install --quiet --locked --debug cargo-deb@$(CARGO_DEB)
-cargo deb --no-build --locked --profile $(1) --output $(3)
+cargo deb --no-build --locked --profile $(1) --output $(3) $(4)
 endef
 
 FUZZ_SECONDS := 60

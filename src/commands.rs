@@ -60,7 +60,7 @@ enum Word {
     /// Reads files and directories ahead, so that they are in memory when programs want them
     Warm {
         /// Files and directories of mounts; without any, or for `-`, they are read from standard
-        /// input, one a line
+        /// input, one a line, or each ended by a NUL
         paths: Vec<PathBuf>,
         /// Files read at the same time
         #[arg(long, value_name = "NUMBER", default_value = "32",

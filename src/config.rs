@@ -174,7 +174,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Config, No
 }
 
 /// What clap makes of the arguments. A variable without a value counts as not set, as in a systemd
-/// EnvironmentFile with every line present.
+/// `EnvironmentFile` with every line present.
 pub(crate) fn parse_as<Parsed: clap::Parser>(
     arguments: impl IntoIterator<Item = OsString>,
 ) -> Result<Parsed, NoConfig> {
@@ -184,9 +184,12 @@ pub(crate) fn parse_as<Parsed: clap::Parser>(
 
 fn without_blanks(command: clap::Command) -> clap::Command {
     let is_blank = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
-    let without = |arg: clap::Arg| match arg.get_env().is_some_and(is_blank) {
-        true => arg.env(clap::builder::Resettable::Reset),
-        false => arg,
+    let without = |arg: clap::Arg| {
+        if arg.get_env().is_some_and(is_blank) {
+            arg.env(clap::builder::Resettable::Reset)
+        } else {
+            arg
+        }
     };
     command.mut_args(without).mut_subcommands(without_blanks)
 }

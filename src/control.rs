@@ -114,7 +114,12 @@ impl Socket {
             .mode(0o700)
             .create(&folder)
             .map_err(|error| format!("{shown} cannot be made: {error}"))?;
-        let path = folder.join(socket_name(mountpoint).map_err(|error| error.to_string())?);
+        // Of a mount that is seen elsewhere only, the name is all there is.
+        let mountpoint = match config::descriptor(mountpoint) {
+            Some(_) => mountpoint.to_owned(),
+            None => mountpoint.canonicalize().map_err(|error| error.to_string())?,
+        };
+        let path = folder.join(socket_name(&mountpoint));
         let shown = path.display();
         let failed = |error: std::io::Error| format!("{shown} cannot be made: {error}");
         match std::fs::remove_file(&path) {
@@ -270,14 +275,9 @@ fn of_user(variable: &impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     Some(PathBuf::from(folder).join(OF_USER))
 }
 
-/// The name of a mountpoint's socket: readable, and short whatever the path, for a socket's path may
-/// have 107 bytes.
-fn socket_name(mountpoint: &Path) -> std::io::Result<String> {
-    // Of a mount that is seen elsewhere only, the name is all there is.
-    let path = match config::descriptor(mountpoint) {
-        Some(_) => mountpoint.to_owned(),
-        None => mountpoint.canonicalize()?,
-    };
+/// The name of the socket of a mountpoint, whose path has no symbolic links: readable, and short
+/// whatever the path, for a socket's path may have 107 bytes.
+fn socket_name(path: &Path) -> String {
     let last = path.file_name().unwrap_or_default().to_string_lossy();
     let letter = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
     let mut name: String = last.chars().take(24).map(letter).collect();
@@ -286,7 +286,7 @@ fn socket_name(mountpoint: &Path) -> std::io::Result<String> {
         let _ = write!(name, "{byte:02x}");
     }
     name.push_str(".sock");
-    Ok(name)
+    name
 }
 
 #[cfg(test)]
@@ -318,18 +318,10 @@ mod tests {
 
     #[test]
     fn every_mountpoint_has_a_socket_name_of_its_own_that_is_short() {
-        let folder = tempfile::tempdir().unwrap();
-        let name = |path: &str| {
-            let path = folder.path().join(path);
-            std::fs::create_dir_all(&path).unwrap();
-            socket_name(&path).unwrap()
-        };
+        let name = |path: &str| socket_name(&Path::new("/mnt").join(path));
         let (one, two) = (name("a/data"), name("b/data"));
         assert_ne!(one, two);
         assert!(one.starts_with("data-") && one.contains(".sock"), "{one}");
-        // A link leads to the mountpoint, so it has its socket.
-        std::os::unix::fs::symlink(folder.path().join("a"), folder.path().join("link")).unwrap();
-        assert_eq!(socket_name(&folder.path().join("link/data")).unwrap(), one);
         let odd = name(&format!("ä\n {}", "x".repeat(200)));
         assert!(odd.len() < 50 && odd.is_ascii() && !odd.contains('\n'), "{odd}");
     }

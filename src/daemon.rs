@@ -140,14 +140,8 @@ fn start(config: &Config) -> Result<(), StartError> {
 async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
     let source = format!("s3://{}/{}", config.bucket, config.prefix);
     let still_starting = service::starting(format!("asking for {source}"));
-    let given = config.descriptor.map(Given::take).transpose()?;
-    if given.is_none() {
-        checks::fuse_device()?;
-        checks::mountpoint(&config.mountpoint)?;
-    }
-    let seen_at = given.as_ref().and_then(|given| given.mountpoint.clone());
-    let mountpoint = seen_at.unwrap_or_else(|| config.mountpoint.clone());
-    let config = &Config { mountpoint, ..config.clone() };
+    let (config, given) = placed(config)?;
+    let config = &config;
     if config.store.no_verify_tls {
         tracing::warn!(
             "--no-verify-tls: the store's certificate is NOT checked, so anybody on the way can \
@@ -242,6 +236,19 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
         config.mountpoint.display(),
     );
     Ok(())
+}
+
+/// The configuration with the place where the mount is: one that can be mounted on, or the one that
+/// has been mounted by who started this.
+fn placed(config: &Config) -> Result<(Config, Option<Given>), StartError> {
+    let given = config.descriptor.map(Given::take).transpose()?;
+    if given.is_none() {
+        checks::fuse_device()?;
+        checks::mountpoint(&config.mountpoint)?;
+    }
+    let seen_at = given.as_ref().and_then(|given| given.mountpoint.clone());
+    let mountpoint = seen_at.unwrap_or_else(|| config.mountpoint.clone());
+    Ok((Config { mountpoint, ..config.clone() }, given))
 }
 
 fn ttl(config: &Config) -> String {

@@ -125,8 +125,8 @@ pub fn mount(
         options.n_threads = Some(cores.clamp(2, 16));
         options
     };
-    let (session, mountpoint, given_number) = match unserved {
-        Some(Unserved { device, device_number }) => {
+    let (session, mountpoint, given_number) =
+        if let Some(Unserved { device, device_number }) = unserved {
             // The kernel keeps out whom the mount's maker did not admit.
             let acl = match config.access {
                 Access::OwnerAndRoot => SessionACL::RootAndOwner,
@@ -134,14 +134,12 @@ pub fn mount(
             };
             let session = fuser::Session::from_fd(adapter(), device, acl, options(true))?;
             (session, None, device_number)
-        }
-        None => {
+        } else {
             let mountpoint = config.mountpoint.canonicalize()?;
             let new = |typed| fuser::Session::new(adapter(), &config.mountpoint, &options(typed));
             // A kernel before 5.4 knows no subtype, and does not say what it is that it refuses.
             (new(true).or_else(|_| new(false))?, Some(mountpoint), None)
-        }
-    };
+        };
     let notifier = session.notifier();
     let _ = kernel.set(notifier.clone());
     let device = File::from(session.as_fd().try_clone_to_owned()?);
@@ -291,6 +289,7 @@ impl Mounted {
     ///
     /// A directory's name stays: before Linux 6.2 it would be cut off from its path, under whoever
     /// works in it. What is in it is asked for anew all the same.
+    #[must_use]
     pub fn expire_each(&self, known: &[Known]) -> Expired {
         /// `FUSE_NOTIFY_INVAL_ENTRY`, and the flag that a name is to be asked for anew, not dropped,
         /// since protocol 7.38; before that nobody looks at it. fuser has no name for it.

@@ -109,7 +109,7 @@ mod tests {
             prop::collection::vec(prop_oneof![odd, 1..=255_u8], 1..12)
         }
 
-        /// As the kernel writes it (`mangle` in fs/proc_namespace.c).
+        /// As the kernel writes it (`mangle` in `fs/proc_namespace.c`).
         fn escaped(bytes: &[u8]) -> Vec<u8> {
             let write = |&byte: &u8| match byte {
                 b' ' | b'\t' | b'\n' | b'\\' | b'#' => format!("\\{byte:03o}").into_bytes(),

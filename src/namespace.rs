@@ -43,6 +43,7 @@ mod directories;
 mod flat;
 mod flight;
 mod growing;
+mod held;
 pub mod inodes;
 pub mod listing;
 mod lookups;
@@ -84,7 +85,8 @@ pub struct NamespaceConfig {
     pub negative_ttl: Duration,
     /// Wall-clock time of the mount: what tokio's clock counts directory mtimes from.
     pub mounted_at: SystemTime,
-    /// Memory that complete listings may take together; the one in use may take more.
+    /// Memory that all that is known of directories may take together: listings, complete or under
+    /// way, and what goes with them. What is in use may take more.
     pub listings_bytes: usize,
     /// Keys a page may hold, 1 to 1000; less only in tests.
     pub page_keys: u16,
@@ -511,6 +513,7 @@ impl Namespace {
                 self.state.lock().found_out(pages.start_after());
             }
             let Some(parts) = parts? else { return Ok(pages.rest()) };
+            self.state.lock().directories.waits(prefix, growing, pages.memory_bytes());
             for part in parts {
                 // Between two parts, others have their turn.
                 show(&mut self.state.lock(), growing, grower, part, &mut hint);
@@ -526,8 +529,12 @@ fn show(state: &mut State, growing: &Growing, grower: &Grower, mut part: Part, h
         (shown.listing.prefix().clone(), shown.listing.len())
     };
     state.number_all(&prefix, &mut part, hint);
-    state.directories.about_to_show(&prefix, growing, start, &part, Instant::now());
+    let now = Instant::now();
+    state.directories.about_to_show(&prefix, growing, start, &part, now);
     grower.send_modify(|growth| growth.listing.push(Arc::new(part)));
+    let State { inodes, directories, .. } = state;
+    let knows = |prefix: &str| inodes.number(InodeRef::Directory(prefix)).is_some();
+    directories.make_room(&prefix, now, knows);
 }
 
 /// A task died before it had its answer.

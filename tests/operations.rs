@@ -15,7 +15,7 @@ fn logged(folder: &Path, lines: &mut BTreeSet<String>) {
             let program = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
             for macro_name in ["tracing::info!(", "tracing::warn!(", "tracing::error!("] {
                 let calls = program.split(macro_name).skip(1);
-                lines.extend(calls.filter_map(|call| message(call)));
+                lines.extend(calls.filter_map(message));
             }
         }
     }

@@ -3,14 +3,19 @@
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use super::{Command, Reply, directories, socket_name};
 use crate::config;
 use crate::mountinfo::{self, Mount};
 
-/// The longest answer is that of a drop which waits for reads that wait for the store.
-const LONGEST_ANSWER: Duration = Duration::from_secs(45);
+/// A daemon that is alive answers at once.
+const LONGEST_ANSWER: Duration = Duration::from_secs(5);
+/// But for a drop, which waits for reads that wait for the store.
+const LONGEST_DROP: Duration = Duration::from_secs(45);
+/// To find out where a path leads, other file systems are asked, which may hang.
+const LONGEST_PATH: Duration = Duration::from_secs(5);
 /// A busy mount is detached, so an unmount takes what the daemon's last requests take.
 const LONGEST_UNMOUNT: Duration = Duration::from_secs(30);
 
@@ -62,35 +67,81 @@ pub fn mount_of(path: &Path, mounts: &[PathBuf]) -> Option<PathBuf> {
     inside.max_by_key(|mount| mount.components().count()).cloned()
 }
 
-/// Checks that this program is mounted there.
-pub fn check_mount(mountpoint: &Path) -> Result<(), NoAnswer> {
+/// Checks that this program is mounted there; gives its path without symbolic links.
+///
+/// A mount whose daemon hangs answers no question about itself, so none is asked where the path says
+/// enough.
+pub fn check_mount(mountpoint: &Path) -> Result<PathBuf, NoAnswer> {
     // It is mounted where this process need not see it; its socket will tell.
     if config::descriptor(mountpoint).is_some() {
-        return Ok(());
+        return Ok(mountpoint.to_owned());
     }
     let shown = mountpoint.display();
-    let real = mountpoint
-        .canonicalize()
-        .map_err(|error| NoAnswer::NoMount(format!("{shown} cannot be used: {error}")))?;
     let mounts = mounts();
-    if mounts.contains(&real) {
-        return Ok(());
+    let absolute = std::path::absolute(mountpoint)
+        .map_err(|error| NoAnswer::NoMount(format!("{shown} cannot be used: {error}")))?;
+    let real = match mount_of(&absolute, &mounts) {
+        Some(_) => absolute,
+        None => resolved(absolute, mountpoint)?,
+    };
+    match mount_of(&real, &mounts) {
+        Some(mount) if mount == real => Ok(real),
+        Some(mount) => {
+            let mount = mount.display();
+            Err(NoAnswer::NoMount(format!("{shown} is inside a mount, which is on {mount}")))
+        }
+        None => Err(NoAnswer::NoMount(format!("no fasts3-mount is mounted on {shown}"))),
     }
-    Err(NoAnswer::NoMount(match mount_of(&real, &mounts) {
-        Some(mount) => format!("{shown} is inside a mount, which is on {}", mount.display()),
-        None => format!("no fasts3-mount is mounted on {shown}"),
-    }))
+}
+
+/// Where a path leads, found out by a thread that may hang.
+fn resolved(path: PathBuf, mountpoint: &Path) -> Result<PathBuf, NoAnswer> {
+    let shown = mountpoint.display();
+    let (tell, told) = channel();
+    std::thread::spawn(move || {
+        // All but the last name: that may be a mountpoint, which is not to be asked.
+        let parent = path.parent().map(Path::canonicalize);
+        let real = match (parent, path.file_name()) {
+            (Some(Ok(parent)), Some(name)) if mounts().contains(&parent.join(name)) => {
+                Ok(parent.join(name))
+            }
+            _ => path.canonicalize(),
+        };
+        // Who waited may have given up.
+        let _ = tell.send(real);
+    });
+    match told.recv_timeout(LONGEST_PATH) {
+        Ok(Ok(real)) => Ok(real),
+        Ok(Err(error)) => Err(NoAnswer::NoMount(format!("{shown} cannot be used: {error}"))),
+        Err(_elapsed) => {
+            let limit = LONGEST_PATH.as_secs();
+            Err(NoAnswer::NoDaemon(format!(
+                "{shown} cannot be looked at within {limit} s: a file system on its path hangs"
+            )))
+        }
+    }
 }
 
 /// Asks the daemon of a mountpoint.
 pub fn ask(mountpoint: &Path, command: Command) -> Result<Reply, NoAnswer> {
-    check_mount(mountpoint)?;
+    ask_at(&check_mount(mountpoint)?, command)
+}
+
+fn ask_at(mountpoint: &Path, command: Command) -> Result<Reply, NoAnswer> {
     let shown = mountpoint.display();
     let mut connection = connect(mountpoint)?;
+    let limit = if command == Command::Drop { LONGEST_DROP } else { LONGEST_ANSWER };
     let failed = |error: std::io::Error| {
-        NoAnswer::NoDaemon(format!("the daemon of {shown} did not answer: {error}"))
+        NoAnswer::NoDaemon(match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => format!(
+                "the daemon of {shown} did not answer within {} s: it hangs; see its log, or end it \
+                 with SIGKILL and free its mount with `umount -l {shown}`",
+                limit.as_secs()
+            ),
+            _ => format!("the daemon of {shown} did not answer: {error}"),
+        })
     };
-    connection.set_read_timeout(Some(LONGEST_ANSWER)).map_err(failed)?;
+    connection.set_read_timeout(Some(limit)).map_err(failed)?;
     let mut line = serde_json::to_string(&command).expect("commands are plain");
     line.push('\n');
     connection.write_all(line.as_bytes()).map_err(failed)?;
@@ -112,8 +163,7 @@ pub fn ask(mountpoint: &Path, command: Command) -> Result<Reply, NoAnswer> {
 
 fn connect(mountpoint: &Path) -> Result<UnixStream, NoAnswer> {
     let shown = mountpoint.display();
-    let name = socket_name(mountpoint)
-        .map_err(|error| NoAnswer::NoMount(format!("{shown} cannot be used: {error}")))?;
+    let name = socket_name(mountpoint);
     let mut none = NoAnswer::NoDaemon(format!(
         "the daemon of {shown} has no control socket in any of {}; was it started with another \
          RUNTIME_DIRECTORY or XDG_RUNTIME_DIR?",
@@ -147,8 +197,8 @@ fn connect(mountpoint: &Path) -> Result<UnixStream, NoAnswer> {
 
 /// Ends a mount and waits until it is gone.
 pub fn unmount(mountpoint: &Path) -> Result<(), NoAnswer> {
-    let real = mountpoint.canonicalize().unwrap_or_else(|_| mountpoint.to_owned());
-    ask(mountpoint, Command::Unmount)?;
+    let real = check_mount(mountpoint)?;
+    ask_at(&real, Command::Unmount)?;
     let begun = Instant::now();
     while mounts().contains(&real) {
         if begun.elapsed() > LONGEST_UNMOUNT {

@@ -326,6 +326,8 @@ fn latency(took: &Durations) -> String {
 pub fn seconds(seconds: f64) -> String {
     if seconds >= 1.0 {
         format!("{seconds:.1} s")
+    } else if seconds >= 0.0995 {
+        format!("{:.0} ms", seconds * 1e3)
     } else if seconds >= 0.001 {
         format!("{:.1} ms", seconds * 1e3)
     } else {
@@ -341,6 +343,13 @@ pub fn bytes(bytes: u64) -> String {
     let bytes = bytes as f64;
     let unit = units.iter().find(|&&(unit, _)| bytes >= unit);
     unit.map_or_else(|| format!("{bytes} B"), |(unit, name)| format!("{:.1} {name}", bytes / unit))
+}
+
+/// A name on one line, whatever is in it.
+#[must_use]
+pub fn on_one_line(name: &str) -> String {
+    let one = |c: char| if c.is_control() { c.escape_debug().collect() } else { String::from(c) };
+    name.chars().map(one).collect()
 }
 
 /// A share as people write it.
@@ -368,9 +377,12 @@ mod tests {
         {
             assert_eq!(bytes(size), want);
         }
-        for (time, want) in [(2.0, "2.0 s"), (0.0153, "15.3 ms"), (0.000_012, "12 µs")] {
+        for (time, want) in
+            [(2.0, "2.0 s"), (0.1982, "198 ms"), (0.0153, "15.3 ms"), (0.000_012, "12 µs")]
+        {
             assert_eq!(seconds(time), want);
         }
+        assert_eq!(on_one_line("a \n\u{1b}[2Jä"), "a \\n\\u{1b}[2Jä");
         assert_eq!(percent(1, 3), "33 %");
         assert_eq!(percent(0, 0), "none");
     }

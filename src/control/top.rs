@@ -17,7 +17,7 @@ use ratatui::widgets::{Block, Cell, Gauge, Paragraph, Row, Table};
 use serde::Serialize;
 
 use super::client::{self, NoAnswer};
-use super::status::{Busy, Status, bytes, percent, seconds};
+use super::status::{Busy, Status, bytes, on_one_line, percent, seconds};
 use super::{Command, Reply};
 use crate::stats::Durations;
 
@@ -216,7 +216,8 @@ fn process(thread: &str) -> String {
         let name = std::fs::read_to_string(format!("/proc/{process}/comm")).ok()?;
         Some(format!("{process} {}", name.trim_end()))
     };
-    name().unwrap_or_else(|| format!("{thread} (ended)"))
+    // Programs that live for one file are many; together they may be the busiest.
+    name().unwrap_or_else(|| "(ended)".to_owned())
 }
 
 /// Looks until q, or so many times, or until the mount has ended.
@@ -227,7 +228,16 @@ pub fn run(
     count: Option<u64>,
 ) -> Result<(), NoAnswer> {
     let mut before = status(mountpoint)?;
-    if json || !std::io::stdout().is_terminal() {
+    // From here on it was mounted.
+    let status = |mountpoint: &Path| {
+        status(mountpoint).map_err(|error| match error {
+            NoAnswer::NoMount(_) => {
+                NoAnswer::NoMount(format!("the mount on {} has ended", mountpoint.display()))
+            }
+            other => other,
+        })
+    };
+    if json || !can_draw() {
         for _ in 0..count.unwrap_or(u64::MAX) {
             std::thread::sleep(interval);
             let now = status(mountpoint)?;
@@ -280,8 +290,19 @@ pub fn run(
         }
         Ok(())
     })();
+    // Some terminals that have become larger meanwhile would show the rest of it for ever.
+    let _ = terminal.clear();
     ratatui::restore();
     outcome
+}
+
+/// Whether this is a terminal that understands more than lines.
+fn can_draw() -> bool {
+    let kind = std::env::var_os("TERM").unwrap_or_default();
+    std::io::stdout().is_terminal()
+        && std::io::stdin().is_terminal()
+        && !kind.is_empty()
+        && kind != "dumb"
 }
 
 fn status(mountpoint: &Path) -> Result<Status, NoAnswer> {
@@ -336,7 +357,9 @@ fn draw(frame: &mut Frame<'_>, look: &Look) {
     ])
     .areas(frame.area());
     let bold = Style::new().add_modifier(Modifier::BOLD);
-    let uptime = format!("up {:.0} s", look.uptime_seconds);
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a time that was counted
+    let uptime = Duration::from_secs(look.uptime_seconds.max(0.0) as u64);
+    let uptime = format!("up {}", humantime::format_duration(uptime));
     frame.render_widget(
         Line::from(vec![
             Span::styled(format!("{} on {}", look.source, look.mountpoint), bold),
@@ -354,17 +377,20 @@ fn draw(frame: &mut Frame<'_>, look: &Look) {
                 Span::raw("to programs "),
                 Span::styled(format!("{:<12}", speed(look.served_bytes_per_second)), bold),
                 Span::raw(format!(
-                    "hits {}   amplification {}   first byte {}",
-                    share(look.hit_ratio),
+                    "amplification {}",
                     look.amplification.map_or("-".to_owned(), |ratio| format!("{ratio:.2}")),
-                    if look.first_byte_seconds > 0.0 {
-                        seconds(look.first_byte_seconds)
-                    } else {
-                        "-".to_owned()
-                    },
                 )),
             ]),
-            Line::from(format!("waiting: {}", look.waiting())),
+            Line::from(format!(
+                "hits {:<8}first byte {:<11}waiting: {}",
+                share(look.hit_ratio),
+                if look.first_byte_seconds > 0.0 {
+                    seconds(look.first_byte_seconds)
+                } else {
+                    "-".to_owned()
+                },
+                look.waiting(),
+            )),
             Line::from(format!(
                 "trouble: {}",
                 if trouble.is_empty() { "none".to_owned() } else { trouble.join(", ") }
@@ -395,23 +421,27 @@ fn draw(frame: &mut Frame<'_>, look: &Look) {
 fn rates_of<'a>(title: &'a str, rates: &'a [Rate]) -> Table<'a> {
     let rows = rates.iter().map(|rate| {
         let time = |value: f64| if value > 0.0 { seconds(value) } else { "-".to_owned() };
+        let right = |text: String| Cell::from(Line::from(text).right_aligned());
         Row::new([
             Cell::from(rate.name.as_str()),
-            Cell::from(format!("{:.0}", rate.per_second)),
-            Cell::from(rate.in_flight.to_string()),
-            Cell::from(time(rate.median_seconds)),
-            Cell::from(time(rate.p99_seconds)),
+            right(format!("{:.0}", rate.per_second)),
+            right(rate.in_flight.to_string()),
+            right(time(rate.median_seconds)),
+            right(time(rate.p99_seconds)),
         ])
     });
-    let head = Row::new(["", "per s", "now", "median", "99 %"]);
-    let widths = [12, 8, 6, 9, 9].map(Constraint::Length);
+    let head = ["", "per s", "now", "median", "99 %"].map(|text| Line::from(text).right_aligned());
+    // `readdirplus`, then 99,999, 1,024, and 99.9 ms twice: 38 together, half of a terminal of 80 columns.
+    let widths = [11, 6, 5, 8, 8].map(Constraint::Length);
     let bold = Style::new().add_modifier(Modifier::BOLD);
-    Table::new(rows, widths).header(head.style(bold)).block(Block::bordered().title(title))
+    let table = Table::new(rows, widths).header(Row::new(head.map(Cell::from)).style(bold));
+    table.column_spacing(0).block(Block::bordered().title(title))
 }
 
 fn busiest<'a>(title: &'a str, shares: &'a [Share]) -> Table<'a> {
     let rows = shares.iter().map(|share| {
-        Row::new([Cell::from(speed(share.bytes_per_second)), Cell::from(share.name.as_str())])
+        let rate = Line::from(speed(share.bytes_per_second)).right_aligned();
+        Row::new([Cell::from(rate), Cell::from(on_one_line(&share.name))])
     });
     let widths = [Constraint::Length(11), Constraint::Fill(1)];
     Table::new(rows, widths).block(Block::bordered().title(title))
@@ -462,10 +492,10 @@ mod tests {
             memory_used_bytes: 1 << 30,
             memory_budget_bytes: 4 << 30,
             requests: vec![rate("GET", 17)],
-            operations: vec![rate("read", 3)],
+            operations: vec![rate("read", 3), rate("readdirplus", 3)],
             first_byte_seconds: 0.015,
             trouble: vec![Trouble { name: "GET throttled".to_owned(), count: 4 }],
-            files: vec![Share { name: "train/0.tar".to_owned(), bytes_per_second: 5e8 }],
+            files: vec![Share { name: "train/0\n.tar".to_owned(), bytes_per_second: 5e8 }],
             processes: vec![Share { name: "4711 python3".to_owned(), bytes_per_second: 6e8 }],
         }
     }
@@ -483,14 +513,33 @@ mod tests {
             "600.0 MB/s",
             "hits 25 %",
             "amplification 2.00",
-            "waiting: 3 read on 17 GET",
+            "waiting: 3 read, 3 readdirplus on 17 GET",
             "trouble: 4 GET throttled",
             "memory 1.1 GB of 4.3 GB (25 %)",
             "15.2 ms",
-            "train/0.tar",
+            "train/0\\n.tar",
             "4711 python3",
         ] {
             assert!(cells.contains(text), "{text} in {cells}");
+        }
+        // At the size that every terminal has, nothing of the numbers is cut off.
+        let mut small = Terminal::new(TestBackend::new(80, 24)).unwrap();
+        small.draw(|frame| draw(frame, &look)).unwrap();
+        let cells = small.backend().buffer().content();
+        let lines: Vec<String> = cells
+            .chunks(80)
+            .map(|line| line.iter().map(ratatui::buffer::Cell::symbol).collect())
+            .collect();
+        let text = lines.join("\n");
+        for says in [
+            "from the store 1.2 GB/s    to programs 600.0 MB/s  amplification 2.00",
+            "hits 25 %    first byte 15.0 ms    waiting: 3 read, 3 readdirplus on 17 GET",
+            "│            per s  now  median    99 %│",
+            "│GET           120   17 15.2 ms  200 ms│",
+            "│readdirplus   120    3 15.2 ms  200 ms│",
+            " 500.0 MB/s train/0\\n.tar",
+        ] {
+            assert!(text.contains(says), "{says}\n{text}");
         }
         for (width, height) in [(1, 1), (20, 5), (80, 24), (300, 3)] {
             let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
@@ -502,7 +551,7 @@ mod tests {
     fn a_look_in_a_line_says_the_same() {
         let text = text_of(&look());
         let want = "store 1.2 GB/s, programs 600.0 MB/s, hits 25 %, amplification 2.00, 120 GET/s of \
-                    15.2 ms; waiting: 3 read on 17 GET; trouble: 4 GET throttled";
+                    15.2 ms; waiting: 3 read, 3 readdirplus on 17 GET; trouble: 4 GET throttled";
         assert_eq!(text, want);
     }
 }

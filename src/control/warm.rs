@@ -5,8 +5,10 @@
 //! daemon fetch without a reader, would fill its memory only, which is smaller and the second place
 //! where a read looks.
 
+use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
+use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -14,10 +16,11 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use ratatui::crossterm::terminal;
 use serde::Serialize;
 
 use super::client::{mount_of, mounts};
-use super::status::{bytes, seconds};
+use super::status::{bytes, on_one_line, seconds};
 
 /// The kernel's largest request.
 const READ_BYTES: usize = 1 << 20;
@@ -25,6 +28,10 @@ const READ_BYTES: usize = 1 << 20;
 const WAITING: usize = 4096;
 /// Errors that are shown one by one; the rest are counted.
 const SHOWN: u64 = 20;
+/// The beginning of the line, with nothing on it.
+const ERASED: &str = "\r\x1b[K";
+/// A terminal that does not tell its width.
+const COLUMNS: u16 = 80;
 /// How often the progress is shown anew.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -107,14 +114,15 @@ struct Shared {
     first_error: Mutex<Option<String>>,
     /// Everything was found.
     walked: AtomicBool,
+    /// There is a line of progress, over which errors are written.
+    shows: bool,
 }
 
 impl Shared {
     fn failed(&self, path: &Path, error: &std::io::Error) {
-        let text = format!("{}: {error}", path.display());
+        let text = format!("{}: {error}", on_one_line(&path.to_string_lossy()));
         if self.errors.fetch_add(1, Relaxed) < SHOWN {
-            // Over what is left of the progress line.
-            eprintln!("\r\x1b[K{text}");
+            eprintln!("{}{text}", if self.shows { ERASED } else { "" });
         }
         self.first_error.lock().get_or_insert(text);
     }
@@ -125,11 +133,12 @@ pub fn run(paths: Vec<PathBuf>, jobs: usize, json: bool) -> Result<Report, NotWa
     let paths = named(paths)?;
     let mounts = mounts();
     if let Some(path) = paths.iter().find(|path| !is_inside(path, &mounts)) {
-        let shown = path.display();
+        let shown = on_one_line(&path.to_string_lossy());
         return Err(NotWarmed::Outside(format!("{shown} is not inside a fasts3-mount")));
     }
     let begun = Instant::now();
-    let shared = Arc::new(Shared::default());
+    let shows = !json && std::io::stderr().is_terminal();
+    let shared = Arc::new(Shared { shows, ..Shared::default() });
     let (send, receive) = sync_channel(WAITING);
     let receive = Arc::new(Mutex::new(receive));
     let walker = {
@@ -147,11 +156,14 @@ pub fn run(paths: Vec<PathBuf>, jobs: usize, json: bool) -> Result<Report, NotWa
             std::thread::spawn(move || read_all(&receive, &shared))
         })
         .collect();
-    let shows = !json && std::io::stderr().is_terminal();
     while readers.iter().any(|reader| !reader.is_finished()) {
         std::thread::sleep(TICK.min(begun.elapsed() / 4 + Duration::from_millis(1)));
         if shows {
-            eprint!("\r\x1b[K{}", progress(&shared, begun.elapsed()));
+            let columns = terminal::size().map_or(COLUMNS, |(columns, _)| columns);
+            // A line that breaks could not be erased.
+            let line = progress(&shared, begun.elapsed());
+            let line: String = line.chars().take(usize::from(columns.saturating_sub(1))).collect();
+            eprint!("{ERASED}{line}");
             let _ = std::io::stderr().flush();
         }
     }
@@ -161,7 +173,7 @@ pub fn run(paths: Vec<PathBuf>, jobs: usize, json: bool) -> Result<Report, NotWa
         let _ = reader.join();
     }
     if shows {
-        eprint!("\r\x1b[K");
+        eprint!("{ERASED}");
     }
     let errors = shared.errors.load(Relaxed);
     if errors > SHOWN {
@@ -179,7 +191,8 @@ pub fn run(paths: Vec<PathBuf>, jobs: usize, json: bool) -> Result<Report, NotWa
     })
 }
 
-/// The paths of the command line, or those of standard input.
+/// The paths of the command line, or those of standard input: one a line, or, if there is any NUL,
+/// one before each, for names with line breaks (`find -print0`).
 fn named(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, NotWarmed> {
     if !paths.is_empty() && paths != [Path::new("-")] {
         return Ok(paths);
@@ -190,10 +203,18 @@ fn named(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, NotWarmed> {
             "warm needs paths, as arguments or on standard input".to_owned(),
         ));
     }
-    let lines = input.lock().lines().collect::<Result<Vec<_>, _>>();
-    let lines = lines
+    let mut list = Vec::new();
+    input
+        .lock()
+        .read_to_end(&mut list)
         .map_err(|error| NotWarmed::Usage(format!("standard input cannot be read: {error}")))?;
-    Ok(lines.into_iter().filter(|line| !line.is_empty()).map(PathBuf::from).collect())
+    Ok(listed(&list))
+}
+
+fn listed(list: &[u8]) -> Vec<PathBuf> {
+    let end = if list.contains(&0) { 0 } else { b'\n' };
+    let paths = list.split(|byte| *byte == end).filter(|path| !path.is_empty());
+    paths.map(|path| PathBuf::from(OsStr::from_bytes(path))).collect()
 }
 
 /// Whether a path is in a mount; of one that does not exist, the directory it would be in.
@@ -270,7 +291,7 @@ fn progress(shared: &Shared, elapsed: Duration) -> String {
         errors => format!(", {errors} errors"),
     };
     format!(
-        "[{bar}] {files} of {found_files} files, {} of {}, {}/s, {left}{errors}",
+        "[{bar}] {left}{errors}, {files} of {found_files} files, {} of {}, {}/s",
         bytes(read),
         bytes(found),
         bytes(speed),
@@ -323,13 +344,25 @@ mod tests {
         shared.bytes.store(10_000_000, Relaxed);
         let half = progress(&shared, Duration::from_secs(2));
         assert!(
-            half.ends_with("1 of 4 files, 10.0 MB of 40.0 MB, 5.0 MB/s, looking for files"),
+            half.ends_with("looking for files, 1 of 4 files, 10.0 MB of 40.0 MB, 5.0 MB/s"),
             "{half}"
         );
         shared.walked.store(true, Relaxed);
         shared.errors.store(2, Relaxed);
         let half = progress(&shared, Duration::from_secs(2));
-        assert!(half.starts_with("[#####...............]"), "{half}");
-        assert!(half.ends_with("6s left, 2 errors"), "{half}");
+        assert!(half.starts_with("[#####...............] 6s left, 2 errors, 1 of 4"), "{half}");
+    }
+
+    #[test]
+    fn a_list_is_of_lines_or_of_what_ends_with_nul() {
+        let paths = |list: &[u8]| -> Vec<Vec<u8>> {
+            listed(list)
+                .into_iter()
+                .map(|path| path.into_os_string().into_encoded_bytes())
+                .collect()
+        };
+        assert_eq!(paths(b"a\n\nb c\n\xff"), [&b"a"[..], b"b c", b"\xff"]);
+        assert_eq!(paths(b"a\nb\0c\0\0"), [&b"a\nb"[..], b"c"]);
+        assert_eq!(paths(b""), Vec::<Vec<u8>>::new());
     }
 }

@@ -223,7 +223,7 @@ async fn encoding(config: &Config, store: &S3Store, report: &mut Report) {
              listed",
         ),
         Err(error) => {
-            report.wrong("encoding", super::report::because("keys cannot be listed", &error))
+            report.wrong("encoding", super::report::because("keys cannot be listed", &error));
         }
     }
 }

@@ -23,12 +23,13 @@ use lru::LruCache;
 use tokio::time::Instant;
 
 use super::growing::{Grower, Growing, Onward};
+use super::held::Held;
 use super::inodes::{Inode, InodeRef};
-use super::listing::{Listing, Part};
+use super::listing::{Listing, PART_BYTES, Part};
 use super::tree::{self, Hidden};
 use super::walk::{Ahead, Bounds, MOST_AHEAD, Surroundings, Walk};
 use super::{FOREVER, Ino};
-use crate::store::ListPage;
+use crate::store::{ListEntry, ListPage};
 
 /// The newest listing, and two more for scans and inode numbers.
 const VERSIONS: usize = 3;
@@ -71,15 +72,12 @@ impl Expiry {
     }
 }
 
-/// Everything that is believed of directories, within a bound on the memory of listings.
+/// Everything that is believed of directories, within a bound on its memory.
 #[derive(Debug)]
 pub(super) struct Directories {
     states: HashMap<Arc<str>, Directory>,
-    /// The directories that keep a listing, by last use.
-    listed: LruCache<Arc<str>, ()>,
-    /// Memory of all complete listings of all directories, and its bound.
-    listed_bytes: usize,
-    max_listed_bytes: usize,
+    /// Memory of all that is here, and its bound.
+    held: Held,
     /// What lookups have seen of directories that have more, as it came.
     first_pages: LruCache<Arc<str>, FirstPage>,
     /// Counts the times that names were dropped.
@@ -151,6 +149,9 @@ pub(super) struct FirstPage {
 #[derive(Debug)]
 struct Under {
     growing: Growing,
+    /// Memory of what it has shown, and of what waits for what comes before it.
+    shown_bytes: usize,
+    waiting_bytes: usize,
     /// The version that it has been the same as so far.
     same_as: Option<u32>,
 }
@@ -169,18 +170,16 @@ pub(super) enum Resume {
 }
 
 impl Directories {
-    /// Believes nothing yet; `max_listed_bytes` bounds all listings together.
+    /// Believes nothing yet; `most_bytes` bounds all that is known together.
     pub(super) fn new(
         mounted_at: SystemTime,
         now: Instant,
-        max_listed_bytes: usize,
+        most_bytes: usize,
         metadata_ttl: Option<Duration>,
     ) -> Self {
         Self {
             states: HashMap::new(),
-            listed: LruCache::unbounded(),
-            listed_bytes: 0,
-            max_listed_bytes,
+            held: Held::within(most_bytes),
             first_pages: LruCache::new(MAX_FIRST_PAGES),
             last_epoch: 0,
             first_epoch: 0,
@@ -213,7 +212,7 @@ impl Directories {
     pub(super) fn fresh(&mut self, prefix: &str, now: Instant) -> Option<(Arc<Listing>, Duration)> {
         let directory = self.states.get(prefix)?;
         let fresh = (directory.versions.front()?.clone(), self.told(directory, now)?);
-        self.listed.promote(prefix);
+        self.held.used(prefix);
         Some(fresh)
     }
 
@@ -259,7 +258,7 @@ impl Directories {
         shown.or_else(|| {
             let beginning = self.states.get(prefix)?.beginning.as_ref()?;
             let said = says(&beginning.listing, beginning.remaining(now)?)?;
-            self.listed.promote(prefix);
+            self.held.used(prefix);
             Some(said)
         })
     }
@@ -349,7 +348,7 @@ impl Directories {
             if index > old.len() {
                 return Resume::Stale;
             }
-            self.listed.promote(prefix);
+            self.held.used(prefix);
             let newest = &directory.versions[0];
             if directory.expiry.is_some() && old.generation() == newest.generation() {
                 return Resume::At(old.clone(), index);
@@ -385,7 +384,7 @@ impl Directories {
         // What is listed ahead must still be believed when the walk comes to it.
         let most = u32::try_from(MOST_AHEAD).expect("small");
         let is_worth_it = ttl.is_none_or(|ttl| ttl > took * most);
-        let bounds = Bounds { page_keys, listings_bytes: self.max_listed_bytes };
+        let bounds = Bounds { page_keys, listings_bytes: self.held.most() };
         let mut ahead = walk.step(&listing, at, bounds, &Around { directories: self, now });
         if !is_worth_it {
             ahead.clear();
@@ -406,7 +405,7 @@ impl Directories {
     /// A listing that was begun is not made after all.
     pub(super) fn withdraw(&mut self, prefix: &str, growing: &Growing) {
         let Some(directory) = self.states.get_mut(prefix) else { return };
-        directory.growing.retain(|under| under.growing.generation != growing.generation);
+        self.held.less(directory.end(|under| under.growing.generation == growing.generation));
         if directory.epoch == growing.epoch {
             directory.being_listed = false;
         }
@@ -437,10 +436,13 @@ impl Directories {
         let directory = self.state(prefix);
         directory.misses = 0;
         directory.being_listed = true;
-        directory.growing.retain(|under| !under.growing.is_over());
+        let ended = directory.end(|under| under.growing.is_over());
         let (growing, grower) = Growing::new(listing, directory.epoch, expiry);
         let same_as = directory.versions.front().map(|newest| newest.generation());
-        directory.growing.push(Under { growing: growing.clone(), same_as });
+        let growing_too = growing.clone();
+        let (shown_bytes, waiting_bytes) = (0, 0);
+        directory.growing.push(Under { growing: growing_too, shown_bytes, waiting_bytes, same_as });
+        self.held.less(ended);
         (growing, grower)
     }
 
@@ -464,7 +466,10 @@ impl Directories {
         let mut listing = self.next_listing(prefix);
         listing.push(Arc::new(part));
         let expiry = Expiry::after(first.asked, self.metadata_ttl);
-        self.first_pages.put(prefix.clone(), first);
+        self.held.more(first.memory_bytes());
+        if let Some((_, old)) = self.first_pages.push(prefix.clone(), first) {
+            self.held.less(old.memory_bytes());
+        }
         let directory = self.state(prefix);
         let bytes_before = directory.listed_bytes();
         directory.beginning =
@@ -474,11 +479,17 @@ impl Directories {
 
     /// Gives away the page that a listing of this directory may begin with instead of asking for it.
     pub(super) fn take_first_page(&mut self, prefix: &str, now: Instant) -> Option<FirstPage> {
-        let first = self.first_pages.pop(prefix)?;
+        let first = self.pop_first_page(prefix)?;
         let age = now - first.asked;
         let is_young = self.metadata_ttl.is_none_or(|ttl| age < ttl / 4);
         (is_young && age < FIRST_PAGE_LASTS && self.is_current(prefix, first.epoch))
             .then_some(first)
+    }
+
+    fn pop_first_page(&mut self, prefix: &str) -> Option<FirstPage> {
+        let first = self.first_pages.pop(prefix)?;
+        self.held.less(first.memory_bytes());
+        Some(first)
     }
 
     /// What is kept of a directory was so much memory before.
@@ -489,9 +500,19 @@ impl Directories {
         now: Instant,
         knows: impl Fn(&str) -> bool,
     ) {
-        self.listed_bytes = self.listed_bytes - bytes_before + self.states[prefix].listed_bytes();
-        self.listed.put(prefix.clone(), ());
-        self.evict(prefix, now, knows);
+        self.held.less(bytes_before);
+        self.held.more(self.states[prefix].listed_bytes());
+        self.held.keeps(prefix);
+        self.make_room(prefix, now, knows);
+    }
+
+    /// So much of a listing under way has come and is not shown, for what comes before it is missing.
+    pub(super) fn waits(&mut self, prefix: &str, growing: &Growing, bytes: usize) {
+        let Some(under) = self.states.get_mut(prefix).and_then(|state| state.under(growing)) else {
+            return;
+        };
+        self.held.more(bytes);
+        self.held.less(std::mem::replace(&mut under.waiting_bytes, bytes));
     }
 
     /// These entries are about to be shown as those from `start` on of the listing `growing`. If
@@ -506,9 +527,11 @@ impl Directories {
     ) {
         let now = self.mounted_at + (now - self.started);
         let Some(directory) = self.states.get_mut(prefix) else { return };
-        let is_it = |under: &&mut Under| under.growing.generation == growing.generation;
-        let Some(under) = directory.growing.iter_mut().find(is_it) else { return };
-        let newest = directory.versions.front();
+        let newest = directory.versions.front().cloned();
+        let Some(under) = directory.under(growing) else { return };
+        let bytes = part.memory_bytes() + PART_BYTES;
+        under.shown_bytes += bytes;
+        self.held.more(bytes);
         let Some(same_as) = under.same_as else { return };
         let same = newest.filter(|newest| newest.generation() == same_as);
         if same.is_some_and(|newest| newest.continues_with(start, part)) {
@@ -536,6 +559,11 @@ impl Directories {
             directory.mtime = moved(directory.mtime, now);
             directory.mtime_moved = true;
         }
+        if let Some(under) = directory.under(growing) {
+            // Nobody reads on in it, so it is emptied.
+            self.held.less(under.held_bytes());
+            (under.shown_bytes, under.waiting_bytes) = (0, 0);
+        }
         if directory.epoch == growing.epoch {
             directory.being_listed = false;
             directory.misses = 0;
@@ -560,9 +588,9 @@ impl Directories {
         let (mounted_at, started) = (self.mounted_at, self.started);
         let directory = self.state(&prefix);
         let bytes_before = directory.listed_bytes();
-        let is_it = |under: &Under| under.growing.generation == growing.generation;
-        let under = directory.growing.iter().position(is_it);
-        let same_as = under.and_then(|at| directory.growing.swap_remove(at).same_as);
+        let same_as = directory.under(growing).and_then(|under| under.same_as);
+        // Its parts become the listing's, and are counted there.
+        let ended = directory.end(|under| under.growing.generation == growing.generation);
 
         let in_epoch = directory.epoch == growing.epoch;
         if in_epoch {
@@ -602,7 +630,8 @@ impl Directories {
         directory.misses = 0;
         directory.beginning = None;
         // It would lead back to what was true before this.
-        self.first_pages.pop(&prefix);
+        self.held.less(ended);
+        self.pop_first_page(&prefix);
         self.listed_again(&prefix, bytes_before, now, knows);
         installed
     }
@@ -666,15 +695,33 @@ impl Directories {
             state.versions.is_empty() && state.beginning.is_none() && !state.being_listed
         };
         if self.states.get(prefix).is_some_and(idle) {
-            let epoch = self.states.remove(prefix).map_or(0, |directory| directory.epoch);
+            let state = self.states.remove(prefix);
+            let epoch = state.as_ref().map_or(0, |directory| directory.epoch);
+            // One that has failed is kept for those who were in the middle of it.
+            let growing = state.map_or(0, |mut directory| directory.end(|_| true));
+            self.held.less(state_bytes(prefix) + growing);
             // No answer that was asked for before its names were dropped may come back with it.
             self.first_epoch = self.first_epoch.max(epoch);
             self.first_mtime = self.mounted_at + (now - self.started);
         }
     }
 
+    /// Memory that was counted, and that is there.
+    #[cfg(test)]
+    pub(super) fn held_bytes(&self) -> (usize, usize) {
+        let first_pages = self.first_pages.iter().map(|(_, first)| first.memory_bytes());
+        let states = self.states.iter().map(|(prefix, directory)| {
+            let under_way: usize = directory.growing.iter().map(Under::held_bytes).sum();
+            state_bytes(prefix) + directory.listed_bytes() + under_way
+        });
+        (self.held.bytes(), first_pages.chain(states).sum())
+    }
+
     fn state(&mut self, prefix: &Arc<str>) -> &mut Directory {
         let (mtime, epoch) = (self.first_mtime, self.first_epoch);
+        if !self.states.contains_key(prefix) {
+            self.held.more(state_bytes(prefix));
+        }
         self.states.entry(prefix.clone()).or_insert_with(|| Directory {
             versions: VecDeque::new(),
             aliases: VecDeque::new(),
@@ -692,25 +739,39 @@ impl Directories {
         })
     }
 
-    /// Throws listings away, the least recently used directory first, but neither the newest one of
-    /// `keep` nor one that is being made anew and lends its numbers.
-    fn evict(&mut self, keep: &Arc<str>, now: Instant, knows: impl Fn(&str) -> bool) {
-        while self.listed_bytes > self.max_listed_bytes {
-            let states = &self.states;
-            let idle = |prefix: &&Arc<str>| {
-                *prefix != keep && states.get(*prefix).is_none_or(|state| !state.being_listed)
-            };
-            let victim = self.listed.iter().rev().map(|(prefix, ())| prefix).find(idle).cloned();
-            let prefix = victim.as_ref().unwrap_or(keep);
-            let Some(directory) = self.states.get_mut(prefix) else { break };
-            let bytes_before = directory.listed_bytes();
-            directory.versions.truncate(usize::from(victim.is_none()));
-            if victim.is_some() {
-                directory.beginning = None;
+    /// Gives up what there is too much of: pages that a listing might begin with, then listings, the
+    /// least recently used directory first, but neither the newest one of `keep` nor one that is being
+    /// made anew and lends its numbers.
+    pub(super) fn make_room(
+        &mut self,
+        keep: &Arc<str>,
+        now: Instant,
+        knows: impl Fn(&str) -> bool,
+    ) {
+        while self.held.is_too_much() {
+            if let Some((_, first)) = self.first_pages.pop_lru() {
+                self.held.less(first.memory_bytes());
+                continue;
             }
-            self.listed_bytes -= bytes_before - directory.listed_bytes();
-            let Some(prefix) = victim else { break };
-            self.listed.pop(&prefix);
+            let states = &self.states;
+            let idle = |prefix: &Arc<str>| {
+                prefix != keep && states.get(prefix).is_none_or(|state| !state.being_listed)
+            };
+            let Some(prefix) = self.held.first_to_go(idle) else {
+                // What is in use stays, but for what it was before.
+                let used = self.states.get_mut(keep).filter(|used| used.versions.len() > 1);
+                if let Some(directory) = used {
+                    let bytes_before = directory.listed_bytes();
+                    directory.versions.truncate(1);
+                    self.held.less(bytes_before - directory.listed_bytes());
+                }
+                break;
+            };
+            self.held.keeps_nothing(&prefix);
+            let Some(directory) = self.states.get_mut(&prefix) else { continue };
+            self.held.less(directory.listed_bytes());
+            directory.versions.clear();
+            directory.beginning = None;
             // Nobody will know any more when the kernel's pages expire: they do so now.
             directory.mtime = moved(directory.mtime, self.mounted_at + (now - self.started));
             directory.mtime_moved = false;
@@ -744,6 +805,17 @@ impl Directory {
         beginning + self.versions.iter().map(|listing| listing.memory_bytes()).sum::<usize>()
     }
 
+    /// This listing under way.
+    fn under(&mut self, growing: &Growing) -> Option<&mut Under> {
+        self.growing.iter_mut().find(|under| under.growing.generation == growing.generation)
+    }
+
+    /// Lets go of listings that are under way no more; gives the memory that they took.
+    fn end(&mut self, is_over: impl Fn(&Under) -> bool) -> usize {
+        let ended = self.growing.extract_if(.., |under| is_over(under));
+        ended.map(|under| under.held_bytes()).sum()
+    }
+
     fn drop_names(&mut self, epoch: u64, now: SystemTime) {
         let shown = |under: &Under| !under.growing.now().listing.is_empty();
         if self.versions.is_empty() && self.growing.iter().any(shown) {
@@ -759,6 +831,33 @@ impl Directory {
         // Whoever is at work on a listing works for those who came before.
         self.being_listed = false;
     }
+}
+
+impl Under {
+    fn held_bytes(&self) -> usize {
+        self.shown_bytes + self.waiting_bytes
+    }
+}
+
+impl FirstPage {
+    fn memory_bytes(&self) -> usize {
+        let entry = |entry: &ListEntry| {
+            let texts = match entry {
+                ListEntry::Object(meta) => meta.version.key.len() + meta.version.etag.len(),
+                ListEntry::Prefix(prefix) => prefix.len(),
+            };
+            size_of::<ListEntry>() + texts
+        };
+        size_of::<Self>() + self.page.entries.iter().map(entry).sum::<usize>()
+    }
+}
+
+/// What is known of a directory beside its listings: its state, its name, and its places in the tables.
+fn state_bytes(prefix: &str) -> usize {
+    /// Hash tables are at most 7/8 full and at least 7/16; an entry of the order of use has two
+    /// pointers, a key and an allocation of its own.
+    const TABLES: usize = 128;
+    size_of::<Directory>() + prefix.len() + TABLES
 }
 
 fn moved(mtime: SystemTime, now: SystemTime) -> SystemTime {

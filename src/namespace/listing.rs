@@ -15,6 +15,9 @@ use crate::store::{ListEntry, ListPage, StoreError};
 
 mod part;
 
+/// What a part of a listing costs beside its entries: an `Arc`, two vectors, and their allocations.
+pub(super) const PART_BYTES: usize = 128;
+
 /// A directory's entries in key order (N10), each with its inode number.
 ///
 /// While it grows, it is a beginning of the whole.
@@ -62,8 +65,6 @@ impl Listing {
     /// Memory that it takes.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        /// An `Arc`, two vectors, and what their allocations cost.
-        const PART_BYTES: usize = 128;
         let parts = self.parts.iter().map(|(_, part)| part.memory_bytes() + PART_BYTES);
         parts.sum::<usize>() + self.prefix.len() + size_of::<Self>()
     }
@@ -345,6 +346,12 @@ impl Assembly {
     pub fn last(&mut self) -> Result<Part, StoreError> {
         self.unsettled.clear();
         self.settled()
+    }
+
+    /// Memory of what has not settled.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.open.memory_bytes()
     }
 
     /// What is not shown.

@@ -74,6 +74,13 @@ impl Pages {
         self.plan.start_after()
     }
 
+    /// Memory of what has come and cannot be shown yet.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let early = self.early.values().flatten();
+        early.map(Part::memory_bytes).sum::<usize>() + self.assembly.memory_bytes()
+    }
+
     /// Waits for a page and gives what can be shown now behind what could be before, in pieces of
     /// about a page, without numbers; `None` behind the last page.
     ///

@@ -43,7 +43,21 @@ fn mount_with_ttl(keys: &[&str], ttl: Option<Duration>) -> Mount {
     })
 }
 
+/// Whatever a test has done, what is held is what was counted.
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let (counted, there) = self.names.state.lock().directories.held_bytes();
+            assert_eq!(counted, there, "bytes of names");
+        }
+    }
+}
+
 impl Mount {
+    fn held_bytes(&self) -> usize {
+        self.names.state.lock().directories.held_bytes().0
+    }
+
     async fn look(&self, path: &str) -> Result<Node, NameError> {
         let (mut ino, mut node) = (ROOT, Err(NameError::Stale));
         for name in path.split('/') {
@@ -929,12 +943,19 @@ async fn a_directory_that_becomes_a_file_is_a_new_inode() {
 
 #[tokio::test(start_paused = true)]
 async fn listings_are_thrown_away_by_last_use_when_there_are_too_many() {
-    // A listing of one entry takes some 240 bytes.
-    let mount = mount_with(&["a/1", "b/1", "c/1"], |config| config.listings_bytes = 600);
-    let directories = [mount.ino("a").await, mount.ino("b").await, mount.ino("c").await];
-    // Two misses have listed the root, which takes 290; forget it by using others.
-    settle().await;
-    let [a, b, c] = directories;
+    let keys = ["a/1", "b/1", "c/1"];
+    let roomy = mount(&keys);
+    let all = three(&roomy).await;
+    for directory in all {
+        roomy.list(directory).await.expect("listed");
+    }
+    // Two misses have listed the root, which goes when others are used. Room for two listings of one
+    // entry, beside what is known of the directories themselves.
+    let [one, root] = [all[0], ROOT].map(|directory| listing_bytes(&roomy, directory));
+    let most = roomy.held_bytes() - root - one;
+    assert!(root < 2 * one, "{root} {one}");
+    let mount = mount_with(&keys, |config| config.listings_bytes = most);
+    let [a, b, c] = three(&mount).await;
     let mtimes = [mount.mtime(a), mount.mtime(b)];
     mount.list(a).await.expect("listed");
     let cookie = mount.scan(a, 0).await.expect("listed")[2].2;
@@ -950,6 +971,79 @@ async fn listings_are_thrown_away_by_last_use_when_there_are_too_many() {
     assert!(mount.scan(a, cookie).await.is_ok());
     mount.list(b).await.expect("listed");
     assert_eq!(mount.requests(), (requests.0 + 2, requests.1));
+}
+
+/// The numbers of `a`, `b` and `c`, when all that this has begun has come to its end.
+async fn three(mount: &Mount) -> [Ino; 3] {
+    let directories = [mount.ino("a").await, mount.ino("b").await, mount.ino("c").await];
+    settle().await;
+    directories
+}
+
+fn listing_bytes(mount: &Mount, ino: Ino) -> usize {
+    let state = mount.names.state.lock();
+    let prefix = state.directory(ino).expect("a directory");
+    state.directories.newest(&prefix).expect("listed").memory_bytes()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listing_under_way_makes_others_go_and_works_though_it_is_larger_than_the_budget() {
+    let keys: Vec<String> = (0..400).map(|number| format!("big/{number:03}")).collect();
+    let keys: Vec<&str> = keys.iter().map(String::as_str).chain(["a/1"]).collect();
+    // 400 names take some 24 kB.
+    let most = 8 << 10;
+    let mount = mount_with(&keys, |config| {
+        config.listings_bytes = most;
+        config.page_keys = 10;
+        config.pages_at_once = 1;
+    });
+    let [a, big] = [mount.ino("a").await, mount.ino("big").await];
+    mount.list(a).await.expect("listed");
+    settle().await;
+    assert!(mount.held_bytes() <= most);
+    let mtime = mount.mtime(a);
+    mount.faults.delay(Operation::List, Duration::from_secs(1));
+    let (names, first) = (mount.names.clone(), mount.names.clone());
+    let listing = tokio::spawn(async move { first.read_directory(big, 0).await.map(|_| ()) });
+    pass(Duration::from_secs(3)).await;
+    listing.await.expect("no panic").expect("a first piece");
+    assert_eq!(mount.mtime(a), mtime, "there is room yet");
+    // Of 40 pages, 20 have come.
+    pass(Duration::from_secs(17)).await;
+    assert!(mount.held_bytes() > most, "what is in use stays");
+    assert!(mount.mtime(a) > mtime, "what is not has gone");
+    assert_eq!(mount.list(big).await.expect("listed").len(), 400);
+    let requests = mount.requests();
+    assert_eq!(mount.list(big).await.expect("listed").len(), 400);
+    assert!(names.lookup(big, b"399").await.is_ok());
+    assert_eq!(mount.requests(), requests, "it is kept as long as it is in use");
+    mount.list(a).await.expect("listed");
+    assert!(mount.held_bytes() <= most, "now another is");
+}
+
+#[tokio::test(start_paused = true)]
+async fn first_pages_are_counted_and_go_first() {
+    let keys: Vec<String> = ["d", "e"]
+        .iter()
+        .flat_map(|directory| (0..1200).map(move |number| format!("{directory}/{number:04}")))
+        .collect();
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    // A page of 1,000 keys takes some 200 kB as it came, and 50 as the beginning of a listing.
+    let held = async |most: usize| {
+        let mount = mount_with(&keys, |config| config.listings_bytes = most);
+        let [_, _] = [mount.ino("d").await, mount.ino("e").await];
+        settle().await;
+        let held = mount.held_bytes();
+        let before = mount.requests().0;
+        let d = mount.ino("d").await;
+        assert_eq!(mount.list(d).await.expect("listed").len(), 1200);
+        (held, mount.requests().0 - before)
+    };
+    let (both, pages) = held(usize::MAX).await;
+    assert!(both > 300_000, "two pages as they came: {both}");
+    let (one, more_pages) = held(both - 1).await;
+    assert!(one < both - 100_000, "one of them was given up: {one} of {both}");
+    assert_eq!(more_pages, pages + 1, "and is asked for again");
 }
 
 /// Pages of two names, one after the other, a second each.

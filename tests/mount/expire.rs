@@ -46,7 +46,7 @@ fn names_told_one_by_one_are_asked_for_anew_and_open_files_stay() {
     let reading = ReadConfig::new(&config);
     let seam = store.clone();
     let fs = BucketFs::new(seam, &config, names, reading, handle.clone(), Arc::default()).unwrap();
-    let mounted = fuse::mount(&fs, &config, &handle).unwrap();
+    let mounted = fuse::mount(&fs, &config, None, &handle).unwrap();
 
     let path = |key: &str| folder.path().join(key);
     let size = |key: &str| std::fs::metadata(path(key)).map(|file| file.len()).ok();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use devserver::Family;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::common::{Daemon, Mount, Scene, can_mount, skipped};
+use crate::common::{Daemon, Mount, Scene, can_mount, eventually, skipped};
 use crate::reads::most_resident_bytes;
 
 const MIB: u64 = 1 << 20;
@@ -133,4 +133,38 @@ fn two_hundred_and_fifty_six_open_files_are_enough() {
     let (code, log, _scene) = mount.end(rustix::process::Signal::TERM);
     assert_eq!(code, Some(0), "{log}");
     assert!(!log.contains("Too many open files"), "{log}");
+}
+
+/// A GET that takes long because the network is slow is not one that is silent.
+#[test]
+fn on_a_slow_network_no_more_bodies_are_under_way_than_there_are_connections() {
+    const FILES: usize = 16;
+    const BYTES: u64 = 2 * MIB;
+
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    for index in 0..FILES {
+        scene.bucket().put_synthetic(&format!("{index:02}"), BYTES);
+    }
+    let mount = scene.mount(&["--max-connections=8"]);
+    assert_eq!(mount.names("").len(), FILES);
+    // Each takes half a minute.
+    mount.scene.server.set_bandwidth_per_connection(Some(64 << 10));
+    std::thread::scope(|threads| {
+        for index in 0..FILES {
+            let mount = &mount;
+            threads.spawn(move || {
+                let key = format!("{index:02}");
+                assert!(mount.read(&key).unwrap() == mount.bucket().bytes(&key, 0..BYTES), "{key}");
+            });
+        }
+        // The eighth connection is for names.
+        eventually("as many as there may be", || mount.counts().get == 7);
+        // Whoever is silent for 2 s would have made room by then.
+        std::thread::sleep(Duration::from_secs(5));
+        assert_eq!(mount.counts().get, 7);
+        mount.scene.server.set_bandwidth_per_connection(None);
+    });
 }

@@ -1,7 +1,7 @@
 //! Looking into a mount and steering it: metrics, the control socket and the words for it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::common::{Daemon, Mount, Scene, can_mount, eventually, is_mounted};
+use crate::common::{Daemon, Mount, Scene, can_mount, eventually, is_mounted, skipped};
 
 /// What a word said: exit code, standard output and error.
 struct Said {
@@ -211,6 +211,66 @@ fn every_metric_is_in_the_documents_and_every_documented_one_exists() {
     serde_json::from_str::<Value>(&dashboard).unwrap();
 }
 
+/// Prometheus' own judge, from Debian's package `prometheus`, on standard input.
+fn promtool(arguments: &[&str], input: &str) {
+    let mut command = Command::new("promtool");
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut promtool = command.spawn().unwrap();
+    promtool.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert!(output.status.success(), "promtool {arguments:?}: {}\n{input}", said.concat());
+}
+
+/// What the panels of the dashboard ask for.
+fn expressions(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::Object(fields) => {
+            found.extend(fields.get("expr").and_then(Value::as_str).map(str::to_owned));
+            fields.values().for_each(|field| expressions(field, found));
+        }
+        Value::Array(items) => items.iter().for_each(|item| expressions(item, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn promtool_finds_no_fault_with_metrics_alerts_and_dashboard() {
+    let is_there = Command::new("promtool").arg("--version").output().is_ok();
+    if !can_mount() || !(is_there || skipped("there is no promtool")) {
+        return;
+    }
+    let scene = filled();
+    scene.bucket().put("quote\"\\\n", "bytes");
+    let mount = scene.mount(&["--metrics-listen=0"]);
+    mount.read("small/00").unwrap();
+    std::fs::metadata(mount.path("none")).unwrap_err();
+    let status = json(&mount.scene, "status");
+    let (_, text) = http(status["settings"]["metrics"].as_str().unwrap(), "/metrics");
+    promtool(&["check", "metrics"], &text);
+
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    promtool(&["check", "rules", docs.join("alerts.yml").to_str().unwrap()], "");
+    let dashboard = std::fs::read_to_string(docs.join("grafana-dashboard.json")).unwrap();
+    let mut asked = Vec::new();
+    expressions(&serde_json::from_str(&dashboard).unwrap(), &mut asked);
+    assert!(asked.len() > 5, "{asked:?}");
+    // As rules, for promtool reads no bare expressions; Grafana's variables filled in.
+    let rules: Vec<Value> = asked
+        .iter()
+        .enumerate()
+        .map(|(number, asked)| {
+            let filled = asked.replace("$__rate_interval", "5m");
+            serde_json::json!({ "record": format!("panel:{number}"), "expr": filled })
+        })
+        .collect();
+    let rules = serde_json::json!({ "groups": [{ "name": "dashboard", "rules": rules }] });
+    let file = mount.scene.folder.path().join("rules.yml");
+    // JSON is YAML.
+    std::fs::write(&file, rules.to_string()).unwrap();
+    promtool(&["check", "rules", file.to_str().unwrap()], "");
+}
+
 #[test]
 fn a_metrics_port_in_use_is_73_and_leaves_nothing_mounted() {
     let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -377,6 +437,61 @@ fn a_daemon_that_is_gone_is_said_to_be_and_the_next_one_takes_its_socket() {
 }
 
 #[test]
+fn a_daemon_that_hangs_is_not_waited_for_and_its_mount_is_not_asked() {
+    if !can_mount() {
+        return;
+    }
+    // The kernel believes nothing, so whoever asks the mount itself waits for the daemon.
+    let mount = filled().mount(&["--metadata-ttl=0s"]);
+    mount.daemon.signal(Signal::STOP);
+    let link = mount.scene.folder.path().join("link");
+    std::os::unix::fs::symlink(mount.scene.mountpoint(), &link).unwrap();
+    for name in ["status", "top", "unmount"] {
+        let said = word(&mount.scene, name, &[]);
+        assert_eq!(said.code, Some(69), "{name}: {}", said.error);
+        assert!(said.error.contains("did not answer within 5 s"), "{name}: {}", said.error);
+        assert_eq!(said.error.lines().count(), 1, "{name}: {}", said.error);
+    }
+    // A link to it leads into it, which cannot be found out.
+    let linked = said(mount.scene.program().arg("status").arg(&link));
+    assert_eq!(linked.code, Some(69), "{}", linked.error);
+    assert!(linked.error.contains("within 5 s"), "{}", linked.error);
+    mount.daemon.signal(Signal::CONT);
+    assert_eq!(word(&mount.scene, "status", &[]).code, Some(0));
+    let linked = said(mount.scene.program().arg("status").arg(&link));
+    assert_eq!(linked.code, Some(0), "{}", linked.error);
+}
+
+#[test]
+fn what_is_no_mount_of_ours_is_66_with_one_sentence() {
+    let scene = filled();
+    let file = scene.folder.path().join("file");
+    std::fs::write(&file, "bytes").unwrap();
+    let missing = scene.folder.path().join("missing");
+    for name in ["status", "top", "drop", "unmount"] {
+        // A plain directory, a file, nothing, and a mount of other software.
+        for (path, says) in [
+            (scene.mountpoint(), "no fasts3-mount is mounted on"),
+            (file.clone(), "no fasts3-mount is mounted on"),
+            (missing.clone(), "cannot be used: No such file"),
+            ("/proc".into(), "no fasts3-mount is mounted on"),
+        ] {
+            let said = said(scene.program().arg(name).arg(&path));
+            assert_eq!(said.code, Some(66), "{name} {path:?}: {}", said.error);
+            assert!(said.error.contains(says), "{name} {path:?}: {}", said.error);
+            assert_eq!(said.error.lines().count(), 1, "{name} {path:?}: {}", said.error);
+            assert_eq!(said.out, "", "{name} {path:?}");
+            // As JSON, too, where that is wanted.
+            let json = self::said(scene.program().arg(name).arg(&path).arg("--json"));
+            let json: Value = serde_json::from_str(&json.out).unwrap();
+            assert!(json["error"].as_str().unwrap().contains(says), "{name} {path:?}: {json}");
+        }
+    }
+    assert!(is_mounted(Path::new("/proc")));
+    assert_eq!(sockets(&scene), Vec::<PathBuf>::new());
+}
+
+#[test]
 fn two_mounts_do_not_answer_for_each_other() {
     if !can_mount() {
         return;
@@ -400,32 +515,34 @@ fn top_prints_looks_where_there_is_no_terminal() {
         return;
     }
     let mount = filled().mount(&[]);
-    let arguments = ["--count=2", "--interval=1s", "--json"];
-    let top = {
+    let mut top = {
         let mut command = mount.scene.program();
-        command.arg("top").arg(mount.scene.mountpoint()).args(arguments);
-        command.stdout(Stdio::piped()).spawn().unwrap()
+        command.arg("top").arg(mount.scene.mountpoint()).args(["--interval=100ms", "--json"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
-    // After its first look at the totals, and before its last.
-    std::thread::sleep(std::time::Duration::from_millis(700));
+    let mut lines = BufReader::new(top.stdout.take().unwrap()).lines();
+    let mut look = || -> Value { serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap() };
+    let served = |look: &Value| {
+        look["served_bytes_per_second"].as_f64().unwrap() * look["seconds"].as_f64().unwrap()
+    };
+    // What comes behind the first look is in one of those that follow.
+    assert!(served(&look()) < 1.0, "nothing was read yet");
     assert_eq!(mount.read("big").unwrap().len(), 20 << 20);
-    let output = top.wait_with_output().unwrap();
-    assert!(output.status.success());
-    let looks: Vec<Value> = String::from_utf8(output.stdout)
-        .unwrap()
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
-    assert_eq!(looks.len(), 2);
-    let total: f64 = looks
-        .iter()
-        .map(|look| {
-            look["served_bytes_per_second"].as_f64().unwrap() * look["seconds"].as_f64().unwrap()
-        })
-        .sum();
+    let (mut total, mut busiest) = (0.0, Vec::new());
+    eventually("all that was read", || {
+        let look = look();
+        total += served(&look);
+        busiest.push(look["files"][0]["name"].clone());
+        total > f64::from(20 << 20) - 10.0
+    });
     assert!((total - f64::from(20 << 20)).abs() < 10.0, "{total}");
-    let busiest = |look: &Value| look["files"][0]["name"] == "big";
-    assert!(looks.iter().any(busiest), "{looks:?}");
+    assert!(busiest.contains(&"big".into()), "{busiest:?}");
+    // It goes on until the mount ends.
+    assert_eq!(word(&mount.scene, "unmount", &[]).code, Some(0));
+    let output = top.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(66));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("the mount on") && error.contains("has ended"), "{error}");
 }
 
 #[test]
@@ -453,9 +570,20 @@ fn warm_takes_a_list_and_says_what_it_could_not_read() {
         return;
     }
     let mount = filled().mount(&[]);
-    let list: String = ["small/07", "small/none", "small/08"]
-        .map(|key| format!("{}\n", mount.path(key).display()))
-        .concat();
+    mount.bucket().put("new\nline", "bytes");
+    let of = |keys: &[&str], end: char| -> String {
+        keys.iter().map(|key| format!("{}{end}", mount.path(key).display())).collect()
+    };
+    for (list, files) in [
+        (of(&["small/07", "small/none", "small/08"], '\n'), 2),
+        (of(&["small/07", "small/none", "new\nline", "small/08"], '\0'), 3),
+    ] {
+        warm_list(&mount, &list, files);
+    }
+}
+
+/// Warms what a list names, which is all there but one.
+fn warm_list(mount: &Mount, list: &str, files: u64) {
     let mut command = mount.scene.program();
     command.args(["warm", "--json"]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut warm = command.stderr(Stdio::piped()).spawn().unwrap();
@@ -463,8 +591,10 @@ fn warm_takes_a_list_and_says_what_it_could_not_read() {
     let output = warm.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(74));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((&report["files"], &report["errors"]), (&2.into(), &1.into()));
-    assert!(String::from_utf8(output.stderr).unwrap().contains("small/none: No such file"));
+    assert_eq!((&report["files"], &report["errors"]), (&files.into(), &1.into()));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("small/none: No such file"), "{error}");
+    assert!(!error.contains('\r') && !error.contains('\x1b'), "no terminal: {error:?}");
 }
 
 #[test]
@@ -494,11 +624,26 @@ fn a_bucket_that_is_called_like_a_word_is_mounted_by_its_url() {
 #[test]
 fn wrong_words_are_64_with_one_sentence() {
     let scene = Scene::new();
-    for arguments in [&["status"][..], &["top", "/", "--interval=1ms"], &["warm", "--jobs=0", "/"]]
-    {
+    for arguments in [
+        &["status"][..],
+        &["status", "/", "/"],
+        &["status", "/", "--frobnicate"],
+        &["top", "/", "--interval=1ms"],
+        &["top", "/", "--interval=soon"],
+        &["top", "/", "--count=-1"],
+        &["warm", "--jobs=0", "/"],
+        &["warm", "--jobs=many", "/"],
+        &["doctor"],
+        &["doctor", "data", "/mnt"],
+        &["doctor", "a//b"],
+        &["doctor", "data", "--allow-other", "--allow-root"],
+        &["drop", "--json"],
+        &["unmount", "--force", "/"],
+    ] {
         let said = said(scene.program().args(arguments));
         assert_eq!(said.code, Some(64), "{arguments:?}: {}", said.error);
-        assert_eq!(said.error.lines().count(), 1, "{}", said.error);
+        assert_eq!(said.error.lines().count(), 1, "{arguments:?}: {}", said.error);
+        assert_eq!(said.out, "", "{arguments:?}");
     }
     eventually("nothing", || sockets(&scene).is_empty());
 }

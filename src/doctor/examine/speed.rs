@@ -147,7 +147,7 @@ pub(super) async fn bandwidth(
     let parts = version.size_bytes.div_ceil(plan.part_bytes);
     let mut connections = 1;
     let mut in_vain = 0;
-    let mut troubled: Option<Step> = None;
+    let mut with_trouble: Option<Step> = None;
     while connections <= plan.max_connections && in_vain < 2 {
         let part_bytes = plan.part_bytes;
         let request = {
@@ -175,7 +175,7 @@ pub(super) async fn bandwidth(
         }
         let nothing = step.moved == 0;
         if step.failed > 0 {
-            troubled.get_or_insert(step);
+            with_trouble.get_or_insert(step);
         }
         if nothing {
             break;
@@ -187,8 +187,8 @@ pub(super) async fn bandwidth(
         connections = (connections * 2).min(plan.max_connections);
     }
     let Some(best) = report.measured.best() else {
-        let troubled = troubled.as_slice();
-        return report.wrong("bandwidth", none(troubled, "nothing of a large object comes"));
+        let worst = with_trouble.as_slice();
+        return report.wrong("bandwidth", none(worst, "nothing of a large object comes"));
     };
     let one = rate(report.measured.bandwidth[0].bytes_per_second);
     let small = if version.size_bytes < plan.part_bytes {
@@ -203,8 +203,8 @@ pub(super) async fn bandwidth(
         1 => "more together no more".to_owned(),
         connections => format!("{connections} together {}", rate(best.bytes_per_second)),
     };
-    let state = troubled.as_ref().map_or(State::Ok, Step::state);
-    let troubles = troubled.as_ref().map(Step::troubles).unwrap_or_default();
+    let state = with_trouble.as_ref().map_or(State::Ok, Step::state);
+    let troubles = with_trouble.as_ref().map(Step::troubles).unwrap_or_default();
     report.add(
         "bandwidth",
         state,

@@ -458,7 +458,7 @@ async fn a_body_that_flows_keeps_its_place() {
     }
     tokio::time::sleep(Duration::from_millis(1900)).await;
     assert_eq!(store.calls(), 7);
-    tokio::time::sleep(Duration::from_millis(1000)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(store.calls(), 7 + 6);
     drop(go);
 }
