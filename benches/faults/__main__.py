@@ -115,7 +115,7 @@ def rows(quick):
               1024 * MIB, listed=2000, beside="epoch")
     yield Row("the same, 2 % of all requests fail", "right bytes, 1.6 times as long", MIXED,
               ("epoch", "object", "d"), 1024 * MIB, listed=2000, beside="epoch")
-    # One in four past the page cache, and the budget is a quarter of the object.
+    # One in eight past the page cache, and the budget is a quarter of the object.
     count, limit = (20_000, None) if quick else (1_000_000, 1800)
     yield Row(f"{count:,} random preads of 32 threads, 2 % fail", "right bytes", MIXED,
               ("random", "object", 32, count), 256 * MIB, limit=limit,
