@@ -104,10 +104,10 @@ def rows(quick):
     silent = ["add all * silent"]
     for word, number in [("SIGKILL", signal.SIGKILL), ("Ctrl-C", signal.SIGINT)]:
         for what, program, rules in [
-            ("`cat`", ["cat", "object"], [f"{get} silent"]),
-            ("`dd iflag=direct`", ["dd", "if=object", "iflag=direct", "bs=1M"], [f"{get} silent"]),
-            ("`ls`", ["ls", "d"], silent),
-            ("`stat`", ["stat", "d/0"], silent),
+            ("`cat`", ["cat", "{}/object"], [f"{get} silent"]),
+            ("`dd iflag=direct`", ["dd", "if={}/object", "iflag=direct", "bs=1M"], [f"{get} silent"]),
+            ("`ls`", ["ls", "{}/d"], silent),
+            ("`stat`", ["stat", "{}/d/0"], silent),
         ]:
             yield Row(f"{word} of {what}, server silent", "gone in 2 s", rules, program=program,
                       killed=number)
@@ -186,10 +186,11 @@ def measure(product, row, seconds):
         mount = products.Mount(products.MOUNTS[product], server, row.options)
         before = server.requests()
         numbers = [server.tell(rule) for rule in row.rules]
-        words = row.program or [sys.executable, READER, mount.folder, server.endpoint, *row.action]
+        words = [sys.executable, READER, mount.folder, server.endpoint, *row.action]
+        if row.program:
+            words = [word.format(mount.folder) for word in row.program]
         start = time.monotonic()
-        reader = processes.start(words, cwd=mount.folder if row.program else None,
-                                 stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        reader = processes.start(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         meddle(server, row)
         if row.killed:
             time.sleep(3)
