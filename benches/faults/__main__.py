@@ -113,7 +113,7 @@ def rows(quick):
                       killed=number)
     yield Row("1 GiB and 2,000 files, no faults", "right bytes", [], ("epoch", "object", "d"),
               1024 * MIB, listed=2000, beside="epoch")
-    yield Row("the same, 2 % of all requests fail", "right bytes, 1.6 times as long", MIXED,
+    yield Row("1 GiB and 2,000 files, 2 % of requests fail", "right bytes, 1.6 times as long", MIXED,
               ("epoch", "object", "d"), 1024 * MIB, listed=2000, beside="epoch")
     # One in eight past the page cache, and the budget is a quarter of the object.
     count, limit = (20_000, None) if quick else (1_000_000, 1800)
