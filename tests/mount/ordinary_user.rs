@@ -75,14 +75,13 @@ fn an_ordinary_user_ends_a_mount_by_a_signal_or_the_word() {
     let mountpoint = user.scene.mountpoint();
     for signal in [Some(Signal::TERM), Some(Signal::INT), None] {
         let mut daemon = user.mount();
-        match signal {
-            Some(signal) => daemon.signal(signal),
-            None => {
-                let mut word = user.command(&user.program);
-                let said = word.arg("unmount").arg(&mountpoint).output().unwrap();
-                assert!(said.status.success(), "{said:?}");
-                assert!(!is_mounted(&mountpoint), "it returns when the mount is gone");
-            }
+        if let Some(signal) = signal {
+            daemon.signal(signal);
+        } else {
+            let mut word = user.command(&user.program);
+            let said = word.arg("unmount").arg(&mountpoint).output().unwrap();
+            assert!(said.status.success(), "{said:?}");
+            assert!(!is_mounted(&mountpoint), "it returns when the mount is gone");
         }
         let (code, log) = daemon.ended();
         assert_eq!(code, Some(0), "{signal:?}: {log}");
