@@ -157,7 +157,6 @@ fn who_is_ended_takes_nothing_from_others_who_wait_for_the_same() {
         Command::new("ls").arg(mount.path("d")).stdout(Stdio::null()).spawn().unwrap(),
     ];
     eventually("two requests", || silent.hits() > 1);
-    let hits = silent.hits();
     std::thread::scope(|threads| {
         let mount = &mount;
         let bytes = threads.spawn(|| {
@@ -176,7 +175,6 @@ fn who_is_ended_takes_nothing_from_others_who_wait_for_the_same() {
         for child in &mut killed {
             assert_eq!(end(child, Signal::KILL).signal(), Some(Signal::KILL.as_raw()));
         }
-        assert!(silent.hits() <= hits + 4, "nothing was asked for anew but what is hedged");
         mount.heal();
         mount.cut();
         assert!(bytes.join().unwrap() == mount.bucket().bytes("object", 0..10_000));
