@@ -2,7 +2,7 @@
 SHELL := bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help fmt lint test fuzz contract systemd deny demo bench deb
+.PHONY: help fmt lint test fuzz contract systemd deny demo bench deb libraries
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,10 @@ bench: ## compare with other mounts and clients, see docs/performance.md; FLAGS=
 deb: ## the Debian package, in target/debian
 	cargo build --release --workspace --bins --examples --locked
 	$(call package,release,release,target/debian,)
+
+libraries: ## what the release binary asks of the system
+	ldd target/release/fasts3-mount
+	objdump -T target/release/fasts3-mount | grep -oE 'GLIBC_[0-9.]+' | sort -uV | tail -n 1
 
 # Of what has been built: profile, its folder, where to, flags. The pages come from the program itself.
 define package

@@ -24,9 +24,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let folder = Path::new(&folder);
     fs::create_dir_all(folder)?;
     let mut whole = fasts3_mount::commands::command();
-    for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+    fs::write(folder.join("_fasts3-mount"), zsh()?)?;
+    for shell in [Shell::Bash, Shell::Fish] {
         clap_complete::generate_to(shell, &mut whole, "fasts3-mount", folder)?;
     }
+    // clap_complete 4.6 takes the hyphen in the program's name for the beginning of a subcommand, in
+    // one of the two places where the shell must find the same word.
+    let bash = folder.join("fasts3-mount.bash");
+    let text = fs::read_to_string(&bash)?;
+    fs::write(&bash, text.replace("fasts3__subcmd__mount", "fasts3__mount"))?;
     // The synopsis of a mount has no place for a word.
     let mount = fasts3_mount::config::command();
     write_page(Man::new(mount), Some(&Man::new(whole.clone())), MORE, folder)?;
@@ -36,6 +42,38 @@ fn main() -> Result<(), Box<dyn Error>> {
         write_page(Man::new(word.clone()), None, more, folder)?;
     }
     Ok(())
+}
+
+/// For zsh, where a word would be completed behind a bucket and a mountpoint if it were one command:
+/// so it is two, of which the first argument says which.
+fn zsh() -> Result<String, Box<dyn Error>> {
+    let generate = |mut command: clap::Command, name: &str| {
+        let mut text = Vec::new();
+        clap_complete::generate(Shell::Zsh, &mut command, name, &mut text);
+        String::from_utf8(text)
+    };
+    let mount = generate(fasts3_mount::config::command(), "fasts3-mount")?;
+    let whole = fasts3_mount::commands::command();
+    let words: Vec<_> = whole.get_subcommands().cloned().collect();
+    let names: Vec<_> = words.iter().map(clap::Command::get_name).collect();
+    let first = format!(
+        "_fasts3-mount() {{
+    if (( CURRENT == 2 )); then
+        _fasts3-mount-word_commands
+    elif [[ $words[2] == ({}) ]]; then
+        _fasts3-mount-word \"$@\"
+        return
+    fi
+",
+        names.join("|")
+    );
+    let words = clap::Command::new("fasts3-mount-word").subcommands(words);
+    let words = generate(words.disable_help_subcommand(true), "fasts3-mount-word")?;
+    // Without what says whose completion it is.
+    let (_, words) = words.split_once('\n').ok_or("no first line")?;
+    let (words, _) = words.split_once("\nif [ ").ok_or("no last lines")?;
+    let (head, mount) = mount.split_once("_fasts3-mount() {\n").ok_or("no function")?;
+    Ok(format!("{head}{words}\n{first}{mount}"))
 }
 
 /// A page, with the words of another if it is to name them.

@@ -67,7 +67,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(Ended::Told(_)) if helper => ExitCode::from(MOUNT_FAILED),
         Err(Ended::Told(code)) => ExitCode::from(code),
         Err(Ended::Error(error)) => {
-            eprintln!("{}: {error}", if helper { "mount.fasts3" } else { "fasts3-mount" });
+            let name = if helper { "mount.fasts3" } else { "fasts3-mount" };
+            eprintln!("{name}: {}", error::one_line(&error.to_string()));
             if helper { ExitCode::from(MOUNT_FAILED) } else { error.exit_code() }
         }
     }
@@ -319,7 +320,9 @@ async fn drop_names(fs: &Arc<BucketFs>, mounted: &Arc<fuse::Mounted>) {
 /// Unmounts, and lets readers that are under way have their answers for a moment.
 async fn unmount(mounted: Arc<fuse::Mounted>, config: &Config) -> Result<(), StartError> {
     if mounted.is_others() {
-        tracing::info!("the mount stays, dead, until whoever has made it unmounts it");
+        if !mounted.has_ended() {
+            tracing::info!("the mount stays, dead, until whoever has made it unmounts it");
+        }
         return Ok(());
     }
     let unmounting = mounted.clone();

@@ -330,6 +330,12 @@ impl Mounted {
         }
     }
 
+    /// Whether the kernel has ended the session already.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        *self.ended.borrow()
+    }
+
     /// Returns when the kernel has ended the session, be it by an unmount from outside.
     pub async fn ended(&self) {
         // An error means that the serving thread is gone, which is an end as well.

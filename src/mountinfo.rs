@@ -18,9 +18,10 @@ pub(crate) struct Mount {
 
 impl Mount {
     /// Whether it is one of ours: by its type, or by its source when the kernel was told no type. No
-    /// other program has such a source.
+    /// other program has such a source. mount.fuse3(8) has a type of its own for what it mounts.
     pub(crate) fn is_ours(&self) -> bool {
-        self.kind == "fuse.fasts3" || (self.kind == "fuse" && self.source.starts_with("s3://"))
+        ["fuse.fasts3", "fuse.mount.fasts3"].contains(&self.kind.as_str())
+            || (self.kind == "fuse" && self.source.starts_with("s3://"))
     }
 }
 

@@ -109,12 +109,12 @@ def wrong_reads(path, url, threads, count):
     def reads(seed):
         chance = random.Random(seed)
         wrong = 0
-        # One in four past the page cache, which soon has everything.
+        # One in eight past the page cache, which soon has everything.
         cached, direct = (os.open(path, os.O_RDONLY | flag) for flag in (0, os.O_DIRECT))
         for number in range(count // threads):
             at = chance.randrange(size)
             length = chance.choice([1, 4096, 40_000, 131_072, 300_000])
-            file = cached if number % 4 else direct
+            file = cached if number % 8 else direct
             wrong += os.pread(file, length, at) != truth[at:at + length]
         os.close(cached)
         os.close(direct)

@@ -82,7 +82,7 @@ pub fn check_mount(mountpoint: &Path) -> Result<PathBuf, NoAnswer> {
         .map_err(|error| NoAnswer::NoMount(format!("{shown} cannot be used: {error}")))?;
     let real = match mount_of(&absolute, &mounts) {
         Some(_) => absolute,
-        None => resolved(absolute, shown.to_string())?,
+        None => resolved(absolute, mountpoint)?,
     };
     match mount_of(&real, &mounts) {
         Some(mount) if mount == real => Ok(real),
@@ -95,7 +95,8 @@ pub fn check_mount(mountpoint: &Path) -> Result<PathBuf, NoAnswer> {
 }
 
 /// Where a path leads, found out by a thread that may hang.
-fn resolved(path: PathBuf, shown: String) -> Result<PathBuf, NoAnswer> {
+fn resolved(path: PathBuf, mountpoint: &Path) -> Result<PathBuf, NoAnswer> {
+    let shown = mountpoint.display();
     let (tell, told) = channel();
     std::thread::spawn(move || {
         // All but the last name: that may be a mountpoint, which is not to be asked.

@@ -179,6 +179,7 @@ mod tests {
         };
         assert!(ours("fuse.fasts3 s3://data/"));
         assert!(ours("fuse s3://data/"));
+        assert!(ours("fuse.mount.fasts3 mount.fasts3"));
         for other in ["fuse data", "fuse.s3fs s3fs", "fuse.rclone s3://data/", "ext4 s3://data/"] {
             assert!(!ours(other), "{other}");
         }

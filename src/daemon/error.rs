@@ -116,6 +116,12 @@ fn what_to_check(cause: &str) -> &'static str {
     }
 }
 
+/// A sentence on one line, whatever the names in it hold.
+pub(super) fn one_line(sentence: &str) -> String {
+    let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.into() };
+    sentence.chars().map(shown).collect()
+}
+
 impl StartError {
     /// What the process exits with.
     #[must_use]

@@ -572,7 +572,8 @@ fn warm_takes_a_list_and_says_what_it_could_not_read() {
     let mount = filled().mount(&[]);
     mount.bucket().put("new\nline", "bytes");
     let of = |keys: &[&str], end: char| -> String {
-        keys.iter().map(|key| format!("{}{end}", mount.path(key).display())).collect()
+        let path = |key: &&str| mount.path(key).display().to_string();
+        keys.iter().flat_map(|key| [path(key), end.to_string()]).collect()
     };
     for (list, files) in [
         (of(&["small/07", "small/none", "small/08"], '\n'), 2),

@@ -18,6 +18,7 @@ mod life;
 mod limits;
 mod looking;
 mod matrix;
+mod mountpoints;
 mod names;
 mod ordinary_user;
 mod panics;

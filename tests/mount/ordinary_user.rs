@@ -75,14 +75,13 @@ fn an_ordinary_user_ends_a_mount_by_a_signal_or_the_word() {
     let mountpoint = user.scene.mountpoint();
     for signal in [Some(Signal::TERM), Some(Signal::INT), None] {
         let mut daemon = user.mount();
-        match signal {
-            Some(signal) => daemon.signal(signal),
-            None => {
-                let mut word = user.command(&user.program);
-                let said = word.arg("unmount").arg(&mountpoint).output().unwrap();
-                assert!(said.status.success(), "{said:?}");
-                assert!(!is_mounted(&mountpoint), "it returns when the mount is gone");
-            }
+        if let Some(signal) = signal {
+            daemon.signal(signal);
+        } else {
+            let mut word = user.command(&user.program);
+            let said = word.arg("unmount").arg(&mountpoint).output().unwrap();
+            assert!(said.status.success(), "{said:?}");
+            assert!(!is_mounted(&mountpoint), "it returns when the mount is gone");
         }
         let (code, log) = daemon.ended();
         assert_eq!(code, Some(0), "{signal:?}: {log}");
@@ -119,9 +118,9 @@ fn what_an_ordinary_users_daemon_left_is_freed_by_the_next() {
     let mountpoint = user.scene.mountpoint();
     let mut daemon = user.mount();
     daemon.signal(Signal::KILL);
-    // The kernel tells of the end as soon as the last of its threads is gone.
+    // Of all else the kernel keeps answers, even the file's bytes.
     eventually("a dead mount", || {
-        String::from_utf8_lossy(&user.run("cat", &[]).stderr).contains("not connected")
+        String::from_utf8_lossy(&user.run("stat", &["-f"]).stderr).contains("not connected")
     });
     let (code, _) = daemon.ended();
     assert_eq!(code, None);

@@ -138,7 +138,7 @@ class Scene:
         """The commands that stand below a heading, about this store."""
         text = (self.project / document).read_text()
         section = re.split(rf"(?m)^#+ {re.escape(heading)}$", text)[1]
-        section = re.split(r"(?m)^#+ ", section)[0] if "```" not in section else section
+        section = re.split(r"(?m)^#+ ", section)[0]
         found = re.findall(r"(?m)(?:^    .*\n(?:\n(?=    ))?)+", section)
         commands = re.sub(r"(?m)^    ", "", found[block])
         return commands.replace("my-bucket", "data")

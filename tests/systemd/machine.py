@@ -189,7 +189,8 @@ class Machine:
     def beside(self, *words, seconds=300):
         """A process that goes on beside the test, and is killed behind it."""
         with subprocess.Popen(self.command(*words, seconds=seconds), stdin=subprocess.DEVNULL,
-                              stdout=subprocess.DEVNULL, process_group=0) as process:
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                              process_group=0) as process:
             try:
                 yield process
             finally:
