@@ -15,12 +15,13 @@ const LONGEST_REQUEST: Duration = Duration::from_secs(6);
 const TRIES: u32 = 3;
 
 /// Asks until it works or makes no sense to go on; and how often it failed. Silence is an answer: who
-/// was silent once is not asked again.
+/// was silent once is not asked again. A refused signature is tried once more, with what the store has
+/// by then, as the mount does: a HEAD does not tell it from a lack of rights.
 pub(super) async fn ask<T, F>(mut request: impl FnMut() -> F) -> (Result<T, StoreError>, u32)
 where
     F: Future<Output = Result<T, StoreError>>,
 {
-    let mut failures = 0;
+    let (mut failures, mut signed_anew) = (0, false);
     loop {
         let Ok(outcome) = timeout(LONGEST_REQUEST, request()).await else {
             let limit = LONGEST_REQUEST.as_secs();
@@ -28,6 +29,11 @@ where
             return (Err(silent), failures + 1);
         };
         match outcome {
+            Err(StoreError::SignatureRefused(cause)) => {
+                if std::mem::replace(&mut signed_anew, true) {
+                    return (Err(StoreError::Denied(cause)), failures);
+                }
+            }
             Err(error) if error.is_transient() && failures + 1 < TRIES => {
                 failures += 1;
                 sleep(Duration::from_millis(200)).await;
@@ -234,6 +240,13 @@ mod tests {
         assert_eq!((outcome, failures), (Err(StoreError::Throttled), 2));
         let (outcome, failures) = ask(|| async { Err::<(), _>(StoreError::NotFound) }).await;
         assert_eq!((outcome, failures), (Err(StoreError::NotFound), 0));
+        let asked = AtomicUsize::new(0);
+        let refused = ask(|| async {
+            asked.fetch_add(1, Relaxed);
+            Err::<(), _>(StoreError::SignatureRefused("403".to_owned()))
+        });
+        assert_eq!(refused.await, (Err(StoreError::Denied("403".to_owned())), 0));
+        assert_eq!(asked.into_inner(), 2);
         let begun = Instant::now();
         let (outcome, _) = ask(std::future::pending::<Result<(), StoreError>>).await;
         assert!(matches!(outcome, Err(StoreError::TimedOut(_))), "{outcome:?}");
