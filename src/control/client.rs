@@ -85,7 +85,8 @@ pub fn check_mount(mountpoint: &Path) -> Result<PathBuf, NoAnswer> {
         None => resolved(absolute, mountpoint)?,
     };
     match mount_of(&real, &mounts) {
-        Some(mount) if mount == real => Ok(real),
+        // Its socket is found by its path, in which a slash at the end counts.
+        Some(mount) if mount == real => Ok(mount),
         Some(mount) => {
             let mount = mount.display();
             Err(NoAnswer::NoMount(format!("{shown} is inside a mount, which is on {mount}")))

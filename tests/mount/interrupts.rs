@@ -80,7 +80,8 @@ fn end(child: &mut Child, signal: Signal) -> ExitStatus {
 /// How many requests of these kinds the daemon has not answered yet.
 fn waiting(mount: &Mount, kinds: &[&str]) -> u64 {
     let mut status = mount.scene.program();
-    let said = status.arg("status").arg(mount.path("")).arg("--json").output().unwrap().stdout;
+    let said =
+        status.arg("status").arg(mount.scene.mountpoint()).arg("--json").output().unwrap().stdout;
     // A daemon on a busy machine may not answer in time.
     let status: serde_json::Value = serde_json::from_slice(&said).unwrap_or_default();
     kinds.iter().map(|&kind| status["operations"][kind]["in_flight"].as_u64().unwrap_or(0)).sum()
