@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -28,6 +28,20 @@ fn program(scene: &Scene, name: &str, file: &Path) -> Command {
 fn mounted(scene: Scene, mut command: Command) -> Mount {
     let daemon = Daemon::start(&mut command, &scene.mountpoint());
     Mount { daemon, scene }
+}
+
+/// A credentials file with the server's keys, and what writes it with a token.
+fn rotated(scene: &Scene) -> (PathBuf, impl Fn(&str) + use<>) {
+    let file = scene.folder.path().join("credentials");
+    let (keys, to) = (scene.server.credentials(), file.clone());
+    let write = move |token: &str| {
+        let text = format!(
+            "[default]\naws_access_key_id={}\naws_secret_access_key={}\naws_session_token={token}\n",
+            keys.access_key, keys.secret_key
+        );
+        std::fs::write(&to, text).unwrap();
+    };
+    (file, write)
 }
 
 /// From now on the old token is no good.
@@ -80,15 +94,7 @@ fn a_rotated_file_is_read_again_when_its_credentials_have_expired() {
         return;
     }
     let scene = scene_of(32);
-    let file = scene.folder.path().join("credentials");
-    let keys = scene.server.credentials();
-    let write = |token: &str| {
-        let text = format!(
-            "[default]\naws_access_key_id={}\naws_secret_access_key={}\naws_session_token={token}\n",
-            keys.access_key, keys.secret_key
-        );
-        std::fs::write(&file, text).unwrap();
-    };
+    let (file, write) = rotated(&scene);
     write(TOKENS[0]);
     let command = program(&scene, "AWS_SHARED_CREDENTIALS_FILE", &file);
     let mount = mounted(scene, command);
@@ -252,15 +258,7 @@ fn a_head_that_is_refused_without_a_reason_is_signed_anew_once_in_a_while() {
     }
     for status in [400, 403] {
         let scene = scene_of(8);
-        let file = scene.folder.path().join("credentials");
-        let keys = scene.server.credentials();
-        let write = |token: &str| {
-            let text = format!(
-                "[default]\naws_access_key_id={}\naws_secret_access_key={}\naws_session_token={token}\n",
-                keys.access_key, keys.secret_key
-            );
-            std::fs::write(&file, text).unwrap();
-        };
+        let (file, write) = rotated(&scene);
         write(TOKENS[0]);
         let command = program(&scene, "AWS_SHARED_CREDENTIALS_FILE", &file);
         let mount = mounted(scene, command);

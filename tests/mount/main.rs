@@ -13,6 +13,7 @@ mod doctor;
 mod expire;
 mod faults;
 mod given;
+mod in_process;
 mod interrupts;
 mod life;
 mod limits;

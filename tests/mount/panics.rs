@@ -1,22 +1,17 @@
 //! A panic ends one request, and nothing else: a mount in this very process, of a store that panics
 //! for chosen keys.
 
-use std::ffi::OsString;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use bytes::BufMut;
-use fasts3_mount::config;
-use fasts3_mount::fs::{BucketFs, ReadConfig};
-use fasts3_mount::fuse;
-use fasts3_mount::namespace::NamespaceConfig;
 use fasts3_mount::store::memory::MemoryStore;
 use fasts3_mount::store::{
     ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError,
 };
 
 use crate::common::{can_mount, errno, names};
+use crate::in_process::InProcess;
 
 struct Panicking(MemoryStore);
 
@@ -47,7 +42,6 @@ fn a_panic_is_eio_for_its_request_and_the_mount_goes_on() {
     if !can_mount() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
     let store = Panicking(MemoryStore::new());
     for key in ["get", "well", "panic/file", "d/well"] {
         store.0.put(key, "bytes");
@@ -56,31 +50,15 @@ fn a_panic_is_eio_for_its_request_and_the_mount_goes_on() {
     for index in 0..1200 {
         store.0.put(&format!("d/a{index:04}"), "bytes");
     }
-    let arguments: [OsString; 3] = ["fasts3-mount".into(), "data".into(), folder.path().into()];
-    let config = config::parse(arguments).unwrap();
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let names_config = NamespaceConfig {
-        root_prefix: String::new(),
-        metadata_ttl: config.metadata_ttl,
-        negative_ttl: config.negative_ttl,
-        mounted_at: SystemTime::now(),
-        listings_bytes: 1 << 20,
-        page_keys: 1000,
-        pages_at_once: 4,
-    };
-    let handle = runtime.handle().clone();
-    let reading = ReadConfig::new(&config);
-    let store = Arc::new(store);
-    let fs = BucketFs::new(store, &config, names_config, reading, handle.clone(), Arc::default());
-    let mounted = fuse::mount(&fs.unwrap(), &config, None, &handle).unwrap();
-
-    let path = |key: &str| folder.path().join(key);
+    let mount = InProcess::new(Arc::new(store), &[]);
+    let path = |key: &str| mount.path(key);
     for _ in 0..3 {
         assert_eq!(errno(names(&path("panic"))), Some(libc::EIO));
         assert_eq!(errno(std::fs::read(path("get"))), Some(libc::EIO));
         assert_eq!(std::fs::read(path("well")).unwrap(), b"bytes");
         assert_eq!(std::fs::read(path("d/well")).unwrap(), b"bytes");
     }
+    let InProcess { mounted, folder, .. } = mount;
     drop(mounted);
     assert_eq!(names(folder.path()).unwrap(), [""; 0]);
 }
