@@ -1,0 +1,52 @@
+//! A mount in this very process, of a store that the test has made: for what no server can be made
+//! to do, and for what the kernel is told.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use fasts3_mount::config;
+use fasts3_mount::fs::{BucketFs, ReadConfig};
+use fasts3_mount::fuse::{self, Mounted};
+use fasts3_mount::namespace::NamespaceConfig;
+use fasts3_mount::store::ObjectStore;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+/// Fields are dropped in this order: unmounted first.
+pub(crate) struct InProcess {
+    pub(crate) mounted: Mounted,
+    pub(crate) fs: Arc<BucketFs>,
+    pub(crate) folder: TempDir,
+    _runtime: Runtime,
+}
+
+impl InProcess {
+    pub(crate) fn new(store: Arc<dyn ObjectStore>, options: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let place: [OsString; 3] = ["fasts3-mount".into(), "data".into(), folder.path().into()];
+        let options = options.iter().map(OsString::from);
+        let config = config::parse(place.into_iter().chain(options)).unwrap();
+        let runtime = Runtime::new().unwrap();
+        let names = NamespaceConfig {
+            root_prefix: String::new(),
+            metadata_ttl: config.metadata_ttl,
+            negative_ttl: config.negative_ttl,
+            mounted_at: SystemTime::now(),
+            listings_bytes: 1 << 20,
+            page_keys: 1000,
+            pages_at_once: 4,
+        };
+        let handle = runtime.handle().clone();
+        let reading = ReadConfig::new(&config);
+        let fs = BucketFs::new(store, &config, names, reading, handle.clone(), Arc::default());
+        let fs = fs.unwrap();
+        let mounted = fuse::mount(&fs, &config, None, &handle).unwrap();
+        Self { mounted, fs, folder, _runtime: runtime }
+    }
+
+    pub(crate) fn path(&self, key: &str) -> PathBuf {
+        self.folder.path().join(key)
+    }
+}
