@@ -142,12 +142,17 @@ impl S3 for Service {
         }
         let Found { object, range, content_range } = found;
         let length = range.end - range.start;
+        let asks = input.checksum_mode.as_ref().is_some_and(|mode| mode.as_str() == "ENABLED");
+        let checksum = object.checksum().filter(|_| asks && content_range.is_none());
+        let checksum_type = checksum.is_some().then(|| "FULL_OBJECT".to_owned().into());
         let body = ContentBody::new(object.clone(), range, self.counters.clone());
         Ok(S3Response::new(GetObjectOutput {
             body: Some(StreamingBlob::from(Body::http_body(body))),
             content_length: Some(signed(length)),
             content_range,
             accept_ranges: Some("bytes".into()),
+            checksum_crc64nvme: checksum,
+            checksum_type,
             content_type: Some(object.content_type.clone()),
             e_tag: Some(ETag::Strong(object.etag.clone())),
             last_modified: Some(object.last_modified.into()),

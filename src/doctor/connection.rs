@@ -8,7 +8,8 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
-use super::report::{Report, State};
+use super::examine::requests::ask;
+use super::report::{Report, State, because};
 use crate::config::Config;
 use crate::daemon::StartError;
 use crate::store::StoreError;
@@ -198,32 +199,27 @@ async fn clock(store: &S3Store, report: &mut Report) {
 /// Whether the store looks at `If-Match`, which the seam hides: there the `ETag` of an answer is looked
 /// at, too.
 pub(super) async fn condition(store: &S3Store, key: &str, report: &mut Report) {
-    match timeout(LONGEST_STEP, store.honours_if_match(key)).await {
-        Ok(Ok(true)) => report.ok("If-Match", "is honoured: GETs of another version are refused"),
-        Ok(Ok(false)) => report.slow(
+    match ask(|| store.honours_if_match(key)).await.0 {
+        Ok(true) => report.ok("If-Match", "is honoured: GETs of another version are refused"),
+        Ok(false) => report.slow(
             "If-Match",
             "is not honoured: that an object was overwritten is seen by the ETag of each answer instead",
         ),
-        Ok(Err(error)) => {
-            let sentence = super::report::because("a GET with If-Match fails", &error);
-            report.wrong("If-Match", sentence);
+        Err(StoreError::TimedOut(_)) => {
+            report.slow("If-Match", "a GET of another version is not answered");
         }
-        Err(_elapsed) => report.slow("If-Match", "a GET of another version is not answered"),
+        Err(error) => report.wrong("If-Match", because("a GET with If-Match fails", &error)),
     }
 }
 
 async fn encoding(config: &Config, store: &S3Store, report: &mut Report) {
-    let encodes = timeout(LONGEST_STEP, store.encodes_keys(&config.prefix)).await;
-    let silent = || Err(StoreError::TimedOut("a listing of one key is not answered".to_owned()));
-    match encodes.unwrap_or_else(|_elapsed| silent()) {
+    match ask(|| store.encodes_keys(&config.prefix)).await.0 {
         Ok(true) => report.ok("encoding", "listings are URL-encoded as asked for"),
         Ok(false) => report.slow(
             "encoding",
             "listings are not URL-encoded (encoding-type): keys with control characters cannot be \
              listed",
         ),
-        Err(error) => {
-            report.wrong("encoding", super::report::because("keys cannot be listed", &error));
-        }
+        Err(error) => report.wrong("encoding", because("keys cannot be listed", &error)),
     }
 }

@@ -21,6 +21,7 @@ use super::{
 use crate::config::StoreConfig;
 use crate::stats::Counter;
 
+mod checksum;
 mod checkup;
 mod connect;
 mod direct;

@@ -101,6 +101,37 @@ fn what_fails_for_ever_is_an_error_at_the_time_limit() {
     });
 }
 
+/// E11
+#[test]
+fn bytes_that_do_not_sum_up_to_what_the_store_tells_are_asked_for_again() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::with_proxy();
+    let bytes: Vec<u8> = (0..200_000_u32).flat_map(u32::to_be_bytes).take(200_000).collect();
+    for key in ["once", "always", "broken", "well"] {
+        scene.bucket().put(key, bytes.clone());
+    }
+    let mount = scene.mount(&[]);
+    assert_eq!(mount.names("").len(), 4);
+    mount.forget_counts();
+    let other = |key, at| Rule::on_get(key, Fault::Corrupt { at });
+    let once = mount.add(other("once", 150_000).times(1));
+    let always = mount.add(other("always", 199_999));
+    assert!(mount.read("once").unwrap() == bytes);
+    assert_eq!((once.hits(), mount.counts().get), (1, 2));
+    // The first block is right, and yet nobody saw it: the sum is of all.
+    let first = open_directly(&mount.path("always")).read_at(&mut [0; 4096], 0);
+    assert_eq!(errno(first), Some(libc::EIO));
+    assert_eq!(always.hits(), 5);
+    // There is no sum of a body that broke: it goes on from where it stopped.
+    mount.forget_counts();
+    let broken = mount.add(Rule::on_get("broken", Fault::Truncate { after: 150_000 }).times(1));
+    assert!(mount.read("broken").unwrap() == bytes);
+    assert_eq!((broken.hits(), mount.counts().get), (1, 2));
+    assert!(mount.read("well").unwrap() == bytes);
+}
+
 /// E6
 #[test]
 fn a_first_byte_that_never_comes_is_asked_for_again_within_3_s() {

@@ -17,7 +17,9 @@ const TRIES: u32 = 3;
 /// Asks until it works or makes no sense to go on; and how often it failed. Silence is an answer: who
 /// was silent once is not asked again. A refused signature is tried once more, with what the store has
 /// by then, as the mount does: a HEAD does not tell it from a lack of rights.
-pub(super) async fn ask<T, F>(mut request: impl FnMut() -> F) -> (Result<T, StoreError>, u32)
+pub(in crate::doctor) async fn ask<T, F>(
+    mut request: impl FnMut() -> F,
+) -> (Result<T, StoreError>, u32)
 where
     F: Future<Output = Result<T, StoreError>>,
 {

@@ -56,7 +56,7 @@ pub(super) struct Blank<'a> {
     pub(super) key: &'a str,
     /// As [`query`] writes it; empty for none.
     pub(super) query: &'a str,
-    /// Names and values, ascending, between `host` and `x-amz-`.
+    /// Names and values, ascending, between `host` and `x-amz-content-sha256`.
     pub(super) headers: &'a [(&'static str, &'a str)],
 }
 
