@@ -113,8 +113,10 @@ class Scene:
 
     @contextlib.contextmanager
     def reader(self, path="/mnt/data/big.bin"):
-        """A program in the middle of a large file, which it reads at 20 MB/s and more."""
-        with self.machine.beside("dd", f"if={path}", "of=/dev/null", "bs=1M") as process:
+        """A program in the middle of a large file, for 50 s and more, be the machine as fast as it may."""
+        slowly = ("import sys, time\nwith open(sys.argv[1], 'rb', buffering=0) as file:\n"
+                  "    while file.read(1 << 20): time.sleep(0.05)")
+        with self.machine.beside("python3", "-c", slowly, path) as process:
             wait_for("a reader", lambda: self.holders(path), 30)
             assert process.poll() is None
             yield process
@@ -434,8 +436,9 @@ def a_running_mount_is_looked_into_by_status_top_metrics_and_the_log(s):
             def screen():
                 shown = s.run("tmux", "capture-pane", "-p", check=False).stdout
                 # Not the first look, which is of a moment only.
-                busy = re.search(r"up [2-9] s .*\nfrom the store +\d+\.\d+ MB/s", shown)
-                return shown if busy and " dd" in shown else None
+                rates = re.search(r"from the store +[\d.]+ MB/s +to programs +[\d.]+ MB/s", shown)
+                whole = re.search(r"each look [1-9]", shown)
+                return shown if rates and whole and " python3" in shown else None
             shown = wait_for("a busy screen", screen, 30)
         finally:
             s.run("tmux", "send-keys", "q", check=False)
