@@ -18,6 +18,7 @@ pub mod examine;
 mod machine;
 mod measured;
 mod report;
+mod requests;
 
 pub use self::measured::{Bandwidth, Measured};
 pub use self::report::{Finding, Report, State};

@@ -8,8 +8,8 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
-use super::examine::requests::ask;
 use super::report::{Report, State, because};
+use super::requests::ask;
 use crate::config::Config;
 use crate::daemon::StartError;
 use crate::store::StoreError;

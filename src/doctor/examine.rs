@@ -12,7 +12,6 @@ use crate::config::Config;
 use crate::store::{ListEntry, ObjectMeta, ObjectStore, ObjectVersion};
 
 mod behaviour;
-pub(super) mod requests;
 mod speed;
 
 /// Whatever a store does, the examination ends: with what comes before and behind it, within a

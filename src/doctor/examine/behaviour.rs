@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::super::report::{Report, because};
 use super::Plan;
-use super::requests::{again, ask, get, state};
 use crate::doctor::report::State;
+use crate::doctor::requests::{again, ask, get, state};
 use crate::store::{
     ListEntry, ListFrom, ListPage, ListRequest, ObjectMeta, ObjectStore, ObjectVersion, StoreError,
     check_page,

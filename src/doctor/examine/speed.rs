@@ -7,10 +7,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Plan;
-use super::requests::{Bounds, Moved, Step, Taken, ask, get, together};
 use crate::control::status::{bytes, seconds};
 use crate::doctor::measured::{Bandwidth, rate};
 use crate::doctor::report::{Report, State, because};
+use crate::doctor::requests::{Bounds, Moved, Step, Taken, ask, get, together};
 use crate::store::{ListEntry, ListFrom, ListRequest, ObjectMeta, ObjectStore, ObjectVersion};
 
 /// First bytes that are waited for, one behind the other.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::super::report::State;
+use super::report::State;
 use crate::store::{ObjectStore, ObjectVersion, StoreError};
 
 /// One request of a check, its body included. A mount waits longer; who looks does not want to.
@@ -17,9 +17,7 @@ const TRIES: u32 = 3;
 /// Asks until it works or makes no sense to go on; and how often it failed. Silence is an answer: who
 /// was silent once is not asked again. A refused signature is tried once more, with what the store has
 /// by then, as the mount does: a HEAD does not tell it from a lack of rights.
-pub(in crate::doctor) async fn ask<T, F>(
-    mut request: impl FnMut() -> F,
-) -> (Result<T, StoreError>, u32)
+pub(super) async fn ask<T, F>(mut request: impl FnMut() -> F) -> (Result<T, StoreError>, u32)
 where
     F: Future<Output = Result<T, StoreError>>,
 {
