@@ -11,11 +11,11 @@ use std::time::{Duration, SystemTime};
 
 use divan::Bencher;
 use divan::counter::BytesCount;
-use fasts3_mount::config;
+use fasts3_mount::app::config;
 use fasts3_mount::fs::{BucketFs, ReadConfig, Taker};
-use fasts3_mount::namespace::{Ino, NamespaceConfig, ROOT};
+use fasts3_mount::names::{Ino, NamesConfig, ROOT};
 use fasts3_mount::stats::Stats;
-use fasts3_mount::store::memory::MemoryStore;
+use fasts3_mount::testing::memory::MemoryStore;
 use tokio::runtime::Runtime;
 
 const MIB: u64 = 1 << 20;
@@ -85,7 +85,7 @@ impl Hot {
         store.put("hot", vec![7; usize::try_from(OBJECT_BYTES).expect("64 bits")]);
         let arguments = ["fasts3-mount", "--memory-budget", "512MiB", "bucket", "/"];
         let config = config::parse(arguments.map(OsString::from)).expect("the arguments are right");
-        let names = NamespaceConfig {
+        let names = NamesConfig {
             root_prefix: String::new(),
             metadata_ttl: None,
             negative_ttl: Duration::ZERO,

@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let folder = std::env::args_os().nth(1).ok_or("give the folder to write to")?;
     let folder = Path::new(&folder);
     fs::create_dir_all(folder)?;
-    let mut whole = fasts3_mount::commands::command();
+    let mut whole = fasts3_mount::app::commands::command();
     fs::write(folder.join("_fasts3-mount"), zsh()?)?;
     for shell in [Shell::Bash, Shell::Fish] {
         clap_complete::generate_to(shell, &mut whole, "fasts3-mount", folder)?;
@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let text = fs::read_to_string(&bash)?;
     fs::write(&bash, text.replace("fasts3__subcmd__mount", "fasts3__mount"))?;
     // The synopsis of a mount has no place for a word.
-    let mount = fasts3_mount::config::command();
+    let mount = fasts3_mount::app::config::command();
     write_page(Man::new(mount), Some(&Man::new(whole.clone())), MORE, folder)?;
     whole.build();
     for word in whole.get_subcommands() {
@@ -52,8 +52,8 @@ fn zsh() -> Result<String, Box<dyn Error>> {
         clap_complete::generate(Shell::Zsh, &mut command, name, &mut text);
         String::from_utf8(text)
     };
-    let mount = generate(fasts3_mount::config::command(), "fasts3-mount")?;
-    let whole = fasts3_mount::commands::command();
+    let mount = generate(fasts3_mount::app::config::command(), "fasts3-mount")?;
+    let whole = fasts3_mount::app::commands::command();
     let words: Vec<_> = whole.get_subcommands().cloned().collect();
     let names: Vec<_> = words.iter().map(clap::Command::get_name).collect();
     let first = format!(

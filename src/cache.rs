@@ -32,7 +32,7 @@ use self::chunk::Chunk;
 use self::gate::{Gate, OVERDUE, Pass};
 use self::pace::Timing;
 use self::slots::Full;
-use crate::layout::{Layout, Span};
+use crate::base::layout::{Layout, Span};
 use crate::stats::Stats;
 use crate::store::{ObjectMeta, ObjectStore, StoreError};
 
@@ -136,20 +136,17 @@ impl ChunkCache {
 
     /// The size of a GET that reads a stream ahead, and how many bytes of them the network
     /// needs in flight, 0 if unknown, both as it was measured. A part has the layout's size, or half of it.
-    #[must_use]
     pub fn pace(&self) -> (u64, u64) {
         let Layout { part_bytes, block_bytes, .. } = self.0.layout;
         self.0.gate.ahead_bytes(part_bytes, block_bytes)
     }
 
     /// Bytes that chunks hold or await.
-    #[must_use]
     pub fn used_bytes(&self) -> u64 {
         self.0.arena.used()
     }
 
     /// The bound on them.
-    #[must_use]
     pub fn budget_bytes(&self) -> u64 {
         self.0.arena.budget()
     }
@@ -163,7 +160,6 @@ impl ChunkCache {
     }
 
     /// Whether anything of the first chunk of an object is held or awaited.
-    #[must_use]
     pub fn holds(&self, id: ObjectId) -> bool {
         self.0.chunks.lock().contains(&(id, 0))
     }
@@ -171,7 +167,6 @@ impl ChunkCache {
     /// Begins to fetch what of `range` nobody has fetched, in GETs of at most `piece_bytes`, as
     /// far as the budget allows. Returns where it has come to: the range's end, or where there was
     /// no room any more.
-    #[must_use]
     pub fn fetch(
         &self,
         id: ObjectId,

@@ -7,16 +7,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::runtime::Handle;
 
+use crate::app::config::Config;
+use crate::base::layout::{BLOCK_BYTES, Layout, WHOLE_OBJECT_BYTES};
 pub use crate::cache::Taker;
 use crate::cache::{ChunkCache, Data, Purpose};
-use crate::config::Config;
-use crate::layout::{BLOCK_BYTES, Layout, WHOLE_OBJECT_BYTES};
-pub use crate::namespace::Known;
-use crate::namespace::{
-    Ino, NameError, Namespace, NamespaceConfig, Node, NodeKind, Place, ScanEntry,
-};
-use crate::reader::{Limits, Pace, Readers};
-use crate::siblings::{self, Access, Directory, Siblings};
+pub use crate::names::Known;
+use crate::names::{Ino, NameError, Names, NamesConfig, Node, NodeKind, Place, ScanEntry};
+use crate::readahead::siblings::{self, Access, Directory, Siblings};
+use crate::readahead::streams::{Limits, Pace, Readers};
 use crate::stats::Stats;
 use crate::store::{ObjectMeta, ObjectStore, StoreError};
 
@@ -24,7 +22,7 @@ mod xattrs;
 
 /// A bucket as a file system.
 pub struct BucketFs {
-    namespace: Arc<Namespace>,
+    namespace: Arc<Names>,
     cache: ChunkCache,
     readers: Readers,
     siblings: Siblings,
@@ -59,7 +57,6 @@ pub struct ReadConfig {
 impl ReadConfig {
     /// Takes the sizes from the configuration. A chunk larger than a quarter of the budget is
     /// made smaller: chunks are what is given up for room, and there must be several.
-    #[must_use]
     pub fn new(config: &Config) -> Self {
         let quarter = (config.memory_budget_bytes / 4).max(BLOCK_BYTES);
         let fitting = 1 << quarter.ilog2();
@@ -207,7 +204,6 @@ pub enum FsError {
 
 impl FsError {
     /// The errno that a program sees.
-    #[must_use]
     pub fn errno(&self) -> i32 {
         match self {
             Self::NotFound { .. } => libc::ENOENT,
@@ -267,7 +263,7 @@ impl BucketFs {
     pub fn new(
         store: Arc<dyn ObjectStore>,
         config: &Config,
-        names: NamespaceConfig,
+        names: NamesConfig,
         reading: ReadConfig,
         runtime: Handle,
         stats: Arc<Stats>,
@@ -297,7 +293,7 @@ impl BucketFs {
         cache.keep_ready();
         let answers = xattrs::Answers::new(store.clone(), names.metadata_ttl);
         Ok(Arc::new(Self {
-            namespace: Namespace::new(store, names),
+            namespace: Names::new(store, names),
             cache,
             readers: Readers::new(limits),
             siblings: Siblings::new(beside, stats.clone()),
@@ -314,19 +310,16 @@ impl BucketFs {
     }
 
     /// What was done so far.
-    #[must_use]
     pub fn stats(&self) -> &Arc<Stats> {
         &self.stats
     }
 
     /// Object bytes that are held or awaited, and the bound on them.
-    #[must_use]
     pub fn memory_bytes(&self) -> (u64, u64) {
         (self.cache.used_bytes(), self.cache.budget_bytes())
     }
 
     /// The key of a file that the kernel knows, without the prefix under which the bucket is mounted.
-    #[must_use]
     pub fn path_of(&self, ino: Ino) -> Option<String> {
         self.namespace.path_of(ino)
     }
@@ -348,7 +341,6 @@ impl BucketFs {
 
     /// The directory and the name by which the kernel may know a file: what it must be told to
     /// forget when the file is [`FsError::Stale`], or it would open it by that name again.
-    #[must_use]
     pub fn name_of(&self, ino: Ino) -> Option<(Ino, String)> {
         self.namespace.name_of(ino)
     }
@@ -487,7 +479,6 @@ impl BucketFs {
     }
 
     /// What the kernel knows: each inode with the directory and the name by which it may know it.
-    #[must_use]
     pub fn known(&self) -> Vec<Known> {
         self.namespace.known()
     }

@@ -33,10 +33,10 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
-use crate::config::{Access, Config};
+use crate::app::config::{Access, Config};
+use crate::base::mountinfo;
 use crate::fs::{Attributes, BucketFs, DirectoryEntry, FsError, Kind, Known, Space, Taker};
-use crate::mountinfo;
-use crate::namespace::Ino;
+use crate::names::Ino;
 use crate::stats::{Operation, Stats};
 
 mod waiter;
@@ -224,13 +224,11 @@ fn source(config: &Config) -> String {
 
 impl Mounted {
     /// `major:minor` of what was mounted here; none of a mount that others have made.
-    #[must_use]
     pub fn device_number(&self) -> Option<&str> {
         self.place.as_ref().map(|place| place.device_number.as_str())
     }
 
     /// Whether others have made this mount, who will also unmount it.
-    #[must_use]
     pub fn is_others(&self) -> bool {
         self.place.is_none()
     }
@@ -289,7 +287,6 @@ impl Mounted {
     ///
     /// A directory's name stays: before Linux 6.2 it would be cut off from its path, under whoever
     /// works in it. What is in it is asked for anew all the same.
-    #[must_use]
     pub fn expire_each(&self, known: &[Known]) -> Expired {
         /// `FUSE_NOTIFY_INVAL_ENTRY`, and the flag that a name is to be asked for anew, not dropped,
         /// since protocol 7.38; before that nobody looks at it. fuser has no name for it.
@@ -331,7 +328,6 @@ impl Mounted {
     }
 
     /// Whether the kernel has ended the session already.
-    #[must_use]
     pub fn has_ended(&self) -> bool {
         *self.ended.borrow()
     }

@@ -74,7 +74,6 @@ impl Counter {
     }
 
     /// Its value now.
-    #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
@@ -122,13 +121,11 @@ impl Histogram {
     }
 
     /// How many there were.
-    #[must_use]
     pub fn count(&self) -> u64 {
         self.buckets.iter().map(Counter::get).sum()
     }
 
     /// What it holds now.
-    #[must_use]
     pub fn counts(&self) -> Durations {
         let buckets = self.buckets.iter().map(Counter::get).collect();
         Durations { buckets, seconds: Duration::from_nanos(self.nanoseconds.get()).as_secs_f64() }
@@ -146,13 +143,11 @@ pub struct Durations {
 
 impl Durations {
     /// How many there were.
-    #[must_use]
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
     }
 
     /// Those that were added after `earlier`.
-    #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let before = earlier.buckets.iter().copied().chain(std::iter::repeat(0));
         let added = |(now, before): (&u64, u64)| now.saturating_sub(before);
@@ -168,7 +163,6 @@ impl Durations {
 
     /// What a share of them, 0 to 1, took no longer than, in seconds; 0 if there were none. As near
     /// as the buckets are: what lies in one is taken to lie evenly in it.
-    #[must_use]
     #[allow(clippy::cast_precision_loss)] // counts of things that took a microsecond each
     pub fn quantile(&self, share: f64) -> f64 {
         let wanted = self.count() as f64 * share;
@@ -202,7 +196,6 @@ impl RequestKind {
     pub const ALL: [Self; 3] = [Self::Get, Self::Head, Self::List];
 
     /// As S3 names it.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Get => "GET",
@@ -256,7 +249,6 @@ impl Outcome {
     ];
 
     /// As a label.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -289,19 +281,16 @@ impl Requests {
     }
 
     /// How long those of a kind took that ended so.
-    #[must_use]
     pub fn took(&self, kind: RequestKind, outcome: Outcome) -> &Histogram {
         &self.took[kind as usize][outcome as usize]
     }
 
     /// Those of a kind that have ended.
-    #[must_use]
     pub fn ended(&self, kind: RequestKind) -> u64 {
         self.took[kind as usize].iter().map(Histogram::count).sum()
     }
 
     /// Those of a kind that are under way.
-    #[must_use]
     pub fn in_flight(&self, kind: RequestKind) -> u64 {
         // The ends first: what begins meanwhile must not make it negative.
         let ended = self.ended(kind);
@@ -354,7 +343,6 @@ impl Operation {
         [Self::Lookup, Self::Getattr, Self::Read, Self::Readdir, Self::Readdirplus, Self::Getxattr];
 
     /// As the protocol names it.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Lookup => "lookup",
@@ -392,13 +380,11 @@ pub struct Operations {
 
 impl Operations {
     /// How long those of a kind took.
-    #[must_use]
     pub fn took(&self, operation: Operation) -> &Histogram {
         &self.took[operation as usize]
     }
 
     /// Those of a kind that wait for their answer.
-    #[must_use]
     pub fn in_flight(&self, operation: Operation) -> u64 {
         let ended = self.took[operation as usize].count();
         self.begun[operation as usize].get().saturating_sub(ended)
@@ -491,7 +477,6 @@ impl Busiest {
     }
 
     /// Who took bytes and how many, the busiest first.
-    #[must_use]
     pub fn sorted(&self) -> Vec<(u64, u64)> {
         let taken = |place: &Busy| (place.id.load(Relaxed), place.bytes.load(Relaxed));
         let mut all: Vec<_> = self.0.iter().map(taken).filter(|&(id, _)| id != 0).collect();

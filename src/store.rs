@@ -11,10 +11,8 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::BufMut;
 
-pub mod fault;
 mod flow;
 pub mod measured;
-pub mod memory;
 pub mod retry;
 pub mod s3;
 mod wire;
@@ -146,7 +144,6 @@ pub enum ListEntry {
 
 impl ListEntry {
     /// The key or the common prefix: what listings are ordered by.
-    #[must_use]
     pub fn key(&self) -> &str {
         match self {
             Self::Object(meta) => &meta.version.key,
@@ -209,7 +206,6 @@ pub enum StoreError {
 
 impl StoreError {
     /// Whether asking again may help.
-    #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Throttled

@@ -8,13 +8,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use fasts3_mount::config::StoreConfig;
-use fasts3_mount::store::memory::MemoryStore;
+use fasts3_mount::app::config::StoreConfig;
 use fasts3_mount::store::retry::{RetryPolicy, Retrying};
 use fasts3_mount::store::s3::{Failure, Keys, S3Store};
 use fasts3_mount::store::{
     ListEntry, ListFrom, ListPage, ListRequest, ObjectStore, ObjectVersion, StoreError, check_page,
 };
+use fasts3_mount::testing::memory::MemoryStore;
 
 /// Changes a bucket behind the store's back.
 #[async_trait]

@@ -33,7 +33,7 @@ pub(crate) fn daemon(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     if let Err(error) = prctl::set_pdeathsig(Signal::SIGTERM) {
         eprintln!("demo: the daemon may outlive the demo: {error}");
     }
-    fasts3_mount::daemon::main([OsString::from("fasts3-mount")].into_iter().chain(arguments))
+    fasts3_mount::app::daemon::main([OsString::from("fasts3-mount")].into_iter().chain(arguments))
 }
 
 /// A mounted bucket; dropping it unmounts and ends the daemon.

@@ -30,7 +30,7 @@ use tokio::time::Instant;
 
 use super::slots::{Charged, Full, Slot, Slots};
 use super::states::States;
-use crate::layout::Layout;
+use crate::base::layout::Layout;
 
 /// A huge page of x86-64, and of arm64 with small pages of 4 KiB. Elsewhere the system makes of it
 /// what it can.

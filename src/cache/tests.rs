@@ -8,8 +8,8 @@ use proptest::prelude::*;
 use tokio::task::JoinSet;
 
 use super::*;
-use crate::store::fault::{Fault, FaultyStore, Operation};
-use crate::store::memory::MemoryStore;
+use crate::testing::fault::{Fault, FaultyStore, Operation};
+use crate::testing::memory::MemoryStore;
 
 const LAYOUT: Layout = Layout { chunk_bytes: 16, block_bytes: 4, part_bytes: 8 };
 

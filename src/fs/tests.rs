@@ -4,8 +4,8 @@
 use std::ffi::OsString;
 
 use super::*;
-use crate::namespace::ROOT;
-use crate::store::memory::MemoryStore;
+use crate::names::ROOT;
+use crate::testing::memory::MemoryStore;
 
 const FILES: usize = 1000;
 const FILE_BYTES: usize = 32_000;
@@ -24,9 +24,9 @@ impl Rig {
             store.put(&name(number), bytes(number));
         }
         let arguments = ["fasts3-mount", "bucket", "/"].map(OsString::from);
-        let mut config = crate::config::parse(arguments).expect("the arguments are right");
+        let mut config = crate::app::config::parse(arguments).expect("the arguments are right");
         config.memory_budget_bytes = budget_bytes;
-        let names = NamespaceConfig {
+        let names = NamesConfig {
             root_prefix: String::new(),
             metadata_ttl: ttl,
             negative_ttl: Duration::ZERO,

@@ -12,7 +12,7 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tokio::time::Instant;
 
 use super::{BucketFs, FsError};
-use crate::namespace::{HiddenKeys, Ino, Inode};
+use crate::names::{HiddenKeys, Ino, Inode};
 use crate::store::{ObjectDetails, ObjectMeta, ObjectStore, StoreError};
 
 const KEY: &str = "user.s3.key";
@@ -205,7 +205,7 @@ fn within_a_value(lines: impl Iterator<Item = String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::namespace::tree::Hidden;
+    use crate::names::tree::Hidden;
 
     #[test]
     fn x3_hidden_keys_are_told_one_a_line_as_many_as_a_value_holds() {

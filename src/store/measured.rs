@@ -21,7 +21,6 @@ pub struct Measured {
 
 impl Measured {
     /// Wraps a store that tries once.
-    #[must_use]
     pub fn new(store: Arc<dyn ObjectStore>, stats: Arc<Stats>) -> Self {
         Self { store, stats }
     }
@@ -85,7 +84,7 @@ mod tests {
 
     use super::*;
     use crate::store::ListFrom;
-    use crate::store::memory::MemoryStore;
+    use crate::testing::memory::MemoryStore;
 
     #[tokio::test(start_paused = true)]
     async fn each_kind_of_request_is_counted_with_its_outcome() {

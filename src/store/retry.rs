@@ -93,7 +93,6 @@ struct Slot<'a> {
 
 impl Retrying {
     /// Wraps a store that tries once.
-    #[must_use]
     pub fn new(store: Arc<dyn ObjectStore>, policy: RetryPolicy) -> Self {
         let most = policy.max_connections.clamp(1, Semaphore::MAX_PERMITS);
         let [permits, gets, overdue] = [most, most - most / 8, most].map(Semaphore::new);
@@ -102,7 +101,6 @@ impl Retrying {
     }
 
     /// Counts what it does here.
-    #[must_use]
     pub fn counting(self, stats: Arc<Stats>) -> Self {
         Self { stats, ..self }
     }

@@ -18,7 +18,7 @@ use super::{
     ListFrom, ListPage, ListRequest, ObjectDetails, ObjectHead, ObjectMeta, ObjectStore,
     ObjectVersion, StoreError,
 };
-use crate::config::StoreConfig;
+use crate::app::config::StoreConfig;
 use crate::stats::Counter;
 
 mod checksum;
@@ -98,19 +98,16 @@ impl S3Store {
     }
 
     /// The region that requests are signed for.
-    #[must_use]
     pub fn region(&self) -> &str {
         &self.region
     }
 
     /// Where requests go, for people.
-    #[must_use]
     pub fn endpoint(&self) -> &str {
         &self.endpoint
     }
 
     /// Requests that were sent a second time because the first was slow.
-    #[must_use]
     pub fn hedges(&self) -> Arc<Counter> {
         self.direct.wire.hedges()
     }

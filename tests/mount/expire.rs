@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
 use fasts3_mount::fuse::Expired;
-use fasts3_mount::store::memory::MemoryStore;
+use fasts3_mount::testing::memory::MemoryStore;
 
 use crate::common::can_mount;
 use crate::in_process::InProcess;

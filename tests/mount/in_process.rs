@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use fasts3_mount::config;
+use fasts3_mount::app::config;
 use fasts3_mount::fs::{BucketFs, ReadConfig};
 use fasts3_mount::fuse::{self, Mounted};
-use fasts3_mount::namespace::NamespaceConfig;
+use fasts3_mount::names::NamesConfig;
 use fasts3_mount::store::ObjectStore;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -29,7 +29,7 @@ impl InProcess {
         let options = options.iter().map(OsString::from);
         let config = config::parse(place.into_iter().chain(options)).unwrap();
         let runtime = Runtime::new().unwrap();
-        let names = NamespaceConfig {
+        let names = NamesConfig {
             root_prefix: String::new(),
             metadata_ttl: config.metadata_ttl,
             negative_ttl: config.negative_ttl,

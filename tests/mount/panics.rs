@@ -5,10 +5,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::BufMut;
-use fasts3_mount::store::memory::MemoryStore;
 use fasts3_mount::store::{
     ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError,
 };
+use fasts3_mount::testing::memory::MemoryStore;
 
 use crate::common::{can_mount, errno, names};
 use crate::in_process::InProcess;

@@ -26,7 +26,6 @@ impl S3Store {
     }
 
     /// Whether the bucket's name stands in the path of URLs, not in the host name.
-    #[must_use]
     pub fn is_path_style(&self) -> bool {
         self.path_style
     }

@@ -25,7 +25,7 @@ use super::Keys;
 use super::errors::credentials_failure;
 use super::http::{self, Trust};
 use super::renewal::Renewing;
-use crate::config::{Hedging, PathStyle, StoreConfig};
+use crate::app::config::{Hedging, PathStyle, StoreConfig};
 use crate::store::StoreError;
 use crate::store::wire::Wire;
 

@@ -395,7 +395,7 @@ mod tests {
         use proptest::prelude::*;
 
         use super::*;
-        use crate::fuzz;
+        use crate::testing::fuzz;
 
         /// Whatever a store answers has a meaning; and none that says "there is nothing" but a 404, none
         /// that is asked again without end but what may heal.

@@ -176,7 +176,7 @@ mod tests {
         use proptest::prelude::*;
 
         use super::*;
-        use crate::fuzz;
+        use crate::testing::fuzz;
 
         fn framings() -> impl Strategy<Value = Framing> {
             prop_oneof![(0..40_u64).prop_map(Framing::Length), Just(Framing::chunked())]

@@ -219,7 +219,7 @@ mod tests {
         use proptest::prelude::*;
 
         use super::*;
-        use crate::fuzz;
+        use crate::testing::fuzz;
 
         /// Bytes of anybody are a head, not yet one, or refused; and however they are cut on their
         /// way, they are the same head.

@@ -27,7 +27,7 @@ mod fuzz {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::fuzz;
+    use crate::testing::fuzz;
 
     /// A clock is off by what it is off by, and a text that is no time says nothing.
     #[test]

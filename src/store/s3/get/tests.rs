@@ -38,7 +38,7 @@ mod fuzz {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::fuzz;
+    use crate::testing::fuzz;
 
     /// Of all the answers to a range, only those that are exactly it are taken.
     #[test]

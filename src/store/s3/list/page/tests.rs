@@ -359,14 +359,14 @@ impl Sdk {
 
 /// A page and how a store writes it.
 fn written() -> impl Strategy<Value = (ListPage, String)> {
-    let key = crate::fuzz::text("[a-z0-9]{1,8}|[ab+% &<>\"'/é一🦀\t\n-]{1,6}");
-    let etag = crate::fuzz::text("[0-9a-f]{1,32}");
+    let key = crate::testing::fuzz::text("[a-z0-9]{1,8}|[ab+% &<>\"'/é一🦀\t\n-]{1,6}");
+    let etag = crate::testing::fuzz::text("[0-9a-f]{1,32}");
     let object = (any::<bool>(), key, 0..=u64::MAX >> 1, etag, 0..253_402_300_800_u64);
     let style = (
         any::<bool>(),
         any::<bool>(),
         any::<bool>(),
-        proptest::option::of(crate::fuzz::text("[a-z0-9+/]{1,9}")),
+        proptest::option::of(crate::testing::fuzz::text("[a-z0-9+/]{1,9}")),
     );
     (proptest::collection::vec(object, 0..8), style).prop_map(|(listed, style)| {
         let (encoded, is_spaced, is_last, token) = style;
@@ -413,7 +413,7 @@ fn written() -> impl Strategy<Value = (ListPage, String)> {
 
 mod fuzz {
     use super::*;
-    use crate::fuzz;
+    use crate::testing::fuzz;
 
     #[test]
     fn a_page_is_read_as_it_was_written() {

@@ -1,0 +1,15 @@
+//! The operator's surface: everything of the program that is not the file system.
+//!
+//! - [`config`]: command line and environment, checked once, become one plain [`config::Config`].
+//! - [`commands`]: the subcommands: `status`, `top`, `warm`, `drop`, `unmount`, `doctor`.
+//! - [`daemon`]: checks, assembles the stack, mounts, waits for a signal, unmounts.
+//! - [`control`]: the socket at which a mount is asked, and its clients.
+//! - [`doctor`]: examines a store and a machine.
+//! - [`metrics`]: the counters as Prometheus text, over HTTP.
+
+pub mod commands;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod doctor;
+pub mod metrics;

@@ -1,0 +1,589 @@
+//! The options as clap sees them: names, groups, defaults, environment variables, and how one value
+//! is read. The texts here are what `--help` shows.
+#![allow(clippy::doc_markdown)] // backticks would be shown too
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::builder::BoolishValueParser;
+use clap::{ArgAction, Args as Group, Parser};
+
+use super::{Hedging, LogFormat, PathStyle};
+
+/// What else there is, for those who look here.
+const WORDS: &str = "\
+Words that are no mount, as the first argument (a bucket called like one is written s3://status):
+  status MOUNTPOINT    settings, and what was done
+  top MOUNTPOINT       what is being done, live
+  warm PATH...         read files and directories ahead
+  drop MOUNTPOINT      forget names and bytes
+  unmount MOUNTPOINT   end a mount
+  doctor BUCKET        try the store and say what is wrong or slow
+Each has its own --help.";
+
+/// Mounts an S3 bucket read-only, so that any program reads objects with plain open().
+///
+/// Every option can also be given by an environment variable, shown in brackets; an option on the
+/// command line wins. Sizes are written like 512MiB or 4GiB (K, M, G mean KiB, MiB, GiB; MB and GB
+/// are decimal), durations like 500ms, 60s or 5m.
+#[derive(Debug, Parser)]
+#[command(name = "fasts3-mount", version = crate::VERSION, max_term_width = 100, after_help = WORDS)]
+pub(crate) struct Args {
+    /// What to mount: bucket, bucket/prefix or s3://bucket/prefix/
+    #[arg(value_name = "BUCKET")]
+    pub(crate) bucket: Bucket,
+
+    /// Where to mount it: an existing directory; or /dev/fd/N, a mount that the caller has made
+    #[arg(value_name = "MOUNTPOINT")]
+    pub(crate) mountpoint: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
+    #[command(flatten)]
+    pub(crate) names: NameArgs,
+    #[command(flatten)]
+    pub(crate) permissions: PermissionArgs,
+    #[command(flatten)]
+    pub(crate) looking: LookingArgs,
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
+}
+
+#[derive(Debug, Group)]
+#[command(next_help_heading = "Store")]
+pub(crate) struct StoreArgs {
+    /// The store's address [default: from the AWS configuration, or AWS itself]
+    #[arg(long, value_name = "URL", env = "FASTS3_ENDPOINT_URL", value_parser = endpoint_url)]
+    pub(crate) endpoint_url: Option<String>,
+
+    /// The bucket's region [default: from the AWS configuration, corrected by the bucket's answer]
+    #[arg(long, value_name = "REGION", env = "FASTS3_REGION")]
+    pub(crate) region: Option<String>,
+
+    /// Profile of the AWS configuration files [default: AWS_PROFILE, or "default"]
+    #[arg(long, value_name = "NAME", env = "FASTS3_PROFILE")]
+    pub(crate) profile: Option<String>,
+
+    /// Send requests unsigned, for public buckets [default: false]
+    #[arg(long, env = "FASTS3_NO_SIGN_REQUEST", value_parser = BoolishValueParser::new(),
+          action = ArgAction::SetTrue)]
+    pub(crate) no_sign_request: bool,
+
+    /// Agree to pay for the requests to a requester-pays bucket [default: false]
+    #[arg(long, env = "FASTS3_REQUESTER_PAYS", value_parser = BoolishValueParser::new(),
+          action = ArgAction::SetTrue)]
+    pub(crate) requester_pays: bool,
+
+    /// Bucket in the URL's path rather than its host; auto: when the endpoint is an address or a
+    /// host outside AWS
+    #[arg(long, value_name = "WHEN", env = "FASTS3_PATH_STYLE", default_value = "auto")]
+    pub(crate) path_style: PathStyle,
+
+    /// PEM file of certificates to trust besides the system's [default: AWS_CA_BUNDLE]
+    #[arg(long, value_name = "FILE", env = "FASTS3_CA_BUNDLE")]
+    pub(crate) ca_bundle: Option<PathBuf>,
+
+    /// Accept any TLS certificate of the store: anybody on the way can read and alter the data
+    /// [default: false]
+    #[arg(long, env = "FASTS3_NO_VERIFY_TLS", value_parser = BoolishValueParser::new(),
+          action = ArgAction::SetTrue)]
+    pub(crate) no_verify_tls: bool,
+
+    /// When to send a request a second time because its answer is late, which costs the store up to
+    /// 5 % more requests
+    #[arg(long, value_name = "WHEN", env = "FASTS3_HEDGING", default_value = "auto")]
+    pub(crate) hedging: Hedging,
+}
+
+#[derive(Debug, Group)]
+#[command(next_help_heading = "Cache and reading")]
+pub(crate) struct CacheArgs {
+    /// The one bound on cached and in-flight bytes [default: a quarter of the memory of the machine
+    /// or its cgroup, at most 8GiB]
+    #[arg(long, value_name = "SIZE", env = "FASTS3_MEMORY_BUDGET", value_parser = size)]
+    pub(crate) memory_budget: Option<u64>,
+
+    /// Unit of the cache, and how far a stream reads ahead
+    #[arg(long, value_name = "SIZE", env = "FASTS3_CHUNK_SIZE", default_value = "128MiB",
+          value_parser = size)]
+    pub(crate) chunk_size: u64,
+
+    /// Size of one request of a sequential stream; twice that where the first byte takes long
+    #[arg(long, value_name = "SIZE", env = "FASTS3_PART_SIZE", default_value = "8MiB",
+          value_parser = size)]
+    pub(crate) part_size: u64,
+
+    /// How far the kernel reads ahead of a file, if root may set it; 0 leaves the kernel's 128KiB
+    #[arg(long, value_name = "SIZE", env = "FASTS3_KERNEL_READAHEAD", default_value = "1MiB",
+          value_parser = size)]
+    pub(crate) kernel_readahead: u64,
+
+    /// An operation that has not got on for so long fails; until then it is retried
+    #[arg(long, value_name = "DURATION", env = "FASTS3_IO_TIMEOUT", default_value = "30s",
+          value_parser = duration)]
+    pub(crate) io_timeout: Duration,
+
+    /// Requests in flight at once
+    #[arg(long, value_name = "NUMBER", env = "FASTS3_MAX_CONNECTIONS", default_value = "128",
+          value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(crate) max_connections: u16,
+}
+
+#[derive(Debug, Group)]
+#[command(next_help_heading = "Names")]
+pub(crate) struct NameArgs {
+    /// How long a listing is believed: a duration, or indefinite
+    #[arg(long, value_name = "DURATION", env = "FASTS3_METADATA_TTL", default_value = "60s")]
+    pub(crate) metadata_ttl: Ttl,
+
+    /// How long the absence of a name is believed
+    #[arg(long, value_name = "DURATION", env = "FASTS3_NEGATIVE_TTL", default_value = "5s",
+          value_parser = duration)]
+    pub(crate) negative_ttl: Duration,
+
+    /// Memory for listings, some 70 bytes a name; those that were not used for longest go first
+    #[arg(long, value_name = "SIZE", env = "FASTS3_NAMES_BUDGET", default_value = "1GiB",
+          value_parser = size)]
+    pub(crate) names_budget: u64,
+}
+
+#[derive(Debug, Group)]
+#[command(next_help_heading = "Permissions")]
+pub(crate) struct PermissionArgs {
+    /// Owner of every file [default: the caller]
+    #[arg(long, value_name = "ID", env = "FASTS3_UID")]
+    pub(crate) uid: Option<u32>,
+
+    /// Group of every file [default: the caller's]
+    #[arg(long, value_name = "ID", env = "FASTS3_GID")]
+    pub(crate) gid: Option<u32>,
+
+    /// Permission bits of files, octal
+    #[arg(long, value_name = "MODE", env = "FASTS3_FILE_MODE", default_value = "0444",
+          value_parser = mode)]
+    pub(crate) file_mode: u16,
+
+    /// Permission bits of directories, octal
+    #[arg(long, value_name = "MODE", env = "FASTS3_DIR_MODE", default_value = "0555",
+          value_parser = mode)]
+    pub(crate) dir_mode: u16,
+
+    /// Let every user of the machine use the mount [default: false]
+    #[arg(long, env = "FASTS3_ALLOW_OTHER", value_parser = BoolishValueParser::new(),
+          action = ArgAction::SetTrue, conflicts_with = "allow_root")]
+    pub(crate) allow_other: bool,
+
+    /// Let root use the mount besides the caller [default: false]
+    #[arg(long, env = "FASTS3_ALLOW_ROOT", value_parser = BoolishValueParser::new(),
+          action = ArgAction::SetTrue)]
+    pub(crate) allow_root: bool,
+
+    /// Keep programs in the mount from being executed [default: false]
+    #[arg(long, env = "FASTS3_NO_EXEC", value_parser = BoolishValueParser::new(),
+          action = ArgAction::SetTrue)]
+    pub(crate) no_exec: bool,
+}
+
+#[derive(Debug, Group)]
+#[command(next_help_heading = "Looking inside")]
+pub(crate) struct LookingArgs {
+    /// Serve metrics for Prometheus here, at /metrics: a port of the loopback, or an address and a
+    /// port [default: nowhere]
+    #[arg(long, value_name = "ADDRESS", env = "FASTS3_METRICS_LISTEN", value_parser = listen_address)]
+    pub(crate) metrics_listen: Option<SocketAddr>,
+}
+
+#[derive(Debug, Group)]
+#[command(next_help_heading = "Logging")]
+pub(crate) struct LogArgs {
+    /// error, warn, info, debug or trace; or directives such as fasts3_mount=debug,hyper=info
+    #[arg(long, value_name = "LEVEL", env = "FASTS3_LOG_LEVEL", default_value = "info")]
+    pub(crate) log_level: LogLevel,
+
+    /// How a log line looks
+    #[arg(long, value_name = "FORMAT", env = "FASTS3_LOG_FORMAT", default_value = "text")]
+    pub(crate) log_format: LogFormat,
+}
+
+#[derive(Debug, Group)]
+#[command(next_help_heading = "Process")]
+pub(crate) struct ProcessArgs {
+    /// Return when the mount is usable, and go on in the background [default: false]
+    #[arg(long, env = "FASTS3_DAEMON", value_parser = BoolishValueParser::new(),
+          action = ArgAction::SetTrue)]
+    pub(crate) daemon: bool,
+}
+
+/// A bucket and the prefix under which it is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Bucket {
+    pub(crate) name: String,
+    /// Empty, or ends with `/`.
+    pub(crate) prefix: String,
+}
+
+impl FromStr for Bucket {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let path = text.strip_prefix("s3://").unwrap_or(text);
+        if path.starts_with("arn:") {
+            return Err("an ARN is not supported, give the access point's alias".to_owned());
+        }
+        let (name, prefix) = path.split_once('/').unwrap_or((path, ""));
+        if name.ends_with("--x-s3") {
+            return Err("a directory bucket needs sessions of its own and is not supported".into());
+        }
+        // The general rules for bucket names, and the letters that old buckets of us-east-1 and
+        // other makers' stores allow: the store has the last word.
+        // https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
+        let bytes = name.as_bytes();
+        let ends_well = [bytes.first(), bytes.last()]
+            .into_iter()
+            .all(|byte| byte.is_some_and(u8::is_ascii_alphanumeric));
+        let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._".contains(byte);
+        if !(3..=63).contains(&bytes.len()) || !ends_well || !bytes.iter().all(allowed) {
+            return Err(format!(
+                "{name:?} is not a bucket name: 3 to 63 letters, digits, dots and hyphens, \
+                 beginning and ending with a letter or digit"
+            ));
+        }
+        Ok(Self { name: name.to_owned(), prefix: root_prefix(prefix)? })
+    }
+}
+
+/// A prefix must be a path itself, or nothing below it could ever be shown.
+fn root_prefix(prefix: &str) -> Result<String, String> {
+    if prefix.is_empty() {
+        return Ok(String::new());
+    }
+    let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+    for component in prefix.split('/') {
+        if matches!(component, "" | "." | "..") || component.contains('\0') {
+            return Err(format!("the prefix {prefix:?} is not a path: it contains {component:?}"));
+        }
+        if component.len() > 255 {
+            return Err("a component of the prefix is longer than 255 bytes".to_owned());
+        }
+    }
+    if prefix.len() >= 1024 {
+        return Err("the prefix is longer than a key may be, 1024 bytes".to_owned());
+    }
+    Ok(format!("{prefix}/"))
+}
+
+fn endpoint_url(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Ok(String::new());
+    }
+    let uri: http::Uri = text.parse().map_err(|error| format!("not a URL: {error}"))?;
+    if !matches!(uri.scheme_str(), Some("http" | "https")) {
+        return Err("a URL begins with http:// or https://".to_owned());
+    }
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err("credentials do not belong in the URL".to_owned());
+    }
+    if uri.query().is_some() {
+        return Err("an endpoint has no query".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// `512M` is 512 MiB, as for dd, systemd and mount; bytesize takes a bare letter as decimal.
+fn size(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let binary = match text.chars().last() {
+        Some('k' | 'K' | 'm' | 'M' | 'g' | 'G' | 't' | 'T') => format!("{text}iB"),
+        _ => text.to_owned(),
+    };
+    binary
+        .parse::<bytesize::ByteSize>()
+        .map(|size| size.as_u64())
+        .map_err(|_| "a size is written like 512MiB or 4GiB".to_owned())
+}
+
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|_| "a duration is written with its unit, like 500ms, 60s or 5m".to_owned())
+}
+
+/// Whoever gives a port only does not mean to show it to the network.
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let port = text.strip_prefix(':').unwrap_or(text);
+    match port.parse() {
+        Ok(port) => Ok((Ipv4Addr::LOCALHOST, port).into()),
+        Err(_) => text.parse().map_err(|_| {
+            "a port, or an address and a port like 127.0.0.1:9105, 0.0.0.0:9105 or [::]:9105".into()
+        }),
+    }
+}
+
+/// A duration, or for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ttl(pub(crate) Option<Duration>);
+
+impl FromStr for Ttl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "indefinite" => Ok(Self(None)),
+            _ => duration(text)
+                .map(|ttl| Self(Some(ttl)))
+                .map_err(|error| format!("{error}, or is `indefinite`")),
+        }
+    }
+}
+
+fn mode(text: &str) -> Result<u16, String> {
+    let digits = text.strip_prefix("0o").unwrap_or(text);
+    let mode = u16::from_str_radix(digits, 8)
+        .ok()
+        .filter(|&mode| mode <= 0o777)
+        .ok_or("permission bits are written in octal, 0000 to 0777")?;
+    if mode & 0o222 != 0 {
+        return Err("the mount is read-only, so nobody can have permission to write".to_owned());
+    }
+    Ok(mode)
+}
+
+/// Directives for `EnvFilter`, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LogLevel(pub(crate) String);
+
+impl FromStr for LogLevel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let filter = match text.to_ascii_lowercase().as_str() {
+            // A level speaks of this program. The libraries below it stay at warnings, for their
+            // debug output shows every request, and would bury ours. aws_config warns of each
+            // provider of credentials that there is not.
+            level @ ("warn" | "info" | "debug" | "trace") => {
+                format!("warn,aws_config=error,fasts3_mount={level}")
+            }
+            "error" => "error".to_owned(),
+            _ => text.to_owned(),
+        };
+        // EnvFilter panics at some texts that are not ASCII (tracing-subscriber 0.3.23).
+        if !filter.is_ascii() {
+            return Err("neither a level nor a list of target=level".to_owned());
+        }
+        tracing_subscriber::EnvFilter::try_new(&filter)
+            .map_err(|_| "neither a level nor a list of target=level".to_owned())?;
+        // EnvFilter takes a lone unknown word for the name of a target, and would log nothing.
+        if !filter.contains('=') && filter != "error" && filter != "off" {
+            return Err("neither a level nor a list of target=level".to_owned());
+        }
+        Ok(Self(filter))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_is_written_in_three_ways() {
+        let long = "b".repeat(64);
+        for (text, want) in [
+            ("data", Some(("data", ""))),
+            ("data/", Some(("data", ""))),
+            ("data/a/b", Some(("data", "a/b/"))),
+            ("s3://data/a/b/", Some(("data", "a/b/"))),
+            ("s3://data", Some(("data", ""))),
+            ("s3://my.data-1/ä ö", Some(("my.data-1", "ä ö/"))),
+            ("", None),
+            ("s3://", None),
+            ("/data", None),
+            ("ab", None),
+            (long.as_str(), None),
+            ("-data", None),
+            ("da ta", None),
+            ("data//", None),
+            ("data/a//b", None),
+            ("data/../b", None),
+            ("data/.", None),
+            ("arn:aws:s3:eu-west-1:1:accesspoint/x", None),
+            ("data--use1-az4--x-s3", None),
+        ] {
+            let parsed = text.parse::<Bucket>();
+            let shown = parsed.as_ref().ok().map(|b| (b.name.as_str(), b.prefix.as_str()));
+            assert_eq!(shown, want, "{text}: {parsed:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_mean_what_they_say() {
+        for (text, want) in [
+            ("128KiB", Some(128 << 10)),
+            ("8MiB", Some(8 << 20)),
+            ("4 GiB", Some(4 << 30)),
+            ("512M", Some(512 << 20)),
+            ("2g", Some(2 << 30)),
+            ("10MB", Some(10_000_000)),
+            ("1.5GiB", Some(3 << 29)),
+            ("4096", Some(4096)),
+            ("0", Some(0)),
+            ("", None),
+            ("-1", None),
+            ("lots", None),
+            ("3x", None),
+        ] {
+            assert_eq!(size(text).ok(), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn endpoints_are_http_urls() {
+        for (url, good) in [
+            ("http://127.0.0.1:9000", true),
+            ("https://s3.example.com/", true),
+            ("localhost:9000", false),
+            ("ftp://x", false),
+            ("http://user:pass@x", false),
+            ("https://x/?a=b", false),
+            ("http://", false),
+        ] {
+            assert_eq!(endpoint_url(url).is_ok(), good, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_port_alone_is_one_of_the_loopback() {
+        for (text, want) in [
+            ("9105", Some("127.0.0.1:9105")),
+            (":9105", Some("127.0.0.1:9105")),
+            ("0.0.0.0:9105", Some("0.0.0.0:9105")),
+            ("[::1]:0", Some("[::1]:0")),
+            ("localhost:9105", None),
+            ("70000", None),
+            ("10.0.0.1", None),
+        ] {
+            let address = listen_address(text).ok().map(|address| address.to_string());
+            assert_eq!(address.as_deref(), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn levels_and_directives_are_told_apart() {
+        for (text, want) in [
+            ("info", Some("warn,aws_config=error,fasts3_mount=info")),
+            ("DEBUG", Some("warn,aws_config=error,fasts3_mount=debug")),
+            ("error", Some("error")),
+            ("hyper=info,fasts3_mount=trace", Some("hyper=info,fasts3_mount=trace")),
+            ("loud", None),
+            ("fasts3_mount=loud", None),
+            (" 𞀉=:", None),
+        ] {
+            assert_eq!(text.parse::<LogLevel>().ok().map(|level| level.0).as_deref(), want);
+        }
+    }
+
+    mod fuzz {
+        use clap::CommandFactory as _;
+        use proptest::prelude::*;
+
+        use super::*;
+        use crate::app::config::NoConfig;
+        use crate::testing::fuzz;
+
+        /// No text makes a parser of options panic, and what is taken means what it says.
+        #[test]
+        fn any_text_is_an_option_or_refused() {
+            let text = fuzz::text(
+                "\\PC{0,40}|[0-9.]{0,20} ?[kKmMgGtTiB]{0,3}|[a-z/.:-]{0,30}|\
+                 https?://[a-z@:/?.]{0,12}|\\[?[0-9.:]{0,20}\\]?:?[0-9]{0,6}",
+            );
+            fuzz::each(text, |text| {
+                if let Ok(bucket) = text.parse::<Bucket>() {
+                    prop_assert!((3..=63).contains(&bucket.name.len()));
+                    prop_assert!(bucket.prefix.is_empty() || bucket.prefix.ends_with('/'));
+                    let path = format!("/{}", bucket.prefix);
+                    prop_assert!(!path.contains("//"), "{}", path);
+                    // Written as a URL it is the same.
+                    let url = format!("s3://{}/{}", bucket.name, bucket.prefix);
+                    prop_assert_eq!(url.parse::<Bucket>(), Ok(bucket));
+                }
+                if let Ok(mode) = mode(&text) {
+                    prop_assert_eq!(mode & !0o555, 0);
+                    prop_assert_eq!(super::mode(&format!("{mode:o}")), Ok(mode));
+                }
+                if let Ok(address) = listen_address(&text) {
+                    prop_assert_eq!(listen_address(&address.to_string()), Ok(address));
+                }
+                if let Ok(url) = endpoint_url(&text) {
+                    let place = url.split_once("//").map_or("", |(_, rest)| rest);
+                    let authority = place.split(['/', '?', '#']).next().unwrap_or_default();
+                    prop_assert!(
+                        !authority.contains('@') && !authority.is_empty() || url.is_empty()
+                    );
+                    prop_assert!(!url.contains('?') || url.contains('#'), "{}", url);
+                }
+                let _ = (text.parse::<Ttl>(), text.parse::<LogLevel>());
+                Ok(())
+            });
+        }
+
+        #[test]
+        fn sizes_and_durations_are_what_they_are_written_as() {
+            let unit =
+                prop::sample::select(vec![("", 0), ("K", 10), ("MiB", 20), ("g", 30), ("TiB", 40)]);
+            fuzz::each((0_u64..1 << 20, unit, 0_u64..1 << 40), |(count, (unit, shift), nanos)| {
+                prop_assert_eq!(size(&format!("{count}{unit}")), Ok(count << shift));
+                prop_assert_eq!(size(&format!(" {count} {unit}")), Ok(count << shift));
+                let wanted = Duration::from_nanos(nanos);
+                let written = humantime::format_duration(wanted).to_string();
+                prop_assert_eq!(duration(&written), Ok(wanted), "{}", written);
+                prop_assert_eq!(written.parse::<Ttl>(), Ok(Ttl(Some(wanted))));
+                Ok(())
+            });
+        }
+
+        /// Whatever else stands on the command line: it is refused in a sentence, or the bucket and
+        /// the mountpoint are those that were given, and the bounds hold.
+        #[test]
+        fn any_command_line_is_understood_or_refused_in_a_sentence() {
+            let mut names: Vec<String> = Args::command()
+                .get_arguments()
+                .filter_map(|argument| argument.get_long())
+                .filter(|&name| name != "version" && name != "help")
+                .map(|name| format!("--{name}"))
+                .collect();
+            names.extend(["--none".to_owned(), "-x".to_owned()]);
+            let value = fuzz::text(
+                "[0-9]{1,4}(s|ms|MiB|GiB|K)?|auto|never|always|0[0-7]{3}|indefinite|\\PC{0,8}|\
+                 https?://[a-z.:/@?]{0,12}",
+            );
+            let word = (prop::sample::select(names), prop::option::of(value));
+            fuzz::each(prop::collection::vec(word, 0..4), |words| {
+                let mut line = vec!["fasts3-mount".to_owned()];
+                for (name, value) in words {
+                    line.push(value.map_or(name.clone(), |value| format!("{name}={value}")));
+                }
+                line.extend(["--", "s3://bucket/a", "/m"].map(str::to_owned));
+                match crate::app::config::parse(line.iter().map(Into::into)) {
+                    Ok(config) => {
+                        prop_assert_eq!(&config.bucket, "bucket");
+                        prop_assert_eq!(&config.prefix, "a/");
+                        prop_assert_eq!(&config.mountpoint, std::path::Path::new("/m"));
+                        prop_assert!(config.chunk_bytes <= config.memory_budget_bytes);
+                    }
+                    Err(refused) => {
+                        let NoConfig::Wrong(sentence) = refused else {
+                            return Err(TestCaseError::fail("nobody asked for help"));
+                        };
+                        prop_assert!(!sentence.is_empty() && sentence.len() < 1000, "{}", sentence);
+                    }
+                }
+                Ok(())
+            });
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! The command line of `mount.fasts3`, as mount(8) calls it, turned into that of the program.
+//!
+//! `mount.fasts3 SPEC DIR [-sfnv] [-N namespace] [-o options] [-t type]` (mount(8), "External
+//! helpers"). `-o name=value` is the option `--name=value`, with underscores or hyphens.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::Path;
+
+use clap::CommandFactory as _;
+
+use super::args::Args;
+
+/// What mount(8) calls, and what a helper is found by.
+pub(crate) const NAME: &str = "mount.fasts3";
+
+/// What fstab and mount(8) have for every file system. They are for mount(8) itself, or are so in
+/// any case: read-only, without set-user-ID bits, devices and access times.
+const STANDARD: [&str; 43] = [
+    "_netdev",
+    "async",
+    "atime",
+    "auto",
+    "default_permissions",
+    "defaults",
+    "dev",
+    "diratime",
+    "dirsync",
+    "exec",
+    "fail",
+    "group",
+    "iversion",
+    "lazytime",
+    "loud",
+    "mand",
+    "noatime",
+    "noauto",
+    "nodev",
+    "nodiratime",
+    "nofail",
+    "noiversion",
+    "nolazytime",
+    "nomand",
+    "norelatime",
+    "nostrictatime",
+    "nosuid",
+    "nosymfollow",
+    "nouser",
+    "owner",
+    "relatime",
+    "ro",
+    "rw",
+    "silent",
+    "strictatime",
+    "suid",
+    "symfollow",
+    "sync",
+    "user",
+    "users",
+    "quiet",
+    "nogroup",
+    "noowner",
+];
+
+/// What mount(8) asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MountCall {
+    /// The program's own arguments, its name first.
+    pub(crate) arguments: Vec<OsString>,
+    /// `-f`: everything but the mount itself.
+    pub(crate) fake: bool,
+}
+
+/// Whether the program was called by the helper's name.
+pub(crate) fn is_called(program: Option<&OsString>) -> bool {
+    program.is_some_and(|name| Path::new(name).file_name() == Some(OsStr::new(NAME)))
+}
+
+/// Reads the helper's arguments, without its name.
+pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<MountCall, String> {
+    let mut arguments = arguments.into_iter();
+    let mut places = Vec::new();
+    let mut given = Vec::new();
+    let (mut fake, mut sloppy) = (false, false);
+    while let Some(argument) = arguments.next() {
+        let Some(flags) = argument.as_bytes().strip_prefix(b"-").filter(|flags| !flags.is_empty())
+        else {
+            places.push(argument);
+            continue;
+        };
+        for (at, flag) in flags.iter().enumerate() {
+            // A value stands behind its flag, in the same argument or in the next one.
+            let mut value = || match &flags[at + 1..] {
+                [] => arguments.next().map(OsString::into_vec),
+                rest => Some(rest.to_vec()),
+            };
+            match flag {
+                b's' => sloppy = true,
+                b'f' => fake = true,
+                b'n' | b'v' | b'r' | b'w' => continue,
+                b'o' => given.push(value().ok_or("-o needs options")?),
+                b't' => drop(value()),
+                b'N' => return Err("-N is not supported: call mount through nsenter(1)".into()),
+                other => return Err(format!("there is no flag -{}", char::from(*other))),
+            }
+            if matches!(flag, b'o' | b't') {
+                break;
+            }
+        }
+    }
+    let [bucket, mountpoint] = places.try_into().map_err(|places: Vec<_>| {
+        format!("{NAME} takes a bucket and a directory, and was given {} arguments", places.len())
+    })?;
+    let mut all = vec![OsString::from("fasts3-mount"), OsString::from("--daemon")];
+    for options in given {
+        for option in split(&options) {
+            all.extend(long_option(&option, sloppy)?);
+        }
+    }
+    all.extend([OsString::from("--"), bucket, mountpoint]);
+    Ok(MountCall { arguments: all, fake })
+}
+
+/// At the commas that are not within double quotes, which fall away.
+fn split(options: &[u8]) -> Vec<Vec<u8>> {
+    let mut parts = vec![Vec::new()];
+    let mut quoted = false;
+    for &byte in options {
+        match (byte, parts.last_mut()) {
+            (b'"', _) => quoted = !quoted,
+            (b',', _) if !quoted => parts.push(Vec::new()),
+            (byte, Some(part)) => part.push(byte),
+            (_, None) => {}
+        }
+    }
+    parts.retain(|part| !part.is_empty());
+    parts
+}
+
+/// The program's option that a mount option means; none for those that mean nothing here.
+fn long_option(option: &[u8], sloppy: bool) -> Result<Option<OsString>, String> {
+    let name_ends = option.iter().position(|&byte| byte == b'=').unwrap_or(option.len());
+    let name = String::from_utf8_lossy(&option[..name_ends]).into_owned();
+    if name == "remount" {
+        return Err("a mount cannot be changed (remount): unmount it and mount it again".into());
+    }
+    let for_others = ["x-", "X-", "comment", "helper", "uhelper"];
+    if STANDARD.contains(&name.as_str()) || for_others.iter().any(|start| name.starts_with(start)) {
+        return Ok(None);
+    }
+    let long = match name.as_str() {
+        "noexec" => "no-exec".to_owned(),
+        name => name.replace('_', "-"),
+    };
+    let known = Args::command()
+        .get_arguments()
+        .any(|argument| argument.get_long() == Some(&long) && long != "daemon");
+    if !known {
+        return if sloppy {
+            Ok(None)
+        } else {
+            Err(format!("there is no mount option {name}; see `fasts3-mount --help`"))
+        };
+    }
+    let mut bytes = format!("--{long}").into_bytes();
+    bytes.extend_from_slice(&option[name_ends..]);
+    Ok(Some(OsString::from_vec(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(line: &[&str]) -> Result<MountCall, String> {
+        parse(line.iter().map(OsString::from))
+    }
+
+    fn options(line: &[&str]) -> Vec<String> {
+        let call = call(line).unwrap();
+        let text = call.arguments.into_iter().map(|word| word.into_string().unwrap());
+        text.skip(2).take_while(|word| word != "--").collect()
+    }
+
+    #[test]
+    fn the_helper_is_known_by_its_name() {
+        for (name, is) in [
+            ("/sbin/mount.fasts3", true),
+            ("mount.fasts3", true),
+            ("/usr/bin/fasts3-mount", false),
+            ("/mount.fasts3/x", false),
+        ] {
+            assert_eq!(is_called(Some(&OsString::from(name))), is, "{name}");
+        }
+        assert!(!is_called(None));
+    }
+
+    #[test]
+    fn a_line_of_fstab_becomes_options() {
+        let call = call(&[
+            "s3://data/a b",
+            "/mnt/my data",
+            "-o",
+            "rw,_netdev,nofail,x-systemd.automount,endpoint_url=http://a:1/x?,allow-other",
+        ])
+        .unwrap();
+        let want = [
+            "fasts3-mount",
+            "--daemon",
+            "--endpoint-url=http://a:1/x?",
+            "--allow-other",
+            "--",
+            "s3://data/a b",
+            "/mnt/my data",
+        ];
+        assert_eq!(call.arguments, want.map(OsString::from));
+        assert!(!call.fake);
+    }
+
+    #[test]
+    fn flags_are_taken_apart_and_ignored() {
+        assert!(call(&["-nvf", "b", "/m", "-t", "fasts3"]).unwrap().fake);
+        assert_eq!(
+            options(&["b", "/m", "-nouid=3,gid=4", "-o", "noexec"]),
+            ["--uid=3", "--gid=4", "--no-exec"]
+        );
+        assert_eq!(
+            options(&["b", "/m", "-tfasts3", "-v", "-s", "-o", "frobnicate,uid=1"]),
+            ["--uid=1"]
+        );
+    }
+
+    #[test]
+    fn quotes_hold_commas_together() {
+        assert_eq!(
+            options(&["b", "/m", "-o", "profile=\"a,b\",,uid=1"]),
+            ["--profile=a,b", "--uid=1"]
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (line, says) in [
+            (&["b"][..], "was given 1 argument"),
+            (&["b", "/m", "/n"], "was given 3"),
+            (&["b", "/m", "-o"], "-o needs"),
+            (&["b", "/m", "-x"], "no flag -x"),
+            (&["b", "/m", "-N", "/proc/1/ns/mnt"], "nsenter"),
+            (&["b", "/m", "-o", "frobnicate=1"], "no mount option frobnicate"),
+            (&["b", "/m", "-o", "daemon"], "no mount option daemon"),
+            (&["b", "/m", "-o", "remount,ro"], "mount it again"),
+        ] {
+            let sentence = call(line).unwrap_err();
+            assert!(sentence.contains(says), "{line:?}: {sentence}");
+        }
+    }
+
+    mod fuzz {
+        use proptest::prelude::*;
+
+        use super::*;
+        use crate::testing::fuzz;
+
+        /// Whatever mount(8) is given: it is refused, or every option is one of the program's, and the
+        /// bucket and the directory stay what they are.
+        #[test]
+        fn any_options_are_the_programs_own_or_refused() {
+            let option = fuzz::text(
+                "(uid|gid|rw|nofail|x-[a-z]{2}|endpoint.url|noexec|allow_other|io_timeout|daemon|\
+                 remount|\\PC{0,5})(=[ -~]{0,8})?",
+            );
+            let options = prop::collection::vec(option, 0..4).prop_map(|all| all.join(","));
+            let flags = fuzz::text("-[nvfsrw]{0,3}o?|-t|\\PC{0,4}|-[a-zA-Z]{1,2}");
+            fuzz::each((prop::collection::vec(flags, 0..3), options), |(flags, options)| {
+                let mut line: Vec<_> = flags.iter().map(String::as_str).collect();
+                line.extend(["-o", &options, "s3://bucket", "/m"]);
+                let Ok(call) = call(&line) else { return Ok(()) };
+                let words: Vec<_> =
+                    call.arguments.iter().filter_map(|word| word.to_str()).collect();
+                prop_assert_eq!(&words[..2], ["fasts3-mount", "--daemon"]);
+                let (given, places) = words[2..].split_at(words.len() - 5);
+                prop_assert!(given.iter().all(|word| word.starts_with("--") && word.len() > 2));
+                prop_assert_eq!(places[0], "--");
+                prop_assert!(places[1..].iter().all(|place| line.contains(place)));
+                Ok(())
+            });
+        }
+    }
+}

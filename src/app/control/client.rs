@@ -1,0 +1,231 @@
+//! The other end of the control socket: finds the mount, asks, and shows the answer.
+
+use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use super::{Command, Reply, directories, socket_name};
+use crate::app::config;
+use crate::base::mountinfo::{self, Mount};
+
+/// A daemon that is alive answers at once.
+const LONGEST_ANSWER: Duration = Duration::from_secs(5);
+/// But for a drop, which waits for reads that wait for the store.
+const LONGEST_DROP: Duration = Duration::from_secs(45);
+/// To find out where a path leads, other file systems are asked, which may hang.
+const LONGEST_PATH: Duration = Duration::from_secs(5);
+/// A busy mount is detached, so an unmount takes what the daemon's last requests take.
+const LONGEST_UNMOUNT: Duration = Duration::from_secs(30);
+
+/// Why there is no answer: a sentence each, and an exit code of sysexits(3).
+#[derive(Debug, thiserror::Error)]
+pub enum NoAnswer {
+    /// Nothing of ours is mounted there: 66.
+    #[error("{0}")]
+    NoMount(String),
+    /// The daemon does not answer: 69.
+    #[error("{0}")]
+    NoDaemon(String),
+    /// The mount is somebody else's: 77.
+    #[error("{0}")]
+    NotAllowed(String),
+    /// The answer makes no sense, or what was asked failed: 70.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl NoAnswer {
+    /// What the process exits with.
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::NoMount(_) => 66,    // EX_NOINPUT
+            Self::NoDaemon(_) => 69,   // EX_UNAVAILABLE
+            Self::Failed(_) => 70,     // EX_SOFTWARE
+            Self::NotAllowed(_) => 77, // EX_NOPERM
+        }
+    }
+}
+
+/// The mounts of this program, as the kernel lists them.
+pub fn mounts() -> Vec<PathBuf> {
+    of_mountinfo(&std::fs::read("/proc/self/mountinfo").unwrap_or_default())
+}
+
+/// The mountpoints of those that are ours.
+fn of_mountinfo(mountinfo: &[u8]) -> Vec<PathBuf> {
+    mountinfo::mounts(mountinfo).filter(Mount::is_ours).map(|mount| mount.path).collect()
+}
+
+/// The mount that a path is in, of those listed, and where in it.
+pub fn mount_of(path: &Path, mounts: &[PathBuf]) -> Option<PathBuf> {
+    let inside = mounts.iter().filter(|mount| path.starts_with(mount));
+    inside.max_by_key(|mount| mount.components().count()).cloned()
+}
+
+/// Checks that this program is mounted there; gives its path without symbolic links.
+///
+/// A mount whose daemon hangs answers no question about itself, so none is asked where the path says
+/// enough.
+pub fn check_mount(mountpoint: &Path) -> Result<PathBuf, NoAnswer> {
+    // It is mounted where this process need not see it; its socket will tell.
+    if config::descriptor(mountpoint).is_some() {
+        return Ok(mountpoint.to_owned());
+    }
+    let shown = mountpoint.display();
+    let mounts = mounts();
+    let absolute = std::path::absolute(mountpoint)
+        .map_err(|error| NoAnswer::NoMount(format!("{shown} cannot be used: {error}")))?;
+    let real = match mount_of(&absolute, &mounts) {
+        Some(_) => absolute,
+        None => resolved(absolute, mountpoint)?,
+    };
+    match mount_of(&real, &mounts) {
+        // Its socket is found by its path, in which a slash at the end counts.
+        Some(mount) if mount == real => Ok(mount),
+        Some(mount) => {
+            let mount = mount.display();
+            Err(NoAnswer::NoMount(format!("{shown} is inside a mount, which is on {mount}")))
+        }
+        None => Err(NoAnswer::NoMount(format!("no fasts3-mount is mounted on {shown}"))),
+    }
+}
+
+/// Where a path leads, found out by a thread that may hang.
+fn resolved(path: PathBuf, mountpoint: &Path) -> Result<PathBuf, NoAnswer> {
+    let shown = mountpoint.display();
+    let (tell, told) = channel();
+    std::thread::spawn(move || {
+        // All but the last name: that may be a mountpoint, which is not to be asked.
+        let parent = path.parent().map(Path::canonicalize);
+        let real = match (parent, path.file_name()) {
+            (Some(Ok(parent)), Some(name)) if mounts().contains(&parent.join(name)) => {
+                Ok(parent.join(name))
+            }
+            _ => path.canonicalize(),
+        };
+        // Who waited may have given up.
+        let _ = tell.send(real);
+    });
+    match told.recv_timeout(LONGEST_PATH) {
+        Ok(Ok(real)) => Ok(real),
+        Ok(Err(error)) => Err(NoAnswer::NoMount(format!("{shown} cannot be used: {error}"))),
+        Err(_elapsed) => {
+            let limit = LONGEST_PATH.as_secs();
+            Err(NoAnswer::NoDaemon(format!(
+                "{shown} cannot be looked at within {limit} s: a file system on its path hangs"
+            )))
+        }
+    }
+}
+
+/// Asks the daemon of a mountpoint.
+pub fn ask(mountpoint: &Path, command: Command) -> Result<Reply, NoAnswer> {
+    ask_at(&check_mount(mountpoint)?, command)
+}
+
+fn ask_at(mountpoint: &Path, command: Command) -> Result<Reply, NoAnswer> {
+    let shown = mountpoint.display();
+    let mut connection = connect(mountpoint)?;
+    let limit = if command == Command::Drop { LONGEST_DROP } else { LONGEST_ANSWER };
+    let failed = |error: std::io::Error| {
+        NoAnswer::NoDaemon(match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => format!(
+                "the daemon of {shown} did not answer within {} s: it hangs; see its log, or end it \
+                 with SIGKILL and free its mount with `umount -l {shown}`",
+                limit.as_secs()
+            ),
+            _ => format!("the daemon of {shown} did not answer: {error}"),
+        })
+    };
+    connection.set_read_timeout(Some(limit)).map_err(failed)?;
+    let mut line = serde_json::to_string(&command).expect("commands are plain");
+    line.push('\n');
+    connection.write_all(line.as_bytes()).map_err(failed)?;
+    let mut answer = String::new();
+    BufReader::new(connection).read_line(&mut answer).map_err(failed)?;
+    let reply = serde_json::from_str(&answer).map_err(|error| {
+        NoAnswer::Failed(format!(
+            "the daemon of {shown} answers in a way that is not understood ({error}); is it of \
+             another version?"
+        ))
+    })?;
+    match reply {
+        Reply::Refused(why) => {
+            Err(NoAnswer::Failed(format!("the daemon of {shown} refuses: {why}")))
+        }
+        reply => Ok(reply),
+    }
+}
+
+fn connect(mountpoint: &Path) -> Result<UnixStream, NoAnswer> {
+    let shown = mountpoint.display();
+    let name = socket_name(mountpoint);
+    let mut none = NoAnswer::NoDaemon(format!(
+        "the daemon of {shown} has no control socket in any of {}; was it started with another \
+         RUNTIME_DIRECTORY or XDG_RUNTIME_DIR?",
+        directories(|name| std::env::var_os(name))
+            .iter()
+            .map(|folder| folder.display().to_string())
+            .collect::<Vec<_>>()
+            .join(", "),
+    ));
+    for folder in directories(|name| std::env::var_os(name)) {
+        let path = folder.join(&name);
+        match UnixStream::connect(&path) {
+            Ok(connection) => return Ok(connection),
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                none = NoAnswer::NotAllowed(format!(
+                    "the mount on {shown} is another user's; ask as that user or as root"
+                ));
+            }
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                none = NoAnswer::NoDaemon(format!(
+                    "nobody answers at {}: the daemon of {shown} is gone; free its mount with \
+                     `fusermount3 -u {shown}`, or as root `umount -l {shown}`",
+                    path.display()
+                ));
+            }
+            Err(_) => {}
+        }
+    }
+    Err(none)
+}
+
+/// Ends a mount and waits until it is gone.
+pub fn unmount(mountpoint: &Path) -> Result<(), NoAnswer> {
+    let real = check_mount(mountpoint)?;
+    ask_at(&real, Command::Unmount)?;
+    let begun = Instant::now();
+    while mounts().contains(&real) {
+        if begun.elapsed() > LONGEST_UNMOUNT {
+            let shown = mountpoint.display();
+            return Err(NoAnswer::Failed(format!(
+                "{shown} is still mounted; see the daemon's log"
+            )));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_mounts_are_told_from_others() {
+        let info = b"36 35 98:0 /root /mnt/a\\040b rw shared:7 - fuse.fasts3 s3://x/ ro\n\
+                     37 35 98:0 / /mnt/c rw - tmpfs tmpfs rw\n\
+                     38 35 98:0 / /mnt/a\\040b/in\\012ner ro - fuse s3://y/ ro\n\
+                     39 35 98:0 / /mnt/d ro - fuse other ro\n";
+        let mounts = of_mountinfo(info);
+        assert_eq!(mounts, [Path::new("/mnt/a b"), Path::new("/mnt/a b/in\nner")]);
+        let of = |path: &str| mount_of(Path::new(path), &mounts);
+        assert_eq!(of("/mnt/a b/x"), Some(mounts[0].clone()));
+        assert_eq!(of("/mnt/a b/in\nner/x"), Some(mounts[1].clone()));
+        assert_eq!(of("/mnt/a bc"), None);
+        assert_eq!(of_mountinfo(b"garbage\n\n"), Vec::<PathBuf>::new());
+    }
+}

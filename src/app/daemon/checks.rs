@@ -1,0 +1,222 @@
+//! What can be known of the machine before anything is asked of the store.
+
+use std::fs::OpenOptions;
+use std::io::{Error, ErrorKind};
+use std::path::Path;
+use std::process::Command;
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::statvfs::statvfs;
+
+use super::StartError;
+use crate::base::mountinfo::{self, Mount};
+
+/// Whether `/dev/fuse` is there and opens.
+pub(crate) fn fuse_device() -> Result<(), StartError> {
+    match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
+        Ok(_device) => Ok(()),
+        Err(error) => Err(StartError::NoFuse(no_device(&error))),
+    }
+}
+
+fn no_device(error: &Error) -> String {
+    let remedy = match error.kind() {
+        ErrorKind::NotFound => {
+            "load the kernel module with `modprobe fuse`, or start the container with `--device \
+             /dev/fuse --cap-add SYS_ADMIN`"
+        }
+        ErrorKind::PermissionDenied => {
+            "give this user access to it, or start the container with `--device /dev/fuse --cap-add \
+             SYS_ADMIN`"
+        }
+        _ => "check that this kernel supports FUSE",
+    };
+    format!("/dev/fuse cannot be opened: {error}; {remedy}")
+}
+
+/// Whether something can be mounted here. What a daemon of ours that died has left is taken away;
+/// everybody else's is left alone.
+pub(super) fn mountpoint(path: &Path) -> Result<(), StartError> {
+    match usable(path) {
+        Err(StartError::Stale { .. }) if is_our_stale_mount(path) => {
+            let shown = path.display();
+            free(path).map_err(|error| {
+                tracing::warn!("the stale mount on {shown} could not be freed: {error}");
+                StartError::Stale { mountpoint: shown.to_string() }
+            })?;
+            tracing::warn!("{shown} was what a daemon that died has left: it is freed");
+            usable(path)
+        }
+        outcome => outcome,
+    }
+}
+
+/// Of what is mounted last, for that is what is freed. A dead mount tells its path to nobody.
+fn is_our_stale_mount(path: &Path) -> bool {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new(".")).canonicalize();
+    let Some((parent, name)) = parent.ok().zip(path.file_name()) else { return false };
+    let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    mounted(&mounts, &parent.join(name)).is_some_and(|mount| mount.is_ours())
+}
+
+fn free(path: &Path) -> std::io::Result<()> {
+    match umount2(path, MntFlags::MNT_DETACH) {
+        Err(Errno::EPERM) => {}
+        outcome => return Ok(outcome?),
+    }
+    // An ordinary user's mount was made by fusermount3, and so it ends.
+    let ended = Command::new("fusermount3").args(["-u", "-z", "--"]).arg(path).output()?;
+    if ended.status.success() {
+        return Ok(());
+    }
+    Err(Error::other(String::from_utf8_lossy(&ended.stderr).trim().to_owned()))
+}
+
+/// Descriptors of everything but connections.
+const OTHER_DESCRIPTORS: u64 = 64;
+/// A request in flight, one that is overdue or sent a second time, and an idle connection.
+const DESCRIPTORS_EACH: u64 = 3;
+
+/// How many of so many requests may be in flight, after the limit on descriptors was raised as far as
+/// they need and the machine allows.
+pub(super) fn connections(wanted: usize) -> usize {
+    let needed = DESCRIPTORS_EACH * wanted as u64 + OTHER_DESCRIPTORS;
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return wanted };
+    if soft >= needed {
+        return wanted;
+    }
+    let raised = needed.min(hard);
+    let limit = setrlimit(Resource::RLIMIT_NOFILE, raised, hard).map_or(soft, |()| raised);
+    let allowed = connections_within(limit, wanted);
+    if allowed < wanted {
+        tracing::warn!(
+            "{allowed} requests at once instead of {wanted}: {limit} open files are allowed; raise \
+             it to {needed} (`ulimit -Hn`, or LimitNOFILE= of a systemd unit)"
+        );
+    }
+    allowed
+}
+
+fn connections_within(descriptors: u64, wanted: usize) -> usize {
+    let allowed = descriptors.saturating_sub(OTHER_DESCRIPTORS) / DESCRIPTORS_EACH;
+    usize::try_from(allowed).unwrap_or(wanted).clamp(1, wanted.max(1))
+}
+
+/// A core file would hold credentials and whatever was read.
+pub(super) fn no_core_files() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_CORE) {
+        // What fails was 0 already.
+        let _ = setrlimit(Resource::RLIMIT_CORE, 0, hard);
+    }
+}
+
+fn usable(path: &Path) -> Result<(), StartError> {
+    let shown = path.display();
+    let real = path.canonicalize().map_err(|error| unusable(path, &error))?;
+    let metadata = real.metadata().map_err(|error| unusable(path, &error))?;
+    if !metadata.is_dir() {
+        return Err(StartError::NoMountpoint(format!(
+            "mountpoint {shown} is not a directory; give an existing directory"
+        )));
+    }
+    let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    if let Some(Mount { kind, .. }) = mounted(&mounts, &real) {
+        // The attributes of a dead mount's root may be cached; how full it is never is.
+        if statvfs(&real).err() == Some(Errno::ENOTCONN) {
+            return Err(StartError::Stale { mountpoint: shown.to_string() });
+        }
+        return Err(StartError::Busy(format!(
+            "mountpoint {shown} is in use: a {kind} file system is mounted there; unmount it, or \
+             give another directory"
+        )));
+    }
+    if real.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+        tracing::warn!("mountpoint {shown} is not empty: its files are hidden while mounted");
+    }
+    Ok(())
+}
+
+fn unusable(path: &Path, error: &Error) -> StartError {
+    let shown = path.display();
+    // "Transport endpoint is not connected": the kernel's answer for a mount without its daemon.
+    if error.raw_os_error() == Some(libc::ENOTCONN) {
+        return StartError::Stale { mountpoint: shown.to_string() };
+    }
+    StartError::NoMountpoint(match error.kind() {
+        ErrorKind::NotFound => {
+            format!("mountpoint {shown} does not exist; create it with `mkdir -p {shown}`")
+        }
+        _ => format!("mountpoint {shown} cannot be used: {error}; give an existing directory"),
+    })
+}
+
+/// What is mounted on a path; none for an automount point, whose purpose is to be mounted on.
+fn mounted(mountinfo: &[u8], path: &Path) -> Option<Mount> {
+    mountinfo::topmost(mountinfo, path).filter(|mount| mount.kind != "autofs")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_automount_point_is_not_in_use_until_it_is_mounted_on() {
+        let info = b"38 35 0:40 / /mnt/d rw - autofs systemd-1 rw,direct\n\
+                     39 35 0:40 / /mnt/e rw - autofs systemd-1 rw,direct\n\
+                     40 39 0:41 / /mnt/e rw - fuse.fasts3 s3://x/ rw\n";
+        assert_eq!(mounted(info, Path::new("/mnt/d")), None);
+        assert_eq!(mounted(info, Path::new("/mnt/e")).unwrap().kind, "fuse.fasts3");
+    }
+
+    #[test]
+    fn only_what_is_mounted_last_and_is_ours_is_ours() {
+        let ours = |last: &str| {
+            let text = format!("1 2 3:4 / /m rw - fuse.fasts3 y rw\n5 6 7:8 / /m rw - {last} rw\n");
+            mounted(text.as_bytes(), Path::new("/m")).unwrap().is_ours()
+        };
+        assert!(ours("fuse.fasts3 s3://data/"));
+        assert!(ours("fuse s3://data/"));
+        assert!(ours("fuse.mount.fasts3 mount.fasts3"));
+        for other in ["fuse data", "fuse.s3fs s3fs", "fuse.rclone s3://data/", "ext4 s3://data/"] {
+            assert!(!ours(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn each_unusable_mountpoint_has_its_own_kind() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(mountpoint(folder.path()), Ok(()));
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert!(matches!(mountpoint(&file), Err(StartError::NoMountpoint(_))));
+        assert!(matches!(mountpoint(&file.join("x")), Err(StartError::NoMountpoint(_))));
+        let missing = mountpoint(&folder.path().join("none")).unwrap_err().to_string();
+        assert!(missing.contains("mkdir -p"), "{missing}");
+        assert!(matches!(mountpoint(Path::new("/proc")), Err(StartError::Busy(_))));
+        let stale = unusable(Path::new("/mnt"), &Error::from_raw_os_error(libc::ENOTCONN));
+        assert!(stale.to_string().contains("umount -l /mnt"), "{stale}");
+    }
+
+    #[test]
+    fn connections_are_bounded_by_descriptors() {
+        for (descriptors, wanted, allowed) in
+            [(1 << 20, 128, 128), (1024, 4096, 320), (256, 128, 64), (10, 128, 1), (0, 1, 1)]
+        {
+            assert_eq!(connections_within(descriptors, wanted), allowed, "{descriptors}");
+        }
+    }
+
+    #[test]
+    fn a_missing_device_says_what_to_do() {
+        for (kind, says) in [
+            (ErrorKind::NotFound, "modprobe fuse"),
+            (ErrorKind::PermissionDenied, "--device /dev/fuse"),
+            (ErrorKind::Other, "supports FUSE"),
+        ] {
+            assert!(no_device(&Error::from(kind)).contains(says));
+        }
+    }
+}

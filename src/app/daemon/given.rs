@@ -1,0 +1,176 @@
+//! A mount that whoever started this program has made: the mountpoint `/dev/fd/N`, as libfuse has it.
+//!
+//! Its descriptor of `/dev/fuse` was opened and mounted with the privileges that this takes; this
+//! program needs none of them. The mount's options and its end are its maker's.
+
+use std::fs;
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::PathBuf;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::stat::{major, minor};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
+    recvmsg, socketpair,
+};
+
+use super::StartError;
+use crate::base::mountinfo;
+use crate::fuse::Unserved;
+
+/// `/dev/fuse` on every Linux: its `Documentation/admin-guide/devices.txt`.
+const FUSE_DEVICE: (u64, u64) = (10, 229);
+
+/// A mount that is there and waits to be served.
+pub(super) struct Given {
+    pub(super) unserved: Unserved,
+    /// Where it is mounted, if that is to be seen from here.
+    pub(super) mountpoint: Option<PathBuf>,
+}
+
+impl Given {
+    /// Takes the descriptor of a mount that nobody serves yet; the number is free afterwards.
+    pub(super) fn take(number: RawFd) -> Result<Self, StartError> {
+        let wrong = |what: &str| {
+            StartError::NoMountpoint(format!(
+                "mountpoint /dev/fd/{number} {what}; whoever starts this program must open /dev/fuse, \
+                 mount it with mount(2) and the option fd=, and leave it open"
+            ))
+        };
+        check_kind(number).map_err(|what| wrong(&what))?;
+        let internal = |error: std::io::Error| {
+            StartError::Internal(format!("descriptor {number} cannot be used: {error}"))
+        };
+        let device = owned(number).map_err(internal)?;
+        // A program that this one starts must not hold the mount when this one has died.
+        nix::unistd::close(number).map_err(|errno| internal(errno.into()))?;
+        check_state(&device).map_err(internal)?.map_err(wrong)?;
+        // fuser would turn in a circle.
+        let flags = fcntl(&device, FcntlArg::F_GETFL).map_err(|errno| internal(errno.into()))?;
+        let flags = OFlag::from_bits_retain(flags) - OFlag::O_NONBLOCK;
+        fcntl(&device, FcntlArg::F_SETFL(flags)).map_err(|errno| internal(errno.into()))?;
+        let device_number = device_number(&device);
+        let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
+        let mountpoint = device_number.as_ref().and_then(|number| {
+            mountinfo::mounts(&mounts).find(|mount| mount.device == *number).map(|mount| mount.path)
+        });
+        Ok(Self { unserved: Unserved { device, device_number }, mountpoint })
+    }
+}
+
+/// Whether a number is a descriptor of `/dev/fuse`, or else what is wrong with it.
+fn check_kind(number: RawFd) -> Result<(), String> {
+    if number <= 2 {
+        return Err("is standard input, output or error".to_owned());
+    }
+    let link = format!("/proc/self/fd/{number}");
+    let metadata = fs::metadata(&link).map_err(|_| "is not open".to_owned())?;
+    let kind = (major(metadata.rdev()), minor(metadata.rdev()));
+    if metadata.file_type().is_char_device() && kind == FUSE_DEVICE {
+        return Ok(());
+    }
+    let name = fs::read_link(&link).unwrap_or_default();
+    Err(format!("is not open on /dev/fuse, but on {}", name.display()))
+}
+
+/// Whether the first request of a mount is there, or else what is wrong. Without this the start
+/// would wait for it, if need be for ever.
+fn check_state(device: &OwnedFd) -> std::io::Result<Result<(), &'static str>> {
+    let mut asked = [PollFd::new(device, PollFlags::IN)];
+    poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+    let state = asked[0].revents();
+    Ok(if state.contains(PollFlags::ERR) {
+        Err("is open on /dev/fuse, but not mounted")
+    } else if state.contains(PollFlags::IN) {
+        Ok(())
+    } else {
+        Err("is a mount that somebody has served already")
+    })
+}
+
+/// Another descriptor of the same open file, which is ours and is closed in what we start.
+///
+/// That a number is an open descriptor can only be claimed, and whoever claims it writes `unsafe`;
+/// the kernel finds out by itself when it is sent through a socket.
+fn owned(number: RawFd) -> std::io::Result<OwnedFd> {
+    let (to, from) =
+        socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let rights = [ControlMessage::ScmRights(&[number])];
+    sendmsg::<()>(to.as_raw_fd(), &[IoSlice::new(b".")], &rights, MsgFlags::empty(), None)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut messages = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    recvmsg(from.as_fd(), &mut [IoSliceMut::new(&mut byte)], &mut messages, flags)?;
+    let received = messages.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    received.ok_or_else(|| std::io::Error::other("it does not come through a socket"))
+}
+
+/// The device that the kernel has mounted for a descriptor, which newer kernels tell.
+fn device_number(device: &OwnedFd) -> Option<String> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", device.as_raw_fd())).ok()?;
+    of_fdinfo(&info)
+}
+
+/// It stands there as the kernel keeps it: 20 bits of the minor number, and above them the major one.
+fn of_fdinfo(info: &str) -> Option<String> {
+    let line = info.lines().find_map(|line| line.strip_prefix("fuse_connection:"))?;
+    let number: u32 = line.trim().parse().ok()?;
+    Some(format!("{}:{}", number >> 20, number & ((1 << 20) - 1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    #[test]
+    fn only_a_descriptor_of_a_mount_is_taken() {
+        let file = File::open("/dev/null").unwrap();
+        let number = file.as_raw_fd();
+        let said = |number| match Given::take(number) {
+            Err(StartError::NoMountpoint(sentence)) => sentence,
+            Err(other) => panic!("{other}"),
+            Ok(_) => panic!("taken"),
+        };
+        assert!(
+            said(number)
+                .contains(&format!("/dev/fd/{number} is not open on /dev/fuse, but on /dev/null"))
+        );
+        assert!(file.metadata().is_ok(), "what is not taken stays open");
+        assert!(said(1 << 20).contains("is not open;"));
+        assert!(said(0).contains("standard input"));
+    }
+
+    #[test]
+    fn the_mount_of_a_descriptor_is_what_the_kernel_tells() {
+        let info = "pos:\t0\nflags:\t02100002\nmnt_id:\t24\nino:\t90\n";
+        assert_eq!(of_fdinfo(info), None);
+        assert_eq!(of_fdinfo(&format!("{info}fuse_connection:\t41\n")).as_deref(), Some("0:41"));
+        assert_eq!(of_fdinfo("fuse_connection:\t1049600\n").as_deref(), Some("1:1024"));
+        assert_eq!(of_fdinfo("fuse_connection:\tnone\n"), None);
+    }
+
+    #[test]
+    fn a_descriptor_that_is_sent_to_oneself_is_of_the_same_open_file() {
+        use std::io::{Read as _, Seek as _};
+        let mut file = tempfile::tempfile().unwrap();
+        let mut other = File::from(owned(file.as_raw_fd()).unwrap());
+        std::io::Write::write_all(&mut file, b"bytes").unwrap();
+        file.rewind().unwrap();
+        let mut two = [0; 2];
+        file.read_exact(&mut two).unwrap();
+        other.read_exact(&mut two).unwrap();
+        assert_eq!(&two, b"te", "they share their place");
+        assert!(owned(1 << 20).is_err());
+    }
+}

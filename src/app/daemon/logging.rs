@@ -1,0 +1,147 @@
+//! Log lines go to standard error, as text or JSON, or with their fields to systemd's journal;
+//! panics are log lines too. The level changes while the daemon runs ([`Logs`]).
+
+use std::io::IsTerminal as _;
+use std::os::unix::fs::MetadataExt as _;
+
+use parking_lot::Mutex;
+use tracing::Subscriber;
+use tracing_subscriber::fmt;
+use tracing_subscriber::prelude::*;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::reload::{self, Handle};
+use tracing_subscriber::{EnvFilter, Layer, Registry};
+
+use crate::app::config::{LogConfig, LogFormat};
+
+mod journal;
+mod line;
+mod repeats;
+
+use journal::Journal;
+use repeats::Repeats;
+
+/// Where systemd's journal takes lines with fields (`systemd.journal-fields(7)`).
+const JOURNAL: &str = "/run/systemd/journal/socket";
+
+/// A process that has left its terminal: what it says to standard error is for whoever started it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Standard error belongs to it as long as it runs.
+    Foreground,
+    /// Standard error is its starter's, unless it is a file.
+    Background,
+}
+
+/// The logs of a process that runs.
+pub(super) struct Logs {
+    filter: Handle<EnvFilter, Registry>,
+    given: String,
+    /// How many steps more than what was given is logged.
+    steps: Mutex<usize>,
+    repeats: Repeats,
+}
+
+/// More and more, with SIGUSR1.
+const LOUDER: [&str; 2] = ["fasts3_mount=debug", "fasts3_mount=trace"];
+
+impl Logs {
+    /// One step more: debug lines, then trace lines too.
+    pub(super) fn louder(&self) {
+        let mut steps = self.steps.lock();
+        *steps = (*steps + 1).min(LOUDER.len());
+        self.set(*steps);
+    }
+
+    /// What was asked for at the start.
+    pub(super) fn as_given(&self) {
+        let mut steps = self.steps.lock();
+        *steps = 0;
+        self.set(0);
+    }
+
+    fn set(&self, steps: usize) {
+        let more = steps.checked_sub(1).map(|at| format!(",{}", LOUDER[at])).unwrap_or_default();
+        let directives = format!("{}{more}", self.given);
+        let told = EnvFilter::try_new(&directives)
+            .map_err(|error| error.to_string())
+            .and_then(|filter| self.filter.reload(filter).map_err(|error| error.to_string()));
+        match told {
+            Ok(()) => tracing::info!("log level: {directives}"),
+            Err(error) => tracing::warn!("log level {directives} cannot be set: {error}"),
+        }
+    }
+
+    /// Sums up what was said too often, as soon as it is due.
+    pub(super) async fn sum_up(&self) {
+        loop {
+            tokio::time::sleep(repeats::WINDOW).await;
+            self.repeats.tell(false);
+        }
+    }
+
+    /// Sums up what is left.
+    pub(super) fn flush(&self) {
+        self.repeats.tell(true);
+    }
+}
+
+/// Starts logging for the process; what speaks through the `log` crate comes along.
+pub(super) fn init(config: &LogConfig, stage: Stage) -> Result<Logs, String> {
+    let (filter, handle) =
+        reload::Layer::new(EnvFilter::try_new(&config.filter).map_err(|error| error.to_string())?);
+    let repeats = Repeats::default();
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(repeats.clone())
+        .with(output(config.format, stage))
+        .try_init()
+        .map_err(|error| error.to_string())?;
+    std::panic::set_hook(Box::new(|panic| {
+        let backtrace = std::backtrace::Backtrace::capture();
+        tracing::error!(%backtrace, "{panic}");
+    }));
+    Ok(Logs { filter: handle, given: config.filter.clone(), steps: Mutex::new(0), repeats })
+}
+
+fn output<S>(format: LogFormat, stage: Stage) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
+{
+    let to_journal = stderr_is_journal();
+    let leaving = stage == Stage::Background && !stderr_is_file();
+    // Who asked for JSON reads it from standard error.
+    if (to_journal || leaving)
+        && format == LogFormat::Text
+        && let Ok(journal) = Journal::open(JOURNAL.as_ref())
+    {
+        return journal.boxed();
+    }
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = lines.with_ansi(std::io::stderr().is_terminal());
+    // The journal has times of its own.
+    let layer = match (format, to_journal) {
+        (LogFormat::Text, false) => lines.boxed(),
+        (LogFormat::Text, true) => lines.without_time().boxed(),
+        (LogFormat::Json, false) => lines.json().boxed(),
+        (LogFormat::Json, true) => lines.json().without_time().boxed(),
+    };
+    if leaving {
+        // Whoever runs mount(8) wants to hear of trouble only.
+        return layer.with_filter(tracing::level_filters::LevelFilter::WARN).boxed();
+    }
+    layer
+}
+
+/// systemd tells the device and inode of the stream that it has connected to the journal; standard
+/// error may have been redirected since.
+fn stderr_is_journal() -> bool {
+    let Some(told) = std::env::var_os("JOURNAL_STREAM") else { return false };
+    let Ok(metadata) = std::fs::metadata("/proc/self/fd/2") else { return false };
+    told.to_str() == Some(&format!("{}:{}", metadata.dev(), metadata.ino()))
+}
+
+/// Then it outlives whoever opened it.
+pub(super) fn stderr_is_file() -> bool {
+    std::fs::metadata("/proc/self/fd/2").is_ok_and(|metadata| metadata.is_file())
+}

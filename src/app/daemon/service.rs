@@ -1,0 +1,186 @@
+//! What a service manager hears: READY, STATUS, WATCHDOG, STOPPING (the protocol of `sd_notify(3)`).
+//!
+//! Without `NOTIFY_SOCKET` in the environment nobody listens, and nothing here does anything.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::statvfs::statvfs;
+use sd_notify::NotifyState;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::{Instant, sleep};
+
+use crate::base::mountinfo;
+use crate::fs::BucketFs;
+use crate::stats::Stats;
+
+/// While the start goes on, the manager hears of it so often, and each time that it may still take
+/// [`STARTING_FOR`]. The start itself is bounded: `bucket::open`.
+const STARTING_PAUSE: Duration = Duration::from_secs(2);
+const STARTING_FOR: Duration = Duration::from_secs(10);
+/// Between two STATUS lines, over which their rates are taken.
+const STATUS_PAUSE: Duration = Duration::from_secs(5);
+
+/// A task that ends when this is dropped.
+pub(super) struct Task(JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Keeps the manager from giving up on a start that still asks the store.
+pub(super) fn starting(asked: String) -> Task {
+    Task(tokio::spawn(async move {
+        let longer = u32::try_from(STARTING_FOR.as_micros()).unwrap_or(u32::MAX);
+        loop {
+            tell(&[NotifyState::ExtendTimeoutUsec(longer), NotifyState::Status(&asked)]);
+            sleep(STARTING_PAUSE).await;
+        }
+    }))
+}
+
+/// The mount is there and answers.
+pub(super) fn ready(status: &str) {
+    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// The end has begun.
+pub(super) fn stopping() {
+    tell(&[NotifyState::Stopping, NotifyState::Status("unmounting")]);
+}
+
+/// Why it ends, for `systemctl status`.
+pub(super) fn failed(sentence: &str) {
+    tell(&[NotifyState::Status(sentence)]);
+}
+
+/// Says every few seconds what the mount does, while that changes.
+pub(super) fn telling(fs: Arc<BucketFs>) -> Option<Task> {
+    std::env::var_os("NOTIFY_SOCKET")?;
+    Some(Task(tokio::spawn(async move {
+        let (mut last, mut since) = (Totals::of(fs.stats()), Instant::now());
+        let mut said = String::new();
+        loop {
+            sleep(STATUS_PAUSE).await;
+            let (now, at) = (Totals::of(fs.stats()), Instant::now());
+            let status = now.status(&last, at - since);
+            if status != said {
+                tell(&[NotifyState::Status(&status)]);
+                said = status;
+            }
+            (last, since) = (now, at);
+        }
+    })))
+}
+
+/// Feeds the manager's watchdog, where one is set, as long as the mount answers.
+///
+/// `statfs` is the proof: the kernel keeps no answer to it, so it goes all the way through the
+/// threads that serve FUSE. An answer that does not come stops this task, and the manager acts.
+/// Without a mountpoint that can be asked there is no proof but that this task runs.
+pub(super) fn watched(mountpoint: Option<PathBuf>) -> Option<Task> {
+    let patience = sd_notify::watchdog_enabled()?;
+    Some(Task(tokio::spawn(async move {
+        loop {
+            let answer = match &mountpoint {
+                Some(mountpoint) => answers(mountpoint).await,
+                None => Ok(()),
+            };
+            match answer {
+                Ok(()) => tell(&[NotifyState::Watchdog]),
+                Err(error) => tracing::warn!(%error, "the mount does not answer"),
+            }
+            // Two may be late.
+            sleep(patience / 3).await;
+        }
+    })))
+}
+
+/// Whether the mount answers the kernel. Waits for ever if it is silent.
+pub(super) async fn answers(mountpoint: &Path) -> std::io::Result<()> {
+    let mountpoint = mountpoint.to_owned();
+    spawn_blocking(move || statvfs(&mountpoint)).await??;
+    Ok(())
+}
+
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "the service manager cannot be told");
+    }
+}
+
+/// What the rates are made of.
+struct Totals {
+    bytes_served: u64,
+    bytes_fetched: u64,
+    gets: u64,
+}
+
+impl Totals {
+    fn of(stats: &Stats) -> Self {
+        Self {
+            bytes_served: stats.bytes_served.get(),
+            bytes_fetched: stats.bytes_fetched.get(),
+            gets: stats.gets.get(),
+        }
+    }
+
+    fn status(&self, before: &Self, elapsed: Duration) -> String {
+        let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
+        let rate = |now: u64, before: u64| now.saturating_sub(before).saturating_mul(1000) / millis;
+        let served = rate(self.bytes_served, before.bytes_served);
+        let fetched = rate(self.bytes_fetched, before.bytes_fetched);
+        let gets = rate(self.gets, before.gets);
+        if (served, fetched, gets) == (0, 0, 0) {
+            return format!(
+                "idle; {} MB read and {} MB fetched with {} GETs since the mount",
+                self.bytes_served / 1_000_000,
+                self.bytes_fetched / 1_000_000,
+                self.gets,
+            );
+        }
+        format!(
+            "reading: {} MB/s to programs, {} MB/s from the store, {gets} GETs/s",
+            tenths(served),
+            tenths(fetched),
+        )
+    }
+}
+
+/// In millions, with one decimal.
+fn tenths(bytes: u64) -> String {
+    format!("{}.{}", bytes / 1_000_000, bytes / 100_000 % 10)
+}
+
+/// Whether process 1 sees what is mounted on this device (`major:minor`); none if that cannot be
+/// known. A mount in a mount namespace of our own serves nobody else. The device's number is what
+/// is looked for, because namespaces may show a mount under different paths.
+pub(super) fn host_sees(device: &str) -> Option<bool> {
+    std::fs::read("/proc/1/mountinfo").ok().map(|mounts| mountinfo::lists(&mounts, device))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_of_the_time_between_and_silence_is_told_as_totals() {
+        let stats = Stats::default();
+        let before = Totals::of(&stats);
+        stats.bytes_served.add(9_000_000);
+        stats.bytes_fetched.add(1_250_000);
+        stats.gets.add(10);
+        let after = Totals::of(&stats);
+        assert_eq!(
+            after.status(&before, Duration::from_secs(5)),
+            "reading: 1.8 MB/s to programs, 0.2 MB/s from the store, 2 GETs/s"
+        );
+        assert_eq!(
+            after.status(&after, Duration::from_secs(5)),
+            "idle; 9 MB read and 1 MB fetched with 10 GETs since the mount"
+        );
+    }
+}

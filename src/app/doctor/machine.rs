@@ -1,0 +1,114 @@
+//! What the machine allows: kernel, FUSE, rights, limits.
+
+use std::path::Path;
+
+use nix::sys::resource::{Resource, getrlimit};
+
+use super::report::Report;
+use crate::app::config::{self, Config};
+use crate::app::daemon;
+
+/// `EX_OSERR`: mounting is refused.
+const NO_FUSE: u8 = 71;
+/// Files that are open besides connections: libraries, sockets, the log.
+const OTHER_FILES: u64 = 64;
+
+pub(super) fn look(config: &Config, report: &mut Report) {
+    let kernel = read("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".to_owned());
+    let (major, minor) = version(&kernel);
+    // FUSE_NO_OPENDIR_SUPPORT came with 5.1; max_pages, for requests of 1 MiB, with 4.20.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if (major, minor) >= (5, 1) {
+        report.ok("kernel", format!("Linux {kernel}, {cores} cores"));
+    } else {
+        report.slow(
+            "kernel",
+            format!("Linux {kernel} is old: before 5.1 every opendir wakes the daemon"),
+        );
+    }
+    match daemon::fuse_device() {
+        Ok(()) => {
+            let limit = read("/proc/sys/fs/fuse/max_pages_limit");
+            let limit = limit.map_or(String::new(), |pages| {
+                format!("; a request may have {pages} pages (fs.fuse.max_pages_limit)")
+            });
+            report.ok("FUSE", format!("/dev/fuse opens{limit}"));
+        }
+        Err(error) => {
+            report.fail("FUSE", error.code(), error.to_string());
+        }
+    }
+    rights(config, report);
+    let budget = config::size(config.memory_budget_bytes);
+    report.ok("memory", format!("the budget is {budget} (--memory-budget)"));
+    if let Ok((limit, _)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let needed = config.max_connections as u64 + OTHER_FILES;
+        if limit < needed {
+            report.wrong("files",
+                format!(
+                    "only {limit} files may be open, and {} connections need {needed}: raise it with \
+                     `ulimit -n` or LimitNOFILE=, or lower --max-connections",
+                    config.max_connections
+                ),
+            );
+        } else {
+            report.ok("files", format!("{limit} files may be open"));
+        }
+    }
+}
+
+fn rights(config: &Config, report: &mut Report) {
+    if nix::unistd::geteuid().is_root() {
+        let kib = config.kernel_readahead_bytes / 1024;
+        return report
+            .ok("rights", format!("root: the kernel's readahead will be raised to {kib} KiB"));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let has_helper = std::env::split_paths(&path)
+        .chain(["/bin".into(), "/usr/bin".into()])
+        .any(|folder| folder.join("fusermount3").is_file());
+    if !has_helper {
+        return report.fail(
+            "rights",
+            NO_FUSE,
+            "an ordinary user cannot mount without fusermount3; install the package fuse3",
+        );
+    }
+    report.slow(
+        "rights",
+        "not root: the kernel's readahead stays at 128 KiB, so large files cost more CPU; mount as \
+         root, or have root write it after mounting (see the log)",
+    );
+    let conf = std::fs::read_to_string(Path::new("/etc/fuse.conf")).unwrap_or_default();
+    if !conf.lines().any(|line| line.trim() == "user_allow_other") {
+        report.ok(
+            "sharing",
+            "other users cannot be let in (--allow-other): no user_allow_other in /etc/fuse.conf",
+        );
+    }
+}
+
+fn read(path: &str) -> Option<String> {
+    std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+}
+
+/// `6.1.0-13-amd64` is 6.1.
+fn version(release: &str) -> (u32, u32) {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|text| text.parse().ok());
+    let mut next = || numbers.next().flatten().unwrap_or(0);
+    (next(), next())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_has_a_version() {
+        for (release, want) in
+            [("6.1.0-13-amd64", (6, 1)), ("4.19.0", (4, 19)), ("6.18", (6, 18)), ("odd", (0, 0))]
+        {
+            assert_eq!(version(release), want, "{release}");
+        }
+    }
+}

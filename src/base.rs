@@ -1,0 +1,4 @@
+//! What every room may use, and what uses nothing of ours.
+
+pub mod layout;
+pub(crate) mod mountinfo;

@@ -1,0 +1,272 @@
+//! The inode table: what the kernel knows by number. Pure.
+//!
+//! Invariants: a number names one path of a directory, or one version of one object (key, `ETag`,
+//! size, and whether it can be read at all, for that shows in its mode); it is never given to
+//! anything else while mounted; it is known from the first lookup that the kernel counts until it
+//! has forgotten them all. The root is always known.
+
+use std::borrow::Borrow;
+use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use super::{Ino, ROOT};
+use crate::store::{ObjectMeta, ObjectVersion};
+
+/// What a number names.
+#[derive(Clone, Debug)]
+pub enum Inode {
+    /// A directory, by its prefix: empty, or the path and a `/`.
+    Directory(Arc<str>),
+    /// A version of an object.
+    File(Arc<ObjectMeta>),
+}
+
+/// Borrowed [`Inode`]: what a number is sought for.
+#[derive(Clone, Copy, Debug)]
+pub enum InodeRef<'a> {
+    /// A directory, by its prefix.
+    Directory(&'a str),
+    /// A version of an object.
+    File(&'a ObjectMeta),
+}
+
+impl Inode {
+    /// Borrows it.
+    pub fn by_ref(&self) -> InodeRef<'_> {
+        match self {
+            Self::Directory(prefix) => InodeRef::Directory(prefix),
+            Self::File(meta) => InodeRef::File(meta),
+        }
+    }
+}
+
+impl<'a> InodeRef<'a> {
+    /// The object's key, or the directory's prefix.
+    pub fn key(self) -> &'a str {
+        match self {
+            Self::Directory(prefix) => prefix,
+            Self::File(meta) => &meta.version.key,
+        }
+    }
+
+    /// Whether one number may name both.
+    ///
+    /// `LastModified` is not asked: stores round it differently in a listing and in a HEAD, and
+    /// bytes that were put again unchanged are worth keeping in the page cache.
+    pub fn is_same(self, other: InodeRef<'_>) -> bool {
+        match (self, other) {
+            (Self::Directory(a), InodeRef::Directory(b)) => a == b,
+            (Self::File(a), InodeRef::File(b)) => {
+                a.version == b.version && a.archived == b.archived
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Numbers that the kernel knows.
+#[derive(Debug)]
+pub struct Inodes {
+    next: Ino,
+    known: HashMap<Ino, Known>,
+    directories: HashMap<Arc<str>, Ino>,
+    files: HashMap<ByVersion, Ino>,
+}
+
+#[derive(Debug)]
+struct Known {
+    inode: Inode,
+    lookups: u64,
+}
+
+/// Looks files up by version without a second copy of the key.
+#[derive(Debug)]
+struct ByVersion(Arc<ObjectMeta>);
+
+impl Borrow<ObjectVersion> for ByVersion {
+    fn borrow(&self) -> &ObjectVersion {
+        &self.0.version
+    }
+}
+
+impl PartialEq for ByVersion {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.version == other.0.version
+    }
+}
+
+impl Eq for ByVersion {}
+
+impl Hash for ByVersion {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.version.hash(state);
+    }
+}
+
+impl Inodes {
+    /// A table that knows only the root.
+    pub fn new(root_prefix: &str) -> Self {
+        let mut inodes = Self {
+            next: ROOT + 1,
+            known: HashMap::new(),
+            directories: HashMap::new(),
+            files: HashMap::new(),
+        };
+        inodes.remember(ROOT, &Inode::Directory(root_prefix.into()));
+        inodes
+    }
+
+    /// A number that nothing has had.
+    pub fn issue(&mut self) -> Ino {
+        self.next += 1;
+        self.next - 1
+    }
+
+    /// What a known number names.
+    pub fn get(&self, ino: Ino) -> Option<&Inode> {
+        self.known.get(&ino).map(|known| &known.inode)
+    }
+
+    /// Every number that is known but the root's, and what it names.
+    pub fn known(&self) -> impl Iterator<Item = (Ino, &Inode)> {
+        self.known.iter().filter(|&(&ino, _)| ino != ROOT).map(|(&ino, known)| (ino, &known.inode))
+    }
+
+    /// The number under which the kernel knows it.
+    pub fn number(&self, of: InodeRef<'_>) -> Option<Ino> {
+        let ino = *match of {
+            InodeRef::Directory(prefix) => self.directories.get(prefix),
+            InodeRef::File(meta) => self.files.get(&meta.version),
+        }?;
+        // An object that was restored from the archive has kept its version.
+        self.get(ino).is_some_and(|inode| inode.by_ref().is_same(of)).then_some(ino)
+    }
+
+    /// All directories that are known.
+    pub fn directories(&self) -> impl Iterator<Item = Ino> {
+        self.directories.values().copied()
+    }
+
+    /// Whether anything may be known in the directory `prefix` whose key does not stand before that
+    /// of the name `first`; false is certain.
+    pub fn may_know_from(&self, prefix: &str, first: &[u8]) -> bool {
+        /// More are not looked through.
+        const FEW: usize = 1000;
+        let is_behind = |key: &str| {
+            key.strip_prefix(prefix)
+                .is_some_and(|name| !name.is_empty() && name.as_bytes() >= first)
+        };
+        self.files.len().max(self.directories.len()) > FEW
+            || self.files.keys().any(|file| is_behind(&file.0.version.key))
+            || self.directories.keys().any(|directory| is_behind(directory))
+    }
+
+    /// Counts one lookup of a number that was issued for this inode.
+    pub fn remember(&mut self, ino: Ino, inode: &Inode) {
+        let known =
+            self.known.entry(ino).or_insert_with(|| Known { inode: inode.clone(), lookups: 0 });
+        debug_assert!(known.inode.by_ref().is_same(inode.by_ref()), "a number names one thing");
+        known.lookups += 1;
+        if known.lookups == 1 {
+            match inode {
+                Inode::Directory(prefix) => self.directories.insert(prefix.clone(), ino),
+                Inode::File(meta) => {
+                    // Removed first, so that the key of the map is the one that lives longest.
+                    self.files.remove(&meta.version);
+                    self.files.insert(ByVersion(meta.clone()), ino)
+                }
+            };
+        }
+    }
+
+    /// Takes lookups back; gives what the number named if that was the last of them.
+    pub fn forget(&mut self, ino: Ino, lookups: u64) -> Option<Inode> {
+        if ino == ROOT {
+            return None;
+        }
+        let known = self.known.get_mut(&ino)?;
+        known.lookups = known.lookups.saturating_sub(lookups);
+        if known.lookups > 0 {
+            return None;
+        }
+        let inode = self.known.remove(&ino)?.inode;
+        match &inode {
+            Inode::Directory(prefix) => {
+                if self.directories.get(prefix) == Some(&ino) {
+                    self.directories.remove(prefix);
+                }
+            }
+            Inode::File(meta) => {
+                if self.files.get(&meta.version) == Some(&ino) {
+                    self.files.remove(&meta.version);
+                }
+            }
+        }
+        Some(inode)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    fn file(key: &str, etag: &str, archived: bool) -> Inode {
+        let version = ObjectVersion { key: key.to_owned(), etag: etag.to_owned(), size_bytes: 1 };
+        let last_modified = SystemTime::UNIX_EPOCH;
+        Inode::File(Arc::new(ObjectMeta { version, last_modified, archived }))
+    }
+
+    #[test]
+    fn a_number_is_known_until_every_lookup_is_forgotten() {
+        let mut inodes = Inodes::new("");
+        let inode = file("k", "1", false);
+        let ino = inodes.issue();
+        inodes.remember(ino, &inode);
+        inodes.remember(ino, &inode);
+        assert!(inodes.forget(ino, 1).is_none());
+        assert_eq!(inodes.number(inode.by_ref()), Some(ino));
+        assert!(inodes.forget(ino, 1).is_some());
+        assert!(inodes.get(ino).is_none());
+        assert_eq!(inodes.number(inode.by_ref()), None);
+        assert_ne!(inodes.issue(), ino);
+    }
+
+    #[test]
+    fn versions_of_one_key_have_numbers_of_their_own() {
+        let mut inodes = Inodes::new("");
+        let versions = [file("k", "1", false), file("k", "2", false)];
+        let numbers = versions.each_ref().map(|inode| {
+            let ino = inodes.issue();
+            inodes.remember(ino, inode);
+            ino
+        });
+        assert_ne!(numbers[0], numbers[1]);
+        assert_eq!(inodes.number(versions[0].by_ref()), Some(numbers[0]));
+        assert_eq!(inodes.number(versions[1].by_ref()), Some(numbers[1]));
+    }
+
+    #[test]
+    fn a_restored_object_has_a_new_number_and_the_old_one_stays_valid() {
+        let mut inodes = Inodes::new("");
+        let (cold, warm) = (file("k", "1", true), file("k", "1", false));
+        let old = inodes.issue();
+        inodes.remember(old, &cold);
+        assert_eq!(inodes.number(warm.by_ref()), None);
+        let new = inodes.issue();
+        inodes.remember(new, &warm);
+        assert_eq!(inodes.number(warm.by_ref()), Some(new));
+        inodes.forget(old, 1);
+        assert_eq!(inodes.number(warm.by_ref()), Some(new));
+    }
+
+    #[test]
+    fn the_root_cannot_be_forgotten() {
+        let mut inodes = Inodes::new("p/");
+        assert!(inodes.forget(ROOT, u64::MAX).is_none());
+        assert!(matches!(inodes.get(ROOT), Some(Inode::Directory(prefix)) if &**prefix == "p/"));
+        assert_eq!(inodes.number(InodeRef::Directory("p/")), Some(ROOT));
+    }
+}

@@ -1,0 +1,388 @@
+//! A run of a directory's entries, compact: 32 bytes an entry, its name, and its `ETag`, 16 bytes
+//! where that is an MD5 in hexadecimal digits.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::names::Ino;
+use crate::names::inodes::{Inode, InodeRef};
+use crate::names::tree;
+use crate::store::{ObjectMeta, ObjectVersion, StoreError};
+
+/// What entries are ordered by: a name, and whether it is a directory's.
+pub type Place<'a> = (&'a [u8], bool);
+
+/// Entries in key order (N10).
+#[derive(Clone, Debug, Default)]
+pub struct Part {
+    /// Each entry's name, and behind it a file's `ETag`, in the order of the entries. One allocation
+    /// for all, for a directory of a million files should not cost three million.
+    bytes: Vec<u8>,
+    records: Vec<Record>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Record {
+    ino: Ino,
+    size_bytes: u64,
+    /// Seconds since 1970.
+    last_modified: i64,
+    bytes_at: u32,
+    etag: Etag,
+    /// At most 255 (N7).
+    name_bytes: u8,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Directory,
+    File,
+    ArchivedFile,
+}
+
+/// So many bytes behind the name, and whether they are packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Etag(u16);
+
+impl Etag {
+    /// Marks a text `"…"` whose first 32 characters are hexadecimal digits, kept as 16 bytes, what
+    /// follows them as it is, and the quotes not at all.
+    const PACKED: u16 = 1 << 15;
+    const DIGITS: usize = 32;
+
+    fn push(text: &str, onto: &mut Vec<u8>) -> Result<Self, StoreError> {
+        let before = onto.len();
+        let packed = Self::pack(text, onto).is_some();
+        if !packed {
+            onto.truncate(before);
+            onto.extend_from_slice(text.as_bytes());
+        }
+        let bytes = u16::try_from(onto.len() - before).ok().filter(|bytes| *bytes < Self::PACKED);
+        let bytes = bytes.ok_or_else(|| StoreError::Protocol("an endless ETag".to_owned()))?;
+        Ok(Self(if packed { bytes | Self::PACKED } else { bytes }))
+    }
+
+    fn pack(text: &str, onto: &mut Vec<u8>) -> Option<()> {
+        let inner = text.strip_prefix('"')?.strip_suffix('"')?;
+        let (digits, rest) = inner.as_bytes().split_at_checked(Self::DIGITS)?;
+        for pair in digits.chunks_exact(2) {
+            onto.push(digit(pair[0])? << 4 | digit(pair[1])?);
+        }
+        onto.extend_from_slice(rest);
+        Some(())
+    }
+
+    fn bytes(self) -> usize {
+        usize::from(self.0 & !Self::PACKED)
+    }
+
+    fn text(self, bytes: &[u8]) -> String {
+        if self.0 & Self::PACKED == 0 {
+            return String::from_utf8_lossy(bytes).into_owned();
+        }
+        let (digits, rest) = bytes.split_at(Self::DIGITS / 2);
+        let mut text = String::with_capacity(Self::DIGITS + 2 + rest.len());
+        text.push('"');
+        for byte in digits {
+            for half in [byte >> 4, byte & 15] {
+                text.push(char::from_digit(half.into(), 16).expect("less than 16"));
+            }
+        }
+        text.push_str(&String::from_utf8_lossy(rest));
+        text.push('"');
+        text
+    }
+
+    fn is(self, bytes: &[u8], text: &str) -> bool {
+        if self.0 & Self::PACKED == 0 {
+            return bytes == text.as_bytes();
+        }
+        let Some(inner) = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')) else {
+            return false;
+        };
+        let inner = inner.as_bytes();
+        let (digits, rest) = bytes.split_at(Self::DIGITS / 2);
+        inner.len() == Self::DIGITS + rest.len()
+            && &inner[Self::DIGITS..] == rest
+            && inner.chunks_exact(2).zip(digits).all(|(pair, byte)| {
+                digit(pair[0]) == Some(byte >> 4) && digit(pair[1]) == Some(byte & 15)
+            })
+    }
+}
+
+/// Only the digits that are given back.
+fn digit(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        _ => None,
+    }
+}
+
+impl Part {
+    /// Number of entries.
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Whether it has no entries.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// Memory that it takes.
+    pub fn memory_bytes(&self) -> usize {
+        self.records.capacity() * size_of::<Record>() + self.bytes.capacity()
+    }
+
+    /// What an entry is ordered by.
+    pub fn place(&self, index: usize) -> Place<'_> {
+        let record = &self.records[index];
+        (self.texts(record).0, record.kind == Kind::Directory)
+    }
+
+    /// A file's size; `None` for a directory, and for a file that cannot be read.
+    pub fn file_bytes(&self, index: usize) -> Option<u64> {
+        let record = &self.records[index];
+        (record.kind == Kind::File).then_some(record.size_bytes)
+    }
+
+    /// An entry's inode number; 0 until it has one.
+    pub fn ino(&self, index: usize) -> Ino {
+        self.records[index].ino
+    }
+
+    /// Gives an entry its inode number.
+    pub fn set_ino(&mut self, index: usize, ino: Ino) {
+        self.records[index].ino = ino;
+    }
+
+    /// What an entry's number names, in the directory `prefix`.
+    pub fn inode(&self, index: usize, prefix: &str) -> Inode {
+        let record = &self.records[index];
+        let (name, etag) = self.texts(record);
+        let name = String::from_utf8_lossy(name);
+        if record.kind == Kind::Directory {
+            return Inode::Directory(format!("{prefix}{name}/").into());
+        }
+        Inode::File(Arc::new(ObjectMeta {
+            version: ObjectVersion {
+                key: format!("{prefix}{name}"),
+                etag: record.etag.text(etag),
+                size_bytes: record.size_bytes,
+            },
+            last_modified: time(record.last_modified),
+            archived: record.kind == Kind::ArchivedFile,
+        }))
+    }
+
+    /// Whether an entry is the same thing as `of`, which has its name.
+    pub fn is(&self, index: usize, of: InodeRef<'_>) -> bool {
+        let record = &self.records[index];
+        match (of, record.kind) {
+            (InodeRef::Directory(_), Kind::Directory) => true,
+            (InodeRef::File(meta), Kind::File | Kind::ArchivedFile) => {
+                meta.version.size_bytes == record.size_bytes
+                    && meta.archived == (record.kind == Kind::ArchivedFile)
+                    && record.etag.is(self.texts(record).1, &meta.version.etag)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether an entry and one of another part have the same name and name the same thing.
+    pub fn is_same(&self, index: usize, other: &Self, other_index: usize) -> bool {
+        let (a, b) = (&self.records[index], &other.records[other_index]);
+        a.kind == b.kind
+            && a.size_bytes == b.size_bytes
+            && a.etag == b.etag
+            && self.texts(a) == other.texts(b)
+    }
+
+    /// Whether an entry and one of another part show the same under the same number.
+    pub fn shows_same(&self, index: usize, other: &Self, other_index: usize) -> bool {
+        let (a, b) = (&self.records[index], &other.records[other_index]);
+        a.ino == b.ino && a.kind == b.kind && self.texts(a).0 == other.texts(b).0
+    }
+
+    /// Appends an entry without a number: an object, or a directory.
+    pub fn push(&mut self, name: &str, of: Option<&ObjectMeta>) -> Result<(), StoreError> {
+        let bytes_at = self.end()?;
+        self.bytes.extend_from_slice(name.as_bytes());
+        let etag = Etag::push(of.map_or("", |meta| &meta.version.etag), &mut self.bytes)?;
+        self.records.push(Record {
+            ino: 0,
+            size_bytes: of.map_or(0, |meta| meta.version.size_bytes),
+            last_modified: of.map_or(0, |meta| seconds(meta.last_modified)),
+            bytes_at,
+            etag,
+            name_bytes: u8::try_from(name.len()).expect("longer names are hidden"),
+            kind: match of {
+                None => Kind::Directory,
+                Some(meta) if meta.archived => Kind::ArchivedFile,
+                Some(_) => Kind::File,
+            },
+        });
+        Ok(())
+    }
+
+    /// Appends a copy of an entry.
+    pub fn push_copy(&mut self, of: &Self, index: usize) -> Result<(), StoreError> {
+        let bytes_at = self.end()?;
+        let record = of.records[index];
+        let (name, etag) = of.texts(&record);
+        self.bytes.extend_from_slice(name);
+        self.bytes.extend_from_slice(etag);
+        self.records.push(Record { bytes_at, ..record });
+        Ok(())
+    }
+
+    /// Appends all of another part, which comes behind.
+    pub fn append(&mut self, mut behind: Self) -> Result<(), StoreError> {
+        if self.is_empty() {
+            *self = behind;
+            return Ok(());
+        }
+        let shift = self.end()?;
+        u32::try_from(self.bytes.len() + behind.bytes.len()).map_err(|_| too_many())?;
+        self.bytes.append(&mut behind.bytes);
+        let moved = |record: Record| Record { bytes_at: record.bytes_at + shift, ..record };
+        self.records.extend(behind.records.into_iter().map(moved));
+        Ok(())
+    }
+
+    /// Takes the entries from `at` on off the end.
+    pub fn split_off(&mut self, at: usize) -> Self {
+        let mut records = self.records.split_off(at);
+        let Some(shift) = records.first().map(|first| first.bytes_at) else {
+            return Self::default();
+        };
+        for record in &mut records {
+            record.bytes_at -= shift;
+        }
+        Self { bytes: self.bytes.split_off(shift as usize), records }
+    }
+
+    /// Lets go of memory that it does not need.
+    pub fn shrink(&mut self) {
+        self.bytes.shrink_to_fit();
+        self.records.shrink_to_fit();
+    }
+
+    fn end(&self) -> Result<u32, StoreError> {
+        u32::try_from(self.bytes.len()).map_err(|_| too_many())
+    }
+
+    /// Name and `ETag`.
+    fn texts(&self, record: &Record) -> (&[u8], &[u8]) {
+        let at = record.bytes_at as usize;
+        let etag_at = at + usize::from(record.name_bytes);
+        (&self.bytes[at..etag_at], &self.bytes[etag_at..etag_at + record.etag.bytes()])
+    }
+
+    /// Where the first entry stands that is not before this place.
+    pub(super) fn lower_bound(&self, place: Place<'_>) -> usize {
+        let is_before = |record: &Record| {
+            let own = (self.texts(record).0, record.kind == Kind::Directory);
+            tree::entry_order(own, place).is_lt()
+        };
+        self.records.partition_point(is_before)
+    }
+}
+
+/// Only a file whose name begins 50 million others' can hold so many back.
+fn too_many() -> StoreError {
+    StoreError::Protocol("too many names that begin with another".to_owned())
+}
+
+fn seconds(time: SystemTime) -> i64 {
+    let whole = |span: Duration| i64::try_from(span.as_secs()).unwrap_or(i64::MAX);
+    match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(since) => whole(since),
+        Err(before) => -whole(before.duration()),
+    }
+}
+
+fn time(seconds: i64) -> SystemTime {
+    let span = Duration::from_secs(seconds.unsigned_abs());
+    let epoch = SystemTime::UNIX_EPOCH;
+    let time = if seconds < 0 { epoch.checked_sub(span) } else { epoch.checked_add(span) };
+    time.unwrap_or(epoch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meta(etag: &str, last_modified: SystemTime) -> ObjectMeta {
+        let version =
+            ObjectVersion { key: "d/name".to_owned(), etag: etag.to_owned(), size_bytes: 7 };
+        ObjectMeta { version, last_modified, archived: false }
+    }
+
+    #[test]
+    fn an_entry_takes_48_bytes_beside_its_name() {
+        let mut part = Part::default();
+        let etag = "\"0123456789abcdef0123456789abcdef\"";
+        for n in 0..1000 {
+            let name = format!("{n:020}");
+            part.push(&name, Some(&meta(etag, SystemTime::UNIX_EPOCH))).expect("small");
+        }
+        part.shrink();
+        assert_eq!(part.memory_bytes(), 1000 * (20 + 48));
+    }
+
+    #[test]
+    fn parts_that_are_cut_and_joined_hold_what_they_held() {
+        let mut whole = Part::default();
+        for n in 0..6 {
+            let file = meta(&"e".repeat(n), time(7));
+            whole.push(&"n".repeat(n + 1), (n % 3 > 0).then_some(&file)).expect("small");
+            whole.set_ino(n, n as Ino);
+        }
+        for at in 0..=6 {
+            let mut part = whole.clone();
+            let rest = part.split_off(at);
+            assert_eq!((part.len(), rest.len()), (at, 6 - at));
+            part.append(rest).expect("small");
+            assert_eq!((&part.bytes, &part.records), (&whole.bytes, &whole.records));
+        }
+    }
+
+    #[test]
+    fn whatever_an_etag_and_a_time_are_they_are_given_back() {
+        let digits = "0123456789abcdef0123456789abcdef";
+        let etags = [
+            String::new(),
+            "\"\"".to_owned(),
+            digits.to_owned(),
+            format!("\"{digits}\""),
+            format!("\"{digits}-12\""),
+            format!("\"{}\"", digits.to_uppercase()),
+            format!("\"{}\"", &digits[1..]),
+            format!("\"{digits}é\""),
+            "W/\"x\"".to_owned(),
+            "é".repeat(40),
+        ];
+        let times = [0, 1, -1, 1_700_000_000, 253_402_300_799];
+        let mut part = Part::default();
+        let metas: Vec<_> = etags
+            .iter()
+            .zip(times.iter().cycle())
+            .map(|(etag, at)| meta(etag, time(*at)))
+            .collect();
+        for meta in &metas {
+            part.push("name", Some(meta)).expect("small");
+        }
+        for (index, meta) in metas.iter().enumerate() {
+            let Inode::File(back) = part.inode(index, "d/") else { panic!("a file") };
+            assert_eq!(*back, *meta);
+            for (other, meta) in metas.iter().enumerate() {
+                assert_eq!(part.is(other, InodeRef::File(&back)), back.version == meta.version);
+            }
+        }
+        let endless = meta(&"x".repeat(40_000), SystemTime::UNIX_EPOCH);
+        assert!(matches!(part.push("name", Some(&endless)), Err(StoreError::Protocol(_))));
+    }
+}

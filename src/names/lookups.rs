@@ -1,0 +1,308 @@
+//! Single lookups: what they ask, and what else the answers tell.
+//!
+//! The kernel asks for a path component by component and waits for each answer, so a round trip has
+//! to bring more than one. Three requests go out together: a HEAD of the key; the first page of
+//! all keys below it, without a delimiter, whose first key proves the directory and all others
+//! on the way to it, and which lists a small tree whole ([`Flat`]); and, because of a large tree
+//! that page shows one corner only, the first page of the directory itself, which answers for the
+//! next component. So a component costs half a round trip, or nothing, and never more than a page.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use super::directories::{Expiry, FirstPage};
+use super::flat::{Flat, Proved};
+use super::flight::{Flight, Landing};
+use super::inodes::{Inode, InodeRef};
+use super::listing::{Assembly, Part, Rest};
+use super::split::{Plan, StartAfter};
+use super::state::{Point, PointFlight, State};
+use super::{Names, show, tree};
+use crate::store::{ListPage, ListRequest, ObjectStore, StoreError, check_page};
+
+/// A directory's own page is waited for as long again as the other answers took, and this: to wait
+/// for it is a bet that it saves the next lookup a round trip.
+const LEAST_PATIENCE: Duration = Duration::from_millis(2);
+
+/// What the store says of a key.
+struct Answer {
+    found: Option<Inode>,
+    /// The first page of all keys below it.
+    flat: ListPage,
+    /// The first page of it as a directory.
+    own: Option<ListPage>,
+}
+
+/// What is learnt from a directory's first page of its own.
+enum Own {
+    Whole(Proved),
+    Beginning(Part),
+}
+
+impl Names {
+    /// The flight that finds out about a key; counts as a miss if it has to start.
+    pub(super) fn point_flight(
+        self: &Arc<Self>,
+        state: &mut State,
+        prefix: &Arc<str>,
+        key: String,
+        now: Instant,
+    ) -> PointFlight {
+        if let Some(flight) = state.lookups.get(&key)
+            && flight.is_alive()
+            && state.directories.is_current(prefix, flight.epoch())
+        {
+            return flight.clone();
+        }
+        let ttl = self.config.metadata_ttl;
+        // Where there are thousands of files and no directory so far, one more file is likely, and
+        // where nothing is believed, or a page proves nothing, there is nothing to learn.
+        let is_alone = ttl == Some(Duration::ZERO)
+            || state.start_after == StartAfter::Unordered
+            || state.directories.begins_with_files(prefix, now);
+        let page_keys = (!is_alone).then_some(self.config.page_keys);
+        let (flight, landing) = Flight::new(state.directories.epoch());
+        state.lookups.insert(key.clone(), flight.clone());
+        tokio::spawn(self.clone().look_up(
+            prefix.clone(),
+            key,
+            page_keys,
+            now,
+            landing,
+            flight.epoch(),
+        ));
+        if state.directories.missed(prefix, ttl) {
+            self.listing_under_way(state, prefix, now);
+        }
+        flight
+    }
+
+    async fn look_up(
+        self: Arc<Self>,
+        prefix: Arc<str>,
+        key: String,
+        mut page_keys: Option<u16>,
+        asked: Instant,
+        landing: Landing<Result<Point, StoreError>>,
+        epoch: u64,
+    ) {
+        let mut answer = ask(&self.store, &key, page_keys).await;
+        if matches!(answer, Err(StoreError::Unordered(_))) {
+            self.state.lock().found_out(StartAfter::Unordered);
+            page_keys = None;
+            answer = ask(&self.store, &key, page_keys).await;
+        }
+        let mut state = self.state.lock();
+        if state.lookups.get(&key).is_some_and(|flight| flight.epoch() == epoch) {
+            state.lookups.remove(&key);
+        }
+        let point = answer.map(|Answer { found, flat, own }| {
+            let ttl = if found.is_some() {
+                self.config.metadata_ttl
+            } else {
+                Some(self.config.negative_ttl)
+            };
+            let found = found.map(|inode| (state.number(inode.by_ref()), inode));
+            let point = Point { found, expiry: Expiry::after(asked, ttl), epoch };
+            if state.directories.is_current(&prefix, epoch) {
+                state.points.put(key, point.clone());
+            }
+            if let (Some((_, Inode::Directory(below))), Some(_)) = (&point.found, page_keys) {
+                let mut learnt = Learnt { names: &self, state: &mut state, asked, epoch };
+                learnt.learn_flat_page(below, flat);
+                if let Some(own) = own {
+                    learnt.learn_own_page(below, own);
+                }
+            }
+            point
+        });
+        drop(state);
+        landing.send_replace(Some(point));
+    }
+
+    /// A directory is known completely, as it was `asked` for in `epoch`.
+    pub(super) fn learn(&self, state: &mut State, proved: Proved, asked: Instant, epoch: u64) {
+        let Proved { prefix, parts, rest, .. } = proved;
+        let now = Instant::now();
+        let expiry = Expiry::after(asked, self.config.metadata_ttl);
+        let directories = &mut state.directories;
+        if !directories.is_current(&prefix, epoch) || directories.needs_nothing(&prefix, now) {
+            return;
+        }
+        let (growing, grower) = directories.listing_begins(&prefix, expiry);
+        let mut hint = 0;
+        for part in parts {
+            show(state, &growing, &grower, part, &mut hint);
+        }
+        self.listing_ends(state, &growing, &grower, asked, Ok(rest));
+    }
+}
+
+/// Where answers to a question are remembered.
+struct Learnt<'a> {
+    names: &'a Names,
+    state: &'a mut State,
+    asked: Instant,
+    epoch: u64,
+}
+
+impl Learnt<'_> {
+    fn learn_flat_page(&mut self, below: &str, page: ListPage) {
+        let is_all = page.next.is_none();
+        let mut flat = Flat::new(below);
+        // It may hold what proves nothing; then nothing is learnt.
+        let Ok(mut proved) = flat.add(page) else { return };
+        if is_all {
+            let Ok(rest) = flat.end() else { return };
+            proved.extend(rest);
+        } else {
+            // Whose parents have not been seen whole: nothing else tells that they exist.
+            let incomplete: HashSet<_> =
+                flat.in_middle_of().map(|directory| &**directory).collect();
+            let proved = proved.iter().map(|proved| &proved.prefix);
+            for directory in flat.in_middle_of().chain(proved) {
+                let parent = tree::parent_and_name(directory).map(|(parent, _)| parent);
+                if parent.is_some_and(|parent| parent == below || incomplete.contains(parent)) {
+                    self.exists(directory);
+                }
+            }
+        }
+        for proved in proved {
+            self.names.learn(self.state, proved, self.asked, self.epoch);
+        }
+    }
+
+    fn learn_own_page(&mut self, below: &Arc<str>, page: ListPage) {
+        match own_page(below, &page) {
+            Ok(Own::Whole(proved)) => {
+                self.names.learn(self.state, proved, self.asked, self.epoch);
+            }
+            Ok(Own::Beginning(mut part)) => {
+                let now = Instant::now();
+                let directories = &self.state.directories;
+                if !directories.is_current(below, self.epoch)
+                    || directories.needs_nothing(below, now)
+                {
+                    return;
+                }
+                let first = FirstPage { page, asked: self.asked, epoch: self.epoch };
+                self.state.number_all(below, &mut part, &mut 0);
+                let State { inodes, directories, .. } = &mut *self.state;
+                let knows = |prefix: &str| inodes.number(InodeRef::Directory(prefix)).is_some();
+                directories.begins_with(below, first, part, now, knows);
+            }
+            // A page that makes no sense is none.
+            Err(_) => {}
+        }
+    }
+
+    /// A directory exists, and that is all that is known of it.
+    fn exists(&mut self, directory: &Arc<str>) {
+        let Some((parent, _)) = tree::parent_and_name(directory) else { return };
+        if !self.state.directories.is_current(parent, self.epoch) {
+            return;
+        }
+        let inode = Inode::Directory(directory.clone());
+        let number = self.state.number(inode.by_ref());
+        let expiry = Expiry::after(self.asked, self.names.config.metadata_ttl);
+        let point = Point { found: Some((number, inode)), expiry, epoch: self.epoch };
+        let key = directory.strip_suffix('/').unwrap_or(directory);
+        self.state.points.put(key.to_owned(), point);
+    }
+}
+
+/// Asks the store what a key is, all at once. The directory wins (N3), so nothing is certain before
+/// the listing has answered, and nothing more is needed when it has found a key.
+///
+/// With `page_keys`, also what is there to be learnt from pages of so many keys.
+async fn ask(
+    store: &Arc<dyn ObjectStore>,
+    key: &str,
+    page_keys: Option<u16>,
+) -> Result<Answer, StoreError> {
+    let started = Instant::now();
+    let below = tree::directory_prefix(key);
+    let own = below.clone().zip(page_keys).map(|(prefix, keys)| {
+        let store = store.clone();
+        // A task, for to cancel a request costs its connection.
+        tokio::spawn(async move { first_page(&*store, &prefix, true, Some(keys)).await })
+    });
+    let list = async {
+        match &below {
+            Some(prefix) => first_page(&**store, prefix, false, page_keys).await,
+            None => Ok(ListPage::default()),
+        }
+    };
+    tokio::pin!(list);
+    let mut head = store.head(key);
+    let (flat, file) = tokio::select! {
+        biased;
+        flat = &mut list => {
+            let flat = flat?;
+            let file = if is_empty(&flat) { head.await } else { Err(StoreError::NotFound) };
+            (flat, file)
+        }
+        file = &mut head => (list.await?, file),
+    };
+    if !is_empty(&flat) {
+        let found = below.as_deref().map(|prefix| Inode::Directory(prefix.into()));
+        // The whole tree tells more than its first level.
+        let own = match own.filter(|_| flat.next.is_some() || flat.undecodable > 0) {
+            Some(own) => {
+                let waited = timeout(started.elapsed() + LEAST_PATIENCE, own).await;
+                waited.ok().and_then(Result::ok).and_then(Result::ok)
+            }
+            None => None,
+        };
+        return Ok(Answer { found, flat, own });
+    }
+    match file {
+        Ok(head) => Ok(Answer { found: Some(Inode::File(Arc::new(head.meta))), flat, own: None }),
+        Err(StoreError::NotFound) => Ok(Answer { found: None, flat, own: None }),
+        Err(error) => Err(error),
+    }
+}
+
+/// The first page of a prefix that holds anything, or an empty one if nothing does. Without
+/// `page_keys` it is asked for nothing but whether there is anything, which takes no order.
+async fn first_page(
+    store: &dyn ObjectStore,
+    prefix: &str,
+    delimited: bool,
+    page_keys: Option<u16>,
+) -> Result<ListPage, StoreError> {
+    let (max_keys, any_order) = (page_keys.unwrap_or(1), page_keys.is_none());
+    let mut plan = Plan::new(prefix, max_keys, 1, StartAfter::Fails);
+    while let Some(ask) = plan.ask() {
+        let prefix = prefix.to_owned();
+        let request = ListRequest { prefix, delimited, from: ask.from, max_keys, any_order };
+        let page = store.list_page(&request).await?;
+        check_page(&request, &page)?;
+        if !is_empty(&page) {
+            return Ok(page);
+        }
+        plan.answer(ask.range, &page)?;
+    }
+    Ok(ListPage::default())
+}
+
+fn is_empty(page: &ListPage) -> bool {
+    page.entries.is_empty() && page.undecodable == 0
+}
+
+/// What the first page of the directory `prefix` shows.
+fn own_page(prefix: &Arc<str>, page: &ListPage) -> Result<Own, StoreError> {
+    let mut assembly = Assembly::new(prefix.clone());
+    assembly.count(page);
+    let part = assembly.part(page, 0..page.entries.len())?;
+    assembly.append(part)?;
+    if page.next.is_some() {
+        return Ok(Own::Beginning(assembly.settled()?));
+    }
+    let parts = vec![assembly.last()?];
+    let rest: Rest = assembly.rest();
+    Ok(Own::Whole(Proved { prefix: prefix.clone(), parts, rest, keys: page.entries.len() }))
+}

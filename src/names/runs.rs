@@ -1,0 +1,177 @@
+//! Lists neighbouring directories together, ahead of a walk, in pages without a delimiter.
+//!
+//! Every directory of a run has a listing under way from the beginning, so whoever comes to one
+//! waits for the run, as for any other listing. What a run does not come to, because a page failed
+//! or a directory was larger than all that was expected of it, is left to listings of its own, if
+//! anybody is waiting for it; else it was listed ahead in vain, and that ends there.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::directories::Expiry;
+use super::flat::{Flat, Proved};
+use super::growing::{Grower, Growing};
+use super::listing::Rest;
+use super::split::StartAfter;
+use super::state::State;
+use super::walk::{Ahead, Run};
+use super::{Names, show};
+use crate::store::{ListFrom, ListPage, ListRequest, StoreError, check_page};
+
+/// Pages of one directory after which it is left out: it is worth a listing of its own.
+const LARGE_PAGES: usize = 2;
+
+/// Holders of a listing that nobody waits for: what is known of its directory, and the run.
+const HOLDERS: usize = 2;
+
+/// The listings of a run that have not come to an end.
+type Open = BTreeMap<Arc<str>, (Growing, Grower)>;
+
+/// A run under way.
+struct Running {
+    names: Arc<Names>,
+    parent: Arc<str>,
+    open: Open,
+    asked: Instant,
+    epoch: u64,
+    /// Keys in and below directories of the run that were seen whole, and how many these are.
+    measured: (usize, usize),
+}
+
+impl Names {
+    /// Begins to list what is worth it.
+    pub(super) fn list_ahead(self: &Arc<Self>, state: &mut State, ahead: Vec<Ahead>, now: Instant) {
+        for ahead in ahead {
+            match ahead {
+                Ahead::Single(directory) => {
+                    self.listing_under_way(state, &directory, now);
+                }
+                Ahead::Run(_) if state.start_after == StartAfter::Unordered => {}
+                Ahead::Run(run) => {
+                    let epoch = state.directories.epoch();
+                    let expiry = Expiry::after(now, self.config.metadata_ttl);
+                    let Run { parent, directories, most_pages } = run;
+                    let Some(first) = directories.first().cloned() else { continue };
+                    let open = directories.into_iter().map(|directory| {
+                        let listing = state.directories.listing_begins(&directory, expiry);
+                        (directory, listing)
+                    });
+                    let (open, names) = (open.collect(), self.clone());
+                    let (asked, measured) = (now, (0, 0));
+                    let run = Running { names, parent, open, asked, epoch, measured };
+                    tokio::spawn(run.run(first, most_pages));
+                }
+            }
+        }
+    }
+}
+
+impl Running {
+    async fn run(mut self, first: Arc<str>, most_pages: usize) {
+        let mut flat = Flat::begun_behind(&self.parent);
+        // Right before the first directory, so that no file before it is listed.
+        let mut last = first.strip_suffix('/').unwrap_or(&first).to_owned();
+        let mut from = ListFrom::After(last.clone());
+        let large_keys = LARGE_PAGES * usize::from(self.names.config.page_keys);
+        for _ in 0..most_pages {
+            let page = match self.page(from).await {
+                Ok(page) => page,
+                Err(error) => {
+                    if matches!(error, StoreError::Unordered(_)) {
+                        self.names.state.lock().found_out(StartAfter::Unordered);
+                    }
+                    tracing::debug!(directory = &*self.parent, %error, "listing ahead failed");
+                    break;
+                }
+            };
+            let next = page.next.clone();
+            if let Some(entry) = page.entries.last() {
+                entry.key().clone_into(&mut last);
+            }
+            let Ok(proved) = flat.add(page) else { break };
+            self.ends(proved);
+            let Some(token) = next else {
+                if let Ok(proved) = flat.end() {
+                    self.ends(proved);
+                    self.are_gone(|_| true);
+                }
+                break;
+            };
+            self.are_gone(|directory| *last > *directory && !last.starts_with(directory));
+            if self.open.is_empty() {
+                break;
+            }
+            from = match flat.in_child() {
+                Some((child, keys)) if keys > large_keys => {
+                    self.leave(child);
+                    let behind = Flat::start_behind(child);
+                    last.clone_from(&behind);
+                    ListFrom::After(behind)
+                }
+                _ => ListFrom::Token { token, last: last.clone() },
+            };
+            if matches!(from, ListFrom::After(_)) {
+                flat.leave_child();
+            }
+        }
+        let left: Vec<_> = self.open.keys().cloned().collect();
+        for directory in left {
+            self.leave(&directory);
+        }
+        let (keys, directories) = self.measured;
+        self.names.state.lock().directories.walk_measured(&self.parent, keys, directories);
+    }
+
+    async fn page(&self, from: ListFrom) -> Result<ListPage, StoreError> {
+        let (prefix, max_keys) = (self.parent.to_string(), self.names.config.page_keys);
+        let request = ListRequest { prefix, delimited: false, from, max_keys, any_order: false };
+        let page = self.names.store.list_page(&request).await?;
+        check_page(&request, &page)?;
+        Ok(page)
+    }
+
+    /// These directories have been seen whole.
+    fn ends(&mut self, proved: Vec<Proved>) {
+        let mut state = self.names.state.lock();
+        for proved in proved {
+            let Some((growing, grower)) = self.open.remove(&proved.prefix) else {
+                self.names.learn(&mut state, proved, self.asked, self.epoch);
+                continue;
+            };
+            self.measured.0 += proved.keys;
+            self.measured.1 += 1;
+            let mut hint = 0;
+            for part in proved.parts {
+                show(&mut state, &growing, &grower, part, &mut hint);
+            }
+            self.names.listing_ends(&mut state, &growing, &grower, self.asked, Ok(proved.rest));
+        }
+    }
+
+    /// Those among the directories left have no keys any more.
+    fn are_gone(&mut self, is_gone: impl Fn(&str) -> bool) {
+        let gone: Vec<_> = self.open.keys().filter(|key| is_gone(key)).cloned().collect();
+        if gone.is_empty() {
+            return;
+        }
+        let mut state = self.names.state.lock();
+        for (growing, grower) in gone.iter().filter_map(|directory| self.open.remove(directory)) {
+            let rest = Rest { hidden: Vec::new(), exists: false };
+            self.names.listing_ends(&mut state, &growing, &grower, self.asked, Ok(rest));
+        }
+    }
+
+    /// This directory is not listed by the run.
+    fn leave(&mut self, directory: &Arc<str>) {
+        let Some((growing, grower)) = self.open.remove(directory) else { return };
+        let mut state = self.names.state.lock();
+        if grower.receiver_count() > HOLDERS {
+            let (names, now) = (self.names.clone(), Instant::now());
+            tokio::spawn(names.list(directory.clone(), now, growing, grower, None));
+        } else {
+            state.withdraw(directory, &growing, Instant::now());
+        }
+    }
+}

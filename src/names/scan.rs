@@ -1,0 +1,141 @@
+//! A directory read in pieces: positions, cookies, entries.
+//!
+//! There are no directory handles, so a cookie says everything: the listing's generation in its
+//! high half, in its low half how many entries have been taken, `.` and `..` included. It stays
+//! positive as the signed offset that the kernel makes of it, and 0 is the beginning.
+
+use std::sync::Arc;
+
+use tokio::time::{Duration, Instant};
+
+use super::listing::Listing;
+use super::{FOREVER, Ino, Inode, Names, Node, ROOT};
+
+const DOTS: [&[u8]; 2] = [b".", b".."];
+
+/// Where a scan goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Position {
+    /// The listing that it was on.
+    pub(super) generation: u32,
+    /// How many of `.` and `..` have been taken.
+    pub(super) dots: usize,
+    /// How many entries behind them have been taken.
+    pub(super) entries: usize,
+}
+
+impl Position {
+    /// What a cookie stands for; `None` for the beginning.
+    pub(super) fn of_cookie(cookie: u64) -> Option<Self> {
+        let taken = usize::try_from(cookie & u64::from(u32::MAX)).expect("32 bits");
+        let generation = u32::try_from(cookie >> 32).expect("32 bits");
+        let dots = taken.min(DOTS.len());
+        (cookie != 0).then_some(Self { generation, dots, entries: taken - dots })
+    }
+
+    fn cookie(self) -> u64 {
+        u64::from(self.generation) << 32 | (self.dots + self.entries) as u64
+    }
+}
+
+/// Some of a directory's entries from a position on, `.` and `..` first: all of them, unless the
+/// directory is being listed. There is at least one until the directory ends.
+#[derive(Clone, Debug)]
+pub struct Scan {
+    listing: Arc<Listing>,
+    dots: usize,
+    index: usize,
+    ino: Ino,
+    parent: Ino,
+    name_ttl: Duration,
+}
+
+/// One entry of a scan.
+#[derive(Clone, Copy, Debug)]
+pub struct ScanEntry<'a> {
+    /// Its name.
+    pub name: &'a [u8],
+    /// Its inode number, which the kernel may not know yet.
+    pub ino: Ino,
+    /// Directory or file.
+    pub is_directory: bool,
+    /// The position behind this entry, for [`Names::read_directory`].
+    pub cookie: u64,
+    scan: &'a Scan,
+    /// Where it stands in the listing; `None` for `.` and `..`.
+    index: Option<usize>,
+}
+
+impl Scan {
+    pub(super) fn new(
+        listing: Arc<Listing>,
+        (dots, index): (usize, usize),
+        (ino, parent): (Ino, Ino),
+        name_ttl: Duration,
+    ) -> Self {
+        Self { listing, dots, index, ino, parent, name_ttl }
+    }
+
+    /// The entries, in key order. Costs nothing for those that are not asked for.
+    pub fn iter(&self) -> impl Iterator<Item = ScanEntry<'_>> {
+        let generation = self.listing.generation();
+        let dots = (self.dots..DOTS.len()).map(move |dot| ScanEntry {
+            name: DOTS[dot],
+            ino: [self.ino, self.parent][dot],
+            is_directory: true,
+            cookie: Position { generation, dots: dot + 1, entries: 0 }.cookie(),
+            scan: self,
+            index: None,
+        });
+        let entries = (self.index..self.listing.len()).map(move |index| {
+            let ((name, is_directory), ino) = self.listing.entry(index);
+            let cookie = Position { generation, dots: DOTS.len(), entries: index + 1 }.cookie();
+            ScanEntry { name, ino, is_directory, cookie, scan: self, index: Some(index) }
+        });
+        dots.chain(entries)
+    }
+}
+
+impl Names {
+    /// A scan's entry with its attributes, as readdirplus wants it.
+    pub fn node(&self, entry: &ScanEntry<'_>) -> Node {
+        let mut state = self.state.lock();
+        // What the kernel knows by a number does not change, were it only a fraction of a second.
+        let known = state.inodes.get(entry.ino).cloned();
+        let listing = &entry.scan.listing;
+        let (inode, ttl) = if let Some(index) = entry.index {
+            (known.unwrap_or_else(|| listing.inode(index)), entry.scan.name_ttl)
+        } else {
+            let own = || Inode::Directory(listing.prefix().clone());
+            (known.unwrap_or_else(own), self.config.metadata_ttl.unwrap_or(FOREVER))
+        };
+        state.node(entry.ino, &inode, ttl, Instant::now())
+    }
+
+    /// Counts one kernel lookup of an entry that readdirplus has handed out; the kernel counts
+    /// none for `.` and `..`.
+    pub fn remember(&self, entry: &ScanEntry<'_>) {
+        let Some(index) = entry.index else { return };
+        debug_assert_ne!(entry.ino, ROOT, "the root is nobody's entry");
+        let inode = entry.scan.listing.inode(index);
+        self.state.lock().remember(entry.ino, &inode);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cookie_gives_its_position_back_and_is_a_positive_offset() {
+        assert_eq!(Position::of_cookie(0), None);
+        for (dots, entries) in [(1, 0), (2, 0), (2, 1), (2, 1_000_000)] {
+            for generation in [1, 2, u32::MAX >> 1] {
+                let position = Position { generation, dots, entries };
+                let cookie = position.cookie();
+                assert_eq!(Position::of_cookie(cookie), Some(position));
+                assert!(i64::try_from(cookie).is_ok_and(|offset| offset > 0));
+            }
+        }
+    }
+}

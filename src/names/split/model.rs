@@ -1,0 +1,212 @@
+//! Where keys are likely to be: learned from those that were seen. Pure.
+//!
+//! A model gives every string a place between 0 and 1, in the order of strings, so that keys lie
+//! about evenly: at each position a symbol takes as much room as it was seen to have. What it takes
+//! is counted by the edges of the tree of keys, not by keys, so that a page of `000000` to `000999`
+//! says "digits", not "zeros". Places are relative to a stem, a common beginning, because the keys
+//! behind a stem of 200 bytes have no room left in a number between 0 and 1.
+
+use std::ops::Range;
+
+/// Longer keys than S3 knows there are not.
+const MAX_POSITIONS: usize = crate::names::tree::MAX_KEY_BYTES;
+
+/// What the prior knowledge of a position weighs, in edges seen: after a handful of edges what was
+/// seen counts for more.
+const PRIOR_EDGES: f64 = 2.0;
+
+/// A stem below which nothing can be told apart any more.
+const NARROWEST: f64 = 1e-14;
+
+/// The symbols of names, position by position.
+#[derive(Clone, Debug)]
+pub(super) struct Model {
+    positions: Vec<Position>,
+    /// Of any position where nothing was seen.
+    unseen: Position,
+}
+
+#[derive(Clone, Debug)]
+struct Position {
+    edges: Box<[u32; 256]>,
+    /// Of each byte the room of all smaller ones; the last is 1.
+    below: Box<[f64; 257]>,
+    is_stale: bool,
+}
+
+impl Model {
+    pub(super) fn new() -> Self {
+        Self { positions: Vec::new(), unseen: Position::new() }
+    }
+
+    /// Learns from keys that follow each other, the first one behind `before`.
+    pub(super) fn learn<'a>(&mut self, mut before: &'a str, keys: &[&'a str]) {
+        for key in keys {
+            let length = key.len().min(MAX_POSITIONS);
+            while self.positions.len() < length {
+                self.positions.push(Position::new());
+            }
+            for (at, symbol) in key.bytes().enumerate().take(length).skip(common(before, key)) {
+                self.positions[at].edges[usize::from(symbol)] += 1;
+                self.positions[at].is_stale = true;
+            }
+            before = key;
+        }
+        for position in self.positions.iter_mut().filter(|position| position.is_stale) {
+            position.refresh();
+        }
+    }
+
+    fn at(&self, at: usize) -> &Position {
+        self.positions.get(at).unwrap_or(&self.unseen)
+    }
+
+    /// The logarithm of the room of `key[range]` in what comes before it.
+    pub(super) fn ln_room(&self, key: &str, range: Range<usize>) -> f64 {
+        let symbols = key.as_bytes().get(range.start..range.end.min(key.len())).unwrap_or_default();
+        let rooms = symbols.iter().zip(range.start..);
+        rooms.map(|(symbol, at)| self.at(at).room(*symbol).ln()).sum()
+    }
+
+    /// The place of `key` among all that begin with `key[..stem]`.
+    pub(super) fn place(&self, key: &str, stem: usize) -> f64 {
+        let (mut place, mut room) = (0.0, 1.0);
+        for (at, symbol) in key.bytes().enumerate().skip(stem) {
+            place += room * self.at(at).below[usize::from(symbol)];
+            room *= self.at(at).room(symbol);
+            if room < NARROWEST {
+                break;
+            }
+        }
+        place
+    }
+
+    /// The logarithm of the room between two keys, the second one or the end of all.
+    pub(super) fn ln_span(&self, from: &str, to: Option<&str>) -> f64 {
+        let stem = to.map_or(0, |to| common(from, to));
+        let room = to.map_or(1.0, |to| self.place(to, stem)) - self.place(from, stem);
+        self.ln_room(from, 0..stem) + room.max(1e-18).ln()
+    }
+
+    /// A string that begins with `stem` and has this place among those that do, give or take
+    /// `tolerance`.
+    pub(super) fn string_at(&self, stem: &[u8], place: f64, tolerance: f64) -> Vec<u8> {
+        let mut string = stem.to_vec();
+        let (mut left, mut room) = (place, 1.0);
+        for at in stem.len()..MAX_POSITIONS {
+            let below = &self.at(at).below;
+            let symbol = below.partition_point(|below| *below * room <= left).clamp(1, 256) - 1;
+            left = (left - room * below[symbol]).max(0.0);
+            room *= below[symbol + 1] - below[symbol];
+            string.push(u8::try_from(symbol).expect("one of 256"));
+            if room < tolerance || room < NARROWEST {
+                break;
+            }
+        }
+        string
+    }
+}
+
+impl Position {
+    fn new() -> Self {
+        let edges = Box::new([0; 256]);
+        let mut position = Self { edges, below: Box::new([0.0; 257]), is_stale: true };
+        position.refresh();
+        position
+    }
+
+    fn room(&self, symbol: u8) -> f64 {
+        let symbol = usize::from(symbol);
+        (self.below[symbol + 1] - self.below[symbol]).max(1e-9)
+    }
+
+    fn refresh(&mut self) {
+        let mut seen = 0;
+        let mut total = 0.0;
+        for (symbol, edges) in (0..=255).zip(self.edges.iter()).filter(|(_, edges)| **edges > 0) {
+            seen |= 1 << Class::of(symbol) as u32;
+            total += f64::from(*edges);
+        }
+        let alike = |symbol: u8| match Class::of(symbol) {
+            Class::Other => self.edges[usize::from(symbol)] > 0,
+            class => class.is_alike(seen),
+        };
+        let alikes: u16 = (0..=255).map(|symbol| u16::from(alike(symbol))).sum();
+        let among_alike = if alikes == 0 { 0.0 } else { 0.8 / f64::from(alikes) };
+        let general = if alikes == 0 { 1.0 } else { 0.2 };
+        let mut sum = 0.0;
+        for symbol in 0..=255_u8 {
+            let at = usize::from(symbol);
+            let prior = general * Class::general_room(symbol)
+                + if alike(symbol) { among_alike } else { 0.0 };
+            self.below[at] = sum;
+            sum += (f64::from(self.edges[at]) + PRIOR_EDGES * prior) / (total + PRIOR_EDGES);
+        }
+        self.below[256] = sum;
+        for below in self.below.iter_mut() {
+            *below /= sum;
+        }
+        self.is_stale = false;
+    }
+}
+
+/// Symbols that stand for each other: where one was seen, the others are likely.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Digit,
+    LowerHex,
+    Lower,
+    UpperHex,
+    Upper,
+    /// The first byte of most characters beyond Latin, Greek and Cyrillic.
+    Lead,
+    /// Any further byte of a character.
+    Continuation,
+    Other,
+}
+
+impl Class {
+    const fn of(symbol: u8) -> Self {
+        match symbol {
+            b'0'..=b'9' => Self::Digit,
+            b'a'..=b'f' => Self::LowerHex,
+            b'g'..=b'z' => Self::Lower,
+            b'A'..=b'F' => Self::UpperHex,
+            b'G'..=b'Z' => Self::Upper,
+            0x80..=0xbf => Self::Continuation,
+            0xe0..=0xef => Self::Lead,
+            _ => Self::Other,
+        }
+    }
+
+    /// Whether it is likely where those classes were seen whose bits are set.
+    fn is_alike(self, seen: u32) -> bool {
+        let has = |class: Self| seen & 1 << class as u32 != 0;
+        match self {
+            // Where there are digits and no letter behind f, there are hexadecimal numbers.
+            Self::Digit => has(self) || has(Self::LowerHex) || has(Self::UpperHex),
+            Self::LowerHex => has(self) || has(Self::Lower),
+            Self::UpperHex => has(self) || has(Self::Upper),
+            Self::Lower => has(self) || (has(Self::LowerHex) && !has(Self::Digit)),
+            Self::Upper => has(self) || (has(Self::UpperHex) && !has(Self::Digit)),
+            Self::Lead | Self::Continuation | Self::Other => has(self),
+        }
+    }
+
+    /// How likely a symbol is where nothing was seen: names are made of digits and letters.
+    fn general_room(symbol: u8) -> f64 {
+        match symbol {
+            b'0'..=b'9' => 0.40 / 10.0,
+            b'a'..=b'z' => 0.35 / 26.0,
+            b'A'..=b'Z' => 0.15 / 26.0,
+            b'-' | b'.' | b'/' | b'_' => 0.06 / 4.0,
+            b' '..=b'~' => 0.03 / 29.0,
+            _ => 0.01 / 161.0,
+        }
+    }
+}
+
+/// How many bytes two strings have in common at their beginning.
+pub(super) fn common(a: &str, b: &str) -> usize {
+    a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count()
+}

@@ -1,0 +1,4 @@
+//! What a read makes worth fetching.
+
+pub mod siblings;
+pub mod streams;
