@@ -9,7 +9,7 @@
 //! - [`readahead`]: what a read makes worth fetching: streams and siblings.
 //! - [`cache`]: chunks of object bytes: LRU, the memory budget, single flight, waiting readers.
 //! - [`store`]: the seam to the object store, and everything that implements it.
-//! - [`stats`]: counters.
+//! - [`stats`]: counters, histograms, and the busiest files and threads.
 //! - `base`: pure leaves.
 //! - `testing`: doubles for tests, never part of the product.
 
