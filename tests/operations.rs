@@ -72,7 +72,7 @@ fn is_about(row: &str, line: &str) -> bool {
 fn every_log_line_of_the_program_is_in_the_table_and_no_other() {
     let mut lines = BTreeSet::new();
     logged(Path::new("src"), &mut lines);
-    // Sums, and panics of threads that belong to nobody's request.
+    // The sums of repeated lines.
     assert!(lines.remove("…"));
     lines.insert("… more like: …".to_owned());
     assert!(lines.len() > 25, "{lines:#?}");

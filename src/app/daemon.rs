@@ -111,11 +111,6 @@ fn start(config: &Config) -> Result<(), StartError> {
     let stage = if config.daemon { logging::Stage::Background } else { logging::Stage::Foreground };
     let logs = logging::init(&config.log, stage)
         .map_err(|cause| StartError::Internal(format!("logging cannot be started: {cause}")))?;
-    std::panic::set_hook(Box::new(|panic| {
-        let at = panic.location().map(ToString::to_string).unwrap_or_default();
-        let what = panic.payload_as_str().unwrap_or("something that is no text");
-        tracing::error!(at, "a request panicked, and fails: {what}");
-    }));
     checks::no_core_files();
     let config =
         &Config { max_connections: checks::connections(config.max_connections), ..config.clone() };

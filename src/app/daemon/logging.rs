@@ -1,11 +1,14 @@
-//! Log lines go to standard error, as text or JSON, or with their fields to systemd's journal;
-//! panics are log lines too. The level changes while the daemon runs ([`Logs`]).
+//! Log lines go to standard error, as text or JSON, or with their fields to systemd's journal. A
+//! panic is a log line too, with a backtrace if `RUST_BACKTRACE` asks for one. The level changes
+//! while the daemon runs ([`Logs`]).
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal as _;
 use std::os::unix::fs::MetadataExt as _;
 
 use parking_lot::Mutex;
 use tracing::Subscriber;
+use tracing::field::display;
 use tracing_subscriber::fmt;
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::registry::LookupSpan;
@@ -98,8 +101,12 @@ pub(super) fn init(config: &LogConfig, stage: Stage) -> Result<Logs, String> {
         .try_init()
         .map_err(|error| error.to_string())?;
     std::panic::set_hook(Box::new(|panic| {
-        let backtrace = std::backtrace::Backtrace::capture();
-        tracing::error!(%backtrace, "{panic}");
+        let at = panic.location().map(ToString::to_string).unwrap_or_default();
+        let cause = panic.payload_as_str().unwrap_or("a value that is not text");
+        let backtrace = Backtrace::capture();
+        let backtrace =
+            (backtrace.status() == BacktraceStatus::Captured).then(|| display(backtrace));
+        tracing::error!(at, backtrace, "panic: {cause}");
     }));
     Ok(Logs { filter: handle, given: config.filter.clone(), steps: Mutex::new(0), repeats })
 }
@@ -144,4 +151,40 @@ fn stderr_is_journal() -> bool {
 /// Then it outlives whoever opened it.
 pub(super) fn stderr_is_file() -> bool {
     std::fs::metadata("/proc/self/fd/2").is_ok_and(|metadata| metadata.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// A panic hook belongs to the whole process, so this runs in one of its own.
+    #[test]
+    #[ignore = "run by a_panic_is_one_log_line_with_a_backtrace_if_asked"]
+    fn panics_with_logging() {
+        let config = LogConfig { filter: "info".to_owned(), format: LogFormat::Json };
+        let _logs = init(&config, Stage::Foreground).unwrap();
+        panic!("a panic of the test");
+    }
+
+    #[test]
+    fn a_panic_is_one_log_line_with_a_backtrace_if_asked() {
+        for (asked, has_backtrace) in [("0", false), ("1", true)] {
+            let name = "app::daemon::logging::tests::panics_with_logging";
+            let output = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", name, "--ignored", "--nocapture"])
+                .env("RUST_BACKTRACE", asked)
+                .output()
+                .unwrap();
+            let log = String::from_utf8(output.stderr).unwrap();
+            let lines: Vec<serde_json::Value> =
+                log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+            let [line] = &lines[..] else { panic!("not one line: {log}") };
+            let fields = &line["fields"];
+            assert_eq!(fields["message"], "panic: a panic of the test", "{log}");
+            assert!(fields["at"].as_str().unwrap().contains("logging.rs:"), "{log}");
+            assert_eq!(fields["backtrace"].is_string(), has_backtrace, "{log}");
+        }
+    }
 }
