@@ -126,6 +126,17 @@ fn wrong_arguments_get_one_sentence_too() {
     }
 }
 
+/// Only a variable without a value counts as not set:
+/// `a_variable_without_a_value_counts_as_not_set`.
+#[test]
+fn an_option_without_a_value_is_refused() {
+    for (option, _) in OPTIONS.iter().chain(&[("log-format", None)]) {
+        let said = run(&[&format!("--{option}="), "bucket", "/nowhere/at/all"]);
+        assert_eq!(said.code, 64, "{option}: {}", said.log);
+        assert!(said.sentence.contains(&format!("--{option}")), "{option}: {}", said.log);
+    }
+}
+
 #[test]
 fn every_option_has_a_variable() {
     for (option, bad) in OPTIONS {

@@ -277,20 +277,16 @@ pub(crate) fn validate(args: args::Args) -> Result<Config, String> {
 }
 
 fn store_config(args: args::StoreArgs) -> Result<StoreConfig, String> {
-    // An empty variable means "not set", as in a systemd EnvironmentFile with every line present.
-    let given = |text: Option<String>| text.filter(|text| !text.is_empty());
-    let (ca_bundle, named) = match args.ca_bundle {
-        Some(path) => (Some(path), "--ca-bundle"),
-        None => (std::env::var_os("AWS_CA_BUNDLE").map(PathBuf::from), "AWS_CA_BUNDLE"),
-    };
-    let ca_bundle = ca_bundle.filter(|path| !path.as_os_str().is_empty());
+    let named = if args.ca_bundle.is_some() { "--ca-bundle" } else { "AWS_CA_BUNDLE" };
+    let variable = std::env::var_os("AWS_CA_BUNDLE").filter(|path| !path.is_empty());
+    let ca_bundle = args.ca_bundle.or(variable.map(PathBuf::from));
     if let Some(path) = &ca_bundle {
         check_ca_bundle(path, named)?;
     }
     Ok(StoreConfig {
-        endpoint_url: given(args.endpoint_url),
-        region: given(args.region),
-        profile: given(args.profile),
+        endpoint_url: args.endpoint_url,
+        region: args.region,
+        profile: args.profile,
         no_sign_request: args.no_sign_request,
         requester_pays: args.requester_pays,
         path_style: args.path_style,

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::builder::BoolishValueParser;
+use clap::builder::{BoolishValueParser, NonEmptyStringValueParser};
 use clap::{ArgAction, Args as Group, Parser};
 
 use super::{Hedging, LogFormat, PathStyle};
@@ -63,11 +63,13 @@ pub(crate) struct StoreArgs {
     pub(crate) endpoint_url: Option<String>,
 
     /// The bucket's region [default: from the AWS configuration, corrected by the bucket's answer]
-    #[arg(long, value_name = "REGION", env = "FASTS3_REGION")]
+    #[arg(long, value_name = "REGION", env = "FASTS3_REGION",
+          value_parser = NonEmptyStringValueParser::new())]
     pub(crate) region: Option<String>,
 
     /// Profile of the AWS configuration files [default: AWS_PROFILE, or "default"]
-    #[arg(long, value_name = "NAME", env = "FASTS3_PROFILE")]
+    #[arg(long, value_name = "NAME", env = "FASTS3_PROFILE",
+          value_parser = NonEmptyStringValueParser::new())]
     pub(crate) profile: Option<String>,
 
     /// Send requests unsigned, for public buckets [default: false]
@@ -279,9 +281,6 @@ fn root_prefix(prefix: &str) -> Result<String, String> {
 }
 
 fn endpoint_url(text: &str) -> Result<String, String> {
-    if text.is_empty() {
-        return Ok(String::new());
-    }
     let uri: http::Uri = text.parse().map_err(|error| format!("not a URL: {error}"))?;
     if !matches!(uri.scheme_str(), Some("http" | "https")) {
         return Err("a URL begins with http:// or https://".to_owned());
@@ -450,6 +449,7 @@ mod tests {
             ("http://user:pass@x", false),
             ("https://x/?a=b", false),
             ("http://", false),
+            ("", false),
         ] {
             assert_eq!(endpoint_url(url).is_ok(), good, "{url}");
         }
@@ -521,9 +521,7 @@ mod tests {
                 if let Ok(url) = endpoint_url(&text) {
                     let place = url.split_once("//").map_or("", |(_, rest)| rest);
                     let authority = place.split(['/', '?', '#']).next().unwrap_or_default();
-                    prop_assert!(
-                        !authority.contains('@') && !authority.is_empty() || url.is_empty()
-                    );
+                    prop_assert!(!authority.contains('@') && !authority.is_empty());
                     prop_assert!(!url.contains('?') || url.contains('#'), "{}", url);
                 }
                 let _ = (text.parse::<Ttl>(), text.parse::<LogLevel>());
