@@ -11,8 +11,9 @@ use crate::app::config::Config;
 use crate::base::layout::{BLOCK_BYTES, Layout, WHOLE_OBJECT_BYTES};
 pub use crate::cache::Taker;
 use crate::cache::{ChunkCache, Data, Purpose};
+pub use crate::errno::FsError;
 pub use crate::names::Known;
-use crate::names::{Ino, NameError, Names, NamesConfig, Node, NodeKind, Place, ScanEntry};
+use crate::names::{Ino, Names, NamesConfig, Node, NodeKind, Place, ScanEntry};
 use crate::readahead::siblings::{self, Access, Directory, Siblings};
 use crate::readahead::streams::{Limits, Pace, Readers};
 use crate::stats::Stats;
@@ -161,103 +162,6 @@ impl Space {
     pub const OF_A_BUCKET: Self = Self { blocks: 1 << 30, block_bytes: 1 << 20, name_bytes: 255 };
 }
 
-/// Every way in which a call can fail, and its errno (docs/semantics.md, "Errors").
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FsError {
-    /// ENOENT, by a complete answer that holds for `ttl`.
-    #[error("no such name")]
-    NotFound {
-        /// How long the kernel may believe it.
-        ttl: Duration,
-    },
-    /// ENOTDIR
-    #[error("not a directory")]
-    NotADirectory,
-    /// EISDIR
-    #[error("is a directory")]
-    IsADirectory,
-    /// ENAMETOOLONG
-    #[error("name too long")]
-    NameTooLong,
-    /// ENODATA
-    #[error("no such extended attribute")]
-    NoSuchAttribute,
-    /// EOPNOTSUPP: not in this file system.
-    #[error("not supported")]
-    NotSupported,
-    /// EACCES: the store refuses, or the object is archived.
-    #[error("access denied")]
-    Denied,
-    /// ESTALE: the object is no longer what its name led to.
-    #[error("the object has changed since it was looked up")]
-    Stale,
-    /// ETIMEDOUT: silence until the deadline.
-    #[error("timed out")]
-    TimedOut,
-    /// EINTR: whoever asked is to end.
-    #[error("interrupted by a signal")]
-    Interrupted,
-    /// EIO: errors until the deadline, or nonsense.
-    #[error("input/output error")]
-    Io,
-}
-
-impl FsError {
-    /// The errno that a program sees.
-    pub fn errno(&self) -> i32 {
-        match self {
-            Self::NotFound { .. } => libc::ENOENT,
-            Self::NotADirectory => libc::ENOTDIR,
-            Self::IsADirectory => libc::EISDIR,
-            Self::NameTooLong => libc::ENAMETOOLONG,
-            Self::NoSuchAttribute => libc::ENODATA,
-            Self::NotSupported => libc::EOPNOTSUPP,
-            Self::Denied => libc::EACCES,
-            Self::Stale => libc::ESTALE,
-            Self::TimedOut => libc::ETIMEDOUT,
-            Self::Interrupted => libc::EINTR,
-            Self::Io => libc::EIO,
-        }
-    }
-}
-
-impl From<NameError> for FsError {
-    fn from(error: NameError) -> Self {
-        match error {
-            NameError::NotFound { ttl } => Self::NotFound { ttl },
-            NameError::TooLong => Self::NameTooLong,
-            NameError::NotADirectory => Self::NotADirectory,
-            NameError::IsADirectory => Self::IsADirectory,
-            NameError::Stale => Self::Stale,
-            // A listing or a HEAD knows no version, so nothing there is stale; "no such key" was
-            // made NotFound by the namespace where it is an answer.
-            NameError::Store(error) => Self::from_store(&error),
-        }
-    }
-}
-
-impl FsError {
-    fn from_store(error: &StoreError) -> Self {
-        match error {
-            // The name led to a version that is not there any more.
-            StoreError::NotFound | StoreError::Changed => Self::Stale,
-            StoreError::Denied(_)
-            | StoreError::SignatureRefused(_)
-            | StoreError::Archived
-            | StoreError::NoCredentials(_) => Self::Denied,
-            StoreError::TimedOut(_) => Self::TimedOut,
-            StoreError::Throttled
-            | StoreError::Busy(_)
-            | StoreError::Unavailable(_)
-            | StoreError::Protocol(_)
-            | StoreError::Backwards(_)
-            | StoreError::Unordered(_)
-            | StoreError::NoSuchBucket
-            | StoreError::WrongRegion(_) => Self::Io,
-        }
-    }
-}
-
 impl BucketFs {
     /// A file system over a store, which counts what it does. Fails when the address space for the cache cannot be reserved.
     pub fn new(
@@ -395,7 +299,7 @@ impl BucketFs {
 
     /// What a store's error about an object is to whoever has its inode.
     fn failed(&self, ino: Ino, error: &StoreError) -> FsError {
-        let failure = FsError::from_store(error);
+        let failure = FsError::from(error);
         if failure == FsError::Stale {
             self.namespace.changed(ino);
         }

@@ -8,6 +8,7 @@
 //! - [`names`]: names to inodes: listings with TTLs, point lookups, negative answers.
 //! - [`readahead`]: what a read makes worth fetching: streams and siblings.
 //! - [`cache`]: chunks of object bytes: LRU, the memory budget, single flight, waiting readers.
+//! - [`errno`]: every way in which a call can fail, and its errno.
 //! - [`store`]: the seam to the object store, and everything that implements it.
 //! - [`stats`]: counters, histograms, and the busiest files and threads.
 //! - `base`: pure leaves.
@@ -19,6 +20,7 @@ pub const VERSION: &str = env!("FASTS3_MOUNT_VERSION");
 pub mod app;
 pub mod base;
 pub mod cache;
+pub mod errno;
 pub mod fs;
 pub mod fuse;
 pub mod names;

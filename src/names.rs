@@ -37,6 +37,7 @@ pub use self::scan::{Scan, ScanEntry};
 use self::split::StartAfter;
 use self::state::State;
 use self::tree::Asked;
+use crate::errno::FsError;
 use crate::store::{ListPage, ObjectMeta, ObjectStore, StoreError};
 
 mod directories;
@@ -120,32 +121,6 @@ pub enum NodeKind {
     File(Arc<ObjectMeta>),
 }
 
-/// Why a name or an inode gave nothing.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NameError {
-    /// A complete answer says that there is no such name; believe it for this long.
-    #[error("no such name")]
-    NotFound {
-        /// How long the kernel may believe it without asking.
-        ttl: Duration,
-    },
-    /// A component over 255 bytes.
-    #[error("name too long")]
-    TooLong,
-    /// A directory was needed.
-    #[error("not a directory")]
-    NotADirectory,
-    /// A file was needed.
-    #[error("is a directory")]
-    IsADirectory,
-    /// An inode number or a directory cookie that nobody was given, or that is long forgotten.
-    #[error("stale inode or directory position")]
-    Stale,
-    /// The store could not answer.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
 /// Where a file stands in its directory's listing.
 #[derive(Clone, Debug)]
 pub struct Place {
@@ -208,14 +183,14 @@ impl Names {
 
     /// Looks a name up; on success one kernel lookup is counted, which [`Self::forget`] takes back
     /// if the kernel is never told.
-    pub async fn lookup(self: &Arc<Self>, parent: Ino, name: &[u8]) -> Result<Node, NameError> {
+    pub async fn lookup(self: &Arc<Self>, parent: Ino, name: &[u8]) -> Result<Node, FsError> {
         let flight = {
             let mut state = self.state.lock();
             let prefix = state.directory(parent)?;
             let key = match tree::asked(&prefix, name) {
                 Asked::Key(key) => key,
-                Asked::Nothing => return Err(NameError::NotFound { ttl: FOREVER }),
-                Asked::TooLong => return Err(NameError::TooLong),
+                Asked::Nothing => return Err(FsError::NotFound { ttl: FOREVER }),
+                Asked::TooLong => return Err(FsError::NameTooLong),
             };
             let now = Instant::now();
             if let Some((found, ttl)) = state.believed(&prefix, name, &key, now) {
@@ -239,21 +214,21 @@ impl Names {
     }
 
     /// Attributes of an inode that the kernel knows. Sends no request.
-    pub fn attributes(&self, ino: Ino) -> Result<Node, NameError> {
+    pub fn attributes(&self, ino: Ino) -> Result<Node, FsError> {
         let mut state = self.state.lock();
-        let inode = state.inodes.get(ino).ok_or(NameError::Stale)?.clone();
+        let inode = state.inodes.get(ino).ok_or(FsError::Stale)?.clone();
         let name_ttl = self.config.metadata_ttl.unwrap_or(FOREVER);
         Ok(state.node(ino, &inode, name_ttl, Instant::now()))
     }
 
     /// What an inode's number names.
-    pub fn inode(&self, ino: Ino) -> Result<Inode, NameError> {
-        self.state.lock().inodes.get(ino).cloned().ok_or(NameError::Stale)
+    pub fn inode(&self, ino: Ino) -> Result<Inode, FsError> {
+        self.state.lock().inodes.get(ino).cloned().ok_or(FsError::Stale)
     }
 
     /// The keys that the directory `prefix` hides, one item a reason. Lists it for this, for nobody
     /// keeps them: hardly anybody asks.
-    pub async fn hidden_keys(&self, prefix: &Arc<str>) -> Result<Vec<HiddenKeys>, NameError> {
+    pub async fn hidden_keys(&self, prefix: &Arc<str>) -> Result<Vec<HiddenKeys>, FsError> {
         let (page_keys, workers) = (self.config.page_keys, self.config.pages_at_once);
         let start_after = self.state.lock().start_after;
         let store = self.store.clone();
@@ -268,11 +243,11 @@ impl Names {
     }
 
     /// The object behind a file's inode.
-    pub fn object(&self, ino: Ino) -> Result<Arc<ObjectMeta>, NameError> {
+    pub fn object(&self, ino: Ino) -> Result<Arc<ObjectMeta>, FsError> {
         match self.state.lock().inodes.get(ino) {
             Some(Inode::File(meta)) => Ok(meta.clone()),
-            Some(Inode::Directory(_)) => Err(NameError::IsADirectory),
-            None => Err(NameError::Stale),
+            Some(Inode::Directory(_)) => Err(FsError::IsADirectory),
+            None => Err(FsError::Stale),
         }
     }
 
@@ -285,11 +260,7 @@ impl Names {
     ///
     /// Of a directory that is being listed it gives what has come, as soon as that is anything; it
     /// gives nothing only at the end.
-    pub async fn read_directory(
-        self: &Arc<Self>,
-        ino: Ino,
-        cookie: u64,
-    ) -> Result<Scan, NameError> {
+    pub async fn read_directory(self: &Arc<Self>, ino: Ino, cookie: u64) -> Result<Scan, FsError> {
         let position = Position::of_cookie(cookie);
         let dots = position.map_or(0, |position| position.dots);
         let (numbers, growing, from) = {
@@ -317,7 +288,7 @@ impl Names {
                 Resume::Relist(from) => {
                     (numbers, self.listing_under_way(&mut state, &prefix, now), from)
                 }
-                Resume::Stale => return Err(NameError::Stale),
+                Resume::Stale => return Err(FsError::Stale),
             }
         };
         let (listing, index) = growing.read(&from).await.ok_or_else(shut_down)??;
@@ -469,13 +440,13 @@ impl Names {
             }
             Ok(_) => {
                 directories.listing_failed(&prefix, growing, true, now);
-                Err(NameError::NotFound { ttl: Duration::ZERO })
+                Err(FsError::NotFound { ttl: Duration::ZERO })
             }
             Err(error) => {
                 // Those who wait log or answer it; a background listing has nobody.
                 tracing::debug!(directory = &*prefix, %error, "listing failed");
                 directories.listing_failed(&prefix, growing, false, now);
-                Err(NameError::Store(error))
+                Err(error.into())
             }
         };
         let is_known = inodes.number(InodeRef::Directory(&prefix)).is_some();

@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use fasts3_mount::names::{Ino, NameError, Names, NamesConfig, Node, NodeKind, ROOT};
+use fasts3_mount::errno::FsError;
+use fasts3_mount::names::{Ino, Names, NamesConfig, Node, NodeKind, ROOT};
 use fasts3_mount::store::StoreError;
 use fasts3_mount::testing::fault::{Fault, FaultyStore};
 use fasts3_mount::testing::memory::MemoryStore;
@@ -186,7 +187,7 @@ impl World {
         }
     }
 
-    async fn lookup(&mut self, parent: Ino, prefix: &str, name: &str) -> Result<(), StoreError> {
+    async fn lookup(&mut self, parent: Ino, prefix: &str, name: &str) -> Result<(), FsError> {
         let answer = match self.names.lookup(parent, name.as_bytes()).await {
             Ok(node) => {
                 let kind = kind(&node);
@@ -197,8 +198,8 @@ impl World {
                 assert!(node.name_ttl <= self.ttl);
                 Some(kind)
             }
-            Err(NameError::NotFound { .. }) => None,
-            Err(NameError::Store(error)) => return Err(error),
+            Err(FsError::NotFound { .. }) => None,
+            Err(error @ FsError::Io) => return Err(error),
             Err(error) => panic!("{prefix:?} {name:?}: {error}"),
         };
         let believable = self.believable();
@@ -213,23 +214,18 @@ impl World {
     }
 
     /// Gives the names of the directories in it.
-    async fn read(
-        &mut self,
-        ino: Ino,
-        prefix: &str,
-        piece: usize,
-    ) -> Result<Vec<String>, StoreError> {
+    async fn read(&mut self, ino: Ino, prefix: &str, piece: usize) -> Result<Vec<String>, FsError> {
         let mut read = Vec::new();
         let mut cookie = 0;
         loop {
             let scan = match self.names.read_directory(ino, cookie).await {
                 Ok(scan) => scan,
-                Err(NameError::NotFound { .. }) => {
+                Err(FsError::NotFound { .. }) => {
                     let gone = self.believable().iter().any(|bucket| !exists(bucket, prefix));
                     assert!(gone && cookie == 0, "{prefix:?} exists");
                     return Ok(Vec::new());
                 }
-                Err(NameError::Store(error)) => return Err(error),
+                Err(error @ FsError::Io) => return Err(error),
                 Err(error) => panic!("{prefix:?}: {error}"),
             };
             let before = read.len();
@@ -268,7 +264,7 @@ impl World {
         Ok(directories.map(str::to_owned).collect())
     }
 
-    async fn step(&mut self, step: Step) -> Result<(), StoreError> {
+    async fn step(&mut self, step: Step) -> Result<(), FsError> {
         match step {
             Step::Put(key) => self.put(&key),
             Step::Delete(key) => self.delete(&key),
@@ -410,7 +406,7 @@ proptest! {
             });
             for step in steps {
                 if let Err(error) = world.step(step).await {
-                    assert_eq!(error, StoreError::Throttled);
+                    assert_eq!(error, FsError::Io);
                 }
             }
             world.faults.hook(|_| Fault::None);

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::NameError;
 use super::directories::Expiry;
 use super::listing::Listing;
+use crate::errno::FsError;
 
 /// Parts of a listing that one scan looks at in one piece: some thousand entries, more than any
 /// reply to the kernel holds.
@@ -31,7 +31,7 @@ pub(super) struct Growth {
     /// A correct beginning.
     pub(super) listing: Listing,
     /// What became of it: itself, or another one with what has meanwhile been found out.
-    pub(super) outcome: Option<Result<Arc<Listing>, NameError>>,
+    pub(super) outcome: Option<Result<Arc<Listing>, FsError>>,
 }
 
 /// Where its task tells how far it has come.
@@ -75,7 +75,7 @@ impl Growing {
     pub(super) async fn read(
         mut self,
         from: &Onward,
-    ) -> Option<Result<(Arc<Listing>, usize), NameError>> {
+    ) -> Option<Result<(Arc<Listing>, usize), FsError>> {
         let has_more =
             |growth: &Growth| growth.outcome.is_some() || growth.index(from) < growth.listing.len();
         let growth = self.growth.wait_for(has_more).await.ok()?;

@@ -13,7 +13,8 @@ use super::growing::Growing;
 use super::inodes::{Inode, InodeRef, Inodes};
 use super::listing::{Listing, Part};
 use super::split::StartAfter;
-use super::{FOREVER, Ino, NameError, Node, NodeKind, ROOT, tree};
+use super::{FOREVER, Ino, Node, NodeKind, ROOT, tree};
+use crate::errno::FsError;
 use crate::store::StoreError;
 
 /// Names in a part that are looked for one by one: some 0.3 µs each, where to look through a
@@ -61,11 +62,11 @@ impl State {
     }
 
     /// The prefix of a directory that the kernel knows.
-    pub(super) fn directory(&self, ino: Ino) -> Result<Arc<str>, NameError> {
+    pub(super) fn directory(&self, ino: Ino) -> Result<Arc<str>, FsError> {
         match self.inodes.get(ino) {
             Some(Inode::Directory(prefix)) => Ok(prefix.clone()),
-            Some(Inode::File(_)) => Err(NameError::NotADirectory),
-            None => Err(NameError::Stale),
+            Some(Inode::File(_)) => Err(FsError::NotADirectory),
+            None => Err(FsError::Stale),
         }
     }
 
@@ -103,8 +104,8 @@ impl State {
         found: Option<(Ino, Inode)>,
         ttl: Duration,
         now: Instant,
-    ) -> Result<Node, NameError> {
-        let (ino, inode) = found.ok_or(NameError::NotFound { ttl })?;
+    ) -> Result<Node, FsError> {
+        let (ino, inode) = found.ok_or(FsError::NotFound { ttl })?;
         self.remember(ino, &inode);
         // What the kernel knows by a number does not change, were it only a fraction of a second.
         let inode = self.inodes.get(ino).cloned().unwrap_or(inode);

@@ -58,8 +58,8 @@ impl Mount {
         self.names.state.lock().directories.held_bytes().0
     }
 
-    async fn look(&self, path: &str) -> Result<Node, NameError> {
-        let (mut ino, mut node) = (ROOT, Err(NameError::Stale));
+    async fn look(&self, path: &str) -> Result<Node, FsError> {
+        let (mut ino, mut node) = (ROOT, Err(FsError::Stale));
         for name in path.split('/') {
             node = self.names.lookup(ino, name.as_bytes()).await;
             ino = node.as_ref().map_err(Clone::clone)?.ino;
@@ -71,7 +71,7 @@ impl Mount {
         self.look(path).await.expect("the path exists").ino
     }
 
-    async fn scan(&self, ino: Ino, cookie: u64) -> Result<Vec<(String, Ino, u64)>, NameError> {
+    async fn scan(&self, ino: Ino, cookie: u64) -> Result<Vec<(String, Ino, u64)>, FsError> {
         let entry = |entry: ScanEntry<'_>| {
             (String::from_utf8_lossy(entry.name).into_owned(), entry.ino, entry.cookie)
         };
@@ -87,7 +87,7 @@ impl Mount {
         }
     }
 
-    async fn list(&self, ino: Ino) -> Result<Vec<String>, NameError> {
+    async fn list(&self, ino: Ino) -> Result<Vec<String>, FsError> {
         Ok(self.scan(ino, 0).await?.into_iter().skip(2).map(|(name, ..)| name).collect())
     }
 
@@ -113,8 +113,8 @@ async fn settle() {
     pass(Duration::from_millis(1)).await;
 }
 
-fn is_absent(answer: &Result<Node, NameError>) -> bool {
-    matches!(answer, Err(NameError::NotFound { .. }))
+fn is_absent(answer: &Result<Node, FsError>) -> bool {
+    matches!(answer, Err(FsError::NotFound { .. }))
 }
 
 /// F1, A1
@@ -125,7 +125,7 @@ async fn a_listed_directory_answers_lookups_without_a_request() {
     assert!(mount.look("a").await.is_ok());
     assert!(mount.look("d").await.is_ok());
     let ttl = TTL / 4 * 3;
-    assert_eq!(mount.look("no").await.unwrap_err(), NameError::NotFound { ttl });
+    assert_eq!(mount.look("no").await.unwrap_err(), FsError::NotFound { ttl });
     assert_eq!(mount.requests(), (1, 0));
 }
 
@@ -198,7 +198,7 @@ async fn a_page_that_is_old_or_was_dropped_begins_no_listing_and_none_begins_two
     let mount = three_pages(Some(TTL));
     let d = mount.ino("d").await;
     mount.faults.fail_next(Operation::List, StoreError::Throttled);
-    assert_eq!(mount.list(d).await, Err(NameError::Store(StoreError::Throttled)));
+    assert_eq!(mount.list(d).await, Err(FsError::Io));
     assert_eq!(mount.list(d).await.expect("listed anew").len(), 30);
     assert_eq!(mount.faults.calls(), 3 + 1 + 3);
 }
@@ -330,11 +330,11 @@ async fn a_directory_is_one_whatever_the_head_says_and_a_file_only_by_both_answe
     assert!(mount.look("d").await.is_ok());
 
     mount.faults.fail_next(Operation::List, down());
-    assert_eq!(mount.look("f").await.unwrap_err(), NameError::Store(down()));
+    assert_eq!(mount.look("f").await.unwrap_err(), FsError::Io);
 
     let denied = StoreError::Denied("no ListBucket".to_owned());
-    mount.faults.fail_next(Operation::Head, denied.clone());
-    assert_eq!(mount.look("f").await.unwrap_err(), NameError::Store(denied));
+    mount.faults.fail_next(Operation::Head, denied);
+    assert_eq!(mount.look("f").await.unwrap_err(), FsError::Denied);
 
     mount.faults.next(Operation::Head, Fault::Hang);
     assert!(mount.look("d").await.is_ok());
@@ -351,7 +351,7 @@ async fn the_directory_wins_whichever_answer_comes_first() {
         assert!(matches!(f.expect("exists").kind, NodeKind::File(_)));
         mount.names.drop_names();
         mount.faults.fail_next(Operation::List, StoreError::Throttled);
-        assert_eq!(mount.look("f").await.unwrap_err(), NameError::Store(StoreError::Throttled));
+        assert_eq!(mount.look("f").await.unwrap_err(), FsError::Io);
     }
 }
 
@@ -375,11 +375,11 @@ async fn point_answers_are_believed_for_their_ttl() {
 #[tokio::test(start_paused = true)]
 async fn negative_answers_expire() {
     let mount = mount(&[]);
-    assert_eq!(mount.look("f").await.unwrap_err(), NameError::NotFound { ttl: NEGATIVE_TTL });
+    assert_eq!(mount.look("f").await.unwrap_err(), FsError::NotFound { ttl: NEGATIVE_TTL });
     mount.memory.put("f", "");
     pass(Duration::from_secs(4)).await;
     let ttl = Duration::from_secs(1);
-    assert_eq!(mount.look("f").await.unwrap_err(), NameError::NotFound { ttl });
+    assert_eq!(mount.look("f").await.unwrap_err(), FsError::NotFound { ttl });
     assert_eq!(mount.requests(), (2, 1));
     pass(Duration::from_secs(1)).await;
     assert!(mount.look("f").await.is_ok());
@@ -476,8 +476,8 @@ async fn a_number_is_never_used_for_anything_else() {
     let old = [mount.ino("f").await, mount.ino("d").await];
     for ino in old {
         mount.names.forget(ino, 1);
-        assert_eq!(mount.names.attributes(ino).unwrap_err(), NameError::Stale);
-        assert_eq!(mount.names.object(ino).unwrap_err(), NameError::Stale);
+        assert_eq!(mount.names.attributes(ino).unwrap_err(), FsError::Stale);
+        assert_eq!(mount.names.object(ino).unwrap_err(), FsError::Stale);
     }
     mount.memory.put("f", "other");
     mount.names.drop_names();
@@ -506,7 +506,7 @@ async fn ten_concurrent_lookups_cost_one_head_and_two_lists() {
     found.dedup();
     assert_eq!((found.len(), mount.requests()), (1, (2, 1)));
     mount.names.forget(found[0], 9);
-    assert_eq!(mount.names.attributes(found[0]).unwrap_err(), NameError::Stale);
+    assert_eq!(mount.names.attributes(found[0]).unwrap_err(), FsError::Stale);
 }
 
 #[tokio::test(start_paused = true)]
@@ -524,7 +524,7 @@ async fn concurrent_listings_are_one_and_its_failure_is_everybodys_but_not_remem
     mount.faults.open_gate();
     for scan in scans {
         let answer = scan.await.expect("no panic");
-        assert_eq!(answer, Err(NameError::Store(StoreError::Throttled)));
+        assert_eq!(answer, Err(FsError::Io));
     }
     assert_eq!(mount.faults.calls(), 1);
     assert_eq!(mount.list(ROOT).await, Ok(vec!["f".to_owned()]));
@@ -542,13 +542,13 @@ async fn a_failed_page_is_an_error_never_a_shorter_directory() {
     {
         mount.faults.next(Operation::List, Fault::None);
         mount.faults.next(Operation::List, fault);
-        assert!(matches!(mount.list(ROOT).await, Err(NameError::Store(_))));
+        assert!(matches!(mount.list(ROOT).await, Err(FsError::TimedOut | FsError::Io)));
     }
     assert_eq!(mount.list(ROOT).await.expect("listed").len(), 3);
     // An old listing is no answer when the new one fails.
     pass(TTL).await;
     mount.faults.fail_next(Operation::List, StoreError::Throttled);
-    assert_eq!(mount.list(ROOT).await, Err(NameError::Store(StoreError::Throttled)));
+    assert_eq!(mount.list(ROOT).await, Err(FsError::Io));
 }
 
 /// F4
@@ -589,7 +589,7 @@ async fn a_directory_that_is_gone_is_not_an_empty_one() {
     mount.list(directory).await.expect("listed");
     mount.memory.delete("d/x");
     pass(TTL).await;
-    assert!(matches!(mount.list(directory).await, Err(NameError::NotFound { .. })));
+    assert!(matches!(mount.list(directory).await, Err(FsError::NotFound { .. })));
     mount.memory.put("d/", "");
     assert_eq!(mount.list(directory).await, Ok(vec![]));
     assert!(is_absent(&mount.look("no").await));
@@ -618,9 +618,9 @@ async fn n7_n8_n11_impossible_names_cost_no_request() {
     let mount = mount(&[]);
     for name in [&b"\xff"[..], b"a\0", b"..", b"."] {
         let answer = mount.names.lookup(ROOT, name).await;
-        assert_eq!(answer.unwrap_err(), NameError::NotFound { ttl: FOREVER });
+        assert_eq!(answer.unwrap_err(), FsError::NotFound { ttl: FOREVER });
     }
-    assert_eq!(mount.names.lookup(ROOT, &[b'x'; 256]).await.unwrap_err(), NameError::TooLong);
+    assert_eq!(mount.names.lookup(ROOT, &[b'x'; 256]).await.unwrap_err(), FsError::NameTooLong);
     assert_eq!(mount.requests(), (0, 0));
 }
 
@@ -634,7 +634,7 @@ async fn n11_a_key_of_1024_bytes_can_be_a_file_only() {
     assert!(mount.look(&name).await.is_ok());
     assert_eq!(mount.requests(), (0, 1));
     let longer = mount.look(&(name + "z")).await;
-    assert_eq!(longer.unwrap_err(), NameError::NotFound { ttl: FOREVER });
+    assert_eq!(longer.unwrap_err(), FsError::NotFound { ttl: FOREVER });
     assert_eq!(mount.requests(), (0, 1));
 }
 
@@ -838,7 +838,7 @@ async fn an_mtime_never_comes_back_with_its_directory() {
     pass(TTL).await;
     let before = mount.mtime(d);
     mount.names.forget(d, 2);
-    assert_eq!(mount.names.attributes(d).unwrap_err(), NameError::Stale);
+    assert_eq!(mount.names.attributes(d).unwrap_err(), FsError::Stale);
     pass(TTL).await;
     assert!(mount.mtime(mount.ino("d").await) > before);
 }
@@ -882,9 +882,9 @@ async fn a_scan_goes_on_across_new_listings_behind_the_name_it_came_to() {
         mount.list(ROOT).await.expect("listed");
     }
     let stale = mount.scan(ROOT, behind_c).await;
-    assert_eq!(stale.unwrap_err(), NameError::Stale, "three listings ago");
-    assert_eq!(mount.scan(ROOT, 77).await.unwrap_err(), NameError::Stale);
-    assert_eq!(mount.scan(ROOT, u64::MAX).await.unwrap_err(), NameError::Stale);
+    assert_eq!(stale.unwrap_err(), FsError::Stale, "three listings ago");
+    assert_eq!(mount.scan(ROOT, 77).await.unwrap_err(), FsError::Stale);
+    assert_eq!(mount.scan(ROOT, u64::MAX).await.unwrap_err(), FsError::Stale);
 }
 
 #[tokio::test(start_paused = true)]
@@ -913,7 +913,7 @@ async fn readdirplus_counts_a_lookup_for_each_entry_but_the_dots() {
     for entry in scan.iter().skip(2) {
         assert!(mount.names.attributes(entry.ino).is_ok());
         mount.names.forget(entry.ino, 1);
-        assert_eq!(mount.names.attributes(entry.ino).unwrap_err(), NameError::Stale);
+        assert_eq!(mount.names.attributes(entry.ino).unwrap_err(), FsError::Stale);
     }
     assert_eq!(mount.requests(), (1, 0));
 }
@@ -922,10 +922,10 @@ async fn readdirplus_counts_a_lookup_for_each_entry_but_the_dots() {
 async fn a_file_is_no_directory_and_a_directory_no_file() {
     let mount = mount(&["d/1", "f"]);
     let (d, f) = (mount.ino("d").await, mount.ino("f").await);
-    assert_eq!(mount.names.object(d).unwrap_err(), NameError::IsADirectory);
-    assert_eq!(mount.list(f).await.unwrap_err(), NameError::NotADirectory);
-    assert_eq!(mount.names.lookup(f, b"x").await.unwrap_err(), NameError::NotADirectory);
-    assert_eq!(mount.names.lookup(12345, b"x").await.unwrap_err(), NameError::Stale);
+    assert_eq!(mount.names.object(d).unwrap_err(), FsError::IsADirectory);
+    assert_eq!(mount.list(f).await.unwrap_err(), FsError::NotADirectory);
+    assert_eq!(mount.names.lookup(f, b"x").await.unwrap_err(), FsError::NotADirectory);
+    assert_eq!(mount.names.lookup(12345, b"x").await.unwrap_err(), FsError::Stale);
 }
 
 #[tokio::test(start_paused = true)]
@@ -937,7 +937,7 @@ async fn a_directory_that_becomes_a_file_is_a_new_inode() {
     mount.names.drop_names();
     let node = mount.look("d").await.expect("exists");
     assert!(node.ino != d && matches!(node.kind, NodeKind::File(_)));
-    assert!(matches!(mount.list(d).await, Err(NameError::NotFound { .. })));
+    assert!(matches!(mount.list(d).await, Err(FsError::NotFound { .. })));
     assert!(is_absent(&mount.names.lookup(d, b"1").await));
 }
 
@@ -1058,7 +1058,7 @@ fn slow_mount(keys: &[&str]) -> Mount {
 
 impl Mount {
     /// One piece of a scan: names, and the cookie behind them.
-    async fn piece(&self, ino: Ino, cookie: u64) -> Result<(Vec<String>, u64), NameError> {
+    async fn piece(&self, ino: Ino, cookie: u64) -> Result<(Vec<String>, u64), FsError> {
         let scan = self.names.read_directory(ino, cookie).await?;
         let name = |entry: ScanEntry<'_>| String::from_utf8_lossy(entry.name).into_owned();
         let behind = scan.iter().last().map_or(cookie, |last| last.cookie);
@@ -1129,10 +1129,10 @@ async fn a_listing_that_fails_half_way_is_an_error_for_all_who_are_in_it_and_the
     mount.faults.fail_next(Operation::List, StoreError::Throttled);
     for cookie in [quick, slow, quick] {
         let answer = mount.piece(ROOT, cookie).await;
-        assert_eq!(answer, Err(NameError::Store(StoreError::Throttled)));
+        assert_eq!(answer, Err(FsError::Io));
     }
     assert_eq!(mount.list(ROOT).await.expect("listed").len(), 5);
-    assert_eq!(mount.piece(ROOT, quick).await, Err(NameError::Stale));
+    assert_eq!(mount.piece(ROOT, quick).await, Err(FsError::Stale));
 }
 
 /// F6, F8
@@ -1284,7 +1284,7 @@ async fn a_walk_meets_a_directory_that_is_gone_or_fails_as_if_nothing_had_been_l
         mount.memory.delete("d/005/1");
         mount.walk(d, 0..5, 2).await;
         let gone = mount.names.lookup(d, b"005").await.expect("listed before").ino;
-        assert!(matches!(mount.list(gone).await, Err(NameError::NotFound { .. })));
+        assert!(matches!(mount.list(gone).await, Err(FsError::NotFound { .. })));
         mount.walk(d, 6..10, 2).await;
         // All that is listed ahead fails, and so does a directory that is asked for.
         mount.faults.hook(|call| match call.key {
@@ -1295,7 +1295,7 @@ async fn a_walk_meets_a_directory_that_is_gone_or_fails_as_if_nothing_had_been_l
         let failing = mount.names.lookup(d, b"030").await.expect("listed before").ino;
         pass(Duration::from_secs(1)).await;
         mount.names.drop_names();
-        assert_eq!(mount.list(failing).await, Err(NameError::Store(StoreError::Throttled)));
+        assert_eq!(mount.list(failing).await, Err(FsError::Io));
         mount.faults.hook(|_| Fault::None);
         mount.list_below(d, "030", 2).await;
     }
@@ -1393,7 +1393,7 @@ async fn a_store_that_loses_its_order_half_way_is_an_error_once() {
     mount.faults.next(Operation::List, Fault::None);
     mount.faults.next(Operation::List, Fault::Page(BadPage::GoesBackwards));
     let listed = mount.list(ROOT).await;
-    assert!(matches!(listed, Err(NameError::Store(StoreError::Unordered(_)))), "{listed:?}");
+    assert!(matches!(listed, Err(FsError::Io)), "{listed:?}");
     let before = mount.requests().0;
     assert_eq!(mount.list(ROOT).await.expect("listed"), keys);
     assert_eq!(mount.requests().0 - before, 3);
