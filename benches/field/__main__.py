@@ -102,7 +102,7 @@ def arguments():
     kept.add_argument("--report", action="store_true",
                       help="measure nothing: show the results of the runs before")
     kept.add_argument("--update-docs", action="store_true",
-                      help="write the results into docs/performance.md")
+                      help="write a page of benches/results and its picture in docs")
     args = parser.parse_args()
     if args.repeat is not None and args.repeat < 1:
         parser.error("--repeat must be at least 1")
@@ -261,11 +261,10 @@ def write(results, update_docs):
     results_file(subject).write_text(json.dumps(results, indent=1))
     (prepare.WORK / f"{subject}.svg").write_text(report.svg(results))
     if update_docs:
-        docs, picture = prepare.ROOT / "docs", f"performance-{subject}.svg"
-        (docs / picture).write_text(report.svg(results))
-        page = docs / "performance.md"
-        text = page.read_text() if page.exists() else "# Performance\n"
-        page.write_text(report.update(text, subject, report.section(results, picture)))
+        picture = f"docs/performance-{subject}.svg"
+        (prepare.ROOT / picture).write_text(report.svg(results))
+        name, text = report.page(results, f"../../{picture}")
+        (prepare.ROOT / "benches/results" / name).write_text(text)
 
 
 if __name__ == "__main__":

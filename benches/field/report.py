@@ -1,4 +1,4 @@
-"""Results as tables, a picture, and the generated section of docs/performance.md."""
+"""Results as tables, a picture, and a page of benches/results."""
 
 import math
 from html import escape
@@ -15,7 +15,7 @@ HEADS = {
     "reads": ["requests", "fetched ÷ read", "CPU s/GB: daemon", "reader", "server", "peak RSS"],
     "names": ["LISTs", "HEADs", "CPU µs/name: daemon", "program", "server", "peak RSS"],
 }
-BARS_HEAD = ["bar", "wanted", "measured", "met"]
+BARS_HEAD = ["workload", "target", "measured", "met"]
 MET = {True: "yes", False: "**no**", None: "—"}
 OURS_COLOR = "#0b57d0"
 COLORS = {"s3fs": "#e08a2e", "rclone": "#3d9a50", "mountpoint-s3": "#8a5bb0", "goofys": "#9a7b4d",
@@ -232,16 +232,18 @@ def _text(x, y, words, kind=""):
     return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}">{escape(words)}</text>'
 
 
-def section(results, picture):
-    """The generated part of docs/performance.md."""
+def page(results, picture):
+    """The name and the text of the page in benches/results; `picture` is its path from there."""
     dates = sorted({run["date"] for run in results["runs"]})
     commands = dict.fromkeys(run["command"] for run in results["runs"])
-    title = results["subject"].capitalize()
+    name = f"{dates[-1]}-{results['subject']}.md"
     parts = [
+        f"# {results['subject'].capitalize()}, {dates[-1]}",
+        "<!-- Written by `benches/field --update-docs`. Do not edit. -->",
         f"Measured {' and '.join(dates)} on {results['machine']}, by "
         f"{', '.join(f'`{command}`' for command in commands)}.",
-        f"### {title}: the bars",
-        "What fasts3-mount is to reach, and what this run shows; — stands for what was not measured.",
+        "## Targets",
+        "The targets and what this run measured; — means not measured.",
         markdown(bars_rows(results["bars"])),
         f"![How fast the others are compared with fasts3-mount]({picture})",
     ]
@@ -249,18 +251,10 @@ def section(results, picture):
         seconds = sum(piece["seconds"] for piece in network["pieces"]) or 1
         busy = sum(piece["others_busy"] * piece["seconds"] for piece in network["pieces"]) / seconds
         parts += [
-            f"### {title}: network `{network['name']}`",
-            f"Measured for {seconds / 60:.1f} minutes; other programs kept {busy:.0%} of the "
-            "machine's CPU time busy.", markdown(lines(network, results["subject"]))]
+            f"## Network `{network['name']}`",
+            f"Measured for {seconds / 60:.1f} minutes; other programs used {busy:.0%} of the "
+            "machine's CPU time.", markdown(lines(network, results["subject"]))]
         if results["subject"] == "reads":
-            parts += ["CPU seconds per GB of fasts3-mount's reads, and what they allow:",
+            parts += ["CPU seconds per GB of fasts3-mount's reads, and the rate that they allow:",
                       markdown(cpu_rows(network, results["cores"]))]
-    return "\n\n".join(parts)
-
-
-def update(document, subject, text):
-    """Puts the subject's section between its marks, at the end if there are none."""
-    begin, end = f"<!-- begin: benches/field {subject} -->", f"<!-- end: benches/field {subject} -->"
-    before, mark, rest = document.partition(begin)
-    after = rest.partition(end)[2].lstrip() if mark else ""
-    return f"{before.rstrip()}\n\n{begin}\n\n{text}\n\n{end}\n" + (after and f"\n{after}")
+    return name, "\n\n".join(parts) + "\n"
