@@ -1,10 +1,10 @@
-//! docs/operations.md is what operators look into at night: its table of log lines is compared with
-//! the lines that the program has.
+//! Operators search docs/operations.md for a line of the log: its table is compared with the lines
+//! in the source.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// The text of every line that is logged at info or above, with `…` for what differs.
+/// The text of every line that is logged at info or above, with `…` for each placeholder.
 fn logged(folder: &Path, lines: &mut BTreeSet<String>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -30,7 +30,7 @@ fn message(call: &str) -> Option<String> {
             '(' => depth += 1,
             ')' if depth == 1 => return None,
             ')' => depth -= 1,
-            // Of another macro among the arguments.
+            // A string of another macro among the arguments.
             '"' if depth > 1 => while characters.next()? != '"' {},
             '"' => break,
             _ => {}
@@ -55,15 +55,15 @@ fn message(call: &str) -> Option<String> {
     }
 }
 
-/// The first column of the table under "Log".
-fn documented() -> BTreeSet<String> {
+/// The first column of the table under "Log", row by row.
+fn documented() -> Vec<String> {
     let text = std::fs::read_to_string("docs/operations.md").unwrap();
     let section = text.split("\n## Log\n").nth(1).unwrap().split("\n## ").next().unwrap();
     let rows = section.lines().filter(|line| line.starts_with("| `"));
     rows.map(|row| row.trim_start_matches("| `").split("` |").next().unwrap().to_owned()).collect()
 }
 
-/// A row may leave out the end of a long line.
+/// A row may omit the end of a long line.
 fn is_about(row: &str, line: &str) -> bool {
     row == line || row.strip_suffix('…').is_some_and(|start| line.starts_with(start))
 }
@@ -77,6 +77,8 @@ fn every_log_line_of_the_program_is_in_the_table_and_no_other() {
     lines.insert("… more like: …".to_owned());
     assert!(lines.len() > 25, "{lines:#?}");
     let rows = documented();
+    let distinct: BTreeSet<_> = rows.iter().collect();
+    assert_eq!(distinct.len(), rows.len(), "a row is there twice: {rows:#?}");
     let missing: Vec<_> =
         lines.iter().filter(|line| !rows.iter().any(|row| is_about(row, line))).collect();
     assert!(missing.is_empty(), "not in docs/operations.md: {missing:#?}");
