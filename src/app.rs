@@ -7,9 +7,10 @@
 //! - [`doctor`]: examines a store and a machine.
 //! - [`metrics`]: the counters as Prometheus text, over HTTP.
 
+pub(crate) mod command_error;
 pub mod commands;
 pub mod config;
-pub mod control;
+pub(crate) mod control;
 pub mod daemon;
 pub mod doctor;
-pub mod metrics;
+pub(crate) mod metrics;

@@ -2,3 +2,5 @@
 
 pub mod layout;
 pub(crate) mod mountinfo;
+pub(crate) mod proc;
+pub(crate) mod text;

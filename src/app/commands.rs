@@ -16,8 +16,9 @@ use clap::{Parser, Subcommand};
 use serde::Serialize;
 
 use super::{daemon, doctor};
+use crate::app::command_error::CommandError;
 use crate::app::config::{self, NoConfig, args};
-use crate::app::control::client::{self, NoAnswer};
+use crate::app::control::client;
 use crate::app::control::{Command, Reply, top, warm};
 
 /// Options are wrong: `EX_USAGE` of sysexits(3).
@@ -171,7 +172,7 @@ fn run(word: Word) -> ExitCode {
         Word::Top { mountpoint, json, interval, count } => {
             match top::run(&mountpoint, json, interval, count) {
                 Ok(()) => ExitCode::SUCCESS,
-                Err(error) => failed(&error.to_string(), error.code(), json),
+                Err(error) => failed(&error.sentence, error.code, json),
             }
         }
         Word::Warm { paths, jobs, json } => match warm::run(paths, jobs.into(), json) {
@@ -180,7 +181,7 @@ fn run(word: Word) -> ExitCode {
                 shown(&text.unwrap_or_else(|| report.text()));
                 ExitCode::from(report.code())
             }
-            Err(error) => failed(&error.to_string(), error.code(), json),
+            Err(error) => failed(&error.sentence, error.code, json),
         },
         Word::Drop { mountpoint, json } => {
             answer(client::ask(&mountpoint, Command::Drop), json, |reply| match reply {
@@ -198,7 +199,7 @@ fn run(word: Word) -> ExitCode {
         Word::Unmount { mountpoint, json } => match client::unmount(&mountpoint) {
             Ok(()) if json => shown(r#"{"unmounted":true}"#),
             Ok(()) => shown(&format!("{} is unmounted", mountpoint.display())),
-            Err(error) => failed(&error.to_string(), error.code(), json),
+            Err(error) => failed(&error.sentence, error.code, json),
         },
     }
 }
@@ -227,17 +228,17 @@ fn examine(doctor: Doctor) -> ExitCode {
 }
 
 fn answer(
-    reply: Result<Reply, NoAnswer>,
+    reply: Result<Reply, CommandError>,
     json: bool,
     text: impl Fn(&Reply) -> Option<String>,
 ) -> ExitCode {
     let told = reply.and_then(|reply| {
-        let odd = || NoAnswer::Failed("the daemon answers another question".to_owned());
+        let odd = || CommandError::failed("the daemon answers another question");
         text(&reply).ok_or_else(odd)
     });
     match told {
         Ok(text) => shown(&text),
-        Err(error) => failed(&error.to_string(), error.code(), json),
+        Err(error) => failed(&error.sentence, error.code, json),
     }
 }
 

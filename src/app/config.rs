@@ -12,6 +12,7 @@ use std::time::Duration;
 use clap::CommandFactory as _;
 
 use crate::base::layout::BLOCK_BYTES;
+use crate::fuse::{Access, MountOptions};
 
 pub(crate) mod args;
 mod helper;
@@ -71,15 +72,17 @@ pub struct Config {
     pub log: LogConfig,
 }
 
-/// Who may use the mount.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// The user who mounted.
-    Owner,
-    /// That user and root (`--allow-root`).
-    OwnerAndRoot,
-    /// Everybody (`--allow-other`).
-    Everyone,
+impl Config {
+    /// The part of it that the mount needs.
+    pub fn mount_options(&self) -> MountOptions {
+        MountOptions {
+            mountpoint: self.mountpoint.clone(),
+            source: format!("s3://{}/{}", self.bucket, self.prefix),
+            access: self.access,
+            no_exec: self.no_exec,
+            kernel_readahead_bytes: self.kernel_readahead_bytes,
+        }
+    }
 }
 
 /// How to reach the store.

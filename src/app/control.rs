@@ -26,10 +26,10 @@ use crate::app::config;
 use crate::fs::BucketFs;
 use crate::fuse::Mounted;
 
-pub mod client;
-pub mod status;
-pub mod top;
-pub mod warm;
+pub(crate) mod client;
+pub(crate) mod status;
+pub(crate) mod top;
+pub(crate) mod warm;
 
 /// Who asks is served within this time, and one who says nothing is sent away.
 const LONGEST_QUESTION: Duration = Duration::from_secs(5);
@@ -45,7 +45,7 @@ const OF_USER: &str = "fasts3-mount";
 /// What may be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
-pub enum Command {
+pub(crate) enum Command {
     /// Settings and totals.
     Status,
     /// Forget names and bytes.
@@ -57,7 +57,7 @@ pub enum Command {
 /// What comes back.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Reply {
+pub(crate) enum Reply {
     /// Settings and totals.
     Status(Box<Status>),
     /// What was forgotten.
@@ -70,35 +70,35 @@ pub enum Reply {
 
 /// What was forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Dropped {
+pub(crate) struct Dropped {
     /// Files and directories that the kernel knew by name.
-    pub names: usize,
+    pub(crate) names: usize,
     /// Object bytes that the daemon held.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 /// A mount as the control socket sees it.
-pub struct Target {
+pub(crate) struct Target {
     /// The file system.
-    pub fs: Arc<BucketFs>,
+    pub(crate) fs: Arc<BucketFs>,
     /// The mount.
-    pub mounted: Arc<Mounted>,
+    pub(crate) mounted: Arc<Mounted>,
     /// What does not change while it lives.
-    pub settings: Settings,
+    pub(crate) settings: Settings,
     /// Told when the mount is to end.
-    pub unmount: Arc<Notify>,
+    pub(crate) unmount: Arc<Notify>,
 }
 
 /// The socket of a mount.
 #[derive(Debug)]
-pub struct Socket {
+pub(crate) struct Socket {
     listener: UnixListener,
     file: SocketFile,
 }
 
 /// Its file, which goes when this is dropped.
 #[derive(Debug)]
-pub struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     /// Which file of this name is ours: a later daemon of the same mountpoint makes another.
     inode: u64,
@@ -106,7 +106,7 @@ pub struct SocketFile {
 
 impl Socket {
     /// Makes the socket of a mountpoint. A daemon that died may have left one, which is replaced.
-    pub fn open(mountpoint: &Path) -> Result<Self, String> {
+    pub(crate) fn open(mountpoint: &Path) -> Result<Self, String> {
         let folder = own_directory(|name| std::env::var_os(name))?;
         let shown = folder.display();
         DirBuilder::new()
@@ -135,12 +135,15 @@ impl Socket {
     }
 
     /// Where it is.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.file.path
     }
 
     /// The file, and what answers until it is dropped.
-    pub fn serve(self, target: Target) -> (SocketFile, impl Future<Output = ()> + Send + use<>) {
+    pub(crate) fn serve(
+        self,
+        target: Target,
+    ) -> (SocketFile, impl Future<Output = ()> + Send + use<>) {
         (self.file, serve(self.listener, target))
     }
 }
@@ -193,7 +196,7 @@ async fn talk(connection: UnixStream, target: &Target) -> std::io::Result<()> {
         Err(error) => Reply::Refused(format!("not a command: {error}")),
         Ok(Command::Status) => Reply::Status(Box::new(Status::of(&target.settings, &target.fs))),
         Ok(Command::Drop) => drop_all(target).await,
-        Ok(Command::Unmount) if target.mounted.is_others() => {
+        Ok(Command::Unmount) if target.mounted.handed_over() => {
             Reply::Refused("whoever has made the mount has to unmount it".to_owned())
         }
         Ok(Command::Unmount) => Reply::Unmounting,

@@ -20,7 +20,7 @@ use crate::app::control::status::Settings;
 use crate::app::control::{self, Socket};
 use crate::app::metrics;
 use crate::fs::{BucketFs, ReadConfig};
-use crate::fuse::{self, Expired};
+use crate::fuse::{self, Expired, HandedOver};
 use crate::names::NamesConfig;
 use crate::stats::Stats;
 use crate::store::ObjectStore;
@@ -39,7 +39,6 @@ mod service;
 pub(crate) use bucket::open as open_bucket;
 pub(crate) use checks::fuse_device;
 pub use error::StartError;
-use given::Given;
 use logging::Logs;
 
 /// How long files that are still open are served after a lazy unmount.
@@ -136,7 +135,7 @@ fn start(config: &Config) -> Result<(), StartError> {
 async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
     let source = format!("s3://{}/{}", config.bucket, config.prefix);
     let still_starting = service::starting(format!("asking for {source}"));
-    let (config, given) = placed(config)?;
+    let (config, handed_over) = placed(config)?;
     let config = &config;
     if config.store.no_verify_tls {
         tracing::warn!(
@@ -163,7 +162,7 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
             tracing::warn!("no control socket, so `status` and the like will not work: {error}");
         })
         .ok();
-    let mounted = fuse::mount(&fs, config, given.map(|given| given.unserved), &Handle::current())
+    let mounted = fuse::mount(&fs, &config.mount_options(), handed_over, &Handle::current())
         .map_err(|error| StartError::NoFuse(refused(config, &error)))?;
     let mounted = Arc::new(mounted);
     let asked = usable(&mounted, config).await?;
@@ -236,15 +235,15 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
 
 /// The configuration with the place where the mount is: one that can be mounted on, or the one that
 /// has been mounted by who started this.
-fn placed(config: &Config) -> Result<(Config, Option<Given>), StartError> {
-    let given = config.descriptor.map(Given::take).transpose()?;
-    if given.is_none() {
+fn placed(config: &Config) -> Result<(Config, Option<HandedOver>), StartError> {
+    let handed_over = config.descriptor.map(given::take).transpose()?;
+    if handed_over.is_none() {
         checks::fuse_device()?;
         checks::mountpoint(&config.mountpoint)?;
     }
-    let seen_at = given.as_ref().and_then(|given| given.mountpoint.clone());
+    let seen_at = handed_over.as_ref().and_then(|mount| mount.mountpoint.clone());
     let mountpoint = seen_at.unwrap_or_else(|| config.mountpoint.clone());
-    Ok((Config { mountpoint, ..config.clone() }, given))
+    Ok((Config { mountpoint, ..config.clone() }, handed_over))
 }
 
 fn ttl(config: &Config) -> String {
@@ -261,7 +260,7 @@ async fn usable(mounted: &fuse::Mounted, config: &Config) -> Result<Option<PathB
     let failure = tokio::select! {
         answer = service::answers(&config.mountpoint) => match answer {
             Ok(()) => return Ok(Some(config.mountpoint.clone())),
-            Err(error) if mounted.is_others() && error.kind() == ErrorKind::PermissionDenied => {
+            Err(error) if mounted.handed_over() && error.kind() == ErrorKind::PermissionDenied => {
                 return Ok(None);
             }
             Err(error) => error.to_string(),
@@ -314,7 +313,7 @@ async fn drop_names(fs: &Arc<BucketFs>, mounted: &Arc<fuse::Mounted>) {
 
 /// Unmounts, and lets readers that are under way have their answers for a moment.
 async fn unmount(mounted: Arc<fuse::Mounted>, config: &Config) -> Result<(), StartError> {
-    if mounted.is_others() {
+    if mounted.handed_over() {
         if !mounted.has_ended() {
             tracing::info!("the mount stays, dead, until whoever has made it unmounts it");
         }

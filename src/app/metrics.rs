@@ -28,6 +28,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::app::config::Config;
+use crate::base::proc::resident_bytes;
 use crate::fs::BucketFs;
 use crate::stats::{Durations, Histogram, Operation, Outcome, RequestKind, Stats};
 
@@ -38,7 +39,7 @@ const MOST_CONNECTIONS: usize = 16;
 const LONGEST_CONNECTION: Duration = Duration::from_secs(10);
 
 /// Opens the port. Fails, for example, when it is in use.
-pub async fn listen(address: SocketAddr) -> Result<TcpListener, String> {
+pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener, String> {
     TcpListener::bind(address).await.map_err(|error| {
         let remedy = match error.kind() {
             std::io::ErrorKind::AddrInUse => "give another port, or end what listens there",
@@ -51,7 +52,7 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, String> {
 
 /// What the metrics are of.
 #[derive(Clone)]
-pub struct Source {
+pub(crate) struct Source {
     fs: Arc<BucketFs>,
     labels: Arc<[(&'static str, String); 3]>,
     started: SystemTime,
@@ -59,7 +60,7 @@ pub struct Source {
 
 impl Source {
     /// Of a mount that starts now.
-    pub fn new(fs: Arc<BucketFs>, config: &Config) -> Self {
+    pub(crate) fn new(fs: Arc<BucketFs>, config: &Config) -> Self {
         let labels = [
             ("bucket", config.bucket.clone()),
             ("prefix", config.prefix.clone()),
@@ -69,7 +70,7 @@ impl Source {
     }
 
     /// All metrics, in Prometheus' text format 0.0.4.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(self.clone()));
         let mut text = String::new();
@@ -79,7 +80,7 @@ impl Source {
 }
 
 /// Answers requests until it is dropped.
-pub async fn serve(listener: TcpListener, source: Source) {
+pub(crate) async fn serve(listener: TcpListener, source: Source) {
     let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     loop {
         let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
@@ -361,12 +362,4 @@ impl Out<'_> {
                 .encode_histogram::<NoLabelSet>(seconds, count, &buckets, None)
         })
     }
-}
-
-/// `VmRSS` of `proc_pid_status(5)`.
-pub(crate) fn resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
+use crate::base::proc;
 use crate::fs::FsError;
 
 /// Who waits no longer than this is not looked at, which is nearly everybody: a round trip to a store
@@ -103,12 +104,8 @@ impl Waiter {
 /// Whether a thread sleeps where signals do not wake it, and one is pending that would end it or its
 /// program; `None` if this is not a thread's status.
 fn is_to_end(status: &str) -> Option<bool> {
-    let field = |name: &str| {
-        let mut lines = status.lines();
-        lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
-    };
-    let mask = |name| u64::from_str_radix(field(name)?, 16).ok();
-    let sleeps = field("State")?.starts_with('D');
+    let mask = |name| u64::from_str_radix(proc::field(status, name)?, 16).ok();
+    let sleeps = proc::field(status, "State")?.starts_with('D');
     let own = mask("SigPnd")?;
     let pending = (own | mask("ShdPnd")?) & !mask("SigBlk")? & !mask("SigIgn")?;
     let caught = mask("SigCgt")?;

@@ -42,7 +42,7 @@ impl InProcess {
         let reading = ReadConfig::new(&config);
         let fs = BucketFs::new(store, &config, names, reading, handle.clone(), Arc::default());
         let fs = fs.unwrap();
-        let mounted = fuse::mount(&fs, &config, None, &handle).unwrap();
+        let mounted = fuse::mount(&fs, &config.mount_options(), None, &handle).unwrap();
         Self { mounted, fs, folder, _runtime: runtime }
     }
 

@@ -7,6 +7,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use super::{Command, Reply, directories, socket_name};
+use crate::app::command_error::CommandError;
 use crate::app::config;
 use crate::base::mountinfo::{self, Mount};
 
@@ -19,37 +20,8 @@ const LONGEST_PATH: Duration = Duration::from_secs(5);
 /// A busy mount is detached, so an unmount takes what the daemon's last requests take.
 const LONGEST_UNMOUNT: Duration = Duration::from_secs(30);
 
-/// Why there is no answer: a sentence each, and an exit code of sysexits(3).
-#[derive(Debug, thiserror::Error)]
-pub enum NoAnswer {
-    /// Nothing of ours is mounted there: 66.
-    #[error("{0}")]
-    NoMount(String),
-    /// The daemon does not answer: 69.
-    #[error("{0}")]
-    NoDaemon(String),
-    /// The mount is somebody else's: 77.
-    #[error("{0}")]
-    NotAllowed(String),
-    /// The answer makes no sense, or what was asked failed: 70.
-    #[error("{0}")]
-    Failed(String),
-}
-
-impl NoAnswer {
-    /// What the process exits with.
-    pub fn code(&self) -> u8 {
-        match self {
-            Self::NoMount(_) => 66,    // EX_NOINPUT
-            Self::NoDaemon(_) => 69,   // EX_UNAVAILABLE
-            Self::Failed(_) => 70,     // EX_SOFTWARE
-            Self::NotAllowed(_) => 77, // EX_NOPERM
-        }
-    }
-}
-
 /// The mounts of this program, as the kernel lists them.
-pub fn mounts() -> Vec<PathBuf> {
+pub(crate) fn mounts() -> Vec<PathBuf> {
     of_mountinfo(&std::fs::read("/proc/self/mountinfo").unwrap_or_default())
 }
 
@@ -59,7 +31,7 @@ fn of_mountinfo(mountinfo: &[u8]) -> Vec<PathBuf> {
 }
 
 /// The mount that a path is in, of those listed, and where in it.
-pub fn mount_of(path: &Path, mounts: &[PathBuf]) -> Option<PathBuf> {
+pub(crate) fn mount_of(path: &Path, mounts: &[PathBuf]) -> Option<PathBuf> {
     let inside = mounts.iter().filter(|mount| path.starts_with(mount));
     inside.max_by_key(|mount| mount.components().count()).cloned()
 }
@@ -68,7 +40,7 @@ pub fn mount_of(path: &Path, mounts: &[PathBuf]) -> Option<PathBuf> {
 ///
 /// A mount whose daemon hangs answers no question about itself, so none is asked where the path says
 /// enough.
-pub fn check_mount(mountpoint: &Path) -> Result<PathBuf, NoAnswer> {
+pub(crate) fn check_mount(mountpoint: &Path) -> Result<PathBuf, CommandError> {
     // It is mounted where this process need not see it; its socket will tell.
     if config::descriptor(mountpoint).is_some() {
         return Ok(mountpoint.to_owned());
@@ -76,7 +48,7 @@ pub fn check_mount(mountpoint: &Path) -> Result<PathBuf, NoAnswer> {
     let shown = mountpoint.display();
     let mounts = mounts();
     let absolute = std::path::absolute(mountpoint)
-        .map_err(|error| NoAnswer::NoMount(format!("{shown} cannot be used: {error}")))?;
+        .map_err(|error| CommandError::no_mount(format!("{shown} cannot be used: {error}")))?;
     let real = match mount_of(&absolute, &mounts) {
         Some(_) => absolute,
         None => resolved(absolute, mountpoint)?,
@@ -86,14 +58,14 @@ pub fn check_mount(mountpoint: &Path) -> Result<PathBuf, NoAnswer> {
         Some(mount) if mount == real => Ok(mount),
         Some(mount) => {
             let mount = mount.display();
-            Err(NoAnswer::NoMount(format!("{shown} is inside a mount, which is on {mount}")))
+            Err(CommandError::no_mount(format!("{shown} is inside a mount, which is on {mount}")))
         }
-        None => Err(NoAnswer::NoMount(format!("no fasts3-mount is mounted on {shown}"))),
+        None => Err(CommandError::no_mount(format!("no fasts3-mount is mounted on {shown}"))),
     }
 }
 
 /// Where a path leads, found out by a thread that may hang.
-fn resolved(path: PathBuf, mountpoint: &Path) -> Result<PathBuf, NoAnswer> {
+fn resolved(path: PathBuf, mountpoint: &Path) -> Result<PathBuf, CommandError> {
     let shown = mountpoint.display();
     let (tell, told) = channel();
     std::thread::spawn(move || {
@@ -110,10 +82,10 @@ fn resolved(path: PathBuf, mountpoint: &Path) -> Result<PathBuf, NoAnswer> {
     });
     match told.recv_timeout(LONGEST_PATH) {
         Ok(Ok(real)) => Ok(real),
-        Ok(Err(error)) => Err(NoAnswer::NoMount(format!("{shown} cannot be used: {error}"))),
+        Ok(Err(error)) => Err(CommandError::no_mount(format!("{shown} cannot be used: {error}"))),
         Err(_elapsed) => {
             let limit = LONGEST_PATH.as_secs();
-            Err(NoAnswer::NoDaemon(format!(
+            Err(CommandError::no_daemon(format!(
                 "{shown} cannot be looked at within {limit} s: a file system on its path hangs"
             )))
         }
@@ -121,16 +93,16 @@ fn resolved(path: PathBuf, mountpoint: &Path) -> Result<PathBuf, NoAnswer> {
 }
 
 /// Asks the daemon of a mountpoint.
-pub fn ask(mountpoint: &Path, command: Command) -> Result<Reply, NoAnswer> {
+pub(crate) fn ask(mountpoint: &Path, command: Command) -> Result<Reply, CommandError> {
     ask_at(&check_mount(mountpoint)?, command)
 }
 
-fn ask_at(mountpoint: &Path, command: Command) -> Result<Reply, NoAnswer> {
+fn ask_at(mountpoint: &Path, command: Command) -> Result<Reply, CommandError> {
     let shown = mountpoint.display();
     let mut connection = connect(mountpoint)?;
     let limit = if command == Command::Drop { LONGEST_DROP } else { LONGEST_ANSWER };
     let failed = |error: std::io::Error| {
-        NoAnswer::NoDaemon(match error.kind() {
+        CommandError::no_daemon(match error.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut => format!(
                 "the daemon of {shown} did not answer within {} s: it hangs; see its log, or end it \
                  with SIGKILL and free its mount with `umount -l {shown}`",
@@ -146,23 +118,23 @@ fn ask_at(mountpoint: &Path, command: Command) -> Result<Reply, NoAnswer> {
     let mut answer = String::new();
     BufReader::new(connection).read_line(&mut answer).map_err(failed)?;
     let reply = serde_json::from_str(&answer).map_err(|error| {
-        NoAnswer::Failed(format!(
+        CommandError::failed(format!(
             "the daemon of {shown} answers in a way that is not understood ({error}); is it of \
              another version?"
         ))
     })?;
     match reply {
         Reply::Refused(why) => {
-            Err(NoAnswer::Failed(format!("the daemon of {shown} refuses: {why}")))
+            Err(CommandError::failed(format!("the daemon of {shown} refuses: {why}")))
         }
         reply => Ok(reply),
     }
 }
 
-fn connect(mountpoint: &Path) -> Result<UnixStream, NoAnswer> {
+fn connect(mountpoint: &Path) -> Result<UnixStream, CommandError> {
     let shown = mountpoint.display();
     let name = socket_name(mountpoint);
-    let mut none = NoAnswer::NoDaemon(format!(
+    let mut none = CommandError::no_daemon(format!(
         "the daemon of {shown} has no control socket in any of {}; was it started with another \
          RUNTIME_DIRECTORY or XDG_RUNTIME_DIR?",
         directories(|name| std::env::var_os(name))
@@ -176,12 +148,12 @@ fn connect(mountpoint: &Path) -> Result<UnixStream, NoAnswer> {
         match UnixStream::connect(&path) {
             Ok(connection) => return Ok(connection),
             Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-                none = NoAnswer::NotAllowed(format!(
+                none = CommandError::not_allowed(format!(
                     "the mount on {shown} is another user's; ask as that user or as root"
                 ));
             }
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-                none = NoAnswer::NoDaemon(format!(
+                none = CommandError::no_daemon(format!(
                     "nobody answers at {}: the daemon of {shown} is gone; free its mount with \
                      `fusermount3 -u {shown}`, or as root `umount -l {shown}`",
                     path.display()
@@ -194,14 +166,14 @@ fn connect(mountpoint: &Path) -> Result<UnixStream, NoAnswer> {
 }
 
 /// Ends a mount and waits until it is gone.
-pub fn unmount(mountpoint: &Path) -> Result<(), NoAnswer> {
+pub(crate) fn unmount(mountpoint: &Path) -> Result<(), CommandError> {
     let real = check_mount(mountpoint)?;
     ask_at(&real, Command::Unmount)?;
     let begun = Instant::now();
     while mounts().contains(&real) {
         if begun.elapsed() > LONGEST_UNMOUNT {
             let shown = mountpoint.display();
-            return Err(NoAnswer::Failed(format!(
+            return Err(CommandError::failed(format!(
                 "{shown} is still mounted; see the daemon's log"
             )));
         }

@@ -8,9 +8,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::app::config::{self, Access, Config};
-use crate::app::metrics::resident_bytes;
+use crate::app::config::{self, Config};
+use crate::base::proc::resident_bytes;
+use crate::base::text::{bytes, percent, seconds};
 use crate::fs::{BucketFs, ReadConfig};
+use crate::fuse::Access;
 use crate::stats::{Busiest, Durations, Operation, Outcome, RequestKind};
 
 /// Of the busiest, so many are told: whoever compares two moments finds those who were busy between.
@@ -18,73 +20,73 @@ const BUSIEST: usize = 100;
 
 /// A mount at some moment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Status {
+pub(crate) struct Status {
     /// What was set.
-    pub settings: Settings,
+    pub(crate) settings: Settings,
     /// For how long it has been mounted.
-    pub uptime_seconds: f64,
+    pub(crate) uptime_seconds: f64,
     /// What was done since then.
-    pub totals: Totals,
+    pub(crate) totals: Totals,
     /// Requests to the store, by kind.
-    pub requests: BTreeMap<String, Requests>,
+    pub(crate) requests: BTreeMap<String, Requests>,
     /// From asking for a range to its first byte.
-    pub first_byte: Durations,
+    pub(crate) first_byte: Durations,
     /// The kernel's requests, by kind.
-    pub operations: BTreeMap<String, Operations>,
+    pub(crate) operations: BTreeMap<String, Operations>,
     /// How many of them were answered with which error.
-    pub errors: BTreeMap<String, u64>,
+    pub(crate) errors: BTreeMap<String, u64>,
     /// The files that most bytes were served of, by path below the mountpoint.
-    pub files: Vec<Busy>,
+    pub(crate) files: Vec<Busy>,
     /// The threads that most bytes were served to, by number.
-    pub threads: Vec<Busy>,
+    pub(crate) threads: Vec<Busy>,
 }
 
 /// What does not change while a mount lives.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Of the program.
-    pub version: String,
+    pub(crate) version: String,
     /// The daemon's process.
-    pub pid: u32,
+    pub(crate) pid: u32,
     /// `s3://bucket/prefix`
-    pub source: String,
+    pub(crate) source: String,
     /// Where it is mounted.
-    pub mountpoint: String,
+    pub(crate) mountpoint: String,
     /// The store.
-    pub endpoint: String,
+    pub(crate) endpoint: String,
     /// The region that requests are signed for.
-    pub region: String,
+    pub(crate) region: String,
     /// The bound on object bytes.
-    pub memory_budget_bytes: u64,
+    pub(crate) memory_budget_bytes: u64,
     /// Unit of the cache.
-    pub chunk_bytes: u64,
+    pub(crate) chunk_bytes: u64,
     /// The most that one request asks for.
-    pub part_bytes: u64,
+    pub(crate) part_bytes: u64,
     /// Requests in flight at once.
-    pub max_connections: usize,
+    pub(crate) max_connections: usize,
     /// How far the kernel was asked to read ahead; 0 left it to itself.
-    pub kernel_readahead_bytes: u64,
+    pub(crate) kernel_readahead_bytes: u64,
     /// How long names are believed; absent: for ever.
-    pub metadata_ttl_seconds: Option<f64>,
+    pub(crate) metadata_ttl_seconds: Option<f64>,
     /// How long the absence of a name is believed.
-    pub negative_ttl_seconds: f64,
+    pub(crate) negative_ttl_seconds: f64,
     /// Memory for listings.
-    pub names_budget_bytes: u64,
+    pub(crate) names_budget_bytes: u64,
     /// Owner of all files.
-    pub uid: u32,
+    pub(crate) uid: u32,
     /// Group of all files.
-    pub gid: u32,
+    pub(crate) gid: u32,
     /// Who may use it: `owner`, `owner and root` or `everyone`.
-    pub access: String,
+    pub(crate) access: String,
     /// Where metrics are served, if they are.
-    pub metrics: Option<String>,
+    pub(crate) metrics: Option<String>,
     #[serde(skip, default = "Instant::now")]
     since: Instant,
 }
 
 impl Settings {
     /// Of a mount that begins now.
-    pub fn new(config: &Config, reading: &ReadConfig, endpoint: &str, region: &str) -> Self {
+    pub(crate) fn new(config: &Config, reading: &ReadConfig, endpoint: &str, region: &str) -> Self {
         let access = match config.access {
             Access::Owner => "owner",
             Access::OwnerAndRoot => "owner and root",
@@ -117,57 +119,57 @@ impl Settings {
 /// Numbers since the mount, and of now where they are called used.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[allow(missing_docs)] // as in `Stats`
-pub struct Totals {
-    pub reads: u64,
-    pub reads_waited: u64,
-    pub bytes_served: u64,
-    pub bytes_fetched: u64,
-    pub bytes_ahead: u64,
-    pub bytes_unread: u64,
-    pub evictions: u64,
-    pub siblings_ahead: u64,
-    pub siblings_used: u64,
-    pub siblings_wasted: u64,
-    pub listed: u64,
-    pub retries: u64,
-    pub hedges: u64,
-    pub throttled: u64,
-    pub memory_used_bytes: u64,
-    pub resident_bytes: u64,
+pub(crate) struct Totals {
+    pub(crate) reads: u64,
+    pub(crate) reads_waited: u64,
+    pub(crate) bytes_served: u64,
+    pub(crate) bytes_fetched: u64,
+    pub(crate) bytes_ahead: u64,
+    pub(crate) bytes_unread: u64,
+    pub(crate) evictions: u64,
+    pub(crate) siblings_ahead: u64,
+    pub(crate) siblings_used: u64,
+    pub(crate) siblings_wasted: u64,
+    pub(crate) listed: u64,
+    pub(crate) retries: u64,
+    pub(crate) hedges: u64,
+    pub(crate) throttled: u64,
+    pub(crate) memory_used_bytes: u64,
+    pub(crate) resident_bytes: u64,
 }
 
 /// Requests of one kind to the store.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Requests {
+pub(crate) struct Requests {
     /// Under way now.
-    pub in_flight: u64,
+    pub(crate) in_flight: u64,
     /// How many ended in which way.
-    pub outcomes: BTreeMap<String, u64>,
+    pub(crate) outcomes: BTreeMap<String, u64>,
     /// How long those took that ended well.
-    pub took: Durations,
+    pub(crate) took: Durations,
 }
 
 /// The kernel's requests of one kind.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Operations {
+pub(crate) struct Operations {
     /// Waiting for their answer now.
-    pub in_flight: u64,
+    pub(crate) in_flight: u64,
     /// How long they took.
-    pub took: Durations,
+    pub(crate) took: Durations,
 }
 
 /// Who took bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Busy {
+pub(crate) struct Busy {
     /// A path, or a thread's number.
-    pub name: String,
+    pub(crate) name: String,
     /// How many.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 impl Status {
     /// Of this moment.
-    pub fn of(settings: &Settings, fs: &Arc<BucketFs>) -> Self {
+    pub(crate) fn of(settings: &Settings, fs: &Arc<BucketFs>) -> Self {
         let stats = fs.stats();
         let totals = Totals {
             reads: stats.reads.get(),
@@ -217,7 +219,7 @@ impl Status {
     }
 
     /// For people.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let Self { settings, totals, .. } = self;
         let mut text = String::new();
         let mut line = |name: &str, value: String| {
@@ -318,65 +320,7 @@ fn latency(took: &Durations) -> String {
     )
 }
 
-/// A time as people write it.
-pub fn seconds(seconds: f64) -> String {
-    if seconds >= 1.0 {
-        format!("{seconds:.1} s")
-    } else if seconds >= 0.0995 {
-        format!("{:.0} ms", seconds * 1e3)
-    } else if seconds >= 0.001 {
-        format!("{:.1} ms", seconds * 1e3)
-    } else {
-        format!("{:.0} µs", seconds * 1e6)
-    }
-}
-
-/// Bytes as people write them, in decimal units.
-#[allow(clippy::cast_precision_loss)] // shown with three digits
-pub fn bytes(bytes: u64) -> String {
-    let units = [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
-    let bytes = bytes as f64;
-    let unit = units.iter().find(|&&(unit, _)| bytes >= unit);
-    unit.map_or_else(|| format!("{bytes} B"), |(unit, name)| format!("{:.1} {name}", bytes / unit))
-}
-
-/// A name on one line, whatever is in it.
-pub fn on_one_line(name: &str) -> String {
-    let one = |c: char| if c.is_control() { c.escape_debug().collect() } else { String::from(c) };
-    name.chars().map(one).collect()
-}
-
-/// A share as people write it.
-#[allow(clippy::cast_precision_loss)] // shown with two digits
-pub fn percent(part: u64, whole: u64) -> String {
-    if whole == 0 {
-        return "none".to_owned();
-    }
-    format!("{:.0} %", 100.0 * part as f64 / whole as f64)
-}
-
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a time that was counted
 fn whole(seconds: f64) -> u64 {
     seconds.max(0.0) as u64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_times_and_shares_are_written_for_people() {
-        for (size, want) in [(0, "0 B"), (999, "999 B"), (1_500_000, "1.5 MB"), (1 << 40, "1.1 TB")]
-        {
-            assert_eq!(bytes(size), want);
-        }
-        for (time, want) in
-            [(2.0, "2.0 s"), (0.1982, "198 ms"), (0.0153, "15.3 ms"), (0.000_012, "12 µs")]
-        {
-            assert_eq!(seconds(time), want);
-        }
-        assert_eq!(on_one_line("a \n\u{1b}[2Jä"), "a \\n\\u{1b}[2Jä");
-        assert_eq!(percent(1, 3), "33 %");
-        assert_eq!(percent(0, 0), "none");
-    }
 }

@@ -16,9 +16,12 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Cell, Gauge, Paragraph, Row, Table};
 use serde::Serialize;
 
-use super::client::{self, NoAnswer};
-use super::status::{Busy, Status, bytes, on_one_line, percent, seconds};
+use super::client;
+use super::status::{Busy, Status};
 use super::{Command, Reply};
+use crate::app::command_error::CommandError;
+use crate::base::proc;
+use crate::base::text::{bytes, on_one_line, percent, seconds};
 use crate::stats::Durations;
 
 /// Of the busiest, so many are shown at the most.
@@ -26,78 +29,78 @@ const SHOWN: usize = 30;
 
 /// What a mount did between two moments.
 #[derive(Clone, Debug, Serialize)]
-pub struct Look {
+pub(crate) struct Look {
     /// `s3://bucket/prefix`
-    pub source: String,
+    pub(crate) source: String,
     /// Where it is mounted.
-    pub mountpoint: String,
+    pub(crate) mountpoint: String,
     /// For how long it has been mounted.
-    pub uptime_seconds: f64,
+    pub(crate) uptime_seconds: f64,
     /// Between the two moments.
-    pub seconds: f64,
+    pub(crate) seconds: f64,
     /// From the store.
-    pub fetched_bytes_per_second: f64,
+    pub(crate) fetched_bytes_per_second: f64,
     /// To programs.
-    pub served_bytes_per_second: f64,
+    pub(crate) served_bytes_per_second: f64,
     /// Reads that had to wait for nothing, 0 to 1; absent if nothing was read.
-    pub hit_ratio: Option<f64>,
+    pub(crate) hit_ratio: Option<f64>,
     /// Bytes fetched for each byte served; absent if nothing was served.
-    pub amplification: Option<f64>,
+    pub(crate) amplification: Option<f64>,
     /// Object bytes that are held or awaited.
-    pub memory_used_bytes: u64,
+    pub(crate) memory_used_bytes: u64,
     /// The bound on them.
-    pub memory_budget_bytes: u64,
+    pub(crate) memory_budget_bytes: u64,
     /// Requests to the store.
-    pub requests: Vec<Rate>,
+    pub(crate) requests: Vec<Rate>,
     /// The kernel's requests.
-    pub operations: Vec<Rate>,
+    pub(crate) operations: Vec<Rate>,
     /// From asking for a range to its first byte, the half of them, in seconds.
-    pub first_byte_seconds: f64,
+    pub(crate) first_byte_seconds: f64,
     /// Requests that did not end well, and errors that programs saw, by kind.
-    pub trouble: Vec<Trouble>,
+    pub(crate) trouble: Vec<Trouble>,
     /// Files that were read, the busiest first.
-    pub files: Vec<Share>,
+    pub(crate) files: Vec<Share>,
     /// Processes that read, the busiest first.
-    pub processes: Vec<Share>,
+    pub(crate) processes: Vec<Share>,
 }
 
 /// Requests of one kind.
 #[derive(Clone, Debug, Serialize)]
-pub struct Rate {
+pub(crate) struct Rate {
     /// The kind.
-    pub name: String,
+    pub(crate) name: String,
     /// How many ended well.
-    pub per_second: f64,
+    pub(crate) per_second: f64,
     /// Under way now.
-    pub in_flight: u64,
+    pub(crate) in_flight: u64,
     /// Half of them took no longer.
-    pub median_seconds: f64,
+    pub(crate) median_seconds: f64,
     /// 99 of 100 took no longer.
-    pub p99_seconds: f64,
+    pub(crate) p99_seconds: f64,
 }
 
 /// Something that should not happen.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Trouble {
+pub(crate) struct Trouble {
     /// What.
-    pub name: String,
+    pub(crate) name: String,
     /// How often.
-    pub count: u64,
+    pub(crate) count: u64,
 }
 
 /// Who read.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Share {
+pub(crate) struct Share {
     /// A path below the mountpoint, or a process's number and name.
-    pub name: String,
+    pub(crate) name: String,
     /// How much.
-    pub bytes_per_second: f64,
+    pub(crate) bytes_per_second: f64,
 }
 
 impl Look {
     /// What happened from one moment to a later one.
     #[allow(clippy::cast_precision_loss)] // rates, shown with three digits
-    pub fn between(before: &Status, now: &Status) -> Self {
+    pub(crate) fn between(before: &Status, now: &Status) -> Self {
         let took = (now.uptime_seconds - before.uptime_seconds).max(1e-3);
         let (was, is) = (&before.totals, &now.totals);
         let served = is.bytes_served.saturating_sub(was.bytes_served) as f64;
@@ -146,7 +149,7 @@ impl Look {
     }
 
     /// What is being waited for, in words.
-    pub fn waiting(&self) -> String {
+    pub(crate) fn waiting(&self) -> String {
         let waiting = self.operations.iter().filter(|operation| operation.in_flight > 0);
         let waiting: Vec<_> = waiting
             .map(|operation| format!("{} {}", operation.in_flight, operation.name))
@@ -210,7 +213,7 @@ fn shares(before: &[Busy], now: &[Busy], took: f64, name: impl Fn(&str) -> Strin
 fn process(thread: &str) -> String {
     let name = || {
         let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
-        let process = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim();
+        let process = proc::field(&status, "Tgid")?;
         let name = std::fs::read_to_string(format!("/proc/{process}/comm")).ok()?;
         Some(format!("{process} {}", name.trim_end()))
     };
@@ -219,21 +222,18 @@ fn process(thread: &str) -> String {
 }
 
 /// Looks until q, or so many times, or until the mount has ended.
-pub fn run(
+pub(crate) fn run(
     mountpoint: &Path,
     json: bool,
     interval: Duration,
     count: Option<u64>,
-) -> Result<(), NoAnswer> {
+) -> Result<(), CommandError> {
     let mut before = status(mountpoint)?;
     // From here on it was mounted.
     let status = |mountpoint: &Path| {
-        status(mountpoint).map_err(|error| match error {
-            NoAnswer::NoMount(_) => {
-                NoAnswer::NoMount(format!("the mount on {} has ended", mountpoint.display()))
-            }
-            other => other,
-        })
+        let ended =
+            CommandError::no_mount(format!("the mount on {} has ended", mountpoint.display()));
+        status(mountpoint).map_err(|error| if error.code == ended.code { ended } else { error })
     };
     if json || !can_draw() {
         for _ in 0..count.unwrap_or(u64::MAX) {
@@ -250,8 +250,9 @@ pub fn run(
         }
         return Ok(());
     }
-    let mut terminal = ratatui::try_init()
-        .map_err(|error| NoAnswer::Failed(format!("this terminal cannot be drawn on: {error}")))?;
+    let mut terminal = ratatui::try_init().map_err(|error| {
+        CommandError::failed(format!("this terminal cannot be drawn on: {error}"))
+    })?;
     let outcome = (|| {
         let mut drawn = 0;
         // A first look at once, at what little there is.
@@ -276,14 +277,16 @@ pub fn run(
                         }
                     }
                     Ok(None) => break,
-                    Err(error) => return Err(NoAnswer::Failed(format!("the terminal: {error}"))),
+                    Err(error) => {
+                        return Err(CommandError::failed(format!("the terminal: {error}")));
+                    }
                 }
             }
             let now = status(mountpoint)?;
             let new = Look::between(&before, &now);
             terminal
                 .draw(|frame| draw(frame, &new))
-                .map_err(|error| NoAnswer::Failed(format!("the terminal: {error}")))?;
+                .map_err(|error| CommandError::failed(format!("the terminal: {error}")))?;
             (before, look, wait, drawn) = (now, Some(new), interval, drawn + 1);
         }
         Ok(())
@@ -303,10 +306,10 @@ fn can_draw() -> bool {
         && kind != "dumb"
 }
 
-fn status(mountpoint: &Path) -> Result<Status, NoAnswer> {
+fn status(mountpoint: &Path) -> Result<Status, CommandError> {
     match client::ask(mountpoint, Command::Status)? {
         Reply::Status(status) => Ok(*status),
-        _ => Err(NoAnswer::Failed("the daemon answers another question".to_owned())),
+        _ => Err(CommandError::failed("the daemon answers another question")),
     }
 }
 

@@ -20,7 +20,9 @@ use ratatui::crossterm::terminal;
 use serde::Serialize;
 
 use super::client::{mount_of, mounts};
-use super::status::{bytes, on_one_line, seconds};
+use crate::app::command_error::CommandError;
+use crate::base::proc::machine_memory_bytes;
+use crate::base::text::{bytes, on_one_line, seconds};
 
 /// The kernel's largest request.
 const READ_BYTES: usize = 1 << 20;
@@ -35,52 +37,31 @@ const COLUMNS: u16 = 80;
 /// How often the progress is shown anew.
 const TICK: Duration = Duration::from_millis(200);
 
-/// Why nothing was read.
-#[derive(Debug, thiserror::Error)]
-pub enum NotWarmed {
-    /// No path was given: 64.
-    #[error("{0}")]
-    Usage(String),
-    /// A path that is in no mount: 66.
-    #[error("{0}")]
-    Outside(String),
-}
-
-impl NotWarmed {
-    /// What the process exits with.
-    pub fn code(&self) -> u8 {
-        match self {
-            Self::Usage(_) => 64,   // EX_USAGE
-            Self::Outside(_) => 66, // EX_NOINPUT
-        }
-    }
-}
-
 /// What was read.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     /// Files that were read whole.
-    pub files: u64,
+    pub(crate) files: u64,
     /// Bytes that were read.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Files and directories that could not be read.
-    pub errors: u64,
+    pub(crate) errors: u64,
     /// The first of these, with the reason.
-    pub first_error: Option<String>,
+    pub(crate) first_error: Option<String>,
     /// How long it took.
-    pub seconds: f64,
+    pub(crate) seconds: f64,
     /// More was read than the machine has memory for, so the first of it is gone again.
-    pub more_than_memory: bool,
+    pub(crate) more_than_memory: bool,
 }
 
 impl Report {
     /// 74, `EX_IOERR`, when anything could not be read.
-    pub fn code(&self) -> u8 {
+    pub(crate) fn code(&self) -> u8 {
         if self.errors == 0 { 0 } else { 74 }
     }
 
     /// For people.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let errors = match self.errors {
             0 => String::new(),
             errors => format!("; {errors} could not be read"),
@@ -126,12 +107,12 @@ impl Shared {
 }
 
 /// Reads what is named, `jobs` files at a time.
-pub fn run(paths: Vec<PathBuf>, jobs: usize, json: bool) -> Result<Report, NotWarmed> {
+pub(crate) fn run(paths: Vec<PathBuf>, jobs: usize, json: bool) -> Result<Report, CommandError> {
     let paths = named(paths)?;
     let mounts = mounts();
     if let Some(path) = paths.iter().find(|path| !is_inside(path, &mounts)) {
         let shown = on_one_line(&path.to_string_lossy());
-        return Err(NotWarmed::Outside(format!("{shown} is not inside a fasts3-mount")));
+        return Err(CommandError::no_mount(format!("{shown} is not inside a fasts3-mount")));
     }
     let begun = Instant::now();
     let shows = !json && std::io::stderr().is_terminal();
@@ -184,27 +165,25 @@ pub fn run(paths: Vec<PathBuf>, jobs: usize, json: bool) -> Result<Report, NotWa
         errors,
         first_error,
         seconds: begun.elapsed().as_secs_f64(),
-        more_than_memory: memory_bytes().is_some_and(|memory| read > memory),
+        more_than_memory: machine_memory_bytes().is_some_and(|memory| read > memory),
     })
 }
 
 /// The paths of the command line, or those of standard input: one a line, or, if there is any NUL,
 /// one before each, for names with line breaks (`find -print0`).
-fn named(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, NotWarmed> {
+fn named(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, CommandError> {
     if !paths.is_empty() && paths != [Path::new("-")] {
         return Ok(paths);
     }
     let input = std::io::stdin();
     if input.is_terminal() {
-        return Err(NotWarmed::Usage(
-            "warm needs paths, as arguments or on standard input".to_owned(),
-        ));
+        return Err(CommandError::usage("warm needs paths, as arguments or on standard input"));
     }
     let mut list = Vec::new();
     input
         .lock()
         .read_to_end(&mut list)
-        .map_err(|error| NotWarmed::Usage(format!("standard input cannot be read: {error}")))?;
+        .map_err(|error| CommandError::usage(format!("standard input cannot be read: {error}")))?;
     Ok(listed(&list))
 }
 
@@ -298,14 +277,6 @@ fn progress(shared: &Shared, elapsed: Duration) -> String {
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 fn rate(bytes: u64, seconds: f64) -> u64 {
     if seconds > 0.0 { (bytes as f64 / seconds) as u64 } else { 0 }
-}
-
-/// `MemTotal` of `proc_meminfo(5)`.
-fn memory_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
 }
 
 #[cfg(test)]

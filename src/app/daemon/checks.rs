@@ -3,7 +3,6 @@
 use std::fs::OpenOptions;
 use std::io::{Error, ErrorKind};
 use std::path::Path;
-use std::process::Command;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
@@ -12,6 +11,7 @@ use nix::sys::statvfs::statvfs;
 
 use super::StartError;
 use crate::base::mountinfo::{self, Mount};
+use crate::fuse;
 
 /// Whether `/dev/fuse` is there and opens.
 pub(crate) fn fuse_device() -> Result<(), StartError> {
@@ -64,15 +64,9 @@ fn is_our_stale_mount(path: &Path) -> bool {
 
 fn free(path: &Path) -> std::io::Result<()> {
     match umount2(path, MntFlags::MNT_DETACH) {
-        Err(Errno::EPERM) => {}
-        outcome => return Ok(outcome?),
+        Err(Errno::EPERM) => fuse::unmount_by_helper(path),
+        outcome => Ok(outcome?),
     }
-    // An ordinary user's mount was made by fusermount3, and so it ends.
-    let ended = Command::new("fusermount3").args(["-u", "-z", "--"]).arg(path).output()?;
-    if ended.status.success() {
-        return Ok(());
-    }
-    Err(Error::other(String::from_utf8_lossy(&ended.stderr).trim().to_owned()))
 }
 
 /// Descriptors of everything but connections.

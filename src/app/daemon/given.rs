@@ -8,7 +8,6 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::PathBuf;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -21,46 +20,37 @@ use rustix::net::{
 
 use super::StartError;
 use crate::base::mountinfo;
-use crate::fuse::Unserved;
+use crate::fuse::HandedOver;
 
 /// `/dev/fuse` on every Linux: its `Documentation/admin-guide/devices.txt`.
 const FUSE_DEVICE: (u64, u64) = (10, 229);
 
-/// A mount that is there and waits to be served.
-pub(super) struct Given {
-    pub(super) unserved: Unserved,
-    /// Where it is mounted, if that is to be seen from here.
-    pub(super) mountpoint: Option<PathBuf>,
-}
-
-impl Given {
-    /// Takes the descriptor of a mount that nobody serves yet; the number is free afterwards.
-    pub(super) fn take(number: RawFd) -> Result<Self, StartError> {
-        let wrong = |what: &str| {
-            StartError::NoMountpoint(format!(
-                "mountpoint /dev/fd/{number} {what}; whoever starts this program must open /dev/fuse, \
+/// Takes the descriptor of a mount that no process serves yet; the number is free afterwards.
+pub(super) fn take(number: RawFd) -> Result<HandedOver, StartError> {
+    let wrong = |what: &str| {
+        StartError::NoMountpoint(format!(
+            "mountpoint /dev/fd/{number} {what}; whoever starts this program must open /dev/fuse, \
                  mount it with mount(2) and the option fd=, and leave it open"
-            ))
-        };
-        check_kind(number).map_err(|what| wrong(&what))?;
-        let internal = |error: std::io::Error| {
-            StartError::Internal(format!("descriptor {number} cannot be used: {error}"))
-        };
-        let device = owned(number).map_err(internal)?;
-        // A program that this one starts must not hold the mount when this one has died.
-        nix::unistd::close(number).map_err(|errno| internal(errno.into()))?;
-        check_state(&device).map_err(internal)?.map_err(wrong)?;
-        // fuser would turn in a circle.
-        let flags = fcntl(&device, FcntlArg::F_GETFL).map_err(|errno| internal(errno.into()))?;
-        let flags = OFlag::from_bits_retain(flags) - OFlag::O_NONBLOCK;
-        fcntl(&device, FcntlArg::F_SETFL(flags)).map_err(|errno| internal(errno.into()))?;
-        let device_number = device_number(&device);
-        let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
-        let mountpoint = device_number.as_ref().and_then(|number| {
-            mountinfo::mounts(&mounts).find(|mount| mount.device == *number).map(|mount| mount.path)
-        });
-        Ok(Self { unserved: Unserved { device, device_number }, mountpoint })
-    }
+        ))
+    };
+    check_kind(number).map_err(|what| wrong(&what))?;
+    let internal = |error: std::io::Error| {
+        StartError::Internal(format!("descriptor {number} cannot be used: {error}"))
+    };
+    let device = owned(number).map_err(internal)?;
+    // A program that this one starts must not hold the mount when this one has died.
+    nix::unistd::close(number).map_err(|errno| internal(errno.into()))?;
+    check_state(&device).map_err(internal)?.map_err(wrong)?;
+    // fuser would turn in a circle.
+    let flags = fcntl(&device, FcntlArg::F_GETFL).map_err(|errno| internal(errno.into()))?;
+    let flags = OFlag::from_bits_retain(flags) - OFlag::O_NONBLOCK;
+    fcntl(&device, FcntlArg::F_SETFL(flags)).map_err(|errno| internal(errno.into()))?;
+    let device_number = device_number(&device);
+    let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let mountpoint = device_number.as_ref().and_then(|number| {
+        mountinfo::mounts(&mounts).find(|mount| mount.device == *number).map(|mount| mount.path)
+    });
+    Ok(HandedOver { device, device_number, mountpoint })
 }
 
 /// Whether a number is a descriptor of `/dev/fuse`, or else what is wrong with it.
@@ -137,7 +127,7 @@ mod tests {
     fn only_a_descriptor_of_a_mount_is_taken() {
         let file = File::open("/dev/null").unwrap();
         let number = file.as_raw_fd();
-        let said = |number| match Given::take(number) {
+        let said = |number| match take(number) {
             Err(StartError::NoMountpoint(sentence)) => sentence,
             Err(other) => panic!("{other}"),
             Ok(_) => panic!("taken"),

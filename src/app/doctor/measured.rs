@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::app::control::status::bytes;
+use crate::base::text::bytes;
 
 /// And so much with the last step, for more connections than these to be worth a try.
 const STILL_GROWS: f64 = 1.25;

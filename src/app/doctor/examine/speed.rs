@@ -7,10 +7,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Plan;
-use crate::app::control::status::{bytes, seconds};
 use crate::app::doctor::measured::{Bandwidth, rate};
 use crate::app::doctor::report::{Report, State, because};
 use crate::app::doctor::requests::{Bounds, Moved, Step, Taken, ask, get, together};
+use crate::base::text::{bytes, seconds};
 use crate::store::{ListEntry, ListFrom, ListRequest, ObjectMeta, ObjectStore, ObjectVersion};
 
 /// First bytes that are waited for, one behind the other.

@@ -1,0 +1,258 @@
+//! The mount: how it is made, what ends it, and how it is unmounted.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, OnceLock};
+
+use fuser::{MountOption, Notifier, SessionACL};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
+use nix::sys::stat::{major, minor};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use super::adapter::Adapter;
+use crate::base::mountinfo;
+use crate::fs::BucketFs;
+
+/// How to mount.
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    pub mountpoint: PathBuf,
+    /// What `mount` and `df` show as the device: `s3://bucket/prefix`.
+    pub source: String,
+    pub access: Access,
+    /// Forbid the execution of programs in the mount.
+    pub no_exec: bool,
+    /// The kernel's readahead of each file; 0 leaves it as it is.
+    pub kernel_readahead_bytes: u64,
+}
+
+/// Users that may use the mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// The user that mounted.
+    Owner,
+    /// That user and root (`--allow-root`).
+    OwnerAndRoot,
+    /// All users (`--allow-other`).
+    Everyone,
+}
+
+/// A mount that another process has made and that no process serves yet.
+#[derive(Debug)]
+pub struct HandedOver {
+    /// A descriptor of `/dev/fuse`.
+    pub device: OwnedFd,
+    /// `major:minor` of the mount, if the kernel tells it.
+    pub device_number: Option<String>,
+    /// Its mountpoint, if this process sees it.
+    pub mountpoint: Option<PathBuf>,
+}
+
+/// A live mount; dropping it unmounts.
+pub struct Mounted {
+    /// Where this process has mounted; `None` for a mount that was handed over.
+    place: Option<Place>,
+    pub(super) notifier: Notifier,
+    /// The connection to the kernel.
+    pub(super) device: File,
+    ended: watch::Receiver<bool>,
+}
+
+struct Place {
+    /// Without symbolic links.
+    mountpoint: PathBuf,
+    /// `major:minor`, the kernel's name of this mount.
+    device_number: String,
+}
+
+/// Mounts `fs`, or takes the mount that was handed over, and serves it on threads of its own; what
+/// cannot be answered at once continues in `runtime`. Returns when the kernel has accepted the mount.
+pub fn mount(
+    fs: &Arc<BucketFs>,
+    options: &MountOptions,
+    handed_over: Option<HandedOver>,
+    runtime: &Handle,
+) -> io::Result<Mounted> {
+    let kernel = Arc::new(OnceLock::new());
+    let adapter = || Adapter::new(fs.clone(), runtime.clone(), kernel.clone());
+    let (session, mountpoint, handed_number) = if let Some(handed_over) = handed_over {
+        let HandedOver { device, device_number, mountpoint: _ } = handed_over;
+        // The kernel keeps out the users that the mount's maker did not admit.
+        let acl = match options.access {
+            Access::OwnerAndRoot => SessionACL::RootAndOwner,
+            Access::Owner | Access::Everyone => SessionACL::All,
+        };
+        let config = session_config(options, true);
+        (fuser::Session::from_fd(adapter(), device, acl, config)?, None, device_number)
+    } else {
+        let mountpoint = options.mountpoint.canonicalize()?;
+        let new = |typed| {
+            let config = session_config(options, typed);
+            fuser::Session::new(adapter(), &options.mountpoint, &config)
+        };
+        // A kernel before 5.4 knows no subtype, and does not say which option it refuses.
+        (new(true).or_else(|_| new(false))?, Some(mountpoint), None)
+    };
+    let notifier = session.notifier();
+    let _ = kernel.set(notifier.clone());
+    let device = File::from(session.as_fd().try_clone_to_owned()?);
+    let ended = serve(session)?;
+    let place = mountpoint.map(Place::of).transpose()?;
+    let number = place.as_ref().map(|place| &place.device_number).or(handed_number.as_ref());
+    if let Some(number) = number {
+        raise_readahead(options.kernel_readahead_bytes, number);
+    }
+    Ok(Mounted { place, notifier, device, ended })
+}
+
+/// `typed` gives the mount the type `fuse.fasts3`, by which findmnt and fstab know it, and not
+/// `fuse`. fuser's own `Subtype` does not reach the kernel.
+fn session_config(options: &MountOptions, typed: bool) -> fuser::Config {
+    let mut config = fuser::Config::default();
+    config.mount_options = vec![
+        MountOption::RO,
+        MountOption::NoSuid,
+        MountOption::NoDev,
+        MountOption::NoAtime,
+        MountOption::DefaultPermissions,
+        // Commas separate mount options, so they cannot be shown.
+        MountOption::FSName(options.source.replace([',', '\\'], "_")),
+    ];
+    if typed {
+        config.mount_options.push(MountOption::CUSTOM("subtype=fasts3".to_owned()));
+    }
+    if options.no_exec {
+        config.mount_options.push(MountOption::NoExec);
+    }
+    config.acl = match options.access {
+        Access::Owner => SessionACL::Owner,
+        Access::OwnerAndRoot => SessionACL::RootAndOwner,
+        Access::Everyone => SessionACL::All,
+    };
+    // More threads than cores gain nothing (measured), one makes small reads three times slower.
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    config.n_threads = Some(cores.clamp(2, 16));
+    config
+}
+
+/// Starts the session's threads. What is returned becomes true when the session has ended.
+fn serve(session: fuser::Session<Adapter>) -> io::Result<watch::Receiver<bool>> {
+    let (end, ended) = watch::channel(false);
+    let session = session.spawn()?;
+    std::thread::Builder::new().name("fuse".to_owned()).spawn(move || {
+        // The whole session: a part that the closure does not use would be dropped, which unmounts.
+        let session = session;
+        if let Ok(Err(error)) = session.guard.join() {
+            tracing::error!(%error, "the FUSE session failed");
+        }
+        // It fails if no receiver is left.
+        let _ = end.send(true);
+        // Dropping the rest of the session would unmount whatever is on the mountpoint by now:
+        // fuser 0.18 takes a connection that has ended for one that is mounted. So it is kept until
+        // the process ends.
+        loop {
+            std::thread::park();
+        }
+    })?;
+    Ok(ended)
+}
+
+impl Place {
+    /// The place of a mount that was just made.
+    fn of(mountpoint: PathBuf) -> io::Result<Self> {
+        let root = std::fs::metadata(&mountpoint).inspect_err(|_| {
+            // It is still ours: nothing else can have been mounted there yet.
+            let _ = umount2(&mountpoint, MntFlags::MNT_DETACH);
+        })?;
+        let device_number = format!("{}:{}", major(root.dev()), minor(root.dev()));
+        Ok(Self { mountpoint, device_number })
+    }
+}
+
+/// Raises the kernel's readahead of each file, which halves the CPU of a sequential read
+/// (docs/performance.md) and which the protocol does not let a daemon ask for. It takes root.
+fn raise_readahead(bytes: u64, device: &str) {
+    if bytes == 0 {
+        return;
+    }
+    let kib = bytes.div_ceil(1024);
+    let file = format!("/sys/class/bdi/{device}/read_ahead_kb");
+    let raised = std::fs::write(&file, kib.to_string())
+        .map_err(|error| io::Error::other(format!("{error}; as root: `echo {kib} > {file}`")));
+    if let Err(error) = raised {
+        tracing::info!(
+            "the kernel's readahead stays at 128KiB, so large files are slower: {error}"
+        );
+    }
+}
+
+impl Mounted {
+    /// `major:minor` of the mount that this process has made; `None` if it was handed over.
+    pub fn device_number(&self) -> Option<&str> {
+        self.place.as_ref().map(|place| place.device_number.as_str())
+    }
+
+    /// Another process has made this mount, and will also unmount it.
+    pub fn handed_over(&self) -> bool {
+        self.place.is_none()
+    }
+
+    /// Unmounts: plainly, or lazily while files are open. Does nothing if it is unmounted already,
+    /// because a file system that is on the mountpoint then is not ours, or if the mount was handed
+    /// over.
+    pub fn unmount(&self) -> io::Result<()> {
+        let Some(Place { mountpoint, device_number }) = &self.place else { return Ok(()) };
+        let mounts = std::fs::read("/proc/self/mountinfo")?;
+        let there = mountinfo::topmost(&mounts, mountpoint);
+        if there.is_none_or(|mount| mount.device != *device_number) {
+            return Ok(());
+        }
+        match umount2(mountpoint, MntFlags::empty()) {
+            // EINVAL: it was unmounted in this moment.
+            Ok(()) | Err(Errno::EINVAL) => Ok(()),
+            Err(Errno::EBUSY) => {
+                tracing::info!("the mount is busy: unmounting lazily");
+                match umount2(mountpoint, MntFlags::MNT_DETACH) {
+                    Ok(()) | Err(Errno::EINVAL) => Ok(()),
+                    Err(error) => Err(error.into()),
+                }
+            }
+            Err(Errno::EPERM) => unmount_by_helper(mountpoint),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The kernel has ended the session.
+    pub fn has_ended(&self) -> bool {
+        *self.ended.borrow()
+    }
+
+    /// Returns when the kernel has ended the session, for example by an unmount from outside.
+    pub async fn ended(&self) {
+        // An error means that the serving thread is gone, which is an end as well.
+        let _ = self.ended.clone().wait_for(|&ended| ended).await;
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Err(error) = self.unmount() {
+            tracing::warn!(%error, "could not unmount");
+        }
+    }
+}
+
+/// Unmounts lazily with fusermount3, which has also made the mounts of ordinary users.
+pub(crate) fn unmount_by_helper(mountpoint: &Path) -> io::Result<()> {
+    let ended = Command::new("fusermount3").args(["-u", "-z", "--"]).arg(mountpoint).output()?;
+    if ended.status.success() {
+        return Ok(());
+    }
+    Err(io::Error::other(String::from_utf8_lossy(&ended.stderr).trim().to_owned()))
+}
