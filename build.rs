@@ -1,13 +1,13 @@
-//! Tells the program which commit it is built of, as far as that can be known.
+//! Tells the program the commit that it is built from, if that is known.
 //!
 //! `FASTS3_MOUNT_COMMIT` says it where there is no git, as in an archive or a container's build.
-//! Otherwise git is asked, for optimised builds only: whoever develops builds the same code before
-//! and after a commit, and must not wait for it twice. Nobody knows: then the version stands alone.
+//! Otherwise git is asked, for optimised builds only: a developer builds the same code before and
+//! after a commit, and must not wait for it twice. Without an answer the version stands alone.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What the program is made of. A change anywhere else makes it no other program.
+/// The inputs of the program. A change elsewhere does not change it.
 const MADE_OF: [&str; 4] = ["src", "build.rs", "Cargo.toml", "Cargo.lock"];
 
 fn main() {
@@ -30,8 +30,8 @@ fn main() {
     println!("cargo::rustc-env=FASTS3_MOUNT_VERSION={shown}");
 }
 
-/// The commit in short, with `-dirty` if what the program is made of differs from it. None if the
-/// folder is not the top of a repository: it may lie in somebody else's.
+/// The commit in short, with `-dirty` if the program's inputs differ from it. None if the
+/// folder is not the top of a repository: it may lie inside another one.
 pub(crate) fn commit(folder: &Path) -> Option<String> {
     let top = PathBuf::from(git(folder, &["rev-parse", "--show-toplevel"])?);
     if top.canonicalize().ok()? != folder.canonicalize().ok()? {
@@ -42,7 +42,7 @@ pub(crate) fn commit(folder: &Path) -> Option<String> {
     Some(if changes.is_empty() { hash } else { format!("{hash}-dirty") })
 }
 
-/// What changes when [`commit`] does. Only what is there: cargo takes a missing file for changed.
+/// Files that change when [`commit`] does, if they exist: cargo takes a missing file for changed.
 pub(crate) fn watched(folder: &Path) -> Vec<PathBuf> {
     let branch = git(folder, &["rev-parse", "--symbolic-full-name", "HEAD"]).unwrap_or_default();
     // In a worktree HEAD lies elsewhere than branches do; git knows where.
@@ -54,7 +54,7 @@ pub(crate) fn watched(folder: &Path) -> Vec<PathBuf> {
     paths.filter(|path| path.exists()).collect()
 }
 
-/// What git says, without the end of the line; none if it fails or is not there.
+/// The output of git without the end of the line; none if it fails or is missing.
 fn git(folder: &Path, arguments: &[&str]) -> Option<String> {
     let said = Command::new("git")
         .arg("--no-optional-locks")

@@ -119,7 +119,7 @@ impl Hot {
 
 fn allocations_of_a_cached_read() {
     let hot = Hot::new();
-    // What the filling left to do may allocate too.
+    // The rest of the fill may allocate too.
     std::thread::sleep(Duration::from_millis(200));
     let gets = hot.fs.stats().gets.get();
     CALLS.store(0, Relaxed);

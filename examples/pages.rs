@@ -28,8 +28,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     for shell in [Shell::Bash, Shell::Fish] {
         clap_complete::generate_to(shell, &mut whole, "fasts3-mount", folder)?;
     }
-    // clap_complete 4.6 takes the hyphen in the program's name for the beginning of a subcommand, in
-    // one of the two places where the shell must find the same word.
+    // clap_complete 4.6 takes the hyphen in the program's name for the beginning of a subcommand,
+    // in one of the two places where the shell must find the same word.
     let bash = folder.join("fasts3-mount.bash");
     let text = fs::read_to_string(&bash)?;
     fs::write(&bash, text.replace("fasts3__subcmd__mount", "fasts3__mount"))?;
@@ -44,8 +44,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// For zsh, where a word would be completed behind a bucket and a mountpoint if it were one command:
-/// so it is two, of which the first argument says which.
+/// For zsh, where a word would be completed behind a bucket and a mountpoint if it were one
+/// command: so it is two, of which the first argument says which.
 fn zsh() -> Result<String, Box<dyn Error>> {
     let generate = |mut command: clap::Command, name: &str| {
         let mut text = Vec::new();

@@ -1,5 +1,5 @@
-//! The protocol of the cache's blocks, whose readers take no lock, in every order in which threads may
-//! run and see each other's writes: the very file that the cache uses, on loom's atomics.
+//! The protocol of the cache's blocks, whose readers take no lock, in every order in which threads
+//! may run and see each other's writes: the very file that the cache uses, on loom's atomics.
 
 /// In place of the standard library's.
 mod atomic {
@@ -15,7 +15,7 @@ use loom::thread;
 
 use states::States;
 
-/// Two blocks of one byte each. loom fails when somebody writes to a byte that another may touch.
+/// Two blocks of one byte each. loom fails when a thread writes to a byte that another may touch.
 struct Chunk {
     states: States,
     bytes: [UnsafeCell<u8>; 2],

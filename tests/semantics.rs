@@ -1,12 +1,12 @@
-//! Every numbered rule of docs/semantics.md is quoted by a test: in the test's name (`n3_…`) or in a
-//! comment on it (`F1`).
+//! Every numbered rule of docs/semantics.md is quoted by a test: in the test's name (`n3_…`) or in
+//! a comment on it (`F1`).
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-/// The text of everything that holds tests: all of `tests/`, and of `src/` what is compiled for
-/// tests only.
+/// The text of all tests: all of `tests/`, and the parts of `src/` that are compiled for tests
+/// only.
 fn tests_below(folder: &Path, text: &mut String) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();

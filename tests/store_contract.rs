@@ -568,7 +568,8 @@ async fn a_listing_that_is_refused_says_why() {
     }
 }
 
-/// A server that sends this much of a body, for which it finds `head` fitting; what of it was taken.
+/// A server that sends this much of a body, for which it finds `head` fitting; what of it was
+/// taken.
 async fn flooding(head: &str, bytes: usize) -> (S3Store, Arc<std::sync::atomic::AtomicUsize>) {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -612,7 +613,8 @@ async fn of_an_endless_listing_no_more_is_taken_than_a_page_may_have() {
     }
 }
 
-/// Puts TLS in front of a server, with a certificate that nobody knows; its URL and the certificate.
+/// Puts TLS in front of a server, with a certificate that nobody knows; its URL and the
+/// certificate.
 async fn behind_tls(server: &devserver::Server) -> (String, String) {
     use tokio_rustls::TlsAcceptor;
     use tokio_rustls::rustls::ServerConfig;

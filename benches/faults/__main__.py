@@ -210,7 +210,7 @@ def measure(product, row, seconds):
         except subprocess.TimeoutExpired:
             took, result = time.monotonic() - start, f"**nothing in {seconds} s**"
         hits = 0 if row.healed else sum(int(server.tell(f"hits {number}")) for number in numbers)
-        # What the proxy answers itself never reaches the server.
+        # Answers of the proxy itself never reach the server.
         refused = any("status=" in rule or "retry-after=" in rule for rule in row.rules)
         asked = server.requests() - before + (hits if refused and len(row.rules) == 1 else 0)
         return result, took, asked - (row.change is not None)
@@ -249,7 +249,7 @@ def main():
     args = parser.parse_args()
     prepare.binaries()
     prepare.WORK.mkdir(parents=True, exist_ok=True)
-    # Also whoever is told to end by a signal puts everything away.
+    # Clean up after a signal, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print(f"| fault | wanted | {' | '.join(args.products)} |")
     print("|" + "---|" * (2 + len(args.products)))

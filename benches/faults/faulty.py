@@ -26,7 +26,7 @@ class FaultServer(servers.DevServer):
             command += ["--family", family]
         for key, size in objects.items():
             command += ["--object", f"{key}={size}"]
-        # Whoever asks waits for an answer in the next line, so one at a time.
+        # A command's answer is the next line, so one command at a time.
         self.turn = threading.Lock()
         self._begin(command, stdin=subprocess.PIPE)
 

@@ -40,7 +40,7 @@ class Progress:
             return
         elapsed = time.monotonic() - self.start
         full = self.BAR * self.done // self.total
-        # Of the first workload nobody knows how long the others will take.
+        # The first workload says nothing about the time of the others.
         left = f"{clock(elapsed / self.done * (self.total - self.done))} left" if self.done else ""
         text = f"{self.network:5}{'█' * full}{'░' * (self.BAR - full)} {self.done}/{self.total}  "
         text += f"{clock(elapsed)}  {left}  {workload.phases[0].name}, round {number + 1}: {product}"
@@ -98,7 +98,7 @@ def arguments():
     kept.add_argument("--resume", action="store_true",
                       help="as --merge, and leave out what was measured already")
     kept.add_argument("--minutes", type=float, metavar="M",
-                      help="begin no workload after so long; --resume goes on from there")
+                      help="begin no workload after M minutes; --resume continues")
     kept.add_argument("--report", action="store_true",
                       help="measure nothing: show the results of the runs before")
     kept.add_argument("--update-docs", action="store_true",
@@ -138,7 +138,7 @@ def main():
             if not args.report:
                 measure(args, results, until)
         finally:
-            # What was measured before an interruption counts too, but not for the documents.
+            # Results from before an interruption count too, but not for the documents.
             complete = sys.exc_info()[0] is None
             write(results, args.update_docs and complete)
             for network in results["networks"]:

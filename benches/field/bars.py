@@ -10,7 +10,7 @@ LOCAL = products.LOCAL
 
 @dataclass(frozen=True)
 class Bar:
-    """A figure of ours in one phase on one network: at least so much, or at most.
+    """A figure of ours in one phase on one network: at least `least`, or at most `most`.
 
     With `of`, what counts is our figure divided by that one: of a product in the same phase, or of
     us in another phase. `figure` names an entry of runner.summary, and `unit` is what is printed.

@@ -27,7 +27,7 @@ def names(quick):
     holds = [word for folder, pattern in PATTERNS.items()
              for word in ("--pattern", f"{folder}/{pattern}={FILE_BYTES}")]
     # 400,000 names one page after the other are 400 × 40 ms, and up to 0.2 ms a name of a client's
-    # own CPU time. Nobody who needs ten seconds needs to be measured again.
+    # own CPU time. A product that needs ten seconds is not measured again.
     return Subject(by_name(of_names()), holds, seconds=(120, 120, 10), quick_seconds=(30, 30, 5))
 
 
@@ -40,8 +40,8 @@ def of_names():
         return Workload([phase(*args, **options)], clients, no_local=True, only_ours=only_ours,
                         rounds=rounds)
 
-    # Whoever lists page by page does not care what the names look like, so the others list only the
-    # first kind.
+    # The look of the names makes no difference to a product that lists page by page, so others list
+    # only the first kind.
     return [
         Workload([
             phase("listdir, 400,000 padded", "listing", "padded", 400_000),

@@ -15,7 +15,7 @@ MIB = 1 << 20
 
 
 def binaries():
-    """Builds the release binaries that are missing; who changes the code builds it anew."""
+    """Builds the release binaries that are missing; an existing one is not built anew."""
     if not all((TARGET / "release" / name).exists() for name in ("fasts3-mount", "devserver")):
         command = ["cargo", "build", "--release", "--locked", "--workspace", "--bins"]
         subprocess.run(command, cwd=ROOT, check=True)

@@ -40,11 +40,11 @@ def own_cpu_seconds():
 
 
 def warm_memory(size):
-    """Touches so much free memory and frees it, so that who takes it next finds it in place.
+    """Touches this much free memory and frees it, so that the next process finds it in place.
 
     In a virtual machine the first touch of memory that the host does not back costs 1 to 2 s of CPU
     time per GiB, and a kernel that reports free pages gives memory back to the host within seconds.
-    Without this, what is measured is how long ago somebody used the memory. Never more than is
+    Without this, a sample shows how long ago the memory was used. Never more than is
     free: the page cache, which holds the local disk's files, must not suffer. Huge pages, because
     touching what is warm already then takes 0.15 s per GiB instead of 0.6.
     """

@@ -17,7 +17,7 @@ import threading
 import time
 
 MIB = 1 << 20
-# What a random read is rounded to before it is compared with what was fetched for it.
+# Random reads are rounded to blocks of this size before they are compared with the bytes fetched.
 BLOCK = 128 << 10
 
 
@@ -48,7 +48,7 @@ class Meter:
         self.items += items
 
     def add_random(self, offset, size):
-        """A read that nobody could foresee: it costs the blocks that it touches."""
+        """An unpredictable read: it costs the blocks that it touches."""
         with self.lock:
             self.bytes += size
             self.block_bytes += -(-(offset + size) // BLOCK) * BLOCK - offset // BLOCK * BLOCK

@@ -10,7 +10,7 @@ from runner import TIMES
 
 UNITS = {"MB": "MB/s", "ms": "ms", "s": "s"}
 HEAD = ["workload", "product", "result", "spread", "ours ÷ it"]
-# What the subjects tell beside the results.
+# Columns of each subject beside the results.
 HEADS = {
     "reads": ["requests", "fetched ÷ read", "CPU s/GB: daemon", "reader", "server", "peak RSS"],
     "names": ["LISTs", "HEADs", "CPU µs/name: daemon", "program", "server", "peak RSS"],
@@ -113,7 +113,7 @@ def markdown(rows):
 
 
 def cpu_rows(network, cores):
-    """Where the CPU time of our reads goes, and what that allows when nobody else computes."""
+    """CPU time of our reads by process, and the rate that an idle machine allows."""
     yield ["workload", "daemon", "reader", "server", f"{cores} idle cores allow"]
     for phase in network["phases"]:
         found = phase["products"].get(products.OURS, {})

@@ -12,7 +12,7 @@ import processes
 import products
 
 MIB = 1 << 20
-# Rates that are no rates: what is told is the time, in so many parts of a second.
+# Phases whose result is a time, and the parts of a second that it is shown in.
 TIMES = {"s": 1, "ms": 1e3}
 
 
@@ -50,10 +50,10 @@ class Limits:
     repeat: int
     loop_seconds: float  # a workload that counts what it gets done stops here
     hang_seconds: float  # a product that is not done by then is killed
-    slow_seconds: float  # one that took so long is not measured again
+    slow_seconds: float  # a sample that took longer is not measured again
 
     def too_long(self, phase, rates, name):
-        """Why not to measure a large object, after a smaller one was read at so many MB/s."""
+        """The reason to leave a large object out, after a smaller one was read at this rate."""
         seconds = phase.args.get("size", 0) / 1e6 / rates.get(name, float("inf"))
         if phase.program == "whole" and seconds > self.hang_seconds:
             return f"left out: {seconds:.0f} s at its {rates[name]:.0f} MB/s with less"
@@ -118,7 +118,7 @@ def sample(server, name, workload, local_folder, limits):
             if name == products.LOCAL:
                 measure(server, product, phase, limits)  # brings the files into the page cache
             samples[phase.name] = found = measure(server, product, phase, limits)
-            # What follows a phase means nothing if that was not complete.
+            # The phases after an incomplete one mean nothing.
             if found.error or found.cut:
                 why = found.error and "the phase before failed" or "the phase before was cut"
                 for later in phases[len(samples):]:

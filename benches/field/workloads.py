@@ -8,7 +8,7 @@ import products
 
 MIB, GIB = 1 << 20, 1 << 30
 FAMILY = ("train/", 2000, 110_000)
-# So large that random reads stay random: in 1 GiB, thousands of them are next to each other. Too
+# Large enough that random reads stay random: in 1 GiB, thousands of them are next to each other. Too
 # large for a local copy, small enough for s3fs, which wants room on the disk for the whole of it.
 HUGE = {"key": "16GiB", "size": 16 * GIB}
 CLIENTS = ("boto3 get", "boto3 download", "s3fs/fsspec")
@@ -56,7 +56,7 @@ class Workload:
     options: list = field(default_factory=list)  # of fasts3-mount
     only_ours: bool = False
     no_local: bool = False
-    rounds: int = 0  # at most so many, if any
+    rounds: int = 0  # at most, if not 0
 
     def takes(self, product):
         if self.only_ours:

@@ -79,7 +79,7 @@ class Soak:
         self.until = until
         self.done, self.wrong, self.failed = collections.Counter(), [], []
         self.longest, self.began = collections.Counter(), {}
-        # Of names that come and go: when they were made and, behind it, deleted.
+        # Names that come and go: when each was made and, after that, deleted.
         self.fresh, self.refused = {}, 0
 
     def go(self, what, seed):
@@ -226,7 +226,7 @@ class Soak:
         self.fresh[key] = (size, time.monotonic(), None)
         for key, (size, made, gone) in list(self.fresh.items()):
             if gone is None and time.monotonic() > made + 30:
-                # Noted before: whoever finds nothing must know why.
+                # Noted before, so that a reader that finds nothing knows why.
                 self.fresh[key] = size, made, time.monotonic()
                 self.server.delete(key)
             elif gone is not None and time.monotonic() > gone + 60:
@@ -297,7 +297,7 @@ def state(pid):
 
 
 def reads(server):
-    """Requests of the mount: nobody else reads, and it does not write."""
+    """Requests of the mount: nothing else reads, and it does not write."""
     with server.turn:
         counts = server.counts()
     return counts["list"] + counts["head"] + counts["get"]
@@ -323,7 +323,7 @@ def main():
         prepare.binaries()
         args.binaries = prepare.TARGET / "release"
     prepare.WORK.mkdir(parents=True, exist_ok=True)
-    # Also whoever is told to end by a signal puts everything away.
+    # Clean up after a signal, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     truth = Bytes()
     server = faulty.FaultServer({}, [], args.binaries / "devserver")

@@ -1,4 +1,4 @@
-//! Who may do what: whoever signs with the one key may do all, others may read public buckets.
+//! Access: requests signed with the one key may do everything, others may read public buckets.
 
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};

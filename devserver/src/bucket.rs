@@ -25,7 +25,7 @@ pub(crate) struct State {
     pub(crate) region: Option<String>,
 }
 
-/// What the bucket knows of an object.
+/// An object without its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObjectInfo {
     /// Its length in bytes.
@@ -36,7 +36,7 @@ pub struct ObjectInfo {
     pub last_modified: SystemTime,
     /// Its storage class, `STANDARD` unless set.
     pub storage_class: String,
-    /// Of a synthetic object, what [`content::fill`] computes its bytes from.
+    /// Seed of a synthetic object's bytes, for [`content::fill`].
     pub seed: Option<u64>,
 }
 
@@ -72,7 +72,7 @@ impl Bucket {
         self.write().objects.delete(key)
     }
 
-    /// What the bucket knows of an object, if it has it.
+    /// The object without its bytes, if it exists.
     #[must_use]
     pub fn info(&self, key: &str) -> Option<ObjectInfo> {
         self.read().objects.get(key).map(|object| ObjectInfo::of(&object))
@@ -115,7 +115,7 @@ impl Bucket {
         self.amend(key, |object| object.last_modified = time);
     }
 
-    /// Whether requests without a signature may read the bucket; at first they may not.
+    /// Lets requests without a signature read the bucket; off at the start.
     pub fn set_public(&self, public: bool) {
         self.write().public = public;
     }

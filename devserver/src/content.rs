@@ -3,9 +3,9 @@
 //! A 10 GiB object costs no memory and any byte can be checked without reading another. An object
 //! is a row of blocks. The first bytes of a block are words that are no other's: each is a mix of
 //! its index and the object's seed, a bijection, so that no two of an object are equal. The others
-//! are a window into a pattern that all objects share, and each of 2,048 blocks in a row has another
-//! window. So a word in the wrong place is noticed, unless it is wrong by a multiple of 512 MiB and
-//! no block's beginning is among the bytes that are checked.
+//! are a window into a pattern that all objects share, and each of 2,048 blocks in a row has
+//! another window. So a word in the wrong place is noticed, unless it is wrong by a multiple of 512
+//! MiB and no block's beginning is among the bytes that are checked.
 //!
 //! The pattern is also in a file, from which the kernel sends without copying: see `net`. A server
 //! that shares two cores with what is measured must not spend them on its content, and a mix of
@@ -20,7 +20,7 @@ use bytes::Bytes;
 
 /// As long as a connection writes at once, so that not many writes are short ones.
 const BLOCK_BYTES: u64 = 256 * 1024;
-/// Of a block, what is its own.
+/// Bytes at a block's beginning that no other block shares.
 const HEAD_BYTES: u64 = 4096;
 /// Windows begin on pages, since that is what the kernel sends from.
 const PAGE_BYTES: u64 = 4096;
@@ -61,7 +61,7 @@ pub fn fill(seed: u64, offset: u64, into: &mut [u8]) {
     }
 }
 
-/// The bytes from `offset` on, as far as they are one piece, and at most so many.
+/// The bytes from `offset` on that are one piece, at most `most`.
 pub(crate) fn piece(seed: u64, offset: u64, most: u64) -> Bytes {
     match part(seed, offset, most) {
         (Part::Shared(at), length) => PATTERN.bytes.slice(at..at + length),
@@ -87,7 +87,7 @@ enum Part {
     Shared(usize),
 }
 
-/// What is at `offset`, and for how many bytes, at most `most`.
+/// The source of the bytes at `offset`, and its length, at most `most`.
 fn part(seed: u64, offset: u64, most: u64) -> (Part, usize) {
     let (block, inside) = (offset / BLOCK_BYTES, offset % BLOCK_BYTES);
     let index = |number: u64| usize::try_from(number).expect("within a block or the pattern");

@@ -1,14 +1,14 @@
-//! What the server was asked and what it sent.
+//! Counts of requests and of bytes sent.
 
 use std::collections::VecDeque;
 use std::ops::{Range, Sub};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// The log forgets its oldest requests beyond so many.
+/// Length of the log; older requests are dropped.
 const LOG_ENTRIES: usize = 100_000;
 
-/// What a request is for.
+/// The kind of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// A page of a listing.
@@ -21,7 +21,7 @@ pub enum Kind {
     Other,
 }
 
-/// How much happened since the server started or was last reset. Requests count when they arrive,
+/// Totals since the server started or was last reset. Requests count when they arrive,
 /// also those that are then refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -48,7 +48,7 @@ impl Counts {
     }
 }
 
-/// What happened between two snapshots: the later less the earlier.
+/// The difference of two snapshots: the later less the earlier.
 impl Sub for Counts {
     type Output = Self;
 
@@ -67,7 +67,7 @@ impl Sub for Counts {
 /// One request, as it arrived.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoggedRequest {
-    /// What it is for.
+    /// Its kind.
     pub kind: Kind,
     /// The bucket, or nothing for a request about none.
     pub bucket: String,

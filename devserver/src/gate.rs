@@ -1,4 +1,4 @@
-//! What stands before s3s: counting, delays, throttling, the wrong-region answers; and behind it:
+//! Before s3s: counting, delays, throttling, the wrong-region answers; behind it:
 //! what S3 answers otherwise than s3s.
 
 use std::sync::Arc;

@@ -111,7 +111,7 @@ impl Objects {
     }
 }
 
-/// How much of `rest` goes up to the end of the first delimiter in it.
+/// The length of `rest` up to the end of the first delimiter in it.
 fn common_prefix(rest: &[u8], delimiter: &[u8]) -> Option<usize> {
     if delimiter.is_empty() {
         return None;

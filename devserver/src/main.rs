@@ -56,8 +56,8 @@ struct Args {
     /// Lets everybody read, without a signature
     #[arg(long)]
     public: bool,
-    /// Puts a proxy in front of it, which breaks answers as lines on standard input say: `add get a/*
-    /// reset@100000 times=2`, `hits 0`, `clear`, `cut`; each is answered with a line
+    /// Puts a proxy in front of it, which breaks answers as lines on standard input say: `add get
+    /// a/* reset@100000 times=2`, `hits 0`, `clear`, `cut`; each is answered with a line
     #[arg(long, conflicts_with = "tls")]
     faults: bool,
     /// Speaks TLS, with a certificate that is made now and written to this file
@@ -166,7 +166,7 @@ async fn run(args: Args) -> io::Result<()> {
     }
 }
 
-/// The lines of standard input, if anybody is to hear them.
+/// The lines of standard input, if there is a proxy to receive them.
 fn lines(heard: bool) -> Receiver<String> {
     let (said, lines) = channel(1);
     if heard {

@@ -26,16 +26,16 @@ use crate::counts::Counters;
 use crate::gate::Gate;
 use crate::settings::Settings;
 
-/// A paced connection writes so much at once as it may send in this time, within the limits: half
+/// A paced connection writes at once what it may send in this time, within the limits: half
 /// the wake-ups that a millisecond costs, and still even over any ten milliseconds.
 const QUANTUM: Duration = Duration::from_millis(2);
 const MAX_QUANTUM_BYTES: usize = 256 * 1024;
 const MIN_QUANTUM_BYTES: usize = 16 * 1024;
 /// A wait shorter than this is not begun but added to the next one.
 const SHORTEST_WAIT: Duration = Duration::from_micros(200);
-/// A connection that wrote nothing for so long has been idle, and idle time earns no bandwidth.
+/// A connection that wrote nothing for this long is idle, and idle time earns no bandwidth.
 const IDLE: Duration = Duration::from_millis(1);
-/// How far a busy connection may be behind its schedule and still catch up.
+/// A busy connection that is less than this behind its schedule catches up.
 const CATCH_UP: Duration = Duration::from_millis(5);
 
 /// A listening socket whose connections are not slowed by the machine: reno, since other
@@ -142,7 +142,7 @@ impl Paced {
         Self { stream, settings, schedule: now, written_at: now, granted: 0, wait: None }
     }
 
-    /// How many of `wanted` bytes may be written now.
+    /// The number of bytes, at most `wanted`, that may be written now.
     fn poll_grant(
         &mut self,
         context: &mut Context<'_>,
@@ -186,7 +186,7 @@ fn send(stream: &TcpStream, slices: &[IoSlice<'_>], most: usize) -> io::Result<u
     if let (Some((file, at)), Some(length)) = (content::in_file(bytes), NonZero::new(bytes.len())) {
         return socket.sendfile(file, at, Some(length));
     }
-    // What follows at once belongs into the same packet.
+    // Bytes that follow at once belong in the same packet.
     let more = most > bytes.len() && slices.len() > first + 1;
     socket.send_with_flags(bytes, if more { libc::MSG_MORE } else { 0 })
 }

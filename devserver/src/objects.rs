@@ -1,4 +1,4 @@
-//! What a bucket holds, in key order. Pure: no I/O, no locks, no clock.
+//! The objects of a bucket, in key order. Pure: no I/O, no locks, no clock.
 //!
 //! Objects are in a map; a [`Pattern`] stands for any number of keys without a map entry each. A
 //! [`Cursor`] walks both as one sequence and can jump.
@@ -25,13 +25,13 @@ const FIRST_CHANGE: Duration = Duration::from_hours(473_352);
 /// leading zeros, `suffix`. Every one is a synthetic object of `size` bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Family {
-    /// What every key starts with.
+    /// Prefix of every key.
     pub prefix: String,
-    /// How many keys there are. All numbers have as many digits as `count` − 1.
+    /// Number of keys. All numbers have as many digits as `count` − 1.
     pub count: u64,
     /// The bytes of each object.
     pub size: u64,
-    /// What every key ends with.
+    /// Suffix of every key.
     pub suffix: String,
 }
 
@@ -61,9 +61,9 @@ pub(crate) struct Object {
     pub(crate) last_modified: SystemTime,
     pub(crate) storage_class: String,
     pub(crate) content_type: String,
-    /// What the headers `x-amz-meta-…` say, by name.
+    /// Values of the headers `x-amz-meta-…`, by name.
     pub(crate) metadata: HashMap<String, String>,
-    /// How often the key had been written before.
+    /// Number of earlier writes of the key.
     version: u64,
 }
 
@@ -81,7 +81,7 @@ impl Object {
     }
 
     /// CRC-64/NVME in base64, as S3 has it of what was uploaded without another checksum. Synthetic
-    /// bytes have none, for nobody has uploaded them.
+    /// bytes have none, because they were not uploaded.
     pub(crate) fn checksum(&self) -> Option<String> {
         let Content::Stored(bytes) = &self.content else { return None };
         let sum = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, bytes);
@@ -115,7 +115,7 @@ pub(crate) struct Objects {
     map: BTreeMap<Vec<u8>, Option<Arc<Object>>>,
     /// With the time at which each was put. The first that has a key supplies it.
     patterns: Vec<(Pattern, SystemTime)>,
-    /// How often the bucket was changed.
+    /// Number of changes of the bucket.
     changes: u32,
 }
 
@@ -148,7 +148,7 @@ impl Objects {
         self.patterns.push((keys, now));
     }
 
-    /// Whether there was such an object.
+    /// True if there was such an object.
     pub(crate) fn delete(&mut self, key: &str) -> bool {
         let existed = self.get(key).is_some();
         if existed {

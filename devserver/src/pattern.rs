@@ -74,13 +74,13 @@ impl Pattern {
         }
     }
 
-    /// How many keys there are.
+    /// Number of keys.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// The key number `index`, in key order; there must be so many.
+    /// The key number `index`, in key order. `index` must be below [`Self::count`].
     #[must_use]
     pub fn key(&self, index: u64) -> String {
         debug_assert!(index < self.count, "{index} of {}", self.count);

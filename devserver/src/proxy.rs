@@ -32,29 +32,29 @@ use crate::counts::Kind;
 use crate::net;
 pub use wire::RequestHead;
 
-/// What is done to an answer. Lengths count bytes of the body.
+/// A fault of an answer. Lengths count bytes of the body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The connection is closed instead of an answer.
     Hangup,
-    /// The connection is reset (RST) after so many bytes.
+    /// The connection is reset (RST) after this many bytes.
     Reset {
         /// Bytes sent before.
         after: u64,
     },
-    /// The connection is closed in good order after so many bytes.
+    /// The connection is closed in good order after this many bytes.
     Truncate {
         /// Bytes sent before.
         after: u64,
     },
-    /// Nothing more comes after so many bytes.
+    /// Nothing more comes after this many bytes.
     Stall {
         /// Bytes sent before.
         after: u64,
         /// Then the rest follows; `None` for never.
         pause: Option<Duration>,
     },
-    /// The answer, its head included, comes so much later.
+    /// The answer, its head included, is delayed by this.
     Delay(Duration),
     /// `Content-Range` says this instead.
     ContentRange(String),
@@ -71,7 +71,7 @@ pub enum Fault {
     Garbage,
     /// The answer is 200 with a page for people, as a proxy or a captive portal sends one.
     Html,
-    /// The request goes no further, and the answer is 503 with so many seconds in `Retry-After`.
+    /// The request goes no further, and the answer is 503 with this many seconds in `Retry-After`.
     RetryAfter(u64),
     /// The request goes no further, and the answer is this error.
     Status {
@@ -112,11 +112,11 @@ type Matcher = Arc<dyn Fn(&RequestHead) -> bool + Send + Sync>;
 pub struct Rule {
     matches: Matcher,
     fault: Fault,
-    /// How often it still applies.
+    /// Requests to which it still applies.
     left: u64,
-    /// Of the requests that it is for, each of this number is met.
+    /// It applies to every nth matching request.
     every: u64,
-    /// How many there were.
+    /// Matching requests so far.
     seen: u64,
 }
 
@@ -149,14 +149,14 @@ impl Rule {
         Self::new(|_| true, fault)
     }
 
-    /// Applies only to every so many-th of them.
+    /// Applies only to every `nth` of them.
     #[must_use]
     pub fn every(mut self, nth: u64) -> Self {
         self.every = nth.max(1);
         self
     }
 
-    /// Applies only to the next so many of them.
+    /// Applies only to the next `times` of them.
     #[must_use]
     pub fn times(mut self, times: u64) -> Self {
         self.left = times;
@@ -170,12 +170,12 @@ impl fmt::Debug for Rule {
     }
 }
 
-/// What became of a rule.
+/// A rule that was added.
 #[derive(Clone, Debug)]
 pub struct Applied(Arc<AtomicU64>);
 
 impl Applied {
-    /// How many requests met with the fault so far.
+    /// Requests that had the fault so far.
     #[must_use]
     pub fn hits(&self) -> u64 {
         self.0.load(Relaxed)
@@ -238,7 +238,7 @@ impl FaultProxy {
         Ok(proxy)
     }
 
-    /// What to give a client as its endpoint.
+    /// The endpoint for a client.
     #[must_use]
     pub fn endpoint_url(&self) -> String {
         format!("http://{}", self.address)

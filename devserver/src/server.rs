@@ -28,7 +28,7 @@ pub struct Server {
     /// In PEM, if it speaks TLS.
     certificate: Option<String>,
     accepting: AbortHandle,
-    /// Of its own, if it was started from code that is not async.
+    /// Set if the server was started from code that is not async.
     runtime: Option<Runtime>,
 }
 
@@ -41,7 +41,7 @@ pub struct Credentials {
     pub secret_key: &'static str,
 }
 
-/// What a server is started with. Everything but the address can be changed while it runs.
+/// Options of a server. All but the address can be changed while it runs.
 #[derive(Clone, Debug)]
 pub struct Builder {
     address: SocketAddr,
@@ -148,7 +148,7 @@ impl Builder {
 }
 
 impl Server {
-    /// What to start a server with.
+    /// Options to start a server with.
     #[must_use]
     pub fn builder() -> Builder {
         Builder {
@@ -168,7 +168,7 @@ impl Server {
         self.address
     }
 
-    /// What to give a client as its endpoint: `http://127.0.0.1:…`, or `https`.
+    /// The endpoint for a client: `http://127.0.0.1:…`, or `https`.
     #[must_use]
     pub fn endpoint_url(&self) -> String {
         let scheme = if self.certificate.is_some() { "https" } else { "http" };
@@ -193,7 +193,7 @@ impl Server {
         self.buckets.get_or_create(name, self.region.as_deref())
     }
 
-    /// How much happened so far.
+    /// Totals so far.
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.counters.snapshot()
@@ -210,12 +210,12 @@ impl Server {
         self.counters.reset();
     }
 
-    /// How long a GET or HEAD of an object waits for its answer's first byte.
+    /// Time to the first byte of the answer to a GET or HEAD.
     pub fn set_first_byte_latency(&self, latency: Duration) {
         self.settings.set_first_byte_latency(latency);
     }
 
-    /// How long a page of a listing takes.
+    /// Time that a page of a listing takes.
     pub fn set_list_latency(&self, latency: Duration) {
         self.settings.set_list_latency(latency);
     }

@@ -40,8 +40,8 @@ pub(crate) const REPEAT_TOKEN: &str = "repeat-token";
 /// Answer with the first page, whatever the continuation token says.
 pub(crate) const BACKWARDS: &str = "backwards";
 
-/// What S3 leaves as it is with `encoding-type=url`. It escapes even `~`, leaves `*`, and writes a
-/// space as `+`, as HTML forms do.
+/// Characters that S3 escapes with `encoding-type=url`: even `~`, but not `*`. A space becomes `+`,
+/// as in HTML forms.
 const KEPT: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'*').remove(b'/');
 
@@ -405,7 +405,7 @@ fn has_fault(headers: &HeaderMap, fault: &str) -> bool {
     headers.get(FAULT_HEADER).is_some_and(|value| value == fault)
 }
 
-/// What the header says: nothing for the usual class.
+/// The value of the header; none for the usual class.
 fn unusual_class(object: &objects::Object) -> Option<String> {
     Some(object.storage_class.clone()).filter(|class| class != "STANDARD")
 }

@@ -1,4 +1,4 @@
-//! What can be changed while the server runs.
+//! Settings that can be changed while the server runs.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How the server behaves. All of it is off at first.
+/// The server's behaviour. Everything is off at the start.
 #[derive(Debug, Default)]
 pub(crate) struct Settings {
     first_byte_nanos: AtomicU64,
@@ -59,7 +59,7 @@ impl Settings {
         *self.rate.lock().expect("no panic while it is held") = rate;
     }
 
-    /// Whether one more request is within the rate limit; counts it if so.
+    /// True, and counted, if one more request is within the rate limit.
     pub(crate) fn admits_request(&self) -> bool {
         let mut rate = self.rate.lock().expect("no panic while it is held");
         let Some(rate) = &mut *rate else { return true };

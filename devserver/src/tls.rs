@@ -8,7 +8,7 @@ use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio_rustls::TlsAcceptor;
 
-/// What accepts sessions, and the certificate in PEM.
+/// The acceptor of sessions, and the certificate in PEM.
 pub(crate) fn make() -> io::Result<(TlsAcceptor, String)> {
     let names = ["127.0.0.1".to_owned(), "localhost".to_owned()];
     let made = rcgen::generate_simple_self_signed(names).map_err(io::Error::other)?;

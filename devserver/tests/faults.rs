@@ -31,7 +31,7 @@ fn setup() -> Setup {
     Setup { server, bucket, proxy, client }
 }
 
-/// How many bytes of the body came, whether it was complete, and whether they were right.
+/// Bytes of the body that came, whether it was complete, and whether they were right.
 async fn get(setup: &Setup, range: Option<&str>) -> (u64, bool, bool) {
     let get =
         setup.client.get_object().bucket("data").key("a b").set_range(range.map(str::to_owned));

@@ -9,7 +9,7 @@ use common::{raw, refusal, server};
 use devserver::Family;
 use proptest::prelude::*;
 
-/// What all pages together must say: filter, then roll up.
+/// The expected sum of all pages: filter, then roll up.
 fn naive(keys: &[String], prefix: &str, delimiter: &str, after: &str) -> Vec<String> {
     let mut keys = keys.to_vec();
     keys.sort_by(|a, b| a.as_bytes().cmp(b.as_bytes()));

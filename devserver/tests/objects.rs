@@ -249,7 +249,7 @@ async fn requests_for_another_region_are_sent_away() {
 async fn requests_beyond_the_rate_limit_are_503() {
     let (server, client) = server();
     server.bucket("data").put("a", "x");
-    // So few a second that none is earned while the test runs, unless it takes a second.
+    // Too few a second to earn one while the test runs, unless it takes a second.
     server.set_rate_limit(Some(1));
     let get = || client.get_object().bucket("data").key("a").send();
     assert!(get().await.is_ok());

@@ -25,7 +25,7 @@ pub(crate) const FAR_KEY: &str = "checkpoints/step-1000.safetensors";
 /// the offset and size of each column.
 pub(crate) const TABLE_KEY: &str = "tables/events.parquet";
 
-/// What is in the bucket. Keys are paths below the mount.
+/// The content of the bucket. Keys are paths below the mount.
 pub(crate) struct Data {
     pub(crate) train: Vec<Expected>,
     pub(crate) test: Vec<Expected>,

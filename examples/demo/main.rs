@@ -20,12 +20,12 @@ mod data;
 mod mount;
 mod reader;
 
-/// What a network to S3 does: time to the first byte, time that a page of a listing takes, and
+/// A network to S3: time to the first byte, time that a page of a listing takes, and
 /// bytes per second and connection.
 const FIRST_BYTE: Duration = Duration::from_millis(15);
 const LIST_PAGE: Duration = Duration::from_millis(40);
 const BANDWIDTH: u64 = 90_000_000;
-/// As many as a data loader has workers.
+/// The usual number of workers of a data loader.
 const THREADS: usize = 16;
 
 /// Shows fasts3-mount at work, with nothing to prepare.
@@ -57,7 +57,7 @@ fn main() -> ExitCode {
     let outcome =
         tokio::runtime::Runtime::new().map_err(|error| error.to_string()).and_then(|rt| {
             let outcome = rt.block_on(run(&args));
-            // Data may still be being generated for nobody.
+            // Data that is no longer needed may still be generated.
             rt.shutdown_background();
             outcome
         });

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 use crate::data::BUCKET;
 use crate::reader::ended_within;
 
-/// What the mounted daemon may hold of objects.
+/// The daemon's memory budget.
 const MEMORY_BUDGET: &str = "1GiB";
 
 /// The first argument that makes this program the daemon.
@@ -70,7 +70,7 @@ impl Mount {
             .args([AS_DAEMON, BUCKET])
             .arg(&place.path)
             .args(["--endpoint-url", &server.endpoint_url()])
-            // A guest on somebody's laptop: the server, the reader and the kernel's page cache hold
+            // A guest on a laptop: the server, the reader and the kernel's page cache hold
             // a GiB or two each already.
             .args(["--memory-budget", MEMORY_BUDGET])
             .args(["--region", devserver::ENDPOINT_REGION, "--log-level", "warn"])
@@ -97,7 +97,7 @@ impl Mount {
         &self.place.path
     }
 
-    /// Returns when the daemon has ended, as it does when somebody else unmounts.
+    /// Returns when the daemon has ended, as it does after an unmount from outside.
     pub(crate) async fn ended(&mut self) {
         // An error would mean that there is no such process.
         let _ = self.daemon.wait().await;
@@ -118,7 +118,7 @@ impl Drop for Mount {
             let path = &self.place.path;
             eprintln!("demo: the daemon has left {} mounted; unmounting it", path.display());
             if umount2(path, MntFlags::MNT_DETACH).is_err() {
-                // What an ordinary user has for this.
+                // The program with which ordinary users unmount.
                 let fusermount = std::process::Command::new("fusermount3");
                 let _ = { fusermount }.arg("-uz").arg(path).status();
             }
@@ -144,7 +144,7 @@ impl Place {
     }
 }
 
-/// How many file systems are mounted on a path. Asks no file system, so it never hangs.
+/// The number of file systems mounted on a path. Asks no file system, so it never hangs.
 fn mounts_at(path: &Path) -> usize {
     // proc_pid_mountinfo(5): the fifth field, with these four characters as octal.
     let path = OsStr::to_string_lossy(path.as_os_str()).replace('\\', "\\134");

@@ -35,7 +35,7 @@ pub(crate) enum Step {
     Columns { path: String, columns: Vec<Expected> },
 }
 
-/// What a file must hold.
+/// The expected content of a file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Expected {
     pub(crate) path: String,
@@ -43,7 +43,7 @@ pub(crate) struct Expected {
     pub(crate) crc32: u32,
 }
 
-/// What a step took; the bytes were right.
+/// The cost of a step whose bytes were right.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Measured {
     pub(crate) seconds: f64,
@@ -53,7 +53,7 @@ pub(crate) struct Measured {
 
 /// A running reader; dropping it kills it.
 pub(crate) struct Reader {
-    /// What reads, for people.
+    /// Name of the reading program, to be shown.
     pub(crate) name: String,
     child: Child,
     steps: ChildStdin,

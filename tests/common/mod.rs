@@ -1,4 +1,4 @@
-//! What the tests of the real program share: a bucket on a server, the program started against it
+//! Helpers of the tests of the real program: a bucket on a server, the program started against it
 //! in an environment of its own, and a mount that is gone when its test ends, however it ends.
 #![allow(dead_code)] // each test binary uses its part
 
@@ -15,7 +15,7 @@ use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
-/// What is waited for comes in a fraction of a second; a machine may be very busy.
+/// Limit of waits that take a fraction of a second, for a very busy machine.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The program in an environment of its own, so that nothing of the developer's AWS configuration
@@ -34,7 +34,7 @@ pub(crate) fn has_fuse() -> bool {
     std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok()
 }
 
-/// Whether a test that mounts can run. In CI, which must be able to, it fails instead.
+/// True if a test that mounts can run. In CI, which must be able to, the test fails instead.
 pub(crate) fn can_mount() -> bool {
     has_fuse() || skipped_but_not_in_ci("there is no /dev/fuse to open")
 }
@@ -52,7 +52,7 @@ pub(crate) fn skipped_but_not_in_ci(reason: &str) -> bool {
     skipped(reason)
 }
 
-/// Whether a test that needs to be root, or somebody else in turn, can run.
+/// True if a test that needs root, or to become another user, can run.
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root() || skipped("only root can do this")
 }
@@ -276,8 +276,8 @@ impl Mount {
         self.scene.server.counts()
     }
 
-    /// Counts from here on. A lookup asks for more than it answers from, so what nobody waits for any
-    /// more may still be on its way.
+    /// Counts from here on. A lookup asks for more than it answers from, so what nobody waits for
+    /// any more may still be on its way.
     pub(crate) fn forget_counts(&self) {
         let mut seen = None;
         eventually("a quiet server", || {

@@ -1,4 +1,4 @@
-//! What stat(2) and statfs(2) tell, and who may read.
+//! The answers of stat(2) and statfs(2), and the right to read.
 
 use std::collections::HashMap;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -10,7 +10,7 @@ use crate::common::{Scene, can_mount, errno, eventually, is_root};
 
 const NOBODY: u32 = 65_534;
 
-/// `cat` of a file as a user without rights; only root can be somebody else.
+/// `cat` of a file as a user without rights; only root can become another user.
 fn cat_as_nobody(path: &Path) -> Output {
     run_as("cat", path, NOBODY, NOBODY)
 }
@@ -111,7 +111,7 @@ fn owner_group_and_others_may_do_exactly_what_the_modes_say() {
     if !can_mount() || !is_root() {
         return;
     }
-    // Who belongs to the group has no more than the group, be it less than others have.
+    // A member of the group has the group's rights only, even if others have more.
     for (file_mode, dir_mode, may) in [
         ("0400", "0500", &[OWNER][..]),
         ("0440", "0550", &[OWNER, GROUP]),

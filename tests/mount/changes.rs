@@ -48,7 +48,7 @@ fn an_object_overwritten_before_it_is_read_is_stale_and_then_new() {
         assert_eq!(errno(file.read_at(&mut bytes, 0)), Some(libc::ESTALE));
         assert_eq!(file.metadata().unwrap().len(), version(1).len() as u64);
         eventually_reads(&mount, "object", &version(2), None);
-        // What was opened stays what it was.
+        // An open file keeps its version.
         assert_eq!(errno(file.read_at(&mut bytes, 0)), Some(libc::ESTALE));
     }
 }
@@ -66,7 +66,7 @@ fn an_object_overwritten_while_it_is_read_is_never_mixed() {
     let mut bytes = vec![0; 4096];
     file.read_exact_at(&mut bytes, 0).unwrap();
     let new = mount.bucket().put_synthetic("object", 32 * MIB as u64).seed.unwrap();
-    // What was fetched before may still be read, and nothing of the new version is.
+    // Bytes fetched before may still be read, and none of the new version.
     let mut stale = 0;
     for offset in (0..32 * MIB as u64).step_by(MIB) {
         match file.read_at(&mut bytes, offset) {

@@ -1,4 +1,4 @@
-//! What reading costs, in requests and bytes, as the server counts them.
+//! The cost of reading, in requests and bytes, as the server counts them.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -81,7 +81,7 @@ fn a_cold_long_listing_of_two_thousand_files_costs_three_lists() {
     }
     let scene = Scene::new();
     scene.bucket().put_family(two_thousand("train/"));
-    // So long that the delimited page is waited for, however busy the machine is.
+    // Long enough that the delimited page is waited for, however busy the machine is.
     scene.server.set_list_latency(std::time::Duration::from_millis(300));
     let mount = scene.mount(&[]);
     mount.forget_counts();
@@ -255,8 +255,8 @@ fn a_sequential_read_fetches_each_byte_once() {
     }
     assert_eq!(until, size);
     assert_eq!(mount.counts().body_bytes, size);
-    // The kernel asks in 64 requests of 1 MiB, or 512 of 128 KiB. A young stream is read ahead of in
-    // pieces of 1 MiB, for more connections; a part of 8 MiB is the aim.
+    // The kernel asks in 64 requests of 1 MiB, or 512 of 128 KiB. A young stream is read ahead of
+    // in pieces of 1 MiB, for more connections; a part of 8 MiB is the aim.
     assert!(mount.counts().get <= 48, "{:?}", mount.counts());
 }
 

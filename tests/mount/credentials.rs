@@ -13,14 +13,14 @@ use rustix::process::Signal;
 
 use crate::common::{Daemon, Mount, Scene, can_mount, errno};
 
-/// What no log may ever show.
+/// Secrets, which no log may show.
 const TOKENS: [&str; 2] = ["old-token-of-this-test", "new-token-of-this-test"];
 
 /// The program, told of credentials by a file only.
 fn program(scene: &Scene, name: &str, file: &Path) -> Command {
     let mut command = scene.program();
     command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY").env(name, file);
-    // Of every module: whatever is logged at all is looked at.
+    // Every module: all log lines are checked.
     command.arg("data").arg(scene.mountpoint()).arg("--log-level=trace,fasts3_mount=trace");
     command
 }
@@ -145,8 +145,8 @@ fn a_credential_process_runs_once_for_all_who_were_refused() {
     no_secrets(mount);
 }
 
-/// A security token service: gives the store's keys to whoever brings a web identity, with a session
-/// token that tells which. Ends when dropped.
+/// A security token service: gives the store's keys to whoever brings a web identity, with a
+/// session token that tells which. Ends when dropped.
 struct TokenService {
     address: SocketAddr,
     asked: Arc<AtomicUsize>,
@@ -220,7 +220,8 @@ fn serve(connection: TcpStream, keys: &Credentials, asked: &AtomicUsize) {
     .unwrap();
 }
 
-/// E9: as in a pod of Kubernetes with a role of its own, whose token is written anew from time to time.
+/// E9: as in a pod of Kubernetes with a role of its own, whose token is written anew from time to
+/// time.
 #[test]
 fn a_rotated_web_identity_token_is_followed() {
     if !can_mount() {
@@ -250,7 +251,8 @@ fn content_type(mount: &Mount, key: &str) -> std::io::Result<usize> {
     Ok(rustix::fs::getxattr(mount.path(key), "user.s3.content-type", value)?)
 }
 
-/// E9: the answer to a HEAD has no body, so it does not tell an expired token from a lack of rights.
+/// E9: the answer to a HEAD has no body, so it does not tell an expired token from a lack of
+/// rights.
 #[test]
 fn a_head_that_is_refused_without_a_reason_is_signed_anew_once_in_a_while() {
     if !can_mount() {
@@ -275,7 +277,7 @@ fn a_head_that_is_refused_without_a_reason_is_signed_anew_once_in_a_while() {
         }
         assert_eq!(refused.hits(), 1, "the old token is not used again");
 
-        // What is plainly denied costs no second request: credentials were in doubt just now.
+        // A plain denial costs no second request: credentials were in doubt just now.
         let denied = mount.add(Rule::new(
             |request| request.kind() == Kind::Head,
             Fault::Status { status: 403, code: String::new() },

@@ -16,7 +16,7 @@ fn status(status: u16, code: &str) -> Fault {
     Fault::Status { status, code: code.to_owned() }
 }
 
-/// What goes away when it is tried again.
+/// Faults that a retry overcomes.
 fn body_faults() -> Vec<(&'static str, Fault)> {
     vec![
         ("no answer", Fault::Hangup),

@@ -80,7 +80,8 @@ fn ten_thousand_files_are_read_at_once() {
     assert_eq!(right.into_inner(), begun);
     let most = most_resident_bytes(mount.daemon.pid());
     println!("{begun} at once, most resident: {} MiB", most / MIB);
-    // Besides the budget: what `memory_stays_within_the_budget` allows, and 4 KiB for who waits.
+    // Besides the budget: what `memory_stays_within_the_budget` allows, and 4 KiB for each waiting
+    // reader.
     assert!(most <= (32 + 64 + 40) * MIB, "{} MiB", most / MIB);
 }
 
@@ -162,7 +163,7 @@ fn on_a_slow_network_no_more_bodies_are_under_way_than_there_are_connections() {
         }
         // The eighth connection is for names.
         eventually("as many as there may be", || mount.counts().get == 7);
-        // Whoever is silent for 2 s would have made room by then.
+        // A request that is silent for 2 s would have given up its slot by then.
         std::thread::sleep(Duration::from_secs(5));
         assert_eq!(mount.counts().get, 7);
         mount.scene.server.set_bandwidth_per_connection(None);

@@ -1,6 +1,6 @@
-//! The fault matrix: what docs/reliability.md promises, one row of its table each. Bytes or errno, and
-//! how often the store was asked. How long each takes is measured by `benches/faults`; here a time is
-//! only told from what it would be if the promise were broken.
+//! The fault matrix: what docs/reliability.md promises, one row of its table each. Bytes or errno,
+//! and how often the store was asked. How long each takes is measured by `benches/faults`; here a
+//! time is only told from what it would be if the promise were broken.
 
 use std::os::unix::fs::FileExt as _;
 use std::process::Command;
@@ -13,7 +13,7 @@ use crate::common::{Mount, Scene, can_mount, errno, eventually, names};
 use crate::reads::open_directly;
 
 const MIB: u64 = 1 << 20;
-/// On a busy machine; and less than the 30 s of `--io-timeout`, for which whoever is not helped waits.
+/// Limit on a busy machine, below the 30 s of `--io-timeout` that a failed rescue would take.
 const MARGIN: Duration = Duration::from_secs(20);
 
 fn status(status: u16, code: &str) -> Fault {
@@ -120,7 +120,7 @@ fn bytes_that_do_not_sum_up_to_what_the_store_tells_are_asked_for_again() {
     let always = mount.add(other("always", 199_999));
     assert!(mount.read("once").unwrap() == bytes);
     assert_eq!((once.hits(), mount.counts().get), (1, 2));
-    // The first block is right, and yet nobody saw it: the sum is of all.
+    // The first block is right, and yet it was not shown: the checksum is of the whole object.
     let first = open_directly(&mount.path("always")).read_at(&mut [0; 4096], 0);
     assert_eq!(errno(first), Some(libc::EIO));
     assert_eq!(always.hits(), 5);
@@ -362,7 +362,7 @@ fn a_store_that_is_away_for_20_s_is_waited_for() {
         return;
     }
     let mount = mount_of("object", 64 * MIB, &[]);
-    // So slow that the store is away in the middle, however many connections there are.
+    // Slow enough that the store goes away in the middle, with any number of connections.
     mount.scene.server.set_bandwidth_per_connection(Some(1_000_000));
     std::thread::scope(|threads| {
         let reader = threads.spawn(|| read_right(&mount, "object"));

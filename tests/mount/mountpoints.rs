@@ -1,5 +1,5 @@
-//! Mountpoints as they may be given: those that work, whatever they are called, and those that do not,
-//! each with one sentence and an exit code.
+//! Mountpoints as they may be given: those that work, whatever they are called, and those that do
+//! not, each with one sentence and an exit code.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -8,7 +8,7 @@ use rustix::process::Signal;
 
 use crate::common::{Daemon, Scene, can_mount};
 
-/// How many mounts there are below a folder. Names may be odd, so each is asked by its device.
+/// The number of mounts below a folder. Names may be odd, so each is asked by its device.
 fn mounts_in(folder: &Path) -> usize {
     use std::os::unix::fs::MetadataExt as _;
     let device = folder.metadata().unwrap().dev();

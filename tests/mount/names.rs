@@ -128,7 +128,7 @@ fn keys_that_cannot_be_paths_are_hidden() {
     scene.bucket().put(&format!("d/{long}/e"), "hidden");
     scene.bucket().put("d/shown", "shown");
     let mount = scene.mount(&[]);
-    // What holds nothing but hidden keys is a directory still (N12).
+    // A prefix with nothing but hidden keys is still a directory (N12).
     assert_eq!(mount.names(""), ["a", "b", "c", "d", "nul"]);
     for empty in ["a", "b", "c", "nul"] {
         assert_eq!(mount.names(empty), [""; 0], "{empty}");
@@ -171,7 +171,7 @@ fn a_key_of_1024_bytes_is_read() {
     assert_eq!(mount.read(&key).unwrap(), b"the longest key");
     let (directory, name) = key.rsplit_once('/').unwrap();
     assert_eq!(mount.names(directory), [name]);
-    // One byte more is no key, so nothing is there, and nobody is asked (N11).
+    // One byte more is no key, so nothing is there, and no request is sent (N11).
     mount.forget_counts();
     assert_eq!(errno(mount.read(&format!("{key}f"))), Some(libc::ENOENT));
     assert_eq!(mount.counts().requests(), 0);
@@ -188,7 +188,7 @@ fn a_directory_wins_over_an_object_of_its_name() {
         scene.bucket().put(key, key);
     }
     let mount = scene.mount(&[]);
-    // By a lookup in a directory that nobody has listed, and then by the listing.
+    // By a lookup in a directory that is not listed, and then by the listing.
     for _ in 0..2 {
         assert!(std::fs::metadata(mount.path("both")).unwrap().is_dir());
         assert!(std::fs::metadata(mount.path("marked")).unwrap().is_dir());

@@ -22,7 +22,7 @@ fn can_be_ordinary() -> bool {
         && (ready || skipped_but_not_in_ci("there is no fusermount3 with set-user-ID, of fuse3"))
 }
 
-/// A bucket, and a user who has the program, a home and a place to mount.
+/// A bucket, and a user with the program, a home and a place to mount.
 struct User {
     scene: Scene,
     program: PathBuf,
@@ -37,7 +37,7 @@ impl User {
         for owned in ["home", "mnt"] {
             chown(folder.join(owned), Some(USER), Some(USER)).unwrap();
         }
-        // Where it was built may be nobody else's to enter.
+        // Other users may have no access to the folder of the build.
         let program = folder.join("fasts3-mount");
         std::fs::copy(env!("CARGO_BIN_EXE_fasts3-mount"), &program).unwrap();
         Self { scene, program }
@@ -118,7 +118,7 @@ fn what_an_ordinary_users_daemon_left_is_freed_by_the_next() {
     let mountpoint = user.scene.mountpoint();
     let mut daemon = user.mount();
     daemon.signal(Signal::KILL);
-    // Of all else the kernel keeps answers, even the file's bytes.
+    // The kernel caches all other answers, even the file's bytes.
     eventually("a dead mount", || {
         String::from_utf8_lossy(&user.run("stat", &["-f"]).stderr).contains("not connected")
     });

@@ -6,7 +6,7 @@ In the arguments, {} becomes the number of the descriptor. HOW is one of
     seen        the mount is seen by the program
     hidden      it is not: the program has a mount namespace without it
     unmounted   there is a descriptor of /dev/fuse, but no mount
-    served      somebody has taken the mount's first request already
+    served      another process has taken the mount's first request already
     other       the descriptor is one of /dev/null
 """
 

@@ -103,7 +103,7 @@ def map_into_memory():
                     length = where.choice([1, 5000, 200_000])
                     assert mapped[offset : offset + length] == expected[offset : offset + length]
                 assert mapped[:] == expected, name
-            # A private mapping may be written to, and nobody else sees it.
+            # A private mapping may be written to; other processes do not see it.
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
                 mapped[0] ^= 255
                 assert mapped[0] == expected[0] ^ 255

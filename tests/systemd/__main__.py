@@ -1,4 +1,4 @@
-"""The package in a container with systemd: what docs/operations.md says, done.
+"""The package in a container with systemd, with the commands of docs/operations.md.
 
     make systemd                        # builds and packs what it needs, then this
     python3 tests/systemd --package target/debian/fasts3-mount_0.1.0-1_amd64.deb

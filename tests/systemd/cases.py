@@ -53,7 +53,7 @@ class Scene:
         told = self.run("journalctl", "-q", "-n", "1", "--show-cursor").stdout
         self.cursor = told.rpartition("-- cursor: ")[2].strip()
 
-    # Of a unit.
+    # Units.
 
     def settings(self, name="data", **changed):
         """Writes its file. None leaves a line out."""
@@ -92,7 +92,7 @@ class Scene:
     def status(self):
         return self.show("StatusText")[0]
 
-    # Of mounts.
+    # Mounts.
 
     def mounts(self):
         """(source, target) of ours, dead ones too."""
@@ -125,7 +125,7 @@ class Scene:
         """Processes that have the file open."""
         return self.run("fuser", path, check=False).stdout.split()
 
-    # Of the log and the documents.
+    # The log and the documents.
 
     def journal(self, *words):
         """What was logged in this case."""
@@ -184,7 +184,7 @@ def the_documented_steps_give_a_mount_that_python_reads(s):
 
     readme = (s.project / "README.md").read_text()
     program = re.search(r"```python\n(.*?)```", readme, re.S)[1]
-    # Of the README's program what needs nothing but Python.
+    # The lines of the README's program that need nothing but Python.
     program = "".join(line for line in program.splitlines(True) if "np." not in line)
     program = program.replace("import os, numpy as np", "import os") + "print(len(image))\n"
     program = program.replace("cat/0001.jpg", "cat/001.jpg")
@@ -196,7 +196,7 @@ def the_documented_steps_give_a_mount_that_python_reads(s):
           "/mnt/data/train/cat/001.jpg", "/mnt/data/train/cat/001.jpg")
 
 
-# What a unit promises.
+# The promises of a unit.
 
 
 @case
@@ -246,7 +246,7 @@ def what_a_restart_does_not_cure_fails_the_start_once_with_its_code_and_reason(s
         # Not "activating (auto-restart)".
         told = s.show("ActiveState", "SubState", "ExecMainStatus", "NRestarts")
         assert told == ["failed", "failed", str(code), "0"], (changed, told)
-        # The code 64 comes before anybody is told anything; the log has it.
+        # The code 64 comes before the first message to systemd; the log has it.
         assert says in s.status() + s.log(), (changed, s.status())
         assert s.mounts() == [] and s.daemons() == []
         s.run("systemctl", "reset-failed", "fasts3-mount@data")
@@ -293,7 +293,7 @@ def a_daemon_that_is_killed_is_started_again_and_frees_what_it_left(s):
     old = s.pid()
     with s.reader() as reader:
         s.run("kill", "-KILL", old)
-        # Who reads gets an error, not a wait without end.
+        # A reader gets an error, not an endless wait.
         assert reader.wait(30) != 0
     wait_for("another daemon", lambda: s.is_active() and s.pid() not in (old, "0"), RESTART)
     assert s.mounts() == [("s3://data/datasets/", "/mnt/data")], s.mounts()
@@ -337,7 +337,7 @@ def a_stop_in_the_middle_of_reads_is_clean(s):
             s.run("systemctl", "stop", "fasts3-mount@data", seconds=30)
             assert s.show("ActiveState", "Result", "ExecMainStatus") == ["inactive", "success", "0"]
             assert s.mounts() == [] and s.daemons() == []
-            # Who reads gets an error, not a wait without end.
+            # A reader gets an error, not an endless wait.
             assert reader.wait(30) != 0
     log = s.log()
     assert "the mount is busy: unmounting lazily" in log, log
@@ -539,7 +539,7 @@ def a_line_of_fstab_mounts_at_the_first_access_and_again_after_a_kill(s):
     s.run("kill", "-KILL", daemon)
 
     def is_dead():
-        # What is asked while it dies is "Software caused connection abort".
+        # Requests while it dies fail with "Software caused connection abort".
         failed = s.run("ls", "/mnt/data", check=False)
         assert failed.returncode != 0, failed
         return "Transport endpoint is not connected" in failed.stderr
@@ -585,7 +585,7 @@ def after_a_reboot_in_the_middle_of_reads_everything_is_there_again(s):
     s.reads_right()
     assert s.run("findmnt", "-rno", "FSTYPE", "/mnt/lazy").stdout == "autofs\n"
     s.reads_right(folder="/mnt/lazy")
-    # What cannot be mounted keeps nothing from starting.
+    # A failed mount keeps nothing from starting.
     assert s.run("systemctl", "is-active", "mnt-broken.mount", check=False).stdout == "failed\n"
     assert s.run("systemctl", "is-active", "multi-user.target").stdout == "active\n"
 
@@ -611,7 +611,7 @@ def an_upgrade_leaves_mounts_and_readers_alone(s):
         assert reader.poll() is None
         assert s.show("ActiveState", "MainPID") == ["active", pid]
         s.reads_right()
-        # As documented: who has files open is named, and umount refuses.
+        # As documented: programs with open files are named, and umount refuses.
         assert s.run("fuser", "-m", "/mnt/data").stdout.split()
         refused = s.run("umount", "/mnt/data", check=False)
         assert refused.returncode != 0 and "target is busy" in refused.stderr, refused

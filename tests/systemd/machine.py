@@ -10,8 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
-# What the package depends on and recommends, Python for the documents' examples, and what the tests
-# look with. Whatever a machine that runs Debian has besides is there without being named.
+# The package's dependencies and recommendations, Python for the documents' examples, and what the
+# tests look with. Whatever a machine that runs Debian has besides is there without being named.
 PACKAGES = ("systemd,systemd-sysv,dbus,fuse3,ca-certificates,procps,psmisc,kmod,man-db,tmux,"
             "python3-minimal")
 TOOLS = {"mmdebstrap": "mmdebstrap", "systemd-nspawn": "systemd-container", "dpkg-deb": "dpkg"}
@@ -131,7 +131,7 @@ class Machine:
         return state in ("running", "degraded")
 
     def reboot(self, while_down=lambda: None):
-        """As a user does it, with whoever reads just then."""
+        """As a user does it, while programs read."""
         old = self.leader
         self.run("systemctl", "reboot", check=False)
 
@@ -167,7 +167,7 @@ class Machine:
         shutil.rmtree(f"/run/systemd/nspawn/propagate/{self.name}", ignore_errors=True)
 
     def command(self, *words, seconds=60):
-        """What runs `words` in the container, for so long at most."""
+        """The command that runs `words` in the container, for at most this long."""
         environment = [f"{name}={value}" for name, value in ENVIRONMENT.items()]
         enter = ["nsenter", "--target", self.leader, "--mount", "--uts", "--ipc", "--pid", "--net",
                  "--root", "--wd"]

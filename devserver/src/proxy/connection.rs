@@ -125,7 +125,7 @@ async fn answer(
             server.copy(to, length - after).await?;
         }
         Some(Fault::ContentLength(_)) => {
-            // What follows on the connection would be taken for a part of this answer.
+            // Later bytes on the connection would be taken for a part of this answer.
             server.copy(to, length).await?;
             to.shutdown().await?;
             return Ok(false);
@@ -152,7 +152,7 @@ async fn answer(
     Ok(!closes)
 }
 
-/// Reads `length` bytes of body for nobody.
+/// Reads and discards `length` bytes of body.
 async fn skip(from: &mut Reader, length: u64) -> io::Result<()> {
     let mut left = length;
     while left > 0 {

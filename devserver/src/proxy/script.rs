@@ -1,4 +1,4 @@
-//! Rules in words, for whoever drives the proxy from outside.
+//! Rules as text, for programs that control the proxy from outside.
 
 use std::str::FromStr;
 use std::time::Duration;

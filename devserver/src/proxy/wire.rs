@@ -27,7 +27,7 @@ pub struct RequestHead {
 }
 
 impl RequestHead {
-    /// What the request is for.
+    /// The kind of the request.
     #[must_use]
     pub fn kind(&self) -> Kind {
         gate::kind(&self.method, &self.uri, &self.target())
@@ -99,7 +99,7 @@ impl ResponseHead {
     }
 }
 
-/// How a body ends.
+/// The framing of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Framing {
     Length(u64),

@@ -1,4 +1,4 @@
-//! What the tests share: a client with a right signature, and one with none.
+//! Clients for the tests: one that signs, and one that does not.
 
 #![allow(dead_code)] // not every test file uses all of it
 
