@@ -421,7 +421,7 @@ async fn fetch(
     }
     verdict.failure = match outcome {
         Ok(()) if !writer.has_remaining_mut() => None,
-        Ok(()) => Some(StoreError::Protocol("the body ended early".to_owned())),
+        Ok(()) => Some(StoreError::nonsense("the body ended early".to_owned())),
         Err(error) => Some(error),
     };
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::store::StoreError;
+use crate::store::{Class, StoreError};
 
 /// Why a call of the file system failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -64,23 +64,18 @@ impl FsError {
 
 impl From<&StoreError> for FsError {
     fn from(error: &StoreError) -> Self {
-        match error {
+        match error.class() {
             // The name led to a version that is gone. "No such key" is `FsError::NotFound` only
             // where it answers a lookup.
-            StoreError::NotFound | StoreError::Changed => Self::Stale,
-            StoreError::Denied(_)
-            | StoreError::SignatureRefused(_)
-            | StoreError::Archived
-            | StoreError::NoCredentials(_) => Self::Denied,
-            StoreError::TimedOut(_) => Self::TimedOut,
-            StoreError::Throttled
-            | StoreError::Busy(_)
-            | StoreError::Unavailable(_)
-            | StoreError::Protocol(_)
-            | StoreError::Backwards(_)
-            | StoreError::Unordered(_)
-            | StoreError::NoSuchBucket
-            | StoreError::WrongRegion(_) => Self::Io,
+            Class::NotFound | Class::Changed => Self::Stale,
+            Class::Denied | Class::Unsigned | Class::Archived => Self::Denied,
+            Class::TimedOut => Self::TimedOut,
+            Class::Throttled
+            | Class::Unavailable
+            | Class::Nonsense
+            | Class::Unordered
+            | Class::NoSuchBucket
+            | Class::WrongRegion => Self::Io,
         }
     }
 }

@@ -6,16 +6,19 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::BufMut;
 
+mod error;
 mod flow;
 pub mod measured;
 pub mod retry;
 pub mod s3;
 mod wire;
+
+pub use error::{Class, Nonsense, StoreError};
 
 /// What a read-only mount asks of a bucket.
 ///
@@ -152,88 +155,13 @@ impl ListEntry {
     }
 }
 
-/// Every way in which a store can fail, by meaning.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum StoreError {
-    /// 404: no such key.
-    #[error("no such key")]
-    NotFound,
-    /// 412: the object is no longer the version that was asked for.
-    #[error("the object has changed")]
-    Changed,
-    /// 403.
-    #[error("access denied: {0}")]
-    Denied(String),
-    /// A request was refused for its signature, not for what it asked: credentials that have
-    /// expired, or the clock. The store has replaced them since, so it may be asked once more.
-    #[error("the signature is refused: {0}")]
-    SignatureRefused(String),
-    /// The object is in an archive storage class and has not been restored.
-    #[error("the object is archived")]
-    Archived,
-    /// 503 `SlowDown`, 429.
-    #[error("the store asks to slow down")]
-    Throttled,
-    /// The store cannot answer now, and says for how long (`Retry-After`).
-    #[error("the store asks to come back after {} s", .0.as_secs())]
-    Busy(Duration),
-    /// The store failed or could not be reached: 5xx, a refused or broken connection.
-    #[error("the store is unavailable: {0}")]
-    Unavailable(String),
-    /// The store did not answer in time.
-    #[error("the store did not answer in time: {0}")]
-    TimedOut(String),
-    /// The response contradicts itself, the request, or the protocol.
-    #[error("the store's answer makes no sense: {0}")]
-    Protocol(String),
-    /// A page of a listing begins before the place where it should: an answer to another question,
-    /// or a store that lists in no order.
-    #[error("the listing goes backwards: {0}")]
-    Backwards(String),
-    /// The entries of a page are not in key order: no accident does that, this store lists so.
-    #[error("the listing is in no order: {0}")]
-    Unordered(String),
-    /// 404 with `NoSuchBucket`.
-    #[error("no such bucket")]
-    NoSuchBucket,
-    /// The credentials chain gave nothing that could sign a request.
-    #[error("no credentials: {0}")]
-    NoCredentials(String),
-    /// The bucket lives in another region, which the store may have named.
-    #[error("the bucket is in another region")]
-    WrongRegion(Option<String>),
-}
-
-impl StoreError {
-    /// Whether asking again may help.
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Throttled
-            | Self::Busy(_)
-            | Self::Unavailable(_)
-            | Self::TimedOut(_)
-            | Self::Protocol(_)
-            | Self::Backwards(_) => true,
-            Self::NotFound
-            | Self::Changed
-            | Self::Denied(_)
-            | Self::SignatureRefused(_)
-            | Self::Archived
-            | Self::Unordered(_)
-            | Self::NoSuchBucket
-            | Self::NoCredentials(_)
-            | Self::WrongRegion(_) => false,
-        }
-    }
-}
-
 /// Checks a page against what was asked: every entry inside the prefix and there once, in ascending
 /// order and behind the place where the page begins unless any order will do, and a next token that
 /// leads on.
 ///
 /// A store that repeats a token or goes backwards would otherwise be listed for ever.
 pub fn check_page(request: &ListRequest, page: &ListPage) -> Result<(), StoreError> {
-    let wrong = |what: String| Err(StoreError::Protocol(what));
+    let wrong = |what: String| Err(StoreError::nonsense(what));
     let keys = || page.entries.iter().map(ListEntry::key);
     if let Some(key) = keys().find(|key| !key.starts_with(&request.prefix)) {
         return wrong(format!("listed {key:?} outside of prefix {:?}", request.prefix));
@@ -254,7 +182,8 @@ pub fn check_page(request: &ListRequest, page: &ListPage) -> Result<(), StoreErr
         if key == last {
             return wrong(format!("listed {key:?} twice on a page"));
         }
-        return Err(StoreError::Unordered(format!("listed {key:?} after {last:?}")));
+        let what = format!("listed {key:?} after {last:?}");
+        return Err(StoreError::Nonsense(Nonsense::Unordered(what)));
     }
     let behind = match &request.from {
         ListFrom::Start => None,
@@ -267,7 +196,8 @@ pub fn check_page(request: &ListRequest, page: &ListPage) -> Result<(), StoreErr
         if key.starts_with(prefix));
     if first.key() <= behind.as_str() && !again {
         let first = first.key();
-        return Err(StoreError::Backwards(format!("listed {first:?} after {behind:?}")));
+        let what = format!("listed {first:?} after {behind:?}");
+        return Err(StoreError::Nonsense(Nonsense::Backwards(what)));
     }
     Ok(())
 }
@@ -301,9 +231,9 @@ mod tests {
 
     #[test]
     fn a_page_must_ascend_inside_its_prefix_and_lead_on() {
-        let nonsense = || Some(StoreError::Protocol(String::new()));
-        let backwards = || Some(StoreError::Backwards(String::new()));
-        let unordered = || Some(StoreError::Unordered(String::new()));
+        let nonsense = || Some(StoreError::Nonsense(Nonsense::Protocol(String::new())));
+        let backwards = || Some(StoreError::Nonsense(Nonsense::Backwards(String::new())));
+        let unordered = || Some(StoreError::Nonsense(Nonsense::Unordered(String::new())));
         let token = || ListFrom::Token { token: "t".to_owned(), last: "pb".to_owned() };
         // What is wrong with it, and what is when any order will do.
         for (from, keys, next, wrong, wrong_in_any_order) in [
@@ -325,7 +255,10 @@ mod tests {
             for (any_order, wrong) in [(false, &wrong), (true, &wrong_in_any_order)] {
                 let request = ListRequest { any_order, ..request(from.clone()) };
                 let found = check_page(&request, &page(keys, next)).err();
-                let kind = |error: &StoreError| std::mem::discriminant(error);
+                let kind = |error: &StoreError| match error {
+                    StoreError::Nonsense(nonsense) => std::mem::discriminant(nonsense),
+                    other => panic!("{other}"),
+                };
                 let (found_kind, kind) = (found.as_ref().map(kind), wrong.as_ref().map(kind));
                 assert_eq!(found_kind, kind, "{request:?} {keys:?} {next:?}: {found:?}");
             }

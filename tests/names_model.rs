@@ -399,7 +399,7 @@ proptest! {
             let mut world = World::new(Duration::from_secs(ttl), page_keys);
             world.faults.hook(move |call| {
                 if call.number % fail_every == 0 {
-                    Fault::Fail(StoreError::Throttled)
+                    Fault::Fail(StoreError::Throttled { retry_after: None })
                 } else {
                     Fault::None
                 }

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use fasts3_mount::app::config::StoreConfig;
 use fasts3_mount::store::retry::{RetryPolicy, Retrying};
-use fasts3_mount::store::s3::{Failure, Keys, S3Store};
+use fasts3_mount::store::s3::{Keys, S3Store};
 use fasts3_mount::store::{
-    ListEntry, ListFrom, ListPage, ListRequest, ObjectStore, ObjectVersion, StoreError, check_page,
+    ListEntry, ListFrom, ListPage, ListRequest, Nonsense, ObjectStore, ObjectVersion, StoreError,
+    check_page,
 };
 use fasts3_mount::testing::memory::MemoryStore;
 
@@ -329,8 +330,8 @@ async fn s3_reports_each_refusal_as_what_it_is() {
     bucket.set_region(None);
 
     server.set_rate_limit(Some(0));
-    assert_eq!(store.list_page(&list).await, Err(StoreError::Throttled));
-    assert_eq!(store.head("cold").await, Err(StoreError::Throttled));
+    assert_eq!(store.list_page(&list).await, Err(StoreError::Throttled { retry_after: None }));
+    assert_eq!(store.head("cold").await, Err(StoreError::Throttled { retry_after: None }));
 }
 
 #[tokio::test]
@@ -396,7 +397,10 @@ async fn a_body_that_is_not_what_was_asked_for_is_never_taken() {
         ("418 T\r\nContent-Length: 0", ""),
     ] {
         let (result, taken) = got(head, body).await;
-        assert!(matches!(result, Err(StoreError::Protocol(_))), "{head}: {result:?}");
+        assert!(
+            matches!(result, Err(StoreError::Nonsense(Nonsense::Protocol(_)))),
+            "{head}: {result:?}"
+        );
         assert_eq!(taken, b"", "{head}");
     }
     let other = "206 P\r\nContent-Range: bytes 2-5/10\r\nContent-Length: 4\r\nETag: \"f\"";
@@ -438,10 +442,10 @@ async fn a_get_that_is_refused_says_why() {
         (
             "503 S\r\nRetry-After: 1",
             error("SlowDown", ""),
-            StoreError::Busy(std::time::Duration::from_secs(1)),
+            StoreError::Throttled { retry_after: Some(std::time::Duration::from_secs(1)) },
         ),
-        ("503 S", String::new(), StoreError::Throttled),
-        ("429 T", String::new(), StoreError::Throttled),
+        ("503 S", String::new(), StoreError::Throttled { retry_after: None }),
+        ("429 T", String::new(), StoreError::Throttled { retry_after: None }),
         ("500 I", error("InternalError", ""), unavailable("500 InternalError: Why & how")),
         ("502 B", "<html>Bad gateway</html>".to_owned(), unavailable("502")),
         (
@@ -518,7 +522,7 @@ async fn a_listing_that_makes_no_sense_is_a_contradiction() {
             let page = answering(answer.clone()).await.list_page(&everything()).await;
             match page {
                 Ok(_) => assert!(good, "{answer}"),
-                Err(StoreError::Protocol(_)) => assert!(!good, "{answer}"),
+                Err(StoreError::Nonsense(Nonsense::Protocol(_))) => assert!(!good, "{answer}"),
                 Err(other) => panic!("{answer}: {other}"),
             }
         }
@@ -557,8 +561,8 @@ async fn a_listing_that_is_refused_says_why() {
         ("404 N", error("NoSuchBucket", ""), StoreError::NoSuchBucket),
         ("403 F", error("AccessDenied", ""), denied("403 AccessDenied: Why & how")),
         ("400 B", error("ExpiredToken", ""), unsigned("400 ExpiredToken: Why & how")),
-        ("503 S", error("SlowDown", ""), StoreError::Throttled),
-        ("429 T", String::new(), StoreError::Throttled),
+        ("503 S", error("SlowDown", ""), StoreError::Throttled { retry_after: None }),
+        ("429 T", String::new(), StoreError::Throttled { retry_after: None }),
         ("502 B", "<html>".to_owned(), StoreError::Unavailable("502".to_owned())),
         ("307 T\r\nx-amz-bucket-region: eu-west-1", error("TemporaryRedirect", ""), west()),
         ("400 B", error("AuthorizationHeaderMalformed", "<Region>eu-west-1</Region>"), west()),
@@ -661,7 +665,7 @@ async fn a_certificate_is_believed_only_when_somebody_says_so() {
 
     let unknown = config(&url);
     let store = S3Store::connect_with("contract", &unknown, &keys(&server)).await.unwrap();
-    let Err(Failure::Unreachable(why)) = store.probe("").await else { panic!("believed") };
+    let Err(StoreError::Unreachable(why)) = store.probe("").await else { panic!("believed") };
     assert!(why.contains("certificate"), "{why}");
     assert_eq!(server.counts().requests(), 0);
 

@@ -341,8 +341,8 @@ proptest! {
             rig.faults.hook(move |call| {
                 let n = faults[usize::try_from(call.number).unwrap() % faults.len()];
                 match n % 8 {
-                    0 => Fault::Fail(StoreError::Throttled),
-                    1 => Fault::BreakAfter(usize::from(n / 8), StoreError::Throttled),
+                    0 => Fault::Fail(StoreError::Throttled { retry_after: None }),
+                    1 => Fault::BreakAfter(usize::from(n / 8), StoreError::Throttled { retry_after: None }),
                     2 | 3 => Fault::Delay(Duration::from_millis(u64::from(n))),
                     _ => Fault::None,
                 }
@@ -374,7 +374,7 @@ proptest! {
                 assert!(rig.cache.used_bytes() <= 32);
             }
             for outcome in readers.join_all().await {
-                assert!(matches!(outcome, Ok(()) | Err(StoreError::Throttled)), "{outcome:?}");
+                assert!(matches!(outcome, Ok(()) | Err(StoreError::Throttled { retry_after: None })), "{outcome:?}");
             }
             // Everything comes to rest: no charge is left for bytes that never came.
             tokio::time::sleep(Duration::from_mins(1)).await;

@@ -78,10 +78,10 @@ impl Flat {
     /// the order of their ends.
     ///
     /// A page with keys that nobody can decode proves nothing complete, for nobody knows where they
-    /// stand: [`StoreError::Protocol`].
+    /// stand: [`Nonsense::Protocol`].
     pub(super) fn add(&mut self, page: ListPage) -> Result<Vec<Proved>, StoreError> {
         if page.undecodable > 0 {
-            return Err(StoreError::Protocol("keys that are not UTF-8".to_owned()));
+            return Err(StoreError::nonsense("keys that are not UTF-8".to_owned()));
         }
         let mut proved = Vec::new();
         for entry in page.entries {

@@ -258,7 +258,7 @@ impl Assembly {
                 (Some(Meaning::Marker), _) => self.marker = true,
                 (Some(Meaning::Hidden(reason)), _) => self.hide(reason, 1, Some(key)),
                 (Some(Meaning::File(_)) | None, _) => {
-                    return Err(StoreError::Protocol(format!(
+                    return Err(StoreError::nonsense(format!(
                         "{key:?} in a delimited listing of {prefix:?}"
                     )));
                 }
@@ -369,7 +369,7 @@ mod tests {
     use super::super::pages::Pages;
     use super::super::split::StartAfter;
     use super::*;
-    use crate::store::ObjectStore;
+    use crate::store::{Nonsense, ObjectStore};
     use crate::testing::fault::{BadPage, Fault, FaultyStore, Operation};
     use crate::testing::memory::MemoryStore;
 
@@ -478,7 +478,10 @@ mod tests {
             let store = Arc::new(FaultyStore::new(store(&["d/1", "d/2", "d/3"])));
             store.hook(move |_| Fault::Page(bad));
             let listed = list(store.clone(), "d/", 1).await.map(|complete| complete.listing.len());
-            assert!(matches!(listed, Err(StoreError::Protocol(_))), "{bad:?}: {listed:?}");
+            assert!(
+                matches!(listed, Err(StoreError::Nonsense(Nonsense::Protocol(_)))),
+                "{bad:?}: {listed:?}"
+            );
         }
     }
 
@@ -494,7 +497,7 @@ mod tests {
 
         store.hook(|_| Fault::Page(BadPage::Empty));
         let listed = list(store.clone(), "", 1).await.map(|complete| complete.listing.len());
-        assert!(matches!(listed, Err(StoreError::Protocol(_))), "{listed:?}");
+        assert!(matches!(listed, Err(StoreError::Nonsense(Nonsense::Protocol(_)))), "{listed:?}");
         assert_eq!(store.calls(), 5 + 100);
     }
 
@@ -504,13 +507,13 @@ mod tests {
             let store = Arc::new(FaultyStore::new(store(&["1", "2", "3"])));
             store.hook(move |call| {
                 if call.number == failing {
-                    Fault::Fail(StoreError::Throttled)
+                    Fault::Fail(StoreError::Throttled { retry_after: None })
                 } else {
                     Fault::None
                 }
             });
             let listed = list(store.clone(), "", 1).await.map(|complete| complete.listing.len());
-            assert_eq!(listed, Err(StoreError::Throttled));
+            assert_eq!(listed, Err(StoreError::Throttled { retry_after: None }));
         }
     }
 }

@@ -21,7 +21,7 @@ use super::listing::{Assembly, Part, Rest};
 use super::split::{Plan, StartAfter};
 use super::state::{Point, PointFlight, State};
 use super::{Names, show, tree};
-use crate::store::{ListPage, ListRequest, ObjectStore, StoreError, check_page};
+use crate::store::{ListPage, ListRequest, Nonsense, ObjectStore, StoreError, check_page};
 
 /// A directory's own page is waited for as long again as the other answers took, and this: to wait
 /// for it is a bet that it saves the next lookup a round trip.
@@ -90,7 +90,7 @@ impl Names {
         epoch: u64,
     ) {
         let mut answer = ask(&self.store, &key, page_keys).await;
-        if matches!(answer, Err(StoreError::Unordered(_))) {
+        if matches!(answer, Err(StoreError::Nonsense(Nonsense::Unordered(_)))) {
             self.state.lock().found_out(StartAfter::Unordered);
             page_keys = None;
             answer = ask(&self.store, &key, page_keys).await;

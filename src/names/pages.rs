@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use super::listing::{Assembly, Part, Rest};
 use super::split::{MAX_EMPTY_PAGES, Plan, RangeId, StartAfter};
 use crate::store::{
-    ListEntry, ListFrom, ListPage, ListRequest, ObjectStore, StoreError, check_page,
+    ListEntry, ListFrom, ListPage, ListRequest, Nonsense, ObjectStore, StoreError, check_page,
 };
 
 /// Entries of a part where it is not a page that makes it one.
@@ -81,7 +81,7 @@ impl Pages {
     /// Waits for a page and gives what can be shown now behind what could be before, in pieces of
     /// about a page, without numbers; `None` behind the last page.
     ///
-    /// Ends for every store that has an end: each page must lead on, or [`StoreError::Protocol`]. A
+    /// Ends for every store that has an end: each page must lead on, or [`Nonsense::Protocol`]. A
     /// store that turns out to list in no order when something has been given out is an error, once:
     /// [`Self::start_after`] knows it from then on.
     pub async fn next(&mut self) -> Result<Option<Vec<Part>>, StoreError> {
@@ -92,7 +92,9 @@ impl Pages {
             self.all_sorted().await?
         } else {
             match self.next_in_order().await {
-                Err(error @ (StoreError::Unordered(_) | StoreError::Backwards(_))) => {
+                Err(
+                    error @ StoreError::Nonsense(Nonsense::Unordered(_) | Nonsense::Backwards(_)),
+                ) => {
                     self.plan.is_unordered();
                     if self.shown {
                         return Err(error);
@@ -141,7 +143,7 @@ impl Pages {
     /// Everything there is, whatever order it comes in.
     async fn all_sorted(&mut self) -> Result<Vec<Part>, StoreError> {
         let wrong = |what: &str| {
-            Err(StoreError::Protocol(format!("{what} in the listing of {:?}", self.prefix)))
+            Err(StoreError::nonsense(format!("{what} in the listing of {:?}", self.prefix)))
         };
         let mut entries: BTreeMap<String, ListEntry> = BTreeMap::new();
         let (mut undecodable, mut in_vain) = (0, 0);
@@ -353,7 +355,7 @@ mod tests {
                     let untried = list_as(unordered, prefix, page_keys, 1, StartAfter::Untried);
                     let (listed, start_after) = untried.await;
                     match listed {
-                        Err(StoreError::Unordered(_) | StoreError::Backwards(_)) => {
+                        Err(StoreError::Nonsense(Nonsense::Unordered(_) | Nonsense::Backwards(_))) => {
                             assert_eq!(start_after, StartAfter::Unordered);
                         }
                         listed => assert_eq!(listed, expected),
@@ -375,13 +377,13 @@ mod tests {
                 let expected = list(plain, "", page_keys, 1).await.expect("complete");
                 let (_, faulty) = store(&keys);
                 faulty.hook(move |call| match call.number {
-                    number if number == failing => Fault::Fail(StoreError::Throttled),
+                    number if number == failing => Fault::Fail(StoreError::Throttled { retry_after: None }),
                     _ => Fault::None,
                 });
                 match list(faulty.clone(), "", page_keys, workers).await {
                     Ok(listed) => assert_eq!(listed, expected),
                     Err(error) => {
-                        assert_eq!(error, StoreError::Throttled);
+                        assert_eq!(error, StoreError::Throttled { retry_after: None });
                         assert!(faulty.calls() > failing);
                     }
                 }
@@ -487,7 +489,10 @@ mod tests {
         ] {
             let store = Arc::new(Scripted { pages, asked: std::sync::atomic::AtomicUsize::new(0) });
             let listed = list(store.clone(), "", 1000, 4).await;
-            assert!(matches!(listed, Err(StoreError::Protocol(_))), "{listed:?}");
+            assert!(
+                matches!(listed, Err(StoreError::Nonsense(Nonsense::Protocol(_)))),
+                "{listed:?}"
+            );
             assert_eq!(store.asked.load(std::sync::atomic::Ordering::Relaxed), requests);
         }
     }

@@ -18,7 +18,7 @@ use super::split::StartAfter;
 use super::state::State;
 use super::walk::{Ahead, Run};
 use super::{Names, show};
-use crate::store::{ListFrom, ListPage, ListRequest, StoreError, check_page};
+use crate::store::{ListFrom, ListPage, ListRequest, Nonsense, StoreError, check_page};
 
 /// Pages of one directory after which it is left out: it is worth a listing of its own.
 const LARGE_PAGES: usize = 2;
@@ -79,7 +79,7 @@ impl Running {
             let page = match self.page(from).await {
                 Ok(page) => page,
                 Err(error) => {
-                    if matches!(error, StoreError::Unordered(_)) {
+                    if matches!(error, StoreError::Nonsense(Nonsense::Unordered(_))) {
                         self.names.state.lock().found_out(StartAfter::Unordered);
                     }
                     tracing::debug!(directory = &*self.parent, %error, "listing ahead failed");

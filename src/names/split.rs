@@ -282,7 +282,7 @@ impl Plan {
         range.empty_pages = if keys.len() > first { 0 } else { range.empty_pages + 1 };
         if range.empty_pages >= MAX_EMPTY_PAGES {
             let prefix = &self.prefix;
-            return Err(StoreError::Protocol(format!(
+            return Err(StoreError::nonsense(format!(
                 "{MAX_EMPTY_PAGES} empty pages in a row in the listing of {prefix:?}"
             )));
         }

@@ -197,7 +197,7 @@ async fn a_page_that_is_old_or_was_dropped_begins_no_listing_and_none_begins_two
 
     let mount = three_pages(Some(TTL));
     let d = mount.ino("d").await;
-    mount.faults.fail_next(Operation::List, StoreError::Throttled);
+    mount.faults.fail_next(Operation::List, StoreError::Throttled { retry_after: None });
     assert_eq!(mount.list(d).await, Err(FsError::Io));
     assert_eq!(mount.list(d).await.expect("listed anew").len(), 30);
     assert_eq!(mount.faults.calls(), 3 + 1 + 3);
@@ -350,7 +350,7 @@ async fn the_directory_wins_whichever_answer_comes_first() {
         assert!(matches!(a.expect("exists").kind, NodeKind::Directory { .. }));
         assert!(matches!(f.expect("exists").kind, NodeKind::File(_)));
         mount.names.drop_names();
-        mount.faults.fail_next(Operation::List, StoreError::Throttled);
+        mount.faults.fail_next(Operation::List, StoreError::Throttled { retry_after: None });
         assert_eq!(mount.look("f").await.unwrap_err(), FsError::Io);
     }
 }
@@ -513,7 +513,7 @@ async fn ten_concurrent_lookups_cost_one_head_and_two_lists() {
 async fn concurrent_listings_are_one_and_its_failure_is_everybodys_but_not_remembered() {
     let mount = mount(&["f"]);
     mount.faults.close_gate();
-    mount.faults.fail_next(Operation::List, StoreError::Throttled);
+    mount.faults.fail_next(Operation::List, StoreError::Throttled { retry_after: None });
     let scans: Vec<_> = (0..10)
         .map(|_| {
             let names = mount.names.clone();
@@ -547,7 +547,7 @@ async fn a_failed_page_is_an_error_never_a_shorter_directory() {
     assert_eq!(mount.list(ROOT).await.expect("listed").len(), 3);
     // An old listing is no answer when the new one fails.
     pass(TTL).await;
-    mount.faults.fail_next(Operation::List, StoreError::Throttled);
+    mount.faults.fail_next(Operation::List, StoreError::Throttled { retry_after: None });
     assert_eq!(mount.list(ROOT).await, Err(FsError::Io));
 }
 
@@ -1126,7 +1126,7 @@ async fn a_listing_that_fails_half_way_is_an_error_for_all_who_are_in_it_and_the
         .next()
         .expect("`.`")
         .cookie;
-    mount.faults.fail_next(Operation::List, StoreError::Throttled);
+    mount.faults.fail_next(Operation::List, StoreError::Throttled { retry_after: None });
     for cookie in [quick, slow, quick] {
         let answer = mount.piece(ROOT, cookie).await;
         assert_eq!(answer, Err(FsError::Io));
@@ -1288,7 +1288,7 @@ async fn a_walk_meets_a_directory_that_is_gone_or_fails_as_if_nothing_had_been_l
         mount.walk(d, 6..10, 2).await;
         // All that is listed ahead fails, and so does a directory that is asked for.
         mount.faults.hook(|call| match call.key {
-            "d/" | "d/030/" => Fault::Fail(StoreError::Throttled),
+            "d/" | "d/030/" => Fault::Fail(StoreError::Throttled { retry_after: None }),
             _ => Fault::None,
         });
         mount.walk(d, 10..30, 2).await;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::BufMut;
 
-use super::{ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError};
+use super::{Class, ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError};
 use crate::stats::{Outcome, RequestKind, Stats};
 
 /// Measures what another store does.
@@ -39,20 +39,16 @@ impl Measured {
 
 fn outcome<T>(result: &Result<T, StoreError>) -> Outcome {
     let Err(error) = result else { return Outcome::Ok };
-    match error {
-        StoreError::NotFound => Outcome::NotFound,
-        StoreError::Changed => Outcome::Changed,
-        StoreError::Denied(_) | StoreError::SignatureRefused(_) | StoreError::NoCredentials(_) => {
-            Outcome::Denied
-        }
-        StoreError::Archived => Outcome::Archived,
-        StoreError::Throttled | StoreError::Busy(_) => Outcome::Throttled,
-        StoreError::Unavailable(_) => Outcome::Unavailable,
-        StoreError::TimedOut(_) => Outcome::TimedOut,
-        StoreError::Protocol(_) | StoreError::Backwards(_) | StoreError::Unordered(_) => {
-            Outcome::Protocol
-        }
-        StoreError::NoSuchBucket | StoreError::WrongRegion(_) => Outcome::Bucket,
+    match error.class() {
+        Class::NotFound => Outcome::NotFound,
+        Class::Changed => Outcome::Changed,
+        Class::Denied | Class::Unsigned => Outcome::Denied,
+        Class::Archived => Outcome::Archived,
+        Class::Throttled => Outcome::Throttled,
+        Class::Unavailable => Outcome::Unavailable,
+        Class::TimedOut => Outcome::TimedOut,
+        Class::Nonsense | Class::Unordered => Outcome::Protocol,
+        Class::NoSuchBucket | Class::WrongRegion => Outcome::Bucket,
     }
 }
 

@@ -18,7 +18,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::{
-    ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError, check_page, flow,
+    Class, ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError, check_page,
+    flow,
 };
 use crate::stats::Stats;
 
@@ -142,7 +143,7 @@ impl Slot<'_> {
             request.await
         });
         let answer = answer.await;
-        store.throttle.answered(matches!(answer, Err(StoreError::Throttled | StoreError::Busy(_))));
+        store.throttle.answered(matches!(answer, Err(StoreError::Throttled { .. })));
         answer
     }
 }
@@ -276,15 +277,14 @@ impl<'a> Tries<'a> {
         }
         let deadline = self.begin();
         let mut pause = self.pause(&error);
-        if let StoreError::Busy(named) = error {
+        if let StoreError::Throttled { retry_after: Some(named) } = error {
             // Not beyond the deadline: the last moment before it is for one more attempt.
             let last = (deadline - Instant::now()).saturating_sub(self.policy.first_pause);
             pause = pause.max(named.min(last));
         }
         self.failures += 1;
         self.total += 1;
-        let is_nonsense = matches!(error, StoreError::Protocol(_) | StoreError::Backwards(_));
-        self.nonsense += u32::from(is_nonsense);
+        self.nonsense += u32::from(error.class() == Class::Nonsense);
         let Self { operation, key, total, .. } = self;
         if self.nonsense >= self.policy.nonsense || Instant::now() + pause >= deadline {
             tracing::warn!(operation, key, attempts = total, %error, "gave up");
@@ -308,9 +308,9 @@ impl<'a> Tries<'a> {
     /// Between a half and the whole of the doubled pause: many readers that failed together do not
     /// come back together, and a test sees the same pauses every time.
     fn pause(&self, error: &StoreError) -> Duration {
-        let first = match error {
-            StoreError::Throttled | StoreError::Busy(_) => self.policy.first_pause_throttled,
-            StoreError::Protocol(_) | StoreError::Backwards(_) => self.policy.first_pause_nonsense,
+        let first = match error.class() {
+            Class::Throttled => self.policy.first_pause_throttled,
+            Class::Nonsense => self.policy.first_pause_nonsense,
             _ => self.policy.first_pause,
         };
         let doubled = first.saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX));

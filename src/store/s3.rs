@@ -33,7 +33,6 @@ mod list;
 mod renewal;
 
 use direct::Direct;
-pub use errors::Failure;
 use errors::{About, failure};
 use renewal::Renewing;
 
@@ -114,7 +113,7 @@ impl S3Store {
 
     /// Asks for one key under a prefix, once; whether there is any. Says more about a failure than
     /// [`ObjectStore::list_page`] can.
-    pub async fn probe(&self, prefix: &str) -> Result<bool, Failure> {
+    pub async fn probe(&self, prefix: &str) -> Result<bool, StoreError> {
         let request = ListRequest {
             prefix: prefix.to_owned(),
             delimited: false,
@@ -158,7 +157,7 @@ impl S3Store {
 #[async_trait]
 impl ObjectStore for S3Store {
     async fn list_page(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
-        self.signed(async { Ok(self.direct.list(request).await?) }).await
+        self.signed(self.direct.list(request)).await
     }
 
     async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
@@ -178,7 +177,7 @@ impl ObjectStore for S3Store {
                         (Some(cause), Some(credentials)) if credentials.doubted(begun) => {
                             StoreError::SignatureRefused(cause)
                         }
-                        _ => failure(About::Key, &error).into(),
+                        _ => failure(About::Key, &error),
                     }
                 })?;
             Ok(ObjectHead { meta: head_meta(key, &output)?, details: details(output) })
@@ -257,7 +256,7 @@ fn quoted(etag: &str) -> String {
 }
 
 fn protocol(what: impl Into<String>) -> StoreError {
-    StoreError::Protocol(what.into())
+    StoreError::nonsense(what.into())
 }
 
 #[cfg(test)]

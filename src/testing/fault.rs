@@ -270,10 +270,16 @@ mod tests {
     async fn a_broken_get_delivers_a_correct_beginning() {
         let (memory, store) = faulty();
         let version = memory.put("k", "0123456789").version;
-        store.next(Operation::Get, Fault::BreakAfter(3, StoreError::Throttled));
+        store.next(
+            Operation::Get,
+            Fault::BreakAfter(3, StoreError::Throttled { retry_after: None }),
+        );
         let mut into = Vec::new();
         let broken = store.get_range(&version, 2..8, &mut into).await;
-        assert_eq!((broken, into.as_slice()), (Err(StoreError::Throttled), &b"234"[..]));
+        assert_eq!(
+            (broken, into.as_slice()),
+            (Err(StoreError::Throttled { retry_after: None }), &b"234"[..])
+        );
         assert_eq!(store.get_range(&version, 5..8, &mut into).await, Ok(()));
         assert_eq!(into, b"234567");
     }

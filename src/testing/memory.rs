@@ -121,7 +121,7 @@ impl Bucket {
             ListFrom::Token { token, .. } => match token.split_at_checked(2) {
                 Some(("k:", key)) => (Some(key), None),
                 Some(("p:", common)) => (Some(common), Some(common)),
-                _ => return Err(StoreError::Protocol(format!("unknown token {token:?}"))),
+                _ => return Err(StoreError::nonsense(format!("unknown token {token:?}"))),
             },
         };
         let start = match behind {
@@ -222,7 +222,7 @@ impl ObjectStore for MemoryStore {
         let part = bounds
             .filter(|(start, end)| start < end)
             .and_then(|(start, end)| bytes.get(start..end))
-            .ok_or_else(|| StoreError::Protocol(format!("range {range:?} not satisfiable")))?;
+            .ok_or_else(|| StoreError::nonsense(format!("range {range:?} not satisfiable")))?;
         into.put_slice(part);
         Ok(())
     }

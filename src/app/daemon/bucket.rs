@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::StartError;
 use crate::app::config::Config;
 use crate::store::StoreError;
-use crate::store::s3::{Failure, S3Store};
+use crate::store::s3::S3Store;
 
 /// Every failure is told within 10 s; the rest is for starting and ending the process.
 const LIMIT: Duration = Duration::from_secs(9);
@@ -61,7 +61,7 @@ async fn open_in(config: &Config, region: Option<&str>) -> Result<Opened, StartE
     let named = config.store.endpoint_url.as_deref().unwrap_or("AWS");
     let store = S3Store::connect_in(&config.bucket, &config.store, region)
         .await
-        .map_err(|error| StartError::of(error.into(), &config.bucket, named))?;
+        .map_err(|error| StartError::of(error, &config.bucket, named))?;
     let retry_until = Instant::now() + RETRY_FOR;
     let mut signed_anew = false;
     loop {
@@ -72,19 +72,16 @@ async fn open_in(config: &Config, region: Option<&str>) -> Result<Opened, StartE
                 }
                 return Ok(Opened::Here(store));
             }
-            Err(Failure::Store(StoreError::WrongRegion(told))) => {
+            Err(StoreError::WrongRegion(told)) => {
                 return Ok(Opened::Elsewhere(store, told));
             }
             Err(failure) => failure,
         };
         let transient = match &failure {
-            Failure::Unreachable(_) => true,
             // What makes no sense is most likely no S3 store, and will not become one.
-            Failure::Store(StoreError::Protocol(_)) => false,
-            Failure::Store(StoreError::SignatureRefused(_)) => {
-                !std::mem::replace(&mut signed_anew, true)
-            }
-            Failure::Store(error) => error.is_transient(),
+            StoreError::Nonsense(_) => false,
+            StoreError::SignatureRefused(_) => !std::mem::replace(&mut signed_anew, true),
+            error => error.is_transient(),
         };
         if !transient || Instant::now() + RETRY_PAUSE >= retry_until {
             return Err(StartError::of(failure, &config.bucket, store.endpoint()));

@@ -2,8 +2,7 @@
 
 use std::process::ExitCode;
 
-use crate::store::StoreError;
-use crate::store::s3::Failure;
+use crate::store::{Nonsense, StoreError};
 
 /// Every way in which `fasts3-mount` fails. The text says what is wrong and what to do.
 ///
@@ -147,14 +146,10 @@ impl StartError {
         }
     }
 
-    /// What a failure of the first requests means to whoever starts the daemon.
-    pub(super) fn of(failure: Failure, bucket: &str, endpoint: &str) -> Self {
+    /// What a failure of the first requests means for the start of the daemon.
+    pub(super) fn of(error: StoreError, bucket: &str, endpoint: &str) -> Self {
         let bucket = bucket.to_owned();
         let endpoint = endpoint.to_owned();
-        let error = match failure {
-            Failure::Unreachable(cause) => return Self::Unreachable { endpoint, cause },
-            Failure::Store(error) => error,
-        };
         match error {
             StoreError::NoSuchBucket => Self::NoSuchBucket { bucket, endpoint },
             StoreError::Denied(cause) | StoreError::SignatureRefused(cause) => {
@@ -162,19 +157,23 @@ impl StartError {
             }
             StoreError::NoCredentials(cause) => Self::NoCredentials { cause },
             StoreError::WrongRegion(region) => Self::WrongRegion { bucket, region },
-            StoreError::Throttled => {
+            StoreError::Throttled { retry_after: None } => {
                 Self::Slow { endpoint, cause: "it asks to slow down".to_owned() }
             }
-            StoreError::Busy(_) => Self::Slow { endpoint, cause: error.to_string() },
+            StoreError::Throttled { retry_after: Some(_) } => {
+                Self::Slow { endpoint, cause: error.to_string() }
+            }
             StoreError::TimedOut(cause) => Self::Slow { endpoint, cause },
+            StoreError::Unreachable(cause) => Self::Unreachable { endpoint, cause },
             StoreError::Unavailable(cause) => Self::Failing { endpoint, cause },
-            StoreError::Protocol(cause) => Self::NotS3 { endpoint, cause },
+            StoreError::Nonsense(Nonsense::Protocol(cause)) => Self::NotS3 { endpoint, cause },
             // None of these is an answer to a listing of one key.
             StoreError::NotFound
             | StoreError::Changed
             | StoreError::Archived
-            | StoreError::Backwards(_)
-            | StoreError::Unordered(_) => Self::NotS3 { endpoint, cause: error.to_string() },
+            | StoreError::Nonsense(Nonsense::Backwards(_) | Nonsense::Unordered(_)) => {
+                Self::NotS3 { endpoint, cause: error.to_string() }
+            }
         }
     }
 }

@@ -227,7 +227,7 @@ mod tests {
             match self.1 {
                 Wrong::Denies => return Err(StoreError::Denied("403".to_owned())),
                 Wrong::Throttles if range.start > 0 && range.end - range.start >= 1 << 20 => {
-                    return Err(StoreError::Throttled);
+                    return Err(StoreError::Throttled { retry_after: None });
                 }
                 Wrong::Hangs => std::future::pending().await,
                 Wrong::Late => tokio::time::sleep(Duration::from_millis(300)).await,

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::measured::Measured;
-use crate::store::StoreError;
+use crate::store::{Class, StoreError};
 
 /// A store whose behaviour is wrong, by the exit code of an endpoint that is no S3 store.
 const WRONG: u8 = 76;
@@ -109,26 +109,24 @@ impl Report {
 
 /// What went wrong, why, and what to do about it.
 pub(super) fn because(what: &str, error: &StoreError) -> String {
-    let remedy = match error {
-        StoreError::Denied(_) => "the credentials must allow s3:ListBucket and s3:GetObject",
-        StoreError::SignatureRefused(_) | StoreError::NoCredentials(_) => {
-            "renew the credentials, and check this machine's clock"
-        }
-        StoreError::Throttled | StoreError::Busy(_) => {
+    let remedy = match error.class() {
+        Class::Denied => "the credentials must allow s3:ListBucket and s3:GetObject",
+        Class::Unsigned => "renew the credentials, and check this machine's clock",
+        Class::Throttled => {
             "others use it too, or it limits requests: lower --max-connections, or ask its operator"
         }
-        StoreError::Unavailable(_) => "look into the store's log, and at the network to it",
-        StoreError::TimedOut(_) => {
+        Class::Unavailable => "look into the store's log, and at the network to it",
+        Class::TimedOut => {
             "the store hangs, or something on the way swallows what it sends: try another machine"
         }
-        StoreError::Protocol(_) | StoreError::Backwards(_) | StoreError::Unordered(_) => {
+        Class::Nonsense | Class::Unordered => {
             "a proxy or cache on the way, or the store itself, is not faithful to S3: give the store's \
              own address with --endpoint-url"
         }
-        StoreError::NotFound | StoreError::Changed => "is the bucket being written? Try again",
-        StoreError::Archived => "restore the object, or mount a prefix without it",
-        StoreError::NoSuchBucket => "check its name and --endpoint-url",
-        StoreError::WrongRegion(_) => "give its region with --region",
+        Class::NotFound | Class::Changed => "is the bucket being written? Try again",
+        Class::Archived => "restore the object, or mount a prefix without it",
+        Class::NoSuchBucket => "check its name and --endpoint-url",
+        Class::WrongRegion => "give its region with --region",
     };
     format!("{what}: {error}; {remedy}")
 }

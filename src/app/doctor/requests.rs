@@ -178,10 +178,7 @@ where
                         Ok(()) => done += 1,
                         Err(error) => {
                             failed += 1;
-                            throttled += usize::from(matches!(
-                                error,
-                                StoreError::Throttled | StoreError::Busy(_)
-                            ));
+                            throttled += usize::from(matches!(error, StoreError::Throttled { .. }));
                             last = Some(error);
                             // Not to hammer a store in trouble.
                             sleep(Duration::from_millis(20)).await;
@@ -236,8 +233,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_may_pass_is_asked_for_three_times_and_silence_once() {
-        let (outcome, failures) = ask(|| async { Err::<(), _>(StoreError::Throttled) }).await;
-        assert_eq!((outcome, failures), (Err(StoreError::Throttled), 2));
+        let (outcome, failures) =
+            ask(|| async { Err::<(), _>(StoreError::Throttled { retry_after: None }) }).await;
+        assert_eq!((outcome, failures), (Err(StoreError::Throttled { retry_after: None }), 2));
         let (outcome, failures) = ask(|| async { Err::<(), _>(StoreError::NotFound) }).await;
         assert_eq!((outcome, failures), (Err(StoreError::NotFound), 0));
         let asked = AtomicUsize::new(0);
@@ -283,7 +281,9 @@ mod tests {
         let step = together(4, BOUNDS, |_, _| std::future::pending()).await;
         assert_eq!(step.per_second(), None);
         assert!(step.troubles().contains("nothing came within 3.0 s"), "{}", step.troubles());
-        let step = together(2, BOUNDS, |_, _| async { Err(StoreError::Throttled) }).await;
+        let step =
+            together(2, BOUNDS, |_, _| async { Err(StoreError::Throttled { retry_after: None }) })
+                .await;
         assert_eq!(step.throttled, step.failed);
         assert!(step.troubles().starts_with("; the store throttled"), "{}", step.troubles());
     }

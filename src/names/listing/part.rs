@@ -59,7 +59,7 @@ impl Etag {
             onto.extend_from_slice(text.as_bytes());
         }
         let bytes = u16::try_from(onto.len() - before).ok().filter(|bytes| *bytes < Self::PACKED);
-        let bytes = bytes.ok_or_else(|| StoreError::Protocol("an endless ETag".to_owned()))?;
+        let bytes = bytes.ok_or_else(|| StoreError::nonsense("an endless ETag".to_owned()))?;
         Ok(Self(if packed { bytes | Self::PACKED } else { bytes }))
     }
 
@@ -293,7 +293,7 @@ impl Part {
 
 /// Only a file whose name begins 50 million others' can hold so many back.
 fn too_many() -> StoreError {
-    StoreError::Protocol("too many names that begin with another".to_owned())
+    StoreError::nonsense("too many names that begin with another".to_owned())
 }
 
 fn seconds(time: SystemTime) -> i64 {
@@ -314,6 +314,7 @@ fn time(seconds: i64) -> SystemTime {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Nonsense;
 
     fn meta(etag: &str, last_modified: SystemTime) -> ObjectMeta {
         let version =
@@ -383,6 +384,9 @@ mod tests {
             }
         }
         let endless = meta(&"x".repeat(40_000), SystemTime::UNIX_EPOCH);
-        assert!(matches!(part.push("name", Some(&endless)), Err(StoreError::Protocol(_))));
+        assert!(matches!(
+            part.push("name", Some(&endless)),
+            Err(StoreError::Nonsense(Nonsense::Protocol(_)))
+        ));
     }
 }

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::*;
-use crate::store::{ListEntry, ListFrom, ObjectDetails, ObjectMeta};
+use crate::store::{ListEntry, ListFrom, Nonsense, ObjectDetails, ObjectMeta};
 
 /// The object of these tests.
 const BODY: &[u8] = b"0123456789";
@@ -159,7 +159,7 @@ async fn transient_failures_are_retried_with_growing_pauses() {
 
 #[tokio::test(start_paused = true)]
 async fn throttling_waits_longer_from_the_start() {
-    let store = Scripted::new(failures(1, &StoreError::Throttled));
+    let store = Scripted::new(failures(1, &StoreError::Throttled { retry_after: None }));
     store.under(RetryPolicy::default()).head("k").await.unwrap();
     assert!(store.pauses()[0] >= Duration::from_millis(100), "{:?}", store.pauses());
 }
@@ -193,10 +193,10 @@ async fn what_is_not_transient_is_reported_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn the_last_error_comes_back_at_the_deadline() {
-    let store = Scripted::new(failures(1000, &StoreError::Throttled));
+    let store = Scripted::new(failures(1000, &StoreError::Throttled { retry_after: None }));
     let start = Instant::now();
     let got = store.under(RetryPolicy::default()).list_page(&request()).await;
-    assert_eq!(got, Err(StoreError::Throttled));
+    assert_eq!(got, Err(StoreError::Throttled { retry_after: None }));
     let took = start.elapsed();
     assert!((Duration::from_secs(24)..=Duration::from_secs(30)).contains(&took), "{took:?}");
 }
@@ -274,7 +274,7 @@ async fn a_listing_page_that_leads_nowhere_is_asked_for_again() {
 
     let store = Scripted::new((0..1000).map(|_| Step::Page(outside.clone())));
     let page = store.under(RetryPolicy::default()).list_page(&request()).await;
-    assert!(matches!(page, Err(StoreError::Protocol(_))), "{page:?}");
+    assert!(matches!(page, Err(StoreError::Nonsense(Nonsense::Protocol(_)))), "{page:?}");
 }
 
 /// E7, F12
@@ -297,10 +297,10 @@ async fn a_page_in_no_order_is_believed_and_one_that_goes_backwards_is_asked_for
         let listed = store.under(RetryPolicy::default()).list_page(request).await;
         match listed {
             Ok(listed) => assert_eq!((listed, request.any_order), (page(names), true)),
-            Err(StoreError::Unordered(_)) => {
+            Err(StoreError::Nonsense(Nonsense::Unordered(_))) => {
                 assert_eq!((names[0], request.any_order), ("d", false));
             }
-            Err(StoreError::Backwards(_)) => {
+            Err(StoreError::Nonsense(Nonsense::Backwards(_))) => {
                 assert_eq!((names[0], request.any_order), ("a", false));
             }
             Err(error) => panic!("{names:?}: {error}"),
@@ -333,7 +333,7 @@ async fn no_more_requests_run_at_once_than_there_are_connections() {
 
 #[tokio::test(start_paused = true)]
 async fn a_pause_holds_no_connection() {
-    let store = Scripted::new([Step::Fail(0, StoreError::Throttled)]);
+    let store = Scripted::new([Step::Fail(0, StoreError::Throttled { retry_after: None })]);
     let policy = RetryPolicy { max_connections: 1, ..RetryPolicy::default() };
     let retrying = store.under(policy);
     let start = Instant::now();
@@ -368,7 +368,7 @@ async fn waiting_for_a_connection_is_not_the_stores_fault() {
 
 #[tokio::test(start_paused = true)]
 async fn nonsense_is_asked_for_five_times_and_no_longer() {
-    let nonsense = || StoreError::Protocol("what".to_owned());
+    let nonsense = || StoreError::nonsense("what".to_owned());
     let store = Scripted::new(failures(1000, &nonsense()));
     let start = Instant::now();
     assert_eq!(store.under(RetryPolicy::default()).head("k").await, Err(nonsense()));
@@ -398,7 +398,7 @@ async fn a_refused_signature_is_made_once_more() {
 
 #[tokio::test(start_paused = true)]
 async fn the_store_names_the_pause_but_not_beyond_the_deadline() {
-    let busy = |seconds| StoreError::Busy(Duration::from_secs(seconds));
+    let busy = |seconds| StoreError::Throttled { retry_after: Some(Duration::from_secs(seconds)) };
     let store = Scripted::new([Step::Fail(0, busy(7))]);
     store.under(RetryPolicy::default()).head("k").await.unwrap();
     assert_eq!(store.pauses()[0].as_secs(), 7);
@@ -465,7 +465,7 @@ async fn a_body_that_flows_keeps_its_place() {
 
 #[tokio::test(start_paused = true)]
 async fn a_throttled_mount_slows_all_requests_down_together() {
-    let store = Scripted::new(failures(2000, &StoreError::Throttled));
+    let store = Scripted::new(failures(2000, &StoreError::Throttled { retry_after: None }));
     let retrying = Arc::new(store.under(RetryPolicy::default()));
     for key in 0..400 {
         let retrying = Arc::clone(&retrying);

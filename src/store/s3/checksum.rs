@@ -56,6 +56,7 @@ impl Checksum {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Nonsense;
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
         pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
@@ -75,7 +76,10 @@ mod tests {
                 assert_eq!(checksum.check(b"123456789"), Ok(()), "{told:?}");
                 for wrong in [&b"123456780"[..], b"12345678", b"1234567890", b""] {
                     let failure = checksum.check(wrong);
-                    assert!(matches!(failure, Err(StoreError::Protocol(_))), "{told:?}");
+                    assert!(
+                        matches!(failure, Err(StoreError::Nonsense(Nonsense::Protocol(_)))),
+                        "{told:?}"
+                    );
                 }
             }
         }

@@ -39,7 +39,7 @@ impl S3Store {
         let date = seen.0.lock().take();
         let (date, now) = match (date, outcome) {
             (Some(date), _) => date,
-            (None, Err(error)) => return Err(failure(About::Bucket, &error).into()),
+            (None, Err(error)) => return Err(failure(About::Bucket, &error)),
             (None, Ok(_)) => return Err(protocol("an answer without a date")),
         };
         let date = DateTime::from_str(&date, Format::HttpDate)
@@ -62,7 +62,7 @@ impl S3Store {
             .set_request_payer(self.direct.payer.clone())
             .send()
             .await
-            .map_err(|error| StoreError::from(failure(About::Bucket, &error)))?;
+            .map_err(|error| failure(About::Bucket, &error))?;
         Ok(output.encoding_type == Some(EncodingType::Url))
     }
 
@@ -71,7 +71,7 @@ impl S3Store {
         let get = self.direct.get_by_sdk(key).if_match("\"doctor\"").range("bytes=0-0");
         match get.send().await {
             Ok(_) => Ok(false),
-            Err(error) => match StoreError::from(failure(About::Key, &error)) {
+            Err(error) => match failure(About::Key, &error) {
                 StoreError::Changed => Ok(true),
                 error => Err(error),
             },

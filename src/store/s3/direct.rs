@@ -19,7 +19,7 @@ use aws_sdk_s3::types::RequestPayer;
 use aws_smithy_runtime_api::box_error::BoxError;
 use parking_lot::Mutex;
 
-use super::errors::{About, Failure, call_failure, failure};
+use super::errors::{About, call_failure, failure};
 use super::form::{Blank, Form, Sample};
 use super::http::HEAD_TIMEOUT;
 use super::protocol;
@@ -50,7 +50,7 @@ impl Direct {
     }
 
     /// One request; the head of its response, whatever that says.
-    pub(super) async fn send(&self, blank: &Blank<'_>) -> Result<Response<Body>, Failure> {
+    pub(super) async fn send(&self, blank: &Blank<'_>) -> Result<Response<Body>, StoreError> {
         let request = self.form().await?.fill(blank).await?;
         let response = self.wire.send(&request, HEAD_TIMEOUT).await;
         response.map_err(|error| call_failure(&error))
@@ -68,7 +68,7 @@ impl Direct {
         let sample = sampler.0.lock().take();
         let form = match (sample, sent) {
             (Some(sample), _) => Arc::new(Form::new(sample)?),
-            (None, Err(error)) => return Err(failure(About::Key, &error).into()),
+            (None, Err(error)) => return Err(failure(About::Key, &error)),
             (None, Ok(_)) => return Err(protocol("a request went past its interceptor")),
         };
         *self.form.lock() = Some(Arc::clone(&form));
@@ -76,8 +76,8 @@ impl Direct {
     }
 
     /// Notes what the SDK has made of a refusal.
-    pub(super) fn refused(&self, failure: &Failure) {
-        if matches!(failure, Failure::Store(StoreError::SignatureRefused(_))) {
+    pub(super) fn refused(&self, failure: &StoreError) {
+        if matches!(failure, StoreError::SignatureRefused(_)) {
             // The reason may be a clock, and the SDK has just seen the store's.
             *self.form.lock() = None;
         }

@@ -14,31 +14,6 @@ use super::http::{causes, innermost};
 use crate::store::StoreError;
 use crate::store::wire::CallError;
 
-/// A failed request, with the one distinction that start-up makes beyond [`StoreError`]: whether
-/// the endpoint was reached at all.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// No connection to the endpoint; the cause.
-    Unreachable(String),
-    /// Every other failure.
-    Store(StoreError),
-}
-
-impl From<Failure> for StoreError {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Unreachable(cause) => Self::Unavailable(format!("cannot connect: {cause}")),
-            Failure::Store(error) => error,
-        }
-    }
-}
-
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
-}
-
 /// What was asked: a 404 without an S3 error code means "no such key" only for a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum About {
@@ -47,12 +22,12 @@ pub(super) enum About {
 }
 
 /// What a failed request means.
-pub(super) fn failure<E>(about: About, error: &SdkError<E, HttpResponse>) -> Failure
+pub(super) fn failure<E>(about: About, error: &SdkError<E, HttpResponse>) -> StoreError
 where
     E: ProvideErrorMetadata + Error + 'static,
 {
     if let Some(credentials) = find::<CredentialsError>(error) {
-        return Failure::Store(credentials_failure(credentials));
+        return credentials_failure(credentials);
     }
     if let Some(call) = find::<CallError>(error) {
         return call_failure(call);
@@ -79,25 +54,25 @@ where
                 match broken.kind() {
                     io::ErrorKind::InvalidData => {}
                     io::ErrorKind::TimedOut => {
-                        return StoreError::TimedOut(broken.to_string()).into();
+                        return StoreError::TimedOut(broken.to_string());
                     }
                     _ => {
                         let cause = format!("a body broke: {broken}");
-                        return StoreError::Unavailable(cause).into();
+                        return StoreError::Unavailable(cause);
                     }
                 }
             }
-            return StoreError::Protocol(innermost(error)).into();
+            return StoreError::nonsense(innermost(error));
         }
-        return answer.meaning(about).into();
+        return answer.meaning(about);
     }
     match error {
-        SdkError::TimeoutError(_) => StoreError::TimedOut(innermost(error)).into(),
+        SdkError::TimeoutError(_) => StoreError::TimedOut(innermost(error)),
         SdkError::DispatchFailure(dispatch) if dispatch.is_timeout() => {
-            StoreError::TimedOut(innermost(error)).into()
+            StoreError::TimedOut(innermost(error))
         }
         // Without a response and without a failed call: the request could not be built or signed.
-        _ => unsigned(error).into(),
+        _ => unsigned(error),
     }
 }
 
@@ -116,12 +91,12 @@ where
 }
 
 /// What it means that there is no response.
-pub(super) fn call_failure(call: &CallError) -> Failure {
+pub(super) fn call_failure(call: &CallError) -> StoreError {
     match call {
-        CallError::Unreachable(cause) => Failure::Unreachable(cause.clone()),
-        CallError::Broken(_) => StoreError::Unavailable(call.to_string()).into(),
-        CallError::NotHttp(_) => StoreError::Protocol(call.to_string()).into(),
-        CallError::Silent(_) => StoreError::TimedOut(call.to_string()).into(),
+        CallError::Unreachable(cause) => StoreError::Unreachable(cause.clone()),
+        CallError::Broken(_) => StoreError::Unavailable(call.to_string()),
+        CallError::NotHttp(_) => StoreError::nonsense(call.to_string()),
+        CallError::Silent(_) => StoreError::TimedOut(call.to_string()),
     }
 }
 
@@ -129,7 +104,7 @@ pub(super) fn call_failure(call: &CallError) -> Failure {
 pub(super) fn unsigned(error: &(dyn Error + 'static)) -> StoreError {
     match find::<CredentialsError>(error) {
         Some(credentials) => credentials_failure(credentials),
-        None => StoreError::Protocol(format!("no request could be made: {}", innermost(error))),
+        None => StoreError::nonsense(format!("no request could be made: {}", innermost(error))),
     }
 }
 
@@ -188,7 +163,9 @@ impl Answer<'_> {
     fn meaning(mut self, about: About) -> StoreError {
         let retry_after = self.retry_after.take();
         match (self.meaning_now(about), retry_after) {
-            (error, Some(wait)) if error.is_transient() => StoreError::Busy(wait),
+            (error, retry_after @ Some(_)) if error.is_transient() => {
+                StoreError::Throttled { retry_after }
+            }
             (error, _) => error,
         }
     }
@@ -212,7 +189,7 @@ impl Answer<'_> {
             | "ThrottlingException"
             | "TooManyRequests"
             | "TooManyRequestsException"
-            | "BandwidthLimitExceeded" => return StoreError::Throttled,
+            | "BandwidthLimitExceeded" => return StoreError::Throttled { retry_after: None },
             "RequestTimeout" => return StoreError::TimedOut(self.to_string()),
             "RequestTimeTooSkewed" => {
                 let cause = format!("{self}; is this machine's clock right?");
@@ -240,10 +217,10 @@ impl Answer<'_> {
             404 | 410 if about == About::Key => StoreError::NotFound,
             408 => StoreError::TimedOut(self.to_string()),
             412 => StoreError::Changed,
-            429 | 503 => StoreError::Throttled,
+            429 | 503 => StoreError::Throttled { retry_after: None },
             500 | 502 | 504 => StoreError::Unavailable(self.to_string()),
             // Among them 416: `If-Match` held, and yet the object is shorter than that version.
-            _ => StoreError::Protocol(self.to_string()),
+            _ => StoreError::nonsense(self.to_string()),
         }
     }
 }
@@ -327,9 +304,9 @@ mod tests {
             ),
             (403, "InvalidObjectState", None, Key, StoreError::Archived),
             (412, "PreconditionFailed", None, Key, StoreError::Changed),
-            (429, "", None, Key, StoreError::Throttled),
-            (503, "", None, Key, StoreError::Throttled),
-            (503, "SlowDown", None, Key, StoreError::Throttled),
+            (429, "", None, Key, StoreError::Throttled { retry_after: None }),
+            (503, "", None, Key, StoreError::Throttled { retry_after: None }),
+            (503, "SlowDown", None, Key, StoreError::Throttled { retry_after: None }),
             (301, "PermanentRedirect", Some("eu-west-1"), Bucket, west()),
             (307, "", Some("eu-west-1"), Bucket, west()),
             (400, "AuthorizationHeaderMalformed", Some("eu-west-1"), Bucket, west()),
@@ -371,14 +348,18 @@ mod tests {
             let retry_after = come_back(header, Some(date));
             Answer { status, code, message, request_id, region, retry_after }.meaning(About::Key)
         };
-        let busy = |seconds| StoreError::Busy(Duration::from_secs(seconds));
+        let busy =
+            |seconds| StoreError::Throttled { retry_after: Some(Duration::from_secs(seconds)) };
         assert_eq!(answer(503, "SlowDown", "2"), busy(2));
         assert_eq!(answer(500, "InternalError", " 7 "), busy(7));
-        assert_eq!(answer(503, "SlowDown", "soon"), StoreError::Throttled);
+        assert_eq!(answer(503, "SlowDown", "soon"), StoreError::Throttled { retry_after: None });
         // A date, by the clock of whoever names it; one that is past is no reason to wait.
         assert_eq!(answer(503, "", "Fri, 27 Nov 2026 00:00:02 GMT"), busy(12));
         assert_eq!(answer(503, "", "Thu, 26 Nov 2026 00:00:00 GMT"), busy(0));
-        assert_eq!(answer(503, "", "Thu, 32 Nov 2026 00:00:00 GMT"), StoreError::Throttled);
+        assert_eq!(
+            answer(503, "", "Thu, 32 Nov 2026 00:00:00 GMT"),
+            StoreError::Throttled { retry_after: None }
+        );
         assert_eq!(come_back("Thu, 26 Nov 1970 00:00:00 GMT", None), Some(Duration::ZERO));
         assert_eq!(answer(412, "PreconditionFailed", "2"), StoreError::Changed);
     }

@@ -59,10 +59,10 @@ impl Direct {
             .await;
         let failure = match sent {
             Err(error) => failure(About::Key, &error),
-            Ok(_) => protocol("a refusal that the SDK takes for a success").into(),
+            Ok(_) => protocol("a refusal that the SDK takes for a success"),
         };
         self.refused(&failure);
-        failure.into()
+        failure
     }
 
     pub(super) fn get_by_sdk(&self, key: &str) -> GetObjectFluentBuilder {

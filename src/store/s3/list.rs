@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::connect::ATTEMPT_TIMEOUT;
 use super::direct::Direct;
-use super::errors::{About, Failure, failure};
+use super::errors::{About, failure};
 use super::form::{Blank, query};
 use super::http::Answered;
 use super::protocol;
@@ -22,25 +22,25 @@ const LONGEST_PAGE: u64 = 8 << 20;
 
 impl Direct {
     /// One request, and what it lists; [`check_page`](crate::store::check_page) checks its order.
-    pub(super) async fn list(&self, request: &ListRequest) -> Result<ListPage, Failure> {
+    pub(super) async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
         timeout(ATTEMPT_TIMEOUT, self.ask_for_page(request)).await.unwrap_or_else(|_elapsed| {
             let limit = ATTEMPT_TIMEOUT.as_secs();
-            Err(StoreError::TimedOut(format!("no page of a listing within {limit} s")).into())
+            Err(StoreError::TimedOut(format!("no page of a listing within {limit} s")))
         })
     }
 
-    async fn ask_for_page(&self, request: &ListRequest) -> Result<ListPage, Failure> {
+    async fn ask_for_page(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
         let query = asked(request);
         let response = self.send(&Blank { key: "", query: &query, headers: &[] }).await?;
         if !response.status().is_success() {
             return Err(self.refused_page(request, response).await);
         }
         let xml = response.into_body().whole(LONGEST_PAGE).await?;
-        Ok(page::read(&xml)?)
+        page::read(&xml)
     }
 
     /// What the SDK makes of a response that is no success.
-    async fn refused_page(&self, request: &ListRequest, response: Response<Body>) -> Failure {
+    async fn refused_page(&self, request: &ListRequest, response: Response<Body>) -> StoreError {
         let answer = Answered::new(response);
         let sent = self
             .list_by_sdk(request)
@@ -50,7 +50,7 @@ impl Direct {
             .await;
         let failure = match sent {
             Err(error) => failure(About::Bucket, &error),
-            Ok(_) => protocol("a refusal that the SDK takes for a success").into(),
+            Ok(_) => protocol("a refusal that the SDK takes for a success"),
         };
         self.refused(&failure);
         failure

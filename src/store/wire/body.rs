@@ -73,7 +73,7 @@ impl Body {
     ) -> Result<(), StoreError> {
         if self.length() != Some(length) {
             let got = self.length();
-            return Err(StoreError::Protocol(format!("{got:?} bytes instead of {length}")));
+            return Err(StoreError::nonsense(format!("{got:?} bytes instead of {length}")));
         }
         debug_assert!(into.remaining_mut() as u64 >= length, "room for the body");
         let mut left = length;
@@ -110,7 +110,7 @@ impl Body {
 
     /// All of a body that has at most so many bytes.
     pub(in crate::store) async fn whole(mut self, at_most: u64) -> Result<Vec<u8>, StoreError> {
-        let too_long = || StoreError::Protocol(format!("a body of more than {at_most} bytes"));
+        let too_long = || StoreError::nonsense(format!("a body of more than {at_most} bytes"));
         let mut whole = Vec::new();
         if let Some(length) = self.length() {
             if length > at_most {
@@ -123,7 +123,7 @@ impl Body {
         loop {
             let data = poll_fn(|context| self.poll_data(context)).await;
             let data = data.map_err(|error| match error.kind() {
-                io::ErrorKind::InvalidData => StoreError::Protocol(format!("a body: {error}")),
+                io::ErrorKind::InvalidData => StoreError::nonsense(format!("a body: {error}")),
                 io::ErrorKind::TimedOut => silent(FIRST_SILENCE),
                 _ => StoreError::Unavailable(format!("a body broke: {error}")),
             })?;

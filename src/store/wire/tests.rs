@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use super::*;
-use crate::store::StoreError;
+use crate::store::{Nonsense, StoreError};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -169,7 +169,7 @@ async fn a_body_without_a_length_ends_with_the_connection_and_is_not_received() 
     let (wire, get) = (wire(), server.get());
     assert_eq!(streamed(&wire, &get).await, Ok((200, b"12345".to_vec())));
     let (result, target) = received(&wire, &get, 5).await;
-    assert!(matches!(result, Err(StoreError::Protocol(_))), "{result:?}");
+    assert!(matches!(result, Err(StoreError::Nonsense(Nonsense::Protocol(_)))), "{result:?}");
     assert_eq!(target, b">");
 }
 
@@ -186,7 +186,7 @@ async fn never_more_than_the_length_is_received_and_never_less_is_success() {
     assert!(streamed(&wire, &get).await.is_err());
     // Another length than the head's is not even begun.
     let (result, target) = received(&wire, &get, 4).await;
-    assert!(matches!(result, Err(StoreError::Protocol(_))), "{result:?}");
+    assert!(matches!(result, Err(StoreError::Nonsense(Nonsense::Protocol(_)))), "{result:?}");
     assert_eq!(target, b">");
 }
 

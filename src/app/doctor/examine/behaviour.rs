@@ -9,8 +9,8 @@ use super::Plan;
 use crate::app::doctor::report::State;
 use crate::app::doctor::requests::{again, ask, get, state};
 use crate::store::{
-    ListEntry, ListFrom, ListPage, ListRequest, ObjectMeta, ObjectStore, ObjectVersion, StoreError,
-    check_page,
+    ListEntry, ListFrom, ListPage, ListRequest, Nonsense, ObjectMeta, ObjectStore, ObjectVersion,
+    StoreError, check_page,
 };
 
 /// What a range is checked with: two blocks of the cache.
@@ -43,7 +43,7 @@ pub(super) async fn listings(
         checked_page(store, request)
     };
     let (mut page, mut failures) = ask(|| list(ListFrom::Start, false)).await;
-    if matches!(page, Err(StoreError::Unordered(_))) {
+    if matches!(page, Err(StoreError::Nonsense(Nonsense::Unordered(_)))) {
         is_unordered.set(true);
         (page, failures) = ask(|| list(ListFrom::Start, false)).await;
     }
@@ -100,7 +100,7 @@ pub(super) async fn listings(
                 let what = "start-after is honoured, so large directories are listed in parallel";
                 report.ok("start-after", what);
             }
-            Ok(_) | Err(StoreError::Backwards(_) | StoreError::Unordered(_)) => report.slow(
+            Ok(_) | Err(StoreError::Nonsense(Nonsense::Backwards(_) | Nonsense::Unordered(_))) => report.slow(
                 "start-after",
                 "start-after is not honoured, so a directory is listed one page after the other",
             ),

@@ -1,4 +1,5 @@
 use super::*;
+use crate::store::Nonsense;
 
 fn version(key: &str) -> ObjectVersion {
     ObjectVersion { key: key.to_owned(), etag: "\"e\"".to_owned(), size_bytes: 10 }
@@ -28,7 +29,10 @@ fn a_response_must_be_exactly_what_was_asked_for() {
         (response(None, 11, "\"e\""), 0..10),
     ] {
         let checked = check_response(&version("k"), &range, &wrong);
-        assert!(matches!(checked, Err(StoreError::Protocol(_))), "{wrong:?}: {checked:?}");
+        assert!(
+            matches!(checked, Err(StoreError::Nonsense(Nonsense::Protocol(_)))),
+            "{wrong:?}: {checked:?}"
+        );
     }
     let changed = response(Some("bytes 2-4/10"), 3, "\"f\"");
     assert_eq!(check_response(&version("k"), &(2..5), &changed), Err(StoreError::Changed));

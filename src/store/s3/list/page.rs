@@ -1,7 +1,7 @@
 //! A page of a listing, read from XML in one pass. Pure.
 //!
 //! Nothing a store says is believed that could hurt: a document that is not whole, that is of another
-//! kind or that lacks something is [`StoreError::Protocol`], for an empty page in its place would be
+//! kind or that lacks something is [`Nonsense::Protocol`], for an empty page in its place would be
 //! an empty directory. Elements that nobody knows are skipped, in whatever namespace; there are no
 //! entities but XML's own five and numbers, and no document type that could make some.
 

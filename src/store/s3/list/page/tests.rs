@@ -16,6 +16,7 @@ use proptest::prelude::*;
 use super::super::super::errors::{About, failure};
 use super::super::super::meta;
 use super::*;
+use crate::store::Nonsense;
 
 const END: &str = "<IsTruncated>false</IsTruncated>";
 
@@ -106,7 +107,9 @@ fn what_is_no_page_is_a_contradiction_and_never_an_empty_page() {
         &whole(&(contents("<ETag/>") + END)),
     ] {
         match read(wrong.as_bytes()) {
-            Err(StoreError::Protocol(why)) => assert!(why.len() < 300, "{} bytes", why.len()),
+            Err(StoreError::Nonsense(Nonsense::Protocol(why))) => {
+                assert!(why.len() < 300, "{} bytes", why.len());
+            }
             other => panic!("{wrong}: {other:?}"),
         }
     }
@@ -115,21 +118,27 @@ fn what_is_no_page_is_a_contradiction_and_never_an_empty_page() {
     for (name, values) in [("Size", &sizes[..]), ("LastModified", &dates[..])] {
         for value in values {
             let read = one(&format!("<{name}>{value}</{name}>"));
-            assert!(matches!(read, Err(StoreError::Protocol(_))), "{name} {value}: {read:?}");
+            assert!(
+                matches!(read, Err(StoreError::Nonsense(Nonsense::Protocol(_)))),
+                "{name} {value}: {read:?}"
+            );
         }
     }
     for bytes in [&b"\xff\xfe<\0L\0"[..], b"<ListBucketResult>\xff", b"<\xff/>"] {
-        assert!(matches!(read(bytes), Err(StoreError::Protocol(_))), "{bytes:?}");
+        assert!(
+            matches!(read(bytes), Err(StoreError::Nonsense(Nonsense::Protocol(_)))),
+            "{bytes:?}"
+        );
     }
     let latin = [b"<ListBucketResult><Contents><Key>\xe4</Key>", END.as_bytes()].concat();
-    assert!(matches!(read(&latin), Err(StoreError::Protocol(_))));
+    assert!(matches!(read(&latin), Err(StoreError::Nonsense(Nonsense::Protocol(_)))));
 }
 
 #[test]
 fn an_error_in_place_of_a_page_is_told() {
     let error = "<Error><Code>SlowDown</Code><Message>Later &amp; less.</Message></Error>";
     let told = "an error in place of a listing: SlowDown: Later & less.";
-    assert_eq!(read(error.as_bytes()), Err(StoreError::Protocol(told.to_owned())));
+    assert_eq!(read(error.as_bytes()), Err(StoreError::nonsense(told.to_owned())));
 }
 
 #[test]
@@ -309,7 +318,7 @@ impl Sdk {
     fn refused(&self, about: About, status: u16, xml: &[u8]) -> StoreError {
         *self.answer.lock() = (status, xml.to_vec());
         let sent = self.runtime.block_on(self.client.list_objects_v2().bucket("b").send());
-        failure(about, &sent.expect_err("a refusal")).into()
+        failure(about, &sent.expect_err("a refusal"))
     }
 
     fn page(output: ListObjectsV2Output) -> Result<ListPage, StoreError> {
