@@ -171,7 +171,7 @@ fn a_sampled_tenth_wastes_less_than_a_tenth() {
     }
 }
 
-/// What docs/decisions.md says of readers that share a directory: each takes a random share of it.
+/// The figures of docs/decisions.md, D13: readers share a directory, each a random part of it.
 #[test]
 fn the_bet_costs_a_reader_of_a_share_what_is_written_of_it() {
     let wasted = [(2, 50), (3, 67), (4, 75), (5, 75), (6, 71), (8, 55), (10, 10), (16, 10)];
