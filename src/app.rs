@@ -12,5 +12,5 @@ pub mod commands;
 pub mod config;
 pub(crate) mod control;
 pub mod daemon;
-pub mod doctor;
+pub(crate) mod doctor;
 pub(crate) mod metrics;

@@ -356,12 +356,15 @@ fn check_access(access: Access) -> Result<(), String> {
         Access::OwnerAndRoot => "--allow-root",
         Access::Everyone => "--allow-other",
     };
-    let allowed = nix::unistd::geteuid().is_root()
-        || std::fs::read_to_string("/etc/fuse.conf").is_ok_and(|conf| user_allow_other(&conf));
-    if allowed {
+    if nix::unistd::geteuid().is_root() || others_are_allowed() {
         return Ok(());
     }
     Err(format!("{option} needs a line `user_allow_other` in /etc/fuse.conf, or to be run as root"))
+}
+
+/// fusermount3 lets ordinary users share their mounts.
+pub(crate) fn others_are_allowed() -> bool {
+    std::fs::read_to_string("/etc/fuse.conf").is_ok_and(|conf| user_allow_other(&conf))
 }
 
 fn user_allow_other(fuse_conf: &str) -> bool {

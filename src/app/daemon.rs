@@ -37,7 +37,7 @@ mod logging;
 mod service;
 
 pub(crate) use bucket::open as open_bucket;
-pub(crate) use checks::fuse_device;
+pub(crate) use checks::{Connections, connections, fuse_device};
 pub use error::StartError;
 use logging::Logs;
 
@@ -111,8 +111,11 @@ fn start(config: &Config) -> Result<(), StartError> {
     let logs = logging::init(&config.log, stage)
         .map_err(|cause| StartError::Internal(format!("logging cannot be started: {cause}")))?;
     checks::no_core_files();
-    let config =
-        &Config { max_connections: checks::connections(config.max_connections), ..config.clone() };
+    let connections = checks::connections(config.max_connections);
+    if let Some(shortage) = &connections.shortage {
+        tracing::warn!("fewer connections: {shortage}");
+    }
+    let config = &Config { max_connections: connections.allowed, ..config.clone() };
     let runtime = Builder::new_multi_thread().enable_all().build().map_err(|error| {
         StartError::Internal(format!("the threads of the daemon cannot be started: {error}"))
     })?;

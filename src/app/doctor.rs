@@ -2,8 +2,9 @@
 //! sentences what is wrong or slow, what to expect, and how to mount.
 //!
 //! [`machine`] looks at the kernel, [`connection`] at the way to the store and who is let in,
-//! [`examine`] at the store, through the same seam as the mount. What they find is a [`Report`].
-//! Nothing is mounted and nothing is written, and it ends within a minute.
+//! [`examine`] at the store, through the same seam as the mount. What they find is a [`Diagnosis`].
+//! Where the daemon has a check of its own, that is what is asked. Nothing is mounted and nothing is
+//! written, and it ends within a minute.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -14,20 +15,20 @@ use crate::app::daemon;
 use crate::store::ObjectStore;
 
 mod connection;
-pub mod examine;
+mod diagnosis;
+mod examine;
 mod machine;
-mod measured;
-mod report;
+mod measurements;
 mod requests;
 
-pub use self::measured::{Bandwidth, Measured};
-pub use self::report::{Finding, Report, State};
+use diagnosis::Diagnosis;
 
-/// Looks at everything. `quick` measures for a shorter time.
-pub async fn run(config: &Config, quick: bool) -> Report {
+/// Examines everything. `quick` measures for a shorter time.
+pub(crate) async fn run(config: &Config, quick: bool) -> Diagnosis {
     let source = format!("s3://{}/{}", config.bucket, config.prefix);
-    let mut report = Report { source, ..Report::default() };
-    machine::look(config, &mut report);
+    let mut report = Diagnosis { source, ..Diagnosis::default() };
+    let connections = daemon::connections(config.max_connections);
+    machine::look(config, &connections, &mut report);
     if let Some(url) = &config.store.endpoint_url {
         connection::way(url, &mut report).await;
     }
@@ -39,64 +40,61 @@ pub async fn run(config: &Config, quick: bool) -> Report {
         }
     };
     if config.store.endpoint_url.is_none() {
-        // Only now it is known.
+        // It is known only now.
         connection::way(&connection::url(&store), &mut report).await;
     }
     connection::made(config, &store, &mut report).await;
-    let endpoint = Some(store.endpoint().to_owned()).filter(|named| named.contains("://"));
     let store = Arc::new(store);
     let seam: Arc<dyn ObjectStore> = store.clone();
-    let readable = examine::run(&seam, &examine::Plan::new(config, quick), &mut report).await;
+    let scope = examine::Scope::new(config, connections.allowed, quick);
+    let readable = examine::run(&seam, &scope, &mut report).await;
     if let Some(version) = readable {
         connection::condition(&store, &version.key, &mut report).await;
     }
     if report.is_usable() {
-        // One that was given, corrected.
+        let wanted = report.measured.connections_wanted(connections.allowed);
+        // More than the limit on open files allows would change nothing.
+        let wanted = wanted.filter(|&n| n < connections.allowed || connections.shortage.is_none());
+        let endpoint = Some(store.endpoint()).filter(|named| named.contains("://"));
+        // A region that was given may have been corrected.
         let region = config.store.region.as_ref().map(|_| store.region());
-        report.command = Some(command(config, endpoint.as_deref(), region, &report));
+        report.command = Some(command(config, &report.source, endpoint, region, wanted));
     }
     report
 }
 
-/// The command that would mount it, with what was found to be needed.
+/// The command that mounts the bucket, with the options that were found to be needed.
 fn command(
     config: &Config,
+    source: &str,
     endpoint: Option<&str>,
     region: Option<&str>,
-    report: &Report,
+    connections: Option<usize>,
 ) -> String {
-    let mut command = format!("fasts3-mount {} /mnt/data", report.source);
     let store = &config.store;
-    let mut option = |name: &str, value: &str| {
-        let _ = write!(command, " {name} {value}");
-    };
-    if let Some(url) = endpoint {
-        option("--endpoint-url", url);
+    // The environment gives its own again.
+    let variable = std::env::var_os("AWS_CA_BUNDLE").map(PathBuf::from);
+    let ca_bundle = store.ca_bundle.as_ref().filter(|path| Some(*path) != variable.as_ref());
+    let mut command = format!("fasts3-mount {source} /mnt/data");
+    for (option, value) in [
+        ("--endpoint-url", endpoint.map(str::to_owned)),
+        ("--region", region.map(str::to_owned)),
+        ("--profile", store.profile.clone()),
+        ("--ca-bundle", ca_bundle.map(|path| path.display().to_string())),
+        ("--max-connections", connections.map(|number| number.to_string())),
+    ] {
+        if let Some(value) = value {
+            let _ = write!(command, " {option} {value}");
+        }
     }
-    if let Some(region) = region {
-        option("--region", region);
-    }
-    if let Some(profile) = &store.profile {
-        option("--profile", profile);
-    }
-    // What the environment says it will say again.
-    let from_environment = std::env::var_os("AWS_CA_BUNDLE").map(PathBuf::from);
-    if let Some(bundle) =
-        store.ca_bundle.as_ref().filter(|path| Some(*path) != from_environment.as_ref())
-    {
-        option("--ca-bundle", &bundle.display().to_string());
-    }
-    if let Some(connections) = report.measured.connections_wanted(config.max_connections) {
-        option("--max-connections", &connections.to_string());
-    }
-    for (is_set, name) in [
+    for (is_set, option) in [
         (store.no_sign_request, " --no-sign-request"),
         (store.requester_pays, " --requester-pays"),
         (store.no_verify_tls, " --no-verify-tls"),
         (store.hedging == Hedging::Never, " --hedging=never"),
     ] {
         if is_set {
-            command.push_str(name);
+            command.push_str(option);
         }
     }
     command

@@ -415,3 +415,24 @@ fn the_doctor_takes_the_options_of_a_mount_and_refuses_the_wrong_ones() {
     let error = String::from_utf8(said.stderr).unwrap();
     assert!(error.contains("--part-size (1GiB) must not be larger"), "{error}");
 }
+
+/// What the mount itself does about it: it raises the limit, or has fewer connections.
+#[test]
+fn few_open_files_mean_fewer_connections_as_they_do_for_a_mount() {
+    let scene = filled(Scene::new());
+    for (limits, state, says) in [
+        ("ulimit -Sn 256", "ok", "448 files may be open"),
+        ("ulimit -Sn 256 -Hn 256", "slow", "fewer connections: 64 requests at once instead of 128"),
+    ] {
+        let ours = scene.program();
+        let mut command = Command::new("bash");
+        command.arg("-c").arg(format!("{limits} && exec \"$0\" \"$@\"")).arg(ours.get_program());
+        command.args(["doctor", "data"]).env_clear();
+        command.envs(ours.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let report = Report::of(&mut command);
+        report.assert("files", state, says);
+        if has_fuse() {
+            assert_eq!(report.code, Some(0), "{:#}", report.json);
+        }
+    }
+}

@@ -69,34 +69,45 @@ fn free(path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Descriptors of everything but connections.
-const OTHER_DESCRIPTORS: u64 = 64;
+/// Open files besides connections.
+const OTHER_FILES: u64 = 64;
 /// A request in flight, one that is overdue or sent a second time, and an idle connection.
-const DESCRIPTORS_EACH: u64 = 3;
+const FILES_EACH: u64 = 3;
 
-/// How many of so many requests may be in flight, after the limit on descriptors was raised as far as
-/// they need and the machine allows.
-pub(super) fn connections(wanted: usize) -> usize {
-    let needed = DESCRIPTORS_EACH * wanted as u64 + OTHER_DESCRIPTORS;
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return wanted };
+/// The requests in flight at once that the limit on open files allows.
+pub(crate) struct Connections {
+    pub(crate) allowed: usize,
+    /// The limit on open files.
+    pub(crate) open_files: u64,
+    /// If fewer are allowed than were asked for: a sentence that says what to do about it.
+    pub(crate) shortage: Option<String>,
+}
+
+/// Raises the limit on open files as far as `wanted` connections need it and the machine allows.
+pub(crate) fn connections(wanted: usize) -> Connections {
+    let needed = FILES_EACH * wanted as u64 + OTHER_FILES;
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return connections_within(needed, wanted);
+    };
     if soft >= needed {
-        return wanted;
+        return connections_within(soft, wanted);
     }
     let raised = needed.min(hard);
     let limit = setrlimit(Resource::RLIMIT_NOFILE, raised, hard).map_or(soft, |()| raised);
-    let allowed = connections_within(limit, wanted);
-    if allowed < wanted {
-        tracing::warn!(
-            "{allowed} requests at once instead of {wanted}: {limit} open files are allowed; raise \
-             it to {needed} (`ulimit -Hn`, or LimitNOFILE= of a systemd unit)"
-        );
-    }
-    allowed
+    connections_within(limit, wanted)
 }
 
-fn connections_within(descriptors: u64, wanted: usize) -> usize {
-    let allowed = descriptors.saturating_sub(OTHER_DESCRIPTORS) / DESCRIPTORS_EACH;
-    usize::try_from(allowed).unwrap_or(wanted).clamp(1, wanted.max(1))
+fn connections_within(open_files: u64, wanted: usize) -> Connections {
+    let allowed = open_files.saturating_sub(OTHER_FILES) / FILES_EACH;
+    let allowed = usize::try_from(allowed).unwrap_or(wanted).clamp(1, wanted.max(1));
+    let shortage = (allowed < wanted).then(|| {
+        format!(
+            "{allowed} requests at once instead of {wanted}: {open_files} open files are allowed; \
+             raise the limit to {} (`ulimit -Hn`, or LimitNOFILE= of a systemd unit)",
+            FILES_EACH * wanted as u64 + OTHER_FILES
+        )
+    });
+    Connections { allowed, open_files, shortage }
 }
 
 /// A core file would hold credentials and whatever was read.
@@ -199,7 +210,9 @@ mod tests {
         for (descriptors, wanted, allowed) in
             [(1 << 20, 128, 128), (1024, 4096, 320), (256, 128, 64), (10, 128, 1), (0, 1, 1)]
         {
-            assert_eq!(connections_within(descriptors, wanted), allowed, "{descriptors}");
+            let connections = connections_within(descriptors, wanted);
+            assert_eq!(connections.allowed, allowed, "{descriptors}");
+            assert_eq!(connections.shortage.is_some(), allowed < wanted, "{descriptors}");
         }
     }
 

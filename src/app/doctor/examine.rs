@@ -7,60 +7,58 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::report::Report;
+use super::diagnosis::Diagnosis;
+use super::requests::LoadLimits;
 use crate::app::config::Config;
 use crate::store::{ListEntry, ObjectMeta, ObjectStore, ObjectVersion};
 
 mod behaviour;
 mod speed;
 
-/// Whatever a store does, the examination ends: with what comes before and behind it, within a
-/// minute.
+/// The doctor ends within a minute whatever the store does; the checks before and behind these take
+/// the rest of it.
 const LONGEST: Duration = Duration::from_secs(35);
-/// However fast the store is, a step ends after so many requests.
+/// The most requests of one load, however fast the store is.
 const MOST_REQUESTS: usize = 20_000;
+/// A load whose first answer takes longer than this fails.
+const LONGEST_LOAD: Duration = Duration::from_secs(3);
 
 /// What to measure, and for how long.
 #[derive(Clone, Debug)]
-pub struct Plan {
-    /// Of the keys.
-    pub prefix: String,
-    /// The most that one request asks for.
-    pub part_bytes: u64,
-    /// Requests at once, at the most.
-    pub max_connections: usize,
-    /// For each step.
-    pub step: Duration,
-    /// A step ends after so many.
-    pub most_requests: usize,
+pub(super) struct Scope {
+    pub(super) prefix: String,
+    pub(super) part_bytes: u64,
+    pub(super) max_connections: usize,
+    /// Of each load.
+    pub(super) limits: LoadLimits,
 }
 
-impl Plan {
-    /// As the mount would do it.
-    pub fn new(config: &Config, quick: bool) -> Self {
+impl Scope {
+    /// As the mount would do it with `max_connections`; `quick` measures for a shorter time.
+    pub(super) fn new(config: &Config, max_connections: usize, quick: bool) -> Self {
+        let time = Duration::from_millis(if quick { 200 } else { 1000 });
         Self {
             prefix: config.prefix.clone(),
             part_bytes: config.part_bytes,
-            max_connections: config.max_connections,
-            step: Duration::from_millis(if quick { 200 } else { 1000 }),
-            most_requests: MOST_REQUESTS,
+            max_connections,
+            limits: LoadLimits { time, longest: LONGEST_LOAD, requests: MOST_REQUESTS },
         }
     }
 }
 
-/// Examines a store that tries once; gives an object of it that can be read.
-pub async fn run(
+/// Examines a store that does not retry; returns an object of it that can be read.
+pub(super) async fn run(
     store: &Arc<dyn ObjectStore>,
-    plan: &Plan,
-    report: &mut Report,
+    scope: &Scope,
+    report: &mut Diagnosis,
 ) -> Option<ObjectVersion> {
     let mut readable = None;
-    if timeout(LONGEST, examine(store, plan, &mut readable, report)).await.is_err() {
+    if timeout(LONGEST, examine(store, scope, &mut readable, report)).await.is_err() {
         let limit = LONGEST.as_secs();
         report.slow(
             "time",
             format!(
-                "not all was tried within {limit} s: the store is too slow or too silent for it"
+                "the store is too slow or too silent: not every check was made within {limit} s"
             ),
         );
     }
@@ -69,11 +67,11 @@ pub async fn run(
 
 async fn examine(
     store: &Arc<dyn ObjectStore>,
-    plan: &Plan,
+    scope: &Scope,
     readable: &mut Option<ObjectVersion>,
-    report: &mut Report,
+    report: &mut Diagnosis,
 ) {
-    let Some(entries) = behaviour::listings(store, plan, report).await else { return };
+    let Some(entries) = behaviour::listings(store, &scope.prefix, report).await else { return };
     let mut objects: Vec<&ObjectMeta> = entries
         .iter()
         .filter_map(|entry| match entry {
@@ -89,15 +87,14 @@ async fn examine(
             *readable = Some(largest.version.clone());
         }
     } else {
-        let what = "there is no object that can be read, so nothing of reading was tried";
-        report.slow("objects", what);
+        report.slow("objects", "there is no object that can be read, so reads were not tried");
     }
-    // Speed comes last, so that it takes no time from what is more important.
-    speed::pages(store, plan, &entries, report).await;
+    // Speed comes last: if the time runs out, the checks of behaviour have been made.
+    speed::pages(store, scope, &entries, report).await;
     if let Some(version) = readable {
         speed::first_bytes(store, version, report).await;
-        speed::bandwidth(store, plan, version, report).await;
-        speed::small_files(store, plan, &objects, report).await;
+        speed::bandwidth(store, scope, version, report).await;
+        speed::small_files(store, scope, &objects, report).await;
     }
 }
 
@@ -109,17 +106,17 @@ mod tests {
     use bytes::BufMut;
 
     use super::*;
-    use crate::app::doctor::report::State;
+    use crate::app::doctor::diagnosis::Severity;
     use crate::store::{ListFrom, ListPage, ListRequest, ObjectHead, StoreError};
     use crate::testing::memory::MemoryStore;
 
-    fn plan() -> Plan {
-        Plan {
+    fn scope() -> Scope {
+        let time = Duration::from_millis(50);
+        Scope {
             prefix: String::new(),
             part_bytes: 1 << 20,
             max_connections: 8,
-            step: Duration::from_millis(50),
-            most_requests: 20,
+            limits: LoadLimits { time, longest: LONGEST_LOAD, requests: 20 },
         }
     }
 
@@ -132,23 +129,23 @@ mod tests {
         Arc::new(store)
     }
 
-    async fn examined(store: Arc<dyn ObjectStore>) -> Report {
-        let mut report = Report::default();
-        run(&store, &plan(), &mut report).await;
+    async fn examined(store: Arc<dyn ObjectStore>) -> Diagnosis {
+        let mut report = Diagnosis::default();
+        run(&store, &scope(), &mut report).await;
         report
     }
 
-    fn states(report: &Report, state: State) -> Vec<&'static str> {
-        let such = report.findings.iter().filter(|finding| finding.state == state);
+    fn topics(report: &Diagnosis, severity: Severity) -> Vec<&'static str> {
+        let such = report.findings.iter().filter(|finding| finding.severity == severity);
         such.map(|finding| finding.topic).collect()
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_good_store_is_found_to_be_good() {
         let report = examined(filled()).await;
-        assert_eq!(states(&report, State::Wrong), Vec::<&str>::new(), "{report:?}");
-        assert_eq!(states(&report, State::Slow), Vec::<&str>::new(), "{report:?}");
-        let topics = states(&report, State::Ok);
+        assert_eq!(topics(&report, Severity::Wrong), Vec::<&str>::new(), "{report:?}");
+        assert_eq!(topics(&report, Severity::Slow), Vec::<&str>::new(), "{report:?}");
+        let topics = topics(&report, Severity::Ok);
         for topic in [
             "listing",
             "paging",
@@ -170,7 +167,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_empty_bucket_is_no_fault() {
         let report = examined(Arc::new(MemoryStore::new())).await;
-        assert_eq!(states(&report, State::Slow), ["listing"]);
+        assert_eq!(topics(&report, Severity::Slow), ["listing"]);
         assert!(report.measured.expected().is_none());
     }
 
@@ -248,24 +245,24 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_a_store_does_wrong_is_said_in_a_sentence() {
-        for (wrong, topic, state, says) in [
-            (Wrong::IgnoresIfMatch, "overwriting", State::Wrong, "would give a mixture"),
-            (Wrong::IgnoresStartAfter, "start-after", State::Slow, "one page after the other"),
-            (Wrong::ListsInNoOrder, "listing", State::Slow, "in no order"),
-            (Wrong::ListsInNoOrder, "paging", State::Ok, "follows"),
-            (Wrong::ListsInNoOrder, "directories", State::Ok, "roll directories up"),
-            (Wrong::RepeatsPages, "paging", State::Wrong, "no listing of more than one page"),
-            (Wrong::OtherEtagInHead, "versions", State::Wrong, "do not agree about \"big\""),
-            (Wrong::OtherBytes, "ranges", State::Wrong, "gave different bytes"),
-            (Wrong::Denies, "ranges", State::Wrong, "may be listed but not read"),
-            (Wrong::Throttles, "bandwidth", State::Slow, "the store throttled"),
-            (Wrong::Hangs, "ranges", State::Wrong, "the store hangs"),
-            (Wrong::Late, "first byte", State::Slow, "a first byte takes 300"),
+        for (wrong, topic, severity, says) in [
+            (Wrong::IgnoresIfMatch, "overwriting", Severity::Wrong, "would give a mixture"),
+            (Wrong::IgnoresStartAfter, "start-after", Severity::Slow, "one page after the other"),
+            (Wrong::ListsInNoOrder, "listing", Severity::Slow, "in no order"),
+            (Wrong::ListsInNoOrder, "paging", Severity::Ok, "follows"),
+            (Wrong::ListsInNoOrder, "directories", Severity::Ok, "roll directories up"),
+            (Wrong::RepeatsPages, "paging", Severity::Wrong, "no listing of more than one page"),
+            (Wrong::OtherEtagInHead, "versions", Severity::Wrong, "do not agree about \"big\""),
+            (Wrong::OtherBytes, "ranges", Severity::Wrong, "gave different bytes"),
+            (Wrong::Denies, "ranges", Severity::Wrong, "may be listed but not read"),
+            (Wrong::Throttles, "bandwidth", Severity::Slow, "the store throttled"),
+            (Wrong::Hangs, "ranges", Severity::Wrong, "the store hangs"),
+            (Wrong::Late, "first byte", Severity::Slow, "a first byte takes 300"),
         ] {
             let report = examined(Arc::new(Bad(filled(), wrong))).await;
             let found = report.findings.iter().find(|finding| finding.topic == topic);
             let found = found.unwrap_or_else(|| panic!("{wrong:?}: nothing of {topic}"));
-            assert_eq!(found.state, state, "{wrong:?}: {found:?}");
+            assert_eq!(found.severity, severity, "{wrong:?}: {found:?}");
             assert!(found.sentence.contains(says), "{wrong:?}: {}", found.sentence);
             let fewer = report.measured.connections_wanted(8);
             assert_eq!(

@@ -1,30 +1,18 @@
-//! What the machine allows: kernel, FUSE, rights, limits.
+//! What the machine allows: kernel, FUSE, privileges, limits.
 
-use std::path::Path;
-
-use nix::sys::resource::{Resource, getrlimit};
-
-use super::report::Report;
+use super::diagnosis::Diagnosis;
 use crate::app::config::{self, Config};
-use crate::app::daemon;
+use crate::app::daemon::{self, Connections, StartError};
 
-/// `EX_OSERR`: mounting is refused.
-const NO_FUSE: u8 = 71;
-/// Files that are open besides connections: libraries, sockets, the log.
-const OTHER_FILES: u64 = 64;
-
-pub(super) fn look(config: &Config, report: &mut Report) {
+pub(super) fn look(config: &Config, connections: &Connections, report: &mut Diagnosis) {
     let kernel = read("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".to_owned());
-    let (major, minor) = version(&kernel);
-    // FUSE_NO_OPENDIR_SUPPORT came with 5.1; max_pages, for requests of 1 MiB, with 4.20.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    if (major, minor) >= (5, 1) {
+    // FUSE_NO_OPENDIR_SUPPORT came with 5.1; max_pages, for requests of 1 MiB, with 4.20.
+    if version(&kernel) >= (5, 1) {
         report.ok("kernel", format!("Linux {kernel}, {cores} cores"));
     } else {
-        report.slow(
-            "kernel",
-            format!("Linux {kernel} is old: before 5.1 every opendir wakes the daemon"),
-        );
+        let what = format!("Linux {kernel} is old: before 5.1 every opendir wakes the daemon");
+        report.slow("kernel", what);
     }
     match daemon::fuse_device() {
         Ok(()) => {
@@ -34,53 +22,38 @@ pub(super) fn look(config: &Config, report: &mut Report) {
             });
             report.ok("FUSE", format!("/dev/fuse opens{limit}"));
         }
-        Err(error) => {
-            report.fail("FUSE", error.code(), error.to_string());
-        }
+        Err(error) => report.fail("FUSE", error.code(), error.to_string()),
     }
-    rights(config, report);
+    privileges(config, report);
     let budget = config::size(config.memory_budget_bytes);
     report.ok("memory", format!("the budget is {budget} (--memory-budget)"));
-    if let Ok((limit, _)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let needed = config.max_connections as u64 + OTHER_FILES;
-        if limit < needed {
-            report.wrong("files",
-                format!(
-                    "only {limit} files may be open, and {} connections need {needed}: raise it with \
-                     `ulimit -n` or LimitNOFILE=, or lower --max-connections",
-                    config.max_connections
-                ),
-            );
-        } else {
-            report.ok("files", format!("{limit} files may be open"));
-        }
+    match &connections.shortage {
+        None => report.ok("files", format!("{} files may be open", connections.open_files)),
+        Some(shortage) => report.slow("files", format!("fewer connections: {shortage}")),
     }
 }
 
-fn rights(config: &Config, report: &mut Report) {
+fn privileges(config: &Config, report: &mut Diagnosis) {
     if nix::unistd::geteuid().is_root() {
         let kib = config.kernel_readahead_bytes / 1024;
-        return report
-            .ok("rights", format!("root: the kernel's readahead will be raised to {kib} KiB"));
+        let what = format!("root: the kernel's readahead will be raised to {kib} KiB");
+        return report.ok("rights", what);
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let has_helper = std::env::split_paths(&path)
         .chain(["/bin".into(), "/usr/bin".into()])
         .any(|folder| folder.join("fusermount3").is_file());
     if !has_helper {
-        return report.fail(
-            "rights",
-            NO_FUSE,
-            "an ordinary user cannot mount without fusermount3; install the package fuse3",
-        );
+        let what = "an ordinary user cannot mount without fusermount3; install the package fuse3";
+        let error = StartError::NoFuse(what.to_owned());
+        return report.fail("rights", error.code(), what);
     }
     report.slow(
         "rights",
         "not root: the kernel's readahead stays at 128 KiB, so large files cost more CPU; mount as \
-         root, or have root write it after mounting (see the log)",
+         root, or let root set it after mounting (the log shows the command)",
     );
-    let conf = std::fs::read_to_string(Path::new("/etc/fuse.conf")).unwrap_or_default();
-    if !conf.lines().any(|line| line.trim() == "user_allow_other") {
+    if !config::others_are_allowed() {
         report.ok(
             "sharing",
             "other users cannot be let in (--allow-other): no user_allow_other in /etc/fuse.conf",

@@ -1,22 +1,26 @@
-//! How the store is asked: one request with patience, or many at once for a while.
+//! How the store is asked: one request with a time limit and retries, or many at once for a while.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use parking_lot::Mutex;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::report::State;
-use crate::store::{ObjectStore, ObjectVersion, StoreError};
+use super::diagnosis::Severity;
+use crate::store::{Class, ObjectStore, ObjectVersion, StoreError};
 
-/// One request of a check, its body included. A mount waits longer; who looks does not want to.
+/// One request of a check, its body included. A mount waits longer; a person at a terminal does not
+/// want to.
 const LONGEST_REQUEST: Duration = Duration::from_secs(6);
-/// What fails in a way that may pass is asked for so often.
+/// Attempts of a request whose failure may be transient.
 const TRIES: u32 = 3;
 
-/// Asks until it works or makes no sense to go on; and how often it failed. Silence is an answer: who
-/// was silent once is not asked again. A refused signature is tried once more, with what the store has
-/// by then, as the mount does: a HEAD does not tell it from a lack of rights.
+/// Sends a request until it succeeds or another attempt makes no sense, and counts the failures.
+/// After a timeout there is no second attempt. A refused signature is tried once more, with the
+/// credentials that the store has by then, as the mount does: a HEAD does not tell it from a lack of
+/// rights.
 pub(super) async fn ask<T, F>(mut request: impl FnMut() -> F) -> (Result<T, StoreError>, u32)
 where
     F: Future<Output = Result<T, StoreError>>,
@@ -25,7 +29,7 @@ where
     loop {
         let Ok(outcome) = timeout(LONGEST_REQUEST, request()).await else {
             let limit = LONGEST_REQUEST.as_secs();
-            let silent = StoreError::TimedOut(format!("it was not whole within {limit} s"));
+            let silent = StoreError::TimedOut(format!("it was not complete within {limit} s"));
             return (Err(silent), failures + 1);
         };
         match outcome {
@@ -43,7 +47,7 @@ where
     }
 }
 
-/// How often it failed, behind a sentence that says what worked in the end.
+/// The end of a sentence about a request that succeeded in the end.
 pub(super) fn again(failures: u32) -> String {
     match failures {
         0 => String::new(),
@@ -52,12 +56,11 @@ pub(super) fn again(failures: u32) -> String {
     }
 }
 
-/// Of what worked in the end.
-pub(super) fn state(failures: u32) -> State {
-    if failures == 0 { State::Ok } else { State::Slow }
+/// Of a request that succeeded in the end.
+pub(super) fn severity(failures: u32) -> Severity {
+    if failures == 0 { Severity::Ok } else { Severity::Slow }
 }
 
-/// The bytes of a range.
 pub(super) async fn get(
     store: &Arc<dyn ObjectStore>,
     version: &ObjectVersion,
@@ -68,68 +71,66 @@ pub(super) async fn get(
     Ok(bytes)
 }
 
-/// Counts what has come, also of a request that is cut off.
+/// What the requests of a [`Load`] have received together: bytes, or keys.
+pub(super) type Received = Arc<AtomicU64>;
+
+/// The bytes of one request. They are counted when this is dropped, so also those of a request that
+/// is cut off.
 #[derive(Debug)]
-pub(super) struct Taken {
-    /// Where the bytes go.
+pub(super) struct Body {
     pub(super) bytes: Vec<u8>,
-    moved: Moved,
+    received: Received,
 }
 
-/// What the requests of a step have brought together: bytes, or keys.
-pub(super) type Moved = Arc<AtomicU64>;
-
-impl Taken {
-    /// Nothing yet.
-    pub(super) fn of(moved: &Moved) -> Self {
-        Self { bytes: Vec::new(), moved: moved.clone() }
+impl Body {
+    pub(super) fn new(received: &Received) -> Self {
+        Self { bytes: Vec::new(), received: received.clone() }
     }
 }
 
-impl Drop for Taken {
+impl Drop for Body {
     fn drop(&mut self) {
-        self.moved.fetch_add(self.bytes.len() as u64, Relaxed);
+        self.received.fetch_add(self.bytes.len() as u64, Relaxed);
     }
 }
 
-/// What many did together for a while.
-#[derive(Debug)]
-pub(super) struct Step {
+/// When a [`Load`] ends.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LoadLimits {
+    /// After this time, if any request has been answered;
+    pub(super) time: Duration,
+    /// after this time in any case;
+    pub(super) longest: Duration,
+    /// after this number of requests.
+    pub(super) requests: usize,
+}
+
+/// The outcome of many requests at once.
+#[derive(Debug, Default)]
+pub(super) struct Load {
     pub(super) connections: usize,
     pub(super) done: usize,
     pub(super) failed: usize,
     pub(super) throttled: usize,
-    /// What was brought, whole requests and parts of them.
-    pub(super) moved: u64,
+    /// Requests that were cut off included.
+    pub(super) received: u64,
     /// One of the failures.
     pub(super) error: Option<StoreError>,
     pub(super) seconds: f64,
 }
 
-/// When a step ends.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
-    /// After so long, if any request has been answered;
-    pub(super) time: Duration,
-    /// after so long in any case;
-    pub(super) longest: Duration,
-    /// after so many requests.
-    pub(super) requests: usize,
-}
-
-impl Step {
-    /// Whole requests a second.
+impl Load {
+    /// Complete requests a second.
     pub(super) fn per_second(&self) -> Option<f64> {
         (self.done > 0).then(|| to_f64(self.done as u64) / self.seconds)
     }
 
-    /// What was brought a second.
-    pub(super) fn moved_per_second(&self) -> f64 {
-        to_f64(self.moved) / self.seconds
+    pub(super) fn received_per_second(&self) -> f64 {
+        to_f64(self.received) / self.seconds
     }
 
-    /// What went wrong, behind a sentence that says what worked.
-    pub(super) fn troubles(&self) -> String {
+    /// The end of a sentence about what worked.
+    pub(super) fn failures(&self) -> String {
         let all = self.done + self.failed;
         match &self.error {
             None => String::new(),
@@ -140,81 +141,79 @@ impl Step {
         }
     }
 
-    pub(super) fn state(&self) -> State {
-        if self.failed == 0 { State::Ok } else { State::Slow }
+    pub(super) fn severity(&self) -> Severity {
+        if self.failed == 0 { Severity::Ok } else { Severity::Slow }
+    }
+
+    fn add(&mut self, outcome: Result<(), StoreError>) {
+        let Err(error) = outcome else {
+            self.done += 1;
+            return;
+        };
+        self.failed += 1;
+        self.throttled += usize::from(error.class() == Class::Throttled);
+        self.error.get_or_insert(error);
     }
 }
 
-/// Has so many make requests for so long, each its next when it has its last. What is under way at the
-/// end is cut off.
+/// Sends requests over a number of connections, on each of them the next one when the last one has
+/// ended. Requests that are in flight at the end are cut off.
 pub(super) async fn together<F>(
     connections: usize,
-    bounds: Bounds,
-    request: impl Fn(usize, Moved) -> F + Clone + Send + 'static,
-) -> Step
+    limits: LoadLimits,
+    request: impl Fn(usize, Received) -> F + Clone + Send + 'static,
+) -> Load
 where
     F: Future<Output = Result<(), StoreError>> + Send,
 {
     let begun = Instant::now();
-    let (next, answered) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-    let moved = Moved::default();
-    let workers: Vec<_> = (0..connections)
-        .map(|_| {
-            let (next, moved, request) = (next.clone(), moved.clone(), request.clone());
-            let answered = answered.clone();
-            tokio::spawn(async move {
-                let (mut done, mut failed, mut throttled, mut last) = (0, 0, 0, None);
-                while begun.elapsed() < bounds.time {
-                    let number = next.fetch_add(1, Relaxed);
-                    if number >= bounds.requests {
-                        break;
-                    }
-                    let outcome = tokio::select! {
-                        outcome = request(number, moved.clone()) => outcome,
-                        () = end(begun, bounds, &answered) => break,
-                    };
-                    answered.store(true, Relaxed);
-                    match outcome {
-                        Ok(()) => done += 1,
-                        Err(error) => {
-                            failed += 1;
-                            throttled += usize::from(matches!(error, StoreError::Throttled { .. }));
-                            last = Some(error);
-                            // Not to hammer a store in trouble.
-                            sleep(Duration::from_millis(20)).await;
-                        }
-                    }
+    let (next, received) = (Arc::new(AtomicUsize::new(0)), Received::default());
+    let load = Arc::new(Mutex::new(Load { connections, ..Load::default() }));
+    let mut workers = JoinSet::new();
+    for _ in 0..connections {
+        let (next, received, load) = (next.clone(), received.clone(), load.clone());
+        let request = request.clone();
+        workers.spawn(async move {
+            while begun.elapsed() < limits.time {
+                let number = next.fetch_add(1, Relaxed);
+                if number >= limits.requests {
+                    break;
                 }
-                (done, failed, throttled, last)
-            })
-        })
-        .collect();
-    let mut step =
-        Step { connections, done: 0, failed: 0, throttled: 0, moved: 0, error: None, seconds: 0.0 };
-    for worker in workers {
-        // A panic there has counted nothing.
-        if let Ok((done, failed, throttled, error)) = worker.await {
-            step.done += done;
-            step.failed += failed;
-            step.throttled += throttled;
-            step.error = step.error.or(error);
-        }
+                let outcome = request(number, received.clone()).await;
+                let has_failed = outcome.is_err();
+                load.lock().add(outcome);
+                if has_failed {
+                    // A store in trouble is not flooded with requests.
+                    sleep(Duration::from_millis(20)).await;
+                }
+            }
+        });
     }
-    step.moved = moved.load(Relaxed);
-    if step.done + step.failed == 0 && step.moved == 0 {
-        step.failed = connections;
-        let limit = bounds.longest.as_secs_f64();
-        step.error = Some(StoreError::TimedOut(format!("nothing came within {limit:.1} s")));
+    tokio::select! {
+        () = async { while workers.join_next().await.is_some() {} } => {}
+        () = end(begun, limits, &load) => {}
+    }
+    workers.shutdown().await;
+    let mut load = std::mem::take(&mut *load.lock());
+    load.received = received.load(Relaxed);
+    if load.done + load.failed == 0 && load.received == 0 {
+        load.failed = connections;
+        let limit = limits.longest.as_secs_f64();
+        load.error = Some(StoreError::TimedOut(format!("nothing came within {limit:.1} s")));
     }
     // In a test no time passes.
-    step.seconds = begun.elapsed().as_secs_f64().max(1e-3);
-    step
+    load.seconds = begun.elapsed().as_secs_f64().max(1e-3);
+    load
 }
 
-/// The end of a step for requests that are under way.
-async fn end(begun: Instant, bounds: Bounds, answered: &AtomicBool) {
-    sleep_until(begun + bounds.time).await;
-    while !answered.load(Relaxed) && begun.elapsed() < bounds.longest {
+/// Returns when requests in flight are to be cut off.
+async fn end(begun: Instant, limits: LoadLimits, load: &Mutex<Load>) {
+    let is_answered = || {
+        let load = load.lock();
+        load.done + load.failed > 0
+    };
+    sleep_until(begun + limits.time).await;
+    while !is_answered() && begun.elapsed() < limits.longest {
         sleep(Duration::from_millis(10)).await;
     }
 }
@@ -228,8 +227,8 @@ fn to_f64(count: u64) -> f64 {
 mod tests {
     use super::*;
 
-    const BOUNDS: Bounds =
-        Bounds { time: Duration::from_secs(1), longest: Duration::from_secs(3), requests: 100 };
+    const LIMITS: LoadLimits =
+        LoadLimits { time: Duration::from_secs(1), longest: Duration::from_secs(3), requests: 100 };
 
     #[tokio::test(start_paused = true)]
     async fn what_may_pass_is_asked_for_three_times_and_silence_once() {
@@ -252,39 +251,39 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_step_waits_for_a_first_answer_but_not_for_the_last() {
+    async fn a_load_waits_for_a_first_answer_but_not_for_the_last() {
         let late = |number: usize, _| async move {
             sleep(Duration::from_secs(if number == 0 { 2 } else { 10 })).await;
             Ok(())
         };
-        let step = together(4, BOUNDS, late).await;
-        assert_eq!((step.done, step.failed), (1, 0));
-        assert!((step.seconds - 2.0).abs() < 0.1, "{step:?}");
+        let load = together(4, LIMITS, late).await;
+        assert_eq!((load.done, load.failed), (1, 0));
+        assert!((load.seconds - 2.0).abs() < 0.1, "{load:?}");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_step_ends_in_time_and_counts_what_was_under_way() {
+    async fn a_load_ends_in_time_and_counts_what_was_under_way() {
         // Each request brings 10 bytes and never its end, but the first.
-        let some = |number: usize, moved: Moved| async move {
-            let mut taken = Taken::of(&moved);
-            taken.bytes.extend([0; 10]);
+        let some = |number: usize, received: Received| async move {
+            let mut body = Body::new(&received);
+            body.bytes.extend([0; 10]);
             if number == 0 { Ok(()) } else { std::future::pending().await }
         };
-        let step = together(4, BOUNDS, some).await;
-        assert_eq!((step.done, step.failed, step.moved), (1, 0, 50));
-        assert!((step.seconds - 1.0).abs() < 0.01, "{step:?}");
-        assert!((step.moved_per_second() - 50.0).abs() < 1.0);
+        let load = together(4, LIMITS, some).await;
+        assert_eq!((load.done, load.failed, load.received), (1, 0, 50));
+        assert!((load.seconds - 1.0).abs() < 0.01, "{load:?}");
+        assert!((load.received_per_second() - 50.0).abs() < 1.0);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_step_in_which_nothing_comes_has_failed() {
-        let step = together(4, BOUNDS, |_, _| std::future::pending()).await;
-        assert_eq!(step.per_second(), None);
-        assert!(step.troubles().contains("nothing came within 3.0 s"), "{}", step.troubles());
-        let step =
-            together(2, BOUNDS, |_, _| async { Err(StoreError::Throttled { retry_after: None }) })
+    async fn a_load_in_which_nothing_comes_has_failed() {
+        let load = together(4, LIMITS, |_, _| std::future::pending()).await;
+        assert_eq!(load.per_second(), None);
+        assert!(load.failures().contains("nothing came within 3.0 s"), "{}", load.failures());
+        let load =
+            together(2, LIMITS, |_, _| async { Err(StoreError::Throttled { retry_after: None }) })
                 .await;
-        assert_eq!(step.throttled, step.failed);
-        assert!(step.troubles().starts_with("; the store throttled"), "{}", step.troubles());
+        assert_eq!(load.throttled, load.failed);
+        assert!(load.failures().starts_with("; the store throttled"), "{}", load.failures());
     }
 }

@@ -1,171 +1,170 @@
 //! Whether the store does what the mount relies on: listings that can be believed, ranges that are
-//! exactly what was asked for, versions that are not mixed.
+//! exactly what was requested, versions that are not mixed.
 
-use std::cell::Cell;
 use std::sync::Arc;
 
-use super::super::report::{Report, because};
-use super::Plan;
-use crate::app::doctor::report::State;
-use crate::app::doctor::requests::{again, ask, get, state};
+use crate::app::doctor::diagnosis::{Diagnosis, Severity, because};
+use crate::app::doctor::requests::{again, ask, get, severity};
 use crate::store::{
     ListEntry, ListFrom, ListPage, ListRequest, Nonsense, ObjectMeta, ObjectStore, ObjectVersion,
     StoreError, check_page,
 };
 
-/// What a range is checked with: two blocks of the cache.
+/// The range of the range check: two blocks of the cache.
 const RANGE_BYTES: u64 = 256 << 10;
 
-async fn checked_page(
-    store: &Arc<dyn ObjectStore>,
-    request: ListRequest,
-) -> Result<ListPage, StoreError> {
-    let page = store.list_page(&request).await?;
-    check_page(&request, &page)?;
-    Ok(page)
+/// The listing of a prefix.
+struct Lister<'a> {
+    store: &'a dyn ObjectStore,
+    prefix: &'a str,
+    /// The store lists in no order.
+    any_order: bool,
 }
 
-/// Whether listings can be believed; the entries of the first pages, unless they cannot.
-pub(super) async fn listings(
-    store: &Arc<dyn ObjectStore>,
-    plan: &Plan,
-    report: &mut Report,
-) -> Option<Vec<ListEntry>> {
-    let is_unordered = Cell::new(false);
-    let list = |from, delimited| {
+impl Lister<'_> {
+    async fn page(&self, from: ListFrom, delimited: bool) -> Result<ListPage, StoreError> {
         let request = ListRequest {
-            prefix: plan.prefix.clone(),
+            prefix: self.prefix.to_owned(),
             delimited,
             from,
             max_keys: 1000,
-            any_order: is_unordered.get(),
+            any_order: self.any_order,
         };
-        checked_page(store, request)
-    };
-    let (mut page, mut failures) = ask(|| list(ListFrom::Start, false)).await;
-    if matches!(page, Err(StoreError::Nonsense(Nonsense::Unordered(_)))) {
-        is_unordered.set(true);
-        (page, failures) = ask(|| list(ListFrom::Start, false)).await;
+        let page = self.store.list_page(&request).await?;
+        check_page(&request, &page)?;
+        Ok(page)
     }
-    let first = match page {
-        Ok(page) => page,
-        Err(error) => {
-            report.wrong("listing", because("names cannot be listed", &error));
-            return None;
+
+    /// `start-after` a key whose successor is known.
+    async fn start_after(&self, key: &str, next: Option<&ListEntry>, report: &mut Diagnosis) {
+        match ask(|| self.page(ListFrom::After(key.to_owned()), false)).await.0 {
+            Ok(page) if page.entries.first() == next => report.ok(
+                "start-after",
+                "start-after is honoured, so large directories are listed in parallel",
+            ),
+            Ok(_) | Err(StoreError::Nonsense(Nonsense::Backwards(_) | Nonsense::Unordered(_))) => report.slow(
+                "start-after",
+                "start-after is not honoured, so a directory is listed one page after the other",
+            ),
+            Err(error) => {
+                report.wrong("start-after", because("a listing from the middle fails", &error));
+            }
         }
-    };
-    let mut entries = first.entries;
+    }
+
+    /// A delimiter rolls keys up; `first_key` is the first one without.
+    async fn delimiter(&self, first_key: &str, report: &mut Diagnosis) {
+        match ask(|| self.page(ListFrom::Start, true)).await.0 {
+            Ok(page) => {
+                let first = page.entries.first().map(ListEntry::key);
+                // In no order, it begins anywhere.
+                if first.is_some_and(|name| self.any_order || first_key.starts_with(name)) {
+                    report.ok("directories", "delimiter listings roll directories up");
+                } else {
+                    let what = format!(
+                        "a delimiter listing begins with {first:?}, and a listing without delimiter \
+                         with {first_key:?}"
+                    );
+                    report.wrong("directories", what);
+                }
+            }
+            Err(error) => {
+                report.wrong("directories", because("directories cannot be listed", &error));
+            }
+        }
+    }
+}
+
+/// Checks listings; returns the entries of the first pages, unless they cannot be believed.
+pub(super) async fn listings(
+    store: &Arc<dyn ObjectStore>,
+    prefix: &str,
+    report: &mut Diagnosis,
+) -> Option<Vec<ListEntry>> {
+    let mut lister = Lister { store: &**store, prefix, any_order: false };
+    let (mut page, mut failures) = ask(|| lister.page(ListFrom::Start, false)).await;
+    if matches!(page, Err(StoreError::Nonsense(Nonsense::Unordered(_)))) {
+        lister.any_order = true;
+        (page, failures) = ask(|| lister.page(ListFrom::Start, false)).await;
+    }
+    let ListPage { mut entries, next, undecodable } = page
+        .map_err(|error| report.wrong("listing", because("names cannot be listed", &error)))
+        .ok()?;
     let count = entries.len();
     let Some(end) = entries.last() else {
         report.slow("listing", "it works, but there is nothing to list");
         return None;
     };
-    let (how, order) = if is_unordered.get() {
+    let (how, order) = if lister.any_order {
         let slow =
             "in no order, so a directory is listed one page after the other and shown as a whole";
-        (State::Slow, slow)
+        (Severity::Slow, slow)
     } else {
-        (state(failures), "in order")
+        (severity(failures), "in order")
     };
     report.add(
         "listing",
         how,
         format!("ListObjectsV2 lists {count} keys on its first page, {order}{}", again(failures)),
     );
-    if first.undecodable > 0 {
-        let what =
-            format!("{} keys of the first page are not UTF-8 and stay hidden", first.undecodable);
+    if undecodable > 0 {
+        let what = format!("{undecodable} keys of the first page are not UTF-8 and stay hidden");
         report.slow("names", what);
     }
-    if let Some(token) = first.next {
-        let end = end.key().to_owned();
-        let next = || ListFrom::Token { token: token.clone(), last: end.clone() };
-        match ask(|| list(next(), false)).await.0 {
-            Ok(page) => {
-                entries.extend(page.entries);
-                report.ok("paging", "the second page follows the first");
-            }
+    if let Some(token) = next {
+        let last = end.key().to_owned();
+        let next = || ListFrom::Token { token: token.clone(), last: last.clone() };
+        match ask(|| lister.page(next(), false)).await.0 {
+            Ok(page) => entries.extend(page.entries),
             Err(error) => {
                 let what = because("no listing of more than one page can be believed", &error);
                 report.wrong("paging", what);
                 return None;
             }
         }
+        report.ok("paging", "the second page follows the first");
     }
-    if count >= 3 && !is_unordered.get() {
+    if count >= 3 && !lister.any_order {
         let middle = count / 2;
-        let after = || ListFrom::After(entries[middle].key().to_owned());
-        match ask(|| list(after(), false)).await.0 {
-            Ok(page) if page.entries.first() == entries.get(middle + 1) => {
-                let what = "start-after is honoured, so large directories are listed in parallel";
-                report.ok("start-after", what);
-            }
-            Ok(_) | Err(StoreError::Nonsense(Nonsense::Backwards(_) | Nonsense::Unordered(_))) => report.slow(
-                "start-after",
-                "start-after is not honoured, so a directory is listed one page after the other",
-            ),
-            Err(error) => {
-                let what = because("a listing from the middle fails", &error);
-                report.wrong("start-after", what);
-            }
-        }
+        lister.start_after(entries[middle].key(), entries.get(middle + 1), report).await;
     }
-    match ask(|| list(ListFrom::Start, true)).await.0 {
-        Ok(page) => {
-            let first = page.entries.first().map(ListEntry::key);
-            // In no order, it begins anywhere.
-            if first.is_some_and(|name| is_unordered.get() || entries[0].key().starts_with(name)) {
-                report.ok("directories", "delimiter listings roll directories up");
-            } else {
-                let what =
-                    format!("a delimiter listing begins with {first:?} and not with what is there");
-                report.wrong("directories", what);
-            }
-        }
-        Err(error) => {
-            let what = because("directories cannot be listed", &error);
-            report.wrong("directories", what);
-        }
-    }
+    lister.delimiter(entries[0].key(), report).await;
     Some(entries)
 }
 
-/// Whether listing and HEAD tell the same.
+/// Checks that listing and HEAD agree.
 pub(super) async fn metadata(
     store: &Arc<dyn ObjectStore>,
     listed: &ObjectMeta,
-    report: &mut Report,
+    report: &mut Diagnosis,
 ) -> bool {
     let key = &listed.version.key;
-    let (told, failures) = ask(|| store.head(key)).await;
-    match told {
-        Ok(told) if told.meta.version == listed.version => {
+    let (head, failures) = ask(|| store.head(key)).await;
+    let what = match head {
+        Ok(head) if head.meta.version == listed.version => {
             let what = format!("listing and HEAD tell the same size and ETag{}", again(failures));
-            report.add("versions", state(failures), what);
-            true
+            report.add("versions", severity(failures), what);
+            return true;
         }
-        Ok(told) => {
-            let (one, other) = (&listed.version, &told.meta.version);
-            let what = format!(
+        Ok(head) => {
+            let (one, other) = (&listed.version, &head.meta.version);
+            format!(
                 "listing and HEAD do not agree about {key:?}: {} and {} bytes, ETags {} and {}; is it \
-                 being written?",
+                 being written to?",
                 one.size_bytes, other.size_bytes, one.etag, other.etag
-            );
-            report.wrong("versions", what);
-            false
+            )
         }
-        Err(error) => {
-            report.wrong("versions", because(&format!("HEAD of {key:?} fails"), &error));
-            false
-        }
-    }
+        Err(error) => because(&format!("HEAD of {key:?} fails"), &error),
+    };
+    report.wrong("versions", what);
+    false
 }
 
-/// Whether ranges are what was asked for, of the version that was asked for.
+/// Checks that ranges are what was requested, of the version that was requested.
 pub(super) async fn ranges(
     store: &Arc<dyn ObjectStore>,
     version: &ObjectVersion,
-    report: &mut Report,
+    report: &mut Diagnosis,
 ) -> bool {
     let key = &version.key;
     let end = version.size_bytes.min(RANGE_BYTES);
@@ -184,19 +183,18 @@ pub(super) async fn ranges(
             return false;
         }
     };
-    // A store below the seam gives exactly what was asked for, or it is no store of this program's.
+    // That a range has its length is the store's own promise (`ObjectStore::get_range`).
     let same = usize::try_from(middle).is_ok_and(|middle| whole.get(middle..) == Some(&half[..]));
     if !same {
         let what = format!(
-            "two GETs of the same bytes of {key:?} gave different bytes; trust \
-             nothing that is read through it, and look for what changes answers between here and the \
-             store"
+            "two GETs of the same bytes of {key:?} gave different bytes; trust nothing that is read \
+             through it, and look for what changes answers between here and the store"
         );
         report.wrong("ranges", what);
         return false;
     }
     let what = format!("ranges are exactly what was asked for{}", again(failures));
-    report.add("ranges", state(failures), what);
+    report.add("ranges", severity(failures), what);
     let other = ObjectVersion { etag: "\"doctor\"".to_owned(), ..version.clone() };
     match ask(|| get(store, &other, 0..1)).await.0 {
         Err(StoreError::Changed) => {

@@ -1,52 +1,49 @@
-//! The numbers, and what a mount is to be expected to give by them.
+//! The numbers that were measured, and what to expect of a mount by them.
 
 use serde::Serialize;
 
 use crate::base::text::bytes;
 
-/// And so much with the last step, for more connections than these to be worth a try.
+/// More connections than were tried may be worth it if the last step multiplied the bandwidth by
+/// this.
 const STILL_GROWS: f64 = 1.25;
 
-/// Numbers.
+/// Absent where nothing was measured.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Measured {
-    /// From a request to its first byte: the half of them.
-    pub first_byte_seconds: Option<f64>,
-    /// Nine of ten.
-    pub first_byte_p90_seconds: Option<f64>,
+pub(super) struct Measurements {
+    /// From a request to its first byte: the median, and 90 %.
+    pub(super) first_byte_seconds: Option<f64>,
+    pub(super) first_byte_p90_seconds: Option<f64>,
     /// Of large objects, by number of connections.
-    pub bandwidth: Vec<Bandwidth>,
-    /// Small objects read whole, with many connections.
-    pub small_files_per_second: Option<f64>,
-    /// A page of a listing, one behind the other.
-    pub page_seconds: Option<f64>,
-    /// Pages, many at once.
-    pub pages_per_second: Option<f64>,
-    /// Keys on them.
-    pub keys_per_second: Option<f64>,
-    /// So many connections at once were throttled.
-    pub throttled_at: Option<usize>,
+    pub(super) bandwidth: Vec<Bandwidth>,
+    /// Small objects, read whole over many connections.
+    pub(super) small_files_per_second: Option<f64>,
+    /// One page of a listing, requested by itself.
+    pub(super) page_seconds: Option<f64>,
+    /// Pages of listings, and the keys on them, with many requests at once.
+    pub(super) pages_per_second: Option<f64>,
+    pub(super) keys_per_second: Option<f64>,
+    /// The number of connections at which the store began to throttle.
+    pub(super) throttled_at: Option<usize>,
 }
 
-/// What so many connections moved together.
+/// All connections together.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Bandwidth {
-    /// How many.
-    pub connections: usize,
-    /// Together.
-    pub bytes_per_second: f64,
+pub(super) struct Bandwidth {
+    pub(super) connections: usize,
+    pub(super) bytes_per_second: f64,
 }
 
-impl Measured {
+impl Measurements {
     pub(super) fn best(&self) -> Option<Bandwidth> {
-        self.bandwidth
-            .iter()
-            .copied()
-            .max_by(|one, other| one.bytes_per_second.total_cmp(&other.bytes_per_second))
+        let by_rate = |one: &Bandwidth, other: &Bandwidth| {
+            one.bytes_per_second.total_cmp(&other.bytes_per_second)
+        };
+        self.bandwidth.iter().copied().max_by(by_rate)
     }
 
-    /// What a mount will give, in words; `None` if nothing was measured.
-    pub fn expected(&self) -> Option<String> {
+    /// In words; `None` if nothing was measured.
+    pub(super) fn expected(&self) -> Option<String> {
         let large =
             self.best().map(|best| format!("{} from large files", rate(best.bytes_per_second)));
         let small =
@@ -56,19 +53,17 @@ impl Measured {
         (!all.is_empty()).then(|| all.join(", "))
     }
 
-    /// Another number of connections than `most`, if one would be better.
-    pub fn connections_wanted(&self, most: usize) -> Option<usize> {
+    /// Another number of connections than `most`, if that would be better.
+    pub(super) fn connections_wanted(&self, most: usize) -> Option<usize> {
         if let Some(throttled) = self.throttled_at {
             return Some((throttled / 2).max(1));
         }
         let [.., before, last] = &self.bandwidth[..] else { return None };
-        // It still grew well with the last step, so more may be better.
         let grew = last.bytes_per_second >= before.bytes_per_second * STILL_GROWS;
         (grew && last.connections >= most).then_some(most * 2)
     }
 }
 
-/// Bytes a second as people write them.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a rate, never negative
 pub(super) fn rate(bytes_per_second: f64) -> String {
     format!("{}/s", bytes(bytes_per_second as u64))
@@ -78,12 +73,12 @@ pub(super) fn rate(bytes_per_second: f64) -> String {
 mod tests {
     use super::*;
 
-    fn with(bandwidth: &[(usize, f64)]) -> Measured {
+    fn with(bandwidth: &[(usize, f64)]) -> Measurements {
         let step = |&(connections, bytes_per_second): &(usize, f64)| Bandwidth {
             connections,
             bytes_per_second,
         };
-        Measured { bandwidth: bandwidth.iter().map(step).collect(), ..Measured::default() }
+        Measurements { bandwidth: bandwidth.iter().map(step).collect(), ..Measurements::default() }
     }
 
     #[test]
@@ -99,14 +94,14 @@ mod tests {
         ] {
             assert_eq!(with(bandwidth).connections_wanted(4), wanted, "{bandwidth:?}");
         }
-        let throttled = Measured { throttled_at: Some(1), ..with(&[(1, 90e6), (4, 900e6)]) };
+        let throttled = Measurements { throttled_at: Some(1), ..with(&[(1, 90e6), (4, 900e6)]) };
         assert_eq!(throttled.connections_wanted(4), Some(1), "never none");
     }
 
     #[test]
     fn what_was_not_measured_is_not_expected() {
-        assert_eq!(Measured::default().expected(), None);
-        let names = Measured { keys_per_second: Some(1234.4), ..with(&[(1, 9e6), (2, 1.5e6)]) };
+        assert_eq!(Measurements::default().expected(), None);
+        let names = Measurements { keys_per_second: Some(1234.4), ..with(&[(1, 9e6), (2, 1.5e6)]) };
         let want = "9.0 MB/s from large files, 1234 names a second";
         assert_eq!(names.expected().as_deref(), Some(want));
     }

@@ -1,0 +1,169 @@
+//! What was found: a sentence for each topic, the numbers, and the exit code that follows.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::measurements::Measurements;
+use crate::store::{Class, StoreError};
+
+/// The store's behaviour is wrong: the exit code of an endpoint that is not an S3 store.
+const WRONG: u8 = 76;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Severity {
+    Ok,
+    /// It works, but is slow or lacks something.
+    Slow,
+    Wrong,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Finding {
+    pub(super) topic: &'static str,
+    #[serde(rename = "state")]
+    pub(super) severity: Severity,
+    pub(super) sentence: String,
+}
+
+/// The answer of the doctor; serialised, it is what `--json` shows.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Diagnosis {
+    /// `s3://bucket/prefix`
+    pub(super) source: String,
+    /// In the order of the examination.
+    pub(super) findings: Vec<Finding>,
+    pub(super) measured: Measurements,
+    /// The command that mounts the bucket, if it can be mounted.
+    pub(super) command: Option<String>,
+    /// 0 if a mount would work; the code with which it would fail to start; 76 if the store's
+    /// behaviour is wrong.
+    pub(crate) exit_code: u8,
+}
+
+impl Diagnosis {
+    pub(super) fn ok(&mut self, topic: &'static str, sentence: impl Into<String>) {
+        self.add(topic, Severity::Ok, sentence);
+    }
+
+    pub(super) fn slow(&mut self, topic: &'static str, sentence: impl Into<String>) {
+        self.add(topic, Severity::Slow, sentence);
+    }
+
+    pub(super) fn wrong(&mut self, topic: &'static str, sentence: impl Into<String>) {
+        self.add(topic, Severity::Wrong, sentence);
+    }
+
+    /// A mount would not start, but end with this code. The first such code is kept: later ones may
+    /// be consequences of it.
+    pub(super) fn fail(&mut self, topic: &'static str, code: u8, sentence: impl Into<String>) {
+        self.wrong(topic, sentence);
+        if matches!(self.exit_code, 0 | WRONG) {
+            self.exit_code = code;
+        }
+    }
+
+    pub(super) fn add(
+        &mut self,
+        topic: &'static str,
+        severity: Severity,
+        sentence: impl Into<String>,
+    ) {
+        if severity == Severity::Wrong && self.exit_code == 0 {
+            self.exit_code = WRONG;
+        }
+        self.findings.push(Finding { topic, severity, sentence: sentence.into() });
+    }
+
+    /// A mount would work, slow or not.
+    pub(super) fn is_usable(&self) -> bool {
+        self.exit_code == 0
+    }
+
+    pub(crate) fn text(&self) -> String {
+        let mut text = format!("{}\n", self.source);
+        for Finding { topic, severity, sentence } in &self.findings {
+            let mark = match severity {
+                Severity::Ok => "ok   ",
+                Severity::Slow => "SLOW ",
+                Severity::Wrong => "WRONG",
+            };
+            let _ = writeln!(text, "{mark}  {topic:<12}  {sentence}");
+        }
+        if let Some(expected) = self.measured.expected() {
+            let _ = writeln!(text, "\nExpect {expected}.");
+        }
+        if let Some(command) = &self.command {
+            let _ = writeln!(text, "Mount it with: {command}");
+        }
+        text
+    }
+}
+
+/// What failed, why, and what to do about it.
+pub(super) fn because(what: &str, error: &StoreError) -> String {
+    let remedy = match error.class() {
+        Class::Denied => "the credentials must allow s3:ListBucket and s3:GetObject",
+        Class::Unsigned => "renew the credentials, and check this machine's clock",
+        Class::Throttled => {
+            "it limits requests, or others use it too: lower --max-connections, or ask its operator"
+        }
+        Class::Unavailable => "look into the store's log, and at the network to it",
+        Class::TimedOut => {
+            "the store hangs, or something on the way drops packets: try another machine"
+        }
+        Class::Nonsense | Class::Unordered => {
+            "a proxy or cache on the way, or the store itself, does not follow the S3 protocol: give \
+             the store's own address with --endpoint-url"
+        }
+        Class::NotFound | Class::Changed => "is the bucket being written to? Try again",
+        Class::Archived => "restore the object, or mount a prefix without it",
+        Class::NoSuchBucket => "check its name and --endpoint-url",
+        Class::WrongRegion => "give its region with --region",
+    };
+    format!("{what}: {error}; {remedy}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exit_code_is_that_of_the_first_thing_that_would_end_the_mount() {
+        let code = |add: fn(&mut Diagnosis)| {
+            let mut diagnosis = Diagnosis::default();
+            add(&mut diagnosis);
+            diagnosis.exit_code
+        };
+        for (add, want) in [
+            ((|diagnosis| diagnosis.ok("a", "")) as fn(&mut Diagnosis), 0),
+            (|diagnosis| diagnosis.slow("a", ""), 0),
+            (|diagnosis| diagnosis.wrong("a", ""), WRONG),
+            (|diagnosis| diagnosis.fail("a", 68, ""), 68),
+            // A behaviour that is wrong does not keep the mount from starting: the other does.
+            (
+                |diagnosis| {
+                    diagnosis.wrong("a", "");
+                    diagnosis.fail("b", 71, "");
+                    diagnosis.fail("c", 68, "");
+                    diagnosis.wrong("d", "");
+                },
+                71,
+            ),
+        ] {
+            assert_eq!(code(add), want);
+        }
+    }
+
+    #[test]
+    fn a_diagnosis_is_read_line_by_line() {
+        let mut diagnosis = Diagnosis { source: "s3://b/".to_owned(), ..Diagnosis::default() };
+        diagnosis.ok("kernel", "Linux");
+        diagnosis.wrong("ranges", "no");
+        assert_eq!(
+            diagnosis.text(),
+            "s3://b/\nok     kernel        Linux\nWRONG  ranges        no\n"
+        );
+    }
+}
