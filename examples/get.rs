@@ -1,4 +1,4 @@
-//! What GETs cost the client: CPU seconds a GB and microseconds a request, through `S3Store`.
+//! The cost of GETs for the client: CPU seconds a GB and microseconds a request, through `S3Store`.
 //!
 //! The server is another process, so that its CPU is not counted:
 //!
@@ -24,7 +24,7 @@ use fasts3_mount::store::s3::S3Store;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 
-/// What is read before the clock starts: connections, page tables, key derivation.
+/// Read before the clock starts, for connections, page tables, key derivation.
 const WARM_UP_GETS: u64 = 16;
 
 #[tokio::main]
@@ -66,7 +66,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
 type Run = (S3Store, fasts3_mount::store::ObjectVersion, u64, AtomicU64);
 
-/// So many GETs, each buffer's one after the other; gives the buffers back.
+/// Sends GETs, those of each buffer in sequence, and returns the buffers.
 async fn gets(
     run: &Arc<Run>,
     buffers: Vec<Vec<u8>>,

@@ -1,5 +1,5 @@
-//! Writes what a package holds besides the program: man pages and shell completions, made of what
-//! clap knows of the command line, so that they cannot disagree with it.
+//! Writes man pages and shell completions, made from clap's definition of the command line, so that
+//! they cannot disagree with it.
 //!
 //! ```text
 //! cargo run --release --example pages -- target/package
@@ -13,7 +13,7 @@ use std::path::Path;
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-/// What clap does not know. See man-pages(7) for the order of sections.
+/// The sections that clap does not know. See man-pages(7) for the order of sections.
 const MORE: &str = include_str!("../packaging/fasts3-mount.1.in");
 /// The same of the words that ask a mount, and of the one that tries a store.
 const MORE_OF_WORDS: &str = include_str!("../packaging/words.1.in");

@@ -1,5 +1,5 @@
 //! Real Python programs read a real mount. The scripts are in `tests/python`: one fills a folder,
-//! which becomes the bucket; the other reads the mount, one way a case, and compares.
+//! which becomes the bucket; the other reads the mount, in one way for each case, and compares.
 
 use std::path::Path;
 use std::process::{Command, Output};

@@ -22,7 +22,7 @@ fn has_git() -> bool {
     has
 }
 
-/// A repository that holds what a program is made of, and a document.
+/// A repository with the inputs of a program, and a document.
 fn repository(folder: &Path) {
     std::fs::create_dir_all(folder.join("src")).unwrap();
     for file in ["src/main.rs", "build.rs", "Cargo.toml", "Cargo.lock", "README.md"] {

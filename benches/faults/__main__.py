@@ -66,10 +66,10 @@ def rows(quick):
     listing = ("list", "d")
     yield Row("none", "right bytes", [])
     yield Row("503 three times, then well", "right bytes, 3 s more", [f"{get} status=503:SlowDown times=3"])
-    yield Row("503 for ever", for_ever, [f"{get} status=503:SlowDown"])
-    yield Row("500 for ever", for_ever, [f"{get} status=500:InternalError"])
-    yield Row("resets for ever", for_ever, [f"{get} reset@0"])
-    yield Row("truncation for ever", for_ever, [f"{get} truncate@0"])
+    yield Row("503 forever", for_ever, [f"{get} status=503:SlowDown"])
+    yield Row("500 forever", for_ever, [f"{get} status=500:InternalError"])
+    yield Row("resets forever", for_ever, [f"{get} reset@0"])
+    yield Row("truncation forever", for_ever, [f"{get} truncate@0"])
     yield Row("first byte never comes, once", "right bytes in 3 s", [f"{get} silent times=1"])
     yield Row("a stall in the middle, once", "right bytes in 6 s", [f"{get} stall@1000000 times=1"])
     yield Row("every GET broken after 100 KB", "right bytes", [f"{get} reset@100000"])
@@ -83,7 +83,7 @@ def rows(quick):
     yield Row("too long a body", "right bytes or EIO", [f"{get} body=200000"], size=100_000)
     yield Row("403", "EACCES at once", [f"{get} status=403:AccessDenied"])
     yield Row("ExpiredToken, once", "right bytes", [f"{get} status=400:ExpiredToken times=1"])
-    yield Row("ExpiredToken, for ever", "EACCES, asked for once more", [f"{get} status=400:ExpiredToken"])
+    yield Row("ExpiredToken, forever", "EACCES, asked for once more", [f"{get} status=400:ExpiredToken"])
     for name, fault in [("garbage", "garbage"), ("HTML", "html"), ("truncated XML", "body=1000"),
                         ("empty body", "body=0")]:
         yield Row(f"listing: {name}", "EIO", [f"add list * {fault}"], listing, listed=2345)

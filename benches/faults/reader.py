@@ -1,4 +1,4 @@
-"""The program that reads, in a process of its own: says in JSON what it got."""
+"""The reading program, a process of its own: prints its result as JSON."""
 
 import concurrent.futures
 import errno

@@ -102,7 +102,7 @@ def bars_table(judged):
 
 
 def markdown(rows):
-    """Rows, the first of them the head; what repeats in the first column is told once."""
+    """Rows, the first of them the head; a repeated first column is left empty."""
     rows = [list(row) for row in rows]
     before, told = None, []
     for row in rows:

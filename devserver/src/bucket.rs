@@ -66,7 +66,7 @@ impl Bucket {
         self.write().objects.put_family(keys.into());
     }
 
-    /// Deletes an object; whether there was one.
+    /// Deletes an object. True if there was one.
     #[allow(clippy::must_use_candidate)]
     pub fn delete(&self, key: &str) -> bool {
         self.write().objects.delete(key)
@@ -100,7 +100,7 @@ impl Bucket {
         self.amend(key, |object| object.storage_class = class.into());
     }
 
-    /// Changes what a HEAD says the object's bytes are. Panics if there is no such object.
+    /// Changes an object's content type. Panics if there is no such object.
     pub fn set_content_type(&self, key: &str, content_type: &str) {
         self.amend(key, |object| object.content_type = content_type.into());
     }

@@ -18,7 +18,7 @@ use std::sync::LazyLock;
 
 use bytes::Bytes;
 
-/// As long as a connection writes at once, so that not many writes are short ones.
+/// The size of a connection's writes, so that few writes are short.
 const BLOCK_BYTES: u64 = 256 * 1024;
 /// Bytes at a block's beginning that no other block shares.
 const HEAD_BYTES: u64 = 4096;

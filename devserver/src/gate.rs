@@ -1,5 +1,5 @@
 //! Before s3s: counting, delays, throttling, the wrong-region answers; behind it:
-//! what S3 answers otherwise than s3s.
+//! answers in which S3 differs from s3s.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

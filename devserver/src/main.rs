@@ -53,7 +53,7 @@ struct Args {
     /// The region that requests must be signed for; any, unless given
     #[arg(long, value_name = "REGION")]
     region: Option<String>,
-    /// Lets everybody read, without a signature
+    /// Allow reads without a signature
     #[arg(long)]
     public: bool,
     /// Puts a proxy in front of it, which breaks answers as lines on standard input say: `add get

@@ -162,7 +162,7 @@ impl Objects {
         existed
     }
 
-    /// Changes what is said about an object but not its bytes. Whether there was such an object.
+    /// Changes an object's attributes but not its bytes. True if there was such an object.
     pub(crate) fn amend(&mut self, key: &str, change: impl FnOnce(&mut Object)) -> bool {
         let Some(mut object) = self.get(key) else { return false };
         change(Arc::make_mut(&mut object));

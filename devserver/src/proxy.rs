@@ -91,7 +91,7 @@ pub enum Fault {
     IgnoreStartAfter,
     /// A listing's keys are written as they are, whatever its `encoding-type` says.
     IgnoreEncodingType,
-    /// A page of a listing says that it is followed by itself.
+    /// A page of a listing says that it is its own next page.
     RepeatToken,
     /// A page of a listing is the first one again.
     BackwardsPage,

@@ -205,7 +205,7 @@ impl Server {
         self.counters.log()
     }
 
-    /// Starts counting and logging anew.
+    /// Resets counts and log.
     pub fn reset(&self) {
         self.counters.reset();
     }

@@ -301,7 +301,7 @@ impl S3 for Service {
         request: S3Request<GetBucketLocationInput>,
     ) -> S3Result<S3Response<GetBucketLocationOutput>> {
         let region = self.bucket(&request.input.bucket)?.read().region.clone();
-        // us-east-1 is told by an empty element, as in the days when there was no other.
+        // us-east-1 is an empty element, for historical reasons.
         let region = region.filter(|region| region != ENDPOINT_REGION).unwrap_or_default();
         Ok(S3Response::new(GetBucketLocationOutput {
             location_constraint: Some(BucketLocationConstraint::from(region)),
@@ -354,7 +354,7 @@ struct Listing<'a> {
     delimiter: &'a str,
     from: Option<Position>,
     max_keys: usize,
-    /// The page claims to be followed by itself.
+    /// The page claims that it is its own next page.
     repeats: bool,
 }
 

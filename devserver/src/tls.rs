@@ -1,4 +1,4 @@
-//! A certificate made for one run, and what speaks TLS with it.
+//! A certificate made for one run, and the TLS acceptor that uses it.
 
 use std::io;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The generated data set, and what reading it must give.
+//! The generated data set, and the expected result of reading it.
 
 use devserver::Bucket;
 

@@ -22,7 +22,7 @@ const MEMORY_BUDGET: &str = "1GiB";
 
 /// The first argument that makes this program the daemon.
 pub(crate) const AS_DAEMON: &str = "--as-daemon";
-/// The daemon tells of every failure at its start within 10 s.
+/// The daemon reports every failure at its start within 10 s.
 const START_LIMIT: Duration = Duration::from_secs(15);
 /// It unmounts at once, lazily if it must.
 const END_LIMIT: Duration = Duration::from_secs(10);

@@ -24,7 +24,7 @@ pub(crate) fn program(home: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fasts3-mount"));
     command.env_clear().env("HOME", home).env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command.env("AWS_EC2_METADATA_DISABLED", "true");
-    // Control sockets, too, are of the test alone.
+    // The control sockets belong to this test only.
     command.env("RUNTIME_DIRECTORY", home.join("run"));
     command.stdin(Stdio::null());
     command
@@ -46,7 +46,7 @@ pub(crate) fn skipped(reason: &str) -> bool {
     false
 }
 
-/// The same of what every machine that runs CI must have: there the test fails.
+/// The same for a requirement of CI: there the test fails.
 pub(crate) fn skipped_but_not_in_ci(reason: &str) -> bool {
     assert!(std::env::var_os("CI").is_none(), "CI must run every test, but {reason}");
     skipped(reason)
@@ -57,7 +57,7 @@ pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root() || skipped("only root can do this")
 }
 
-/// Waits until it is so.
+/// Waits until the condition holds.
 pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
@@ -96,7 +96,7 @@ impl Scene {
         Self { server, folder, proxy: None }
     }
 
-    /// With a proxy between program and server, which breaks nothing yet.
+    /// With a proxy between program and server, without faults at first.
     pub(crate) fn with_proxy() -> Self {
         let scene = Self::new();
         let proxy = FaultProxy::start_blocking(scene.server.address()).unwrap();
@@ -136,7 +136,7 @@ impl Scene {
         self.proxy.as_ref().expect("made with a proxy").add(rule)
     }
 
-    /// Mounts the whole bucket; what it was asked for so far is forgotten.
+    /// Mounts the whole bucket, and forgets the requests so far.
     pub(crate) fn mount(self, options: &[&str]) -> Mount {
         self.mount_as("data", options)
     }
@@ -197,7 +197,7 @@ impl Daemon {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
-    /// Waits for the end that something else has brought about: exit code and log.
+    /// Waits for an end that has another cause: exit code and log.
     pub(crate) fn ended(&mut self) -> (Option<i32>, String) {
         let status = self.wait().expect("the daemon ends");
         (status.code(), self.log())
@@ -256,7 +256,7 @@ impl Drop for Daemon {
 
 /// A mounted bucket.
 pub(crate) struct Mount {
-    // Before the server, which it would otherwise miss while it ends.
+    // Dropped before the server, which it needs while it ends.
     pub(crate) daemon: Daemon,
     pub(crate) scene: Scene,
 }
@@ -271,13 +271,13 @@ impl Mount {
         self.scene.bucket()
     }
 
-    /// What was asked of the server since the mount, or the last call of [`Self::forget_counts`].
+    /// The server's counts since the mount, or the last call of [`Self::forget_counts`].
     pub(crate) fn counts(&self) -> Counts {
         self.scene.server.counts()
     }
 
-    /// Counts from here on. A lookup asks for more than it answers from, so what nobody waits for
-    /// any more may still be on its way.
+    /// Counts from here on. A lookup sends more requests than it needs to answer, so some of them
+    /// may still be in flight.
     pub(crate) fn forget_counts(&self) {
         let mut seen = None;
         eventually("a quiet server", || {

@@ -20,7 +20,7 @@ fn run_as(program: &str, path: &Path, uid: u32, gid: u32) -> Output {
     Command::new(program).arg(path).uid(uid).gid(gid).output().unwrap()
 }
 
-/// Lets everybody reach the mountpoint, which is in a private folder.
+/// Lets every user reach the mountpoint, which is in a private folder.
 fn open_the_way(scene: &Scene) {
     let everybody = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(scene.folder.path(), everybody).unwrap();
@@ -200,7 +200,7 @@ fn inode_numbers_are_stable_and_name_one_thing_each() {
     assert_eq!(first.len(), 600);
     assert_eq!(first.values().collect::<std::collections::HashSet<_>>().len(), 600);
     assert_eq!(numbers(), first);
-    // Over the end of the listing's life as well, by which it has been fetched again.
+    // Also beyond the listing's TTL, after which it was fetched again.
     let lists = mount.counts().list;
     eventually("another listing", || {
         assert_eq!(numbers(), first);

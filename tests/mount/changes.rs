@@ -17,7 +17,7 @@ fn version(number: u8) -> Vec<u8> {
     vec![number; MIB + usize::from(number)]
 }
 
-/// Reads until the new truth is seen: until then it is ESTALE, or all of the old version.
+/// Reads until the new version is seen: until then it is ESTALE, or all of the old version.
 fn eventually_reads(mount: &Mount, key: &str, new: &[u8], old: Option<&[u8]>) {
     eventually("the new version", || match mount.read(key) {
         Ok(bytes) if bytes == new => true,
@@ -167,7 +167,7 @@ fn after_a_stale_read_the_next_open_sees_the_new_truth() {
     let scene = Scene::new();
     scene.bucket().put("d/object", version(1));
     scene.bucket().put("d/gone", version(1));
-    // Nothing here ends by time: only the ESTALE tells that the names are old.
+    // Nothing expires here: only the ESTALE shows that the names are old.
     let mount = scene.mount(&["--metadata-ttl=1h"]);
     assert_eq!(mount.names("d"), ["gone", "object"]);
     let file = File::open(mount.path("d/object")).unwrap();
@@ -175,7 +175,7 @@ fn after_a_stale_read_the_next_open_sees_the_new_truth() {
     assert_eq!(errno(file.read_at(&mut [0; 10], 0)), Some(libc::ESTALE));
     assert!(mount.read("d/object").unwrap() == version(2));
 
-    // The same of an object that is gone, which its directory then does not show either.
+    // The same for a deleted object, which its directory then does not show either.
     let file = File::open(mount.path("d/gone")).unwrap();
     mount.bucket().delete("d/gone");
     assert_eq!(errno(file.read_at(&mut [0; 10], 0)), Some(libc::ESTALE));
@@ -198,7 +198,7 @@ fn a_stale_file_that_is_read_again_and_again_costs_its_directory_one_listing() {
     mount.bucket().put("d/object", version(2));
     mount.forget_counts();
     for _ in 0..5 {
-        // As a program does that goes on with what it has open, beside others that look around.
+        // A program keeps reading an open file while others look around.
         assert_eq!(errno(file.read_at(&mut [0; 10], 0)), Some(libc::ESTALE));
         assert_eq!(mount.names("d"), ["object", "other"]);
         assert_eq!(std::fs::metadata(mount.path("d/object")).unwrap().len(), (1 << 20) + 2);
@@ -251,7 +251,7 @@ fn a_listing_is_believed_for_as_long_as_it_may_be() {
     let mount = scene.mount(&["--metadata-ttl=indefinite"]);
     assert_eq!(mount.names("d"), ["a"]);
     mount.bucket().put("d/b", "b");
-    // A mount that does not believe for ever has seen by now what has changed.
+    // A mount with a finite TTL has seen the change by now.
     let second = mount.scene.folder.path().join("second");
     std::fs::create_dir(&second).unwrap();
     let mut command = mount.scene.program();
@@ -302,7 +302,7 @@ fn an_object_becomes_a_directory_and_an_object_again() {
     eventually("the object", || mount.read("name").is_ok_and(|bytes| bytes == b"bytes"));
 }
 
-/// Linux 6.16 can be told that names are old.
+/// Since Linux 6.16 the kernel can be told that names are old.
 fn kernel_can_be_told() -> bool {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());

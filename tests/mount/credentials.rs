@@ -16,7 +16,7 @@ use crate::common::{Daemon, Mount, Scene, can_mount, errno};
 /// Secrets, which no log may show.
 const TOKENS: [&str; 2] = ["old-token-of-this-test", "new-token-of-this-test"];
 
-/// The program, told of credentials by a file only.
+/// The program, with credentials from a file only.
 fn program(scene: &Scene, name: &str, file: &Path) -> Command {
     let mut command = scene.program();
     command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY").env(name, file);
@@ -44,7 +44,7 @@ fn rotated(scene: &Scene) -> (PathBuf, impl Fn(&str) + use<>) {
     (file, write)
 }
 
-/// From now on the old token is no good.
+/// From now on the old token is refused.
 fn expire(mount: &Mount) -> Applied {
     mount.add(Rule::new(
         |request| {
@@ -145,8 +145,8 @@ fn a_credential_process_runs_once_for_all_who_were_refused() {
     no_secrets(mount);
 }
 
-/// A security token service: gives the store's keys to whoever brings a web identity, with a
-/// session token that tells which. Ends when dropped.
+/// A security token service: gives the store's keys for a web identity, with a session
+/// token that tells which. Ends when dropped.
 struct TokenService {
     address: SocketAddr,
     asked: Arc<AtomicUsize>,
@@ -286,7 +286,7 @@ fn a_head_that_is_refused_without_a_reason_is_signed_anew_once_in_a_while() {
             let refused = content_type(&mount, &format!("d/{key}"));
             assert_eq!(errno(refused), Some(libc::EACCES));
         }
-        // One more on a machine that is so busy that a minute has passed.
+        // One more if the machine is so busy that a minute has passed.
         assert!((4..=5).contains(&denied.hits()), "{}", denied.hits());
         no_secrets(mount);
     }

@@ -258,7 +258,7 @@ fn what_stays_broken_is_an_error_and_never_less_data() {
             let mount = &mount;
             threads.spawn(move || {
                 mount.add(Rule::on_get(key, fault));
-                // Past the page cache, for which the kernel asks twice for what has failed once.
+                // Past the page cache, because the kernel repeats a failed read through it.
                 let mut bytes = vec![0; 100_000];
                 let read = open_directly(&mount.path(key)).read_at(&mut bytes, 0);
                 assert_eq!(errno(read), Some(libc::EIO), "{key}");

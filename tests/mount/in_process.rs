@@ -1,5 +1,5 @@
-//! A mount in this very process, of a store that the test has made: for what no server can be made
-//! to do, and for what the kernel is told.
+//! A mount in this process, of a store that the test makes: for faults that no server can be made
+//! to show, and for notifications of the kernel.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

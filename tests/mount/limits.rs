@@ -13,7 +13,7 @@ use crate::reads::most_resident_bytes;
 
 const MIB: u64 = 1 << 20;
 
-/// Raises what this process may open, which the tests beside this one do not mind.
+/// Raises the limit of open files of this process, which does not disturb other tests.
 fn files_at_most() -> u64 {
     let maximum = getrlimit(Resource::Nofile).maximum;
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
@@ -29,13 +29,13 @@ fn ten_thousand_files_are_read_at_once() {
     if !can_mount() {
         return;
     }
-    // A third of what may be open is for the tests beside this one.
+    // A third of the limit is left for other tests.
     let readers = FILES.min(files_at_most() / 3 * 2);
     let scene = Scene::new();
     let size = BYTES;
     let family = Family { prefix: String::new(), count: FILES, size, suffix: String::new() };
     scene.bucket().put_family(family);
-    // Nothing comes before all wait, however long that takes.
+    // The store answers nothing before all readers wait, however long that takes.
     let mount = scene.mount(&["--memory-budget=32MiB", "--io-timeout=10m", "--metadata-ttl=1h"]);
     let names = mount.names("");
     assert_eq!(names.len() as u64, FILES);
@@ -68,7 +68,7 @@ fn ten_thousand_files_are_read_at_once() {
             std::thread::sleep(Duration::from_millis(20));
         }
         assert_eq!(right.load(Relaxed), 0);
-        // Beside them the names are there.
+        // Meanwhile names are answered.
         assert_eq!(mount.names("").len() as u64, FILES);
         mount.scene.server.set_first_byte_latency(Duration::ZERO);
         begun
@@ -136,7 +136,7 @@ fn two_hundred_and_fifty_six_open_files_are_enough() {
     assert!(!log.contains("Too many open files"), "{log}");
 }
 
-/// A GET that takes long because the network is slow is not one that is silent.
+/// A GET that is slow because of the network is not silent.
 #[test]
 fn on_a_slow_network_no_more_bodies_are_under_way_than_there_are_connections() {
     const FILES: usize = 16;

@@ -30,7 +30,7 @@ fn mount_of(key: &str, size: u64, options: &[&str]) -> Mount {
     mount
 }
 
-/// Reads all of it, which must be right; how long it took.
+/// Reads all of it, which must be right. Returns the time it took.
 fn read_right(mount: &Mount, key: &str) -> Duration {
     let start = Instant::now();
     let bytes = mount.read(key).unwrap();
@@ -64,7 +64,7 @@ fn a_store_that_says_when_to_come_back_is_asked_then() {
     assert_eq!(refused.hits(), 1);
 }
 
-/// E6: what fails for ever is EIO at the time limit, once for both of the kernel's askings.
+/// E6: a lasting failure is EIO at the time limit, once for both requests of the kernel.
 #[test]
 fn what_fails_for_ever_is_an_error_at_the_time_limit() {
     if !can_mount() {
@@ -124,7 +124,7 @@ fn bytes_that_do_not_sum_up_to_what_the_store_tells_are_asked_for_again() {
     let first = open_directly(&mount.path("always")).read_at(&mut [0; 4096], 0);
     assert_eq!(errno(first), Some(libc::EIO));
     assert_eq!(always.hits(), 5);
-    // There is no sum of a body that broke: it goes on from where it stopped.
+    // A body that broke has no checksum: it continues from where it stopped.
     mount.forget_counts();
     let broken = mount.add(Rule::on_get("broken", Fault::Truncate { after: 150_000 }).times(1));
     assert!(mount.read("broken").unwrap() == bytes);
@@ -267,12 +267,12 @@ fn an_expired_token_and_a_wrong_clock_cost_one_more_request() {
         let refused = mount.add(Rule::on_get("object", refusal.clone()).times(1));
         read_right(&mount, "object");
         assert_eq!((refused.hits(), mount.counts().get), (1, 1), "{refusal:?}");
-        // For ever, it is a refusal like any other.
+        // If it lasts, it is a refusal like any other.
         let mount = mount_of("object", 100_000, &[]);
         let refused = mount.add(Rule::on_get("object", refusal.clone()));
         let read = open_directly(&mount.path("object")).read_at(&mut [0; 4096], 0);
         assert_eq!((errno(read), refused.hits()), (Some(libc::EACCES), 2), "{refusal:?}");
-        // And so it is for listings.
+        // The same for listings.
         let scene = Scene::with_proxy();
         scene.bucket().put("file", "");
         let mount = scene.mount(&[]);
@@ -402,7 +402,7 @@ fn sixty_four_stalled_readers_are_in_nobodys_way() {
             Command::new("cat").arg(path).stdout(std::process::Stdio::null()).spawn().unwrap()
         })
         .collect();
-    // Each at least once, and some again: these were overdue.
+    // Each at least once, and the overdue ones again.
     eventually("all to wait", || stalled.hits() > 64);
     let start = Instant::now();
     assert_eq!(mount.names("well").len(), 20);

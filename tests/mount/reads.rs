@@ -1,4 +1,4 @@
-//! Bytes: the right ones, all of them, wherever and by however many they are asked for.
+//! Bytes: the right ones, all of them, at any offset and for any number of readers.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
@@ -109,7 +109,7 @@ fn hundreds_of_threads_read_one_file() {
             let mount = &mount;
             threads.spawn(move || {
                 let file = File::open(mount.path("object")).unwrap();
-                // A place of its own, one that it shares with all, and one beyond a border.
+                // An offset of its own, a shared one, and one beyond a border.
                 check_range(mount, &file, "object", size / THREADS * thread, size / THREADS);
                 check_range(mount, &file, "object", 5 * MIB - 7, 14);
                 check_range(mount, &file, "object", size - 1 - thread * 100, 5 * KIB);
@@ -154,7 +154,7 @@ fn hundreds_of_threads_read_many_files() {
     assert!(mount.counts().get <= FILES, "readers of one file share its GET");
 }
 
-/// The most memory that a process has had, of its own.
+/// The peak of a process's own memory.
 pub(crate) fn most_resident_bytes(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();

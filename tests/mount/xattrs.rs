@@ -1,4 +1,4 @@
-//! Extended attributes: what they say, and what asking for them costs.
+//! Extended attributes: their values, and the cost of asking for them.
 
 use std::path::Path;
 use std::process::Command;
@@ -116,7 +116,7 @@ fn a_refused_head_is_eacces_and_not_remembered() {
     let path = mount.path("file");
     std::fs::metadata(&path).unwrap();
     let denied = Fault::Status { status: 403, code: "AccessDenied".into() };
-    // A HEAD's refusal does not say why, so the first is laid to the credentials (E9).
+    // A HEAD's refusal gives no reason, so the first is taken for one of the credentials (E9).
     mount.add(Rule::new(|request| request.kind() == Kind::Head, denied).times(2));
     assert_eq!(value(&path, "user.s3.storage-class"), Err(Some(libc::EACCES)));
     assert_eq!(value(&path, "user.s3.storage-class").unwrap(), "STANDARD");

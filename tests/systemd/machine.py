@@ -187,7 +187,7 @@ class Machine:
 
     @contextlib.contextmanager
     def beside(self, *words, seconds=300):
-        """A process that goes on beside the test, and is killed behind it."""
+        """A process that runs during the test and is killed after it."""
         with subprocess.Popen(self.command(*words, seconds=seconds), stdin=subprocess.DEVNULL,
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                               process_group=0) as process:

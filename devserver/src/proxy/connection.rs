@@ -77,7 +77,7 @@ pub(super) async fn relay(client: TcpStream, target: SocketAddr, rules: &Rules) 
     Ok(())
 }
 
-/// Hands the answer on, with its fault; whether the connection may go on.
+/// Forwards the answer, with its fault. True if the connection can be used further.
 async fn answer(
     client: &mut Reader,
     server: &mut Reader,
