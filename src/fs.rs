@@ -12,8 +12,8 @@ use crate::base::layout::{BLOCK_BYTES, Layout, WHOLE_OBJECT_BYTES};
 pub use crate::cache::Taker;
 use crate::cache::{ChunkCache, Data, Purpose};
 pub use crate::errno::FsError;
-pub use crate::names::Known;
-use crate::names::{Ino, Names, NamesConfig, Node, NodeKind, Place, ScanEntry};
+pub use crate::names::KernelName;
+use crate::names::{Ino, Names, NamesConfig, Node, NodeKind, ScanEntry, SiblingPosition};
 use crate::readahead::siblings::{self, Access, Directory, Siblings};
 use crate::readahead::streams::{Limits, Pace, Readers};
 use crate::stats::Stats;
@@ -308,7 +308,7 @@ impl BucketFs {
 
     /// A small file is read: fetches those of its siblings that will probably be read next.
     fn read_siblings_ahead(&self, ino: Ino, object: &ObjectMeta, from_start: bool, cached: bool) {
-        let Some(place) = self.namespace.place(ino, object) else { return };
+        let Some(place) = self.namespace.sibling_position(ino, object) else { return };
         let served_bytes = self.stats.bytes_served.get();
         let access = Access { index: place.index, from_start, cached, served_bytes };
         let mut chosen = self.siblings.read(&place, access);
@@ -319,7 +319,7 @@ impl BucketFs {
     }
 
     /// Begins to fetch a file whole. False if it is there already, or there is no room.
-    fn fetch_sibling(&self, place: &Place, index: usize) -> bool {
+    fn fetch_sibling(&self, place: &SiblingPosition, index: usize) -> bool {
         let Some((ino, object)) = place.file(index) else { return false };
         if self.cache.holds(ino) {
             return false;
@@ -383,8 +383,8 @@ impl BucketFs {
     }
 
     /// What the kernel knows: each inode with the directory and the name by which it may know it.
-    pub fn known(&self) -> Vec<Known> {
-        self.namespace.known()
+    pub fn known(&self) -> Vec<KernelName> {
+        self.namespace.kernel_names()
     }
 
     fn entry(&self, node: &Node) -> Entry {
@@ -410,7 +410,7 @@ fn directory_entry<'a>(item: &ScanEntry<'a>) -> DirectoryEntry<'a> {
     DirectoryEntry { name: item.name, ino: item.ino, kind, cookie: item.cookie }
 }
 
-impl Directory for Place {
+impl Directory for SiblingPosition {
     fn path(&self) -> &Arc<str> {
         self.listing.prefix()
     }

@@ -205,7 +205,7 @@ fn within_a_value(lines: impl Iterator<Item = String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::names::tree::Hidden;
+    use crate::names::rules::Hidden;
 
     #[test]
     fn x3_hidden_keys_are_told_one_a_line_as_many_as_a_value_holds() {

@@ -11,7 +11,7 @@ use fuser::{INodeNo, Notifier};
 use tokio::task::spawn_blocking;
 
 use super::mount::Mounted;
-use crate::fs::Known;
+use crate::fs::KernelName;
 use crate::names::Ino;
 
 /// `FUSE_NOTIFY_INVAL_ENTRY`, since protocol 7.12.
@@ -51,7 +51,11 @@ impl Mounted {
     ///
     /// The kernel may wait for requests in progress, so this must not run on a thread that answers
     /// them.
-    pub fn expire_names(&self, directories: &[Ino], known: impl FnOnce() -> Vec<Known>) -> Expired {
+    pub fn expire_names(
+        &self,
+        directories: &[Ino],
+        known: impl FnOnce() -> Vec<KernelName>,
+    ) -> Expired {
         let expired = if (&self.device).write_all(&message(INC_EPOCH, &[])).is_ok() {
             Expired::AtOnce
         } else {
@@ -70,10 +74,10 @@ impl Mounted {
     ///
     /// The names of directories stay: before Linux 6.2 the kernel would cut a directory off from its
     /// path while programs work in it. The names in it are looked up again all the same.
-    pub fn expire_each(&self, known: &[Known]) -> Expired {
+    pub fn expire_each(&self, known: &[KernelName]) -> Expired {
         let begun = Instant::now();
         let mut names = 0;
-        for Known { parent, name, .. } in known.iter().filter(|known| !known.is_directory) {
+        for KernelName { parent, name, .. } in known.iter().filter(|known| !known.is_directory) {
             if begun.elapsed() > LONGEST_EXPIRING {
                 return Expired::OneByOne { names, all: false };
             }
@@ -93,8 +97,8 @@ impl Mounted {
 
     /// Makes the kernel forget these names and the pages of their files. It waits for reads of them
     /// in progress, so this must not run on a thread that answers requests.
-    pub fn forget(&self, known: &[Known]) {
-        for Known { ino, parent, name, .. } in known {
+    pub fn forget(&self, known: &[KernelName]) {
+        for KernelName { ino, parent, name, .. } in known {
             // What it has forgotten already is an error, which is as well.
             let _ = self.notifier.inval_entry(INodeNo(*parent), name.as_ref());
             // From the first byte to the last: 0 is "to the end".

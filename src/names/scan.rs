@@ -8,25 +8,26 @@ use std::sync::Arc;
 
 use tokio::time::{Duration, Instant};
 
-use super::listing::Listing;
-use super::{FOREVER, Ino, Inode, Names, Node, ROOT};
+use super::asking::shared::Names;
+use super::entries::listing::Listing;
+use super::entries::node::{FOREVER, Ino, Inode, Node, ROOT};
 
 const DOTS: [&[u8]; 2] = [b".", b".."];
 
 /// Where a scan goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Position {
+pub(crate) struct ScanPosition {
     /// The listing that it was on.
-    pub(super) generation: u32,
+    pub(crate) generation: u32,
     /// How many of `.` and `..` have been taken.
-    pub(super) dots: usize,
+    pub(crate) dots: usize,
     /// How many entries behind them have been taken.
-    pub(super) entries: usize,
+    pub(crate) entries: usize,
 }
 
-impl Position {
+impl ScanPosition {
     /// What a cookie stands for; `None` for the beginning.
-    pub(super) fn of_cookie(cookie: u64) -> Option<Self> {
+    pub(crate) fn of_cookie(cookie: u64) -> Option<Self> {
         let taken = usize::try_from(cookie & u64::from(u32::MAX)).expect("32 bits");
         let generation = u32::try_from(cookie >> 32).expect("32 bits");
         let dots = taken.min(DOTS.len());
@@ -67,7 +68,7 @@ pub struct ScanEntry<'a> {
 }
 
 impl Scan {
-    pub(super) fn new(
+    pub(crate) fn new(
         listing: Arc<Listing>,
         (dots, index): (usize, usize),
         (ino, parent): (Ino, Ino),
@@ -83,13 +84,13 @@ impl Scan {
             name: DOTS[dot],
             ino: [self.ino, self.parent][dot],
             is_directory: true,
-            cookie: Position { generation, dots: dot + 1, entries: 0 }.cookie(),
+            cookie: ScanPosition { generation, dots: dot + 1, entries: 0 }.cookie(),
             scan: self,
             index: None,
         });
         let entries = (self.index..self.listing.len()).map(move |index| {
             let ((name, is_directory), ino) = self.listing.entry(index);
-            let cookie = Position { generation, dots: DOTS.len(), entries: index + 1 }.cookie();
+            let cookie = ScanPosition { generation, dots: DOTS.len(), entries: index + 1 }.cookie();
             ScanEntry { name, ino, is_directory, cookie, scan: self, index: Some(index) }
         });
         dots.chain(entries)
@@ -99,9 +100,9 @@ impl Scan {
 impl Names {
     /// A scan's entry with its attributes, as readdirplus wants it.
     pub fn node(&self, entry: &ScanEntry<'_>) -> Node {
-        let mut state = self.state.lock();
+        let mut names = self.known();
         // What the kernel knows by a number does not change, were it only a fraction of a second.
-        let known = state.inodes.get(entry.ino).cloned();
+        let known = names.inodes.get(entry.ino).cloned();
         let listing = &entry.scan.listing;
         let (inode, ttl) = if let Some(index) = entry.index {
             (known.unwrap_or_else(|| listing.inode(index)), entry.scan.name_ttl)
@@ -109,7 +110,7 @@ impl Names {
             let own = || Inode::Directory(listing.prefix().clone());
             (known.unwrap_or_else(own), self.config.metadata_ttl.unwrap_or(FOREVER))
         };
-        state.node(entry.ino, &inode, ttl, Instant::now())
+        names.node(entry.ino, &inode, ttl, Instant::now())
     }
 
     /// Counts one kernel lookup of an entry that readdirplus has handed out; the kernel counts
@@ -118,7 +119,7 @@ impl Names {
         let Some(index) = entry.index else { return };
         debug_assert_ne!(entry.ino, ROOT, "the root is nobody's entry");
         let inode = entry.scan.listing.inode(index);
-        self.state.lock().remember(entry.ino, &inode);
+        self.known().remember(entry.ino, &inode);
     }
 }
 
@@ -128,12 +129,12 @@ mod tests {
 
     #[test]
     fn a_cookie_gives_its_position_back_and_is_a_positive_offset() {
-        assert_eq!(Position::of_cookie(0), None);
+        assert_eq!(ScanPosition::of_cookie(0), None);
         for (dots, entries) in [(1, 0), (2, 0), (2, 1), (2, 1_000_000)] {
             for generation in [1, 2, u32::MAX >> 1] {
-                let position = Position { generation, dots, entries };
+                let position = ScanPosition { generation, dots, entries };
                 let cookie = position.cookie();
-                assert_eq!(Position::of_cookie(cookie), Some(position));
+                assert_eq!(ScanPosition::of_cookie(cookie), Some(position));
                 assert!(i64::try_from(cookie).is_ok_and(|offset| offset > 0));
             }
         }

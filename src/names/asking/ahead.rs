@@ -10,14 +10,15 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::directories::Expiry;
-use super::flat::{Flat, Proved};
-use super::growing::{Grower, Growing};
-use super::listing::Rest;
-use super::split::StartAfter;
-use super::state::State;
-use super::walk::{Ahead, Run};
-use super::{Names, show};
+use super::list::show;
+use super::shared::Names;
+use crate::names::asking::flat::{Flat, Proved};
+use crate::names::asking::plan::StartAfter;
+use crate::names::asking::shared::State;
+use crate::names::entries::assembly::Rest;
+use crate::names::known::expiry::Expiry;
+use crate::names::known::progress::{Grower, Growing};
+use crate::names::known::walk::{Ahead, Run};
 use crate::store::{ListFrom, ListPage, ListRequest, Nonsense, StoreError, check_page};
 
 /// Pages of one directory after which it is left out: it is worth a listing of its own.
@@ -42,7 +43,7 @@ struct Running {
 
 impl Names {
     /// Begins to list what is worth it.
-    pub(super) fn list_ahead(self: &Arc<Self>, state: &mut State, ahead: Vec<Ahead>, now: Instant) {
+    pub(crate) fn list_ahead(self: &Arc<Self>, state: &mut State, ahead: Vec<Ahead>, now: Instant) {
         for ahead in ahead {
             match ahead {
                 Ahead::Single(directory) => {
@@ -50,12 +51,12 @@ impl Names {
                 }
                 Ahead::Run(_) if state.start_after == StartAfter::Unordered => {}
                 Ahead::Run(run) => {
-                    let epoch = state.directories.epoch();
+                    let epoch = state.known.directories.epoch();
                     let expiry = Expiry::after(now, self.config.metadata_ttl);
                     let Run { parent, directories, most_pages } = run;
                     let Some(first) = directories.first().cloned() else { continue };
                     let open = directories.into_iter().map(|directory| {
-                        let listing = state.directories.listing_begins(&directory, expiry);
+                        let listing = state.known.directories.listing_begins(&directory, expiry);
                         (directory, listing)
                     });
                     let (open, names) = (open.collect(), self.clone());
@@ -121,7 +122,7 @@ impl Running {
             self.leave(&directory);
         }
         let (keys, directories) = self.measured;
-        self.names.state.lock().directories.walk_measured(&self.parent, keys, directories);
+        self.names.known().directories.walk_measured(&self.parent, keys, directories);
     }
 
     async fn page(&self, from: ListFrom) -> Result<ListPage, StoreError> {
@@ -171,7 +172,7 @@ impl Running {
             let (names, now) = (self.names.clone(), Instant::now());
             tokio::spawn(names.list(directory.clone(), now, growing, grower, None));
         } else {
-            state.withdraw(directory, &growing, Instant::now());
+            state.known.withdraw(directory, &growing, Instant::now());
         }
     }
 }

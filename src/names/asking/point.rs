@@ -13,14 +13,19 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-use super::directories::{Expiry, FirstPage};
-use super::flat::{Flat, Proved};
 use super::flight::{Flight, Landing};
-use super::inodes::{Inode, InodeRef};
-use super::listing::{Assembly, Part, Rest};
-use super::split::{Plan, StartAfter};
-use super::state::{Point, PointFlight, State};
-use super::{Names, show, tree};
+use super::list::show;
+use super::shared::Names;
+use crate::names::asking::flat::{Flat, Proved};
+use crate::names::asking::plan::{Plan, StartAfter};
+use crate::names::asking::shared::{PointFlight, State};
+use crate::names::entries::assembly::{Assembly, Rest};
+use crate::names::entries::node::{Inode, InodeRef};
+use crate::names::entries::run::Part;
+use crate::names::known::directories::FirstPage;
+use crate::names::known::expiry::Expiry;
+use crate::names::known::numbers::{Known, Point};
+use crate::names::rules;
 use crate::store::{ListPage, ListRequest, Nonsense, ObjectStore, StoreError, check_page};
 
 /// A directory's own page is waited for as long again as the other answers took, and this: to wait
@@ -44,7 +49,7 @@ enum Own {
 
 impl Names {
     /// The flight that finds out about a key; counts as a miss if it has to start.
-    pub(super) fn point_flight(
+    pub(crate) fn point_flight(
         self: &Arc<Self>,
         state: &mut State,
         prefix: &Arc<str>,
@@ -53,7 +58,7 @@ impl Names {
     ) -> PointFlight {
         if let Some(flight) = state.lookups.get(&key)
             && flight.is_alive()
-            && state.directories.is_current(prefix, flight.epoch())
+            && state.known.directories.is_current(prefix, flight.epoch())
         {
             return flight.clone();
         }
@@ -62,9 +67,9 @@ impl Names {
         // where nothing is believed, or a page proves nothing, there is nothing to learn.
         let is_alone = ttl == Some(Duration::ZERO)
             || state.start_after == StartAfter::Unordered
-            || state.directories.begins_with_files(prefix, now);
+            || state.known.directories.begins_with_files(prefix, now);
         let page_keys = (!is_alone).then_some(self.config.page_keys);
-        let (flight, landing) = Flight::new(state.directories.epoch());
+        let (flight, landing) = Flight::new(state.known.directories.epoch());
         state.lookups.insert(key.clone(), flight.clone());
         tokio::spawn(self.clone().look_up(
             prefix.clone(),
@@ -74,7 +79,7 @@ impl Names {
             landing,
             flight.epoch(),
         ));
-        if state.directories.missed(prefix, ttl) {
+        if state.known.directories.missed(prefix, ttl) {
             self.listing_under_way(state, prefix, now);
         }
         flight
@@ -105,10 +110,10 @@ impl Names {
             } else {
                 Some(self.config.negative_ttl)
             };
-            let found = found.map(|inode| (state.number(inode.by_ref()), inode));
+            let found = found.map(|inode| (state.known.number(inode.by_ref()), inode));
             let point = Point { found, expiry: Expiry::after(asked, ttl), epoch };
-            if state.directories.is_current(&prefix, epoch) {
-                state.points.put(key, point.clone());
+            if state.known.directories.is_current(&prefix, epoch) {
+                state.known.points.put(key, point.clone());
             }
             if let (Some((_, Inode::Directory(below))), Some(_)) = (&point.found, page_keys) {
                 let mut learnt = Learnt { names: &self, state: &mut state, asked, epoch };
@@ -124,11 +129,11 @@ impl Names {
     }
 
     /// A directory is known completely, as it was `asked` for in `epoch`.
-    pub(super) fn learn(&self, state: &mut State, proved: Proved, asked: Instant, epoch: u64) {
+    pub(crate) fn learn(&self, state: &mut State, proved: Proved, asked: Instant, epoch: u64) {
         let Proved { prefix, parts, rest, .. } = proved;
         let now = Instant::now();
         let expiry = Expiry::after(asked, self.config.metadata_ttl);
-        let directories = &mut state.directories;
+        let directories = &mut state.known.directories;
         if !directories.is_current(&prefix, epoch) || directories.needs_nothing(&prefix, now) {
             return;
         }
@@ -164,7 +169,7 @@ impl Learnt<'_> {
                 flat.in_middle_of().map(|directory| &**directory).collect();
             let proved = proved.iter().map(|proved| &proved.prefix);
             for directory in flat.in_middle_of().chain(proved) {
-                let parent = tree::parent_and_name(directory).map(|(parent, _)| parent);
+                let parent = rules::parent_and_name(directory).map(|(parent, _)| parent);
                 if parent.is_some_and(|parent| parent == below || incomplete.contains(parent)) {
                     self.exists(directory);
                 }
@@ -182,15 +187,15 @@ impl Learnt<'_> {
             }
             Ok(Own::Beginning(mut part)) => {
                 let now = Instant::now();
-                let directories = &self.state.directories;
+                let directories = &self.state.known.directories;
                 if !directories.is_current(below, self.epoch)
                     || directories.needs_nothing(below, now)
                 {
                     return;
                 }
                 let first = FirstPage { page, asked: self.asked, epoch: self.epoch };
-                self.state.number_all(below, &mut part, &mut 0);
-                let State { inodes, directories, .. } = &mut *self.state;
+                self.state.known.number_all(below, &mut part, &mut 0);
+                let Known { inodes, directories, .. } = &mut self.state.known;
                 let knows = |prefix: &str| inodes.number(InodeRef::Directory(prefix)).is_some();
                 directories.begins_with(below, first, part, now, knows);
             }
@@ -201,16 +206,16 @@ impl Learnt<'_> {
 
     /// A directory exists, and that is all that is known of it.
     fn exists(&mut self, directory: &Arc<str>) {
-        let Some((parent, _)) = tree::parent_and_name(directory) else { return };
-        if !self.state.directories.is_current(parent, self.epoch) {
+        let Some((parent, _)) = rules::parent_and_name(directory) else { return };
+        if !self.state.known.directories.is_current(parent, self.epoch) {
             return;
         }
         let inode = Inode::Directory(directory.clone());
-        let number = self.state.number(inode.by_ref());
+        let number = self.state.known.number(inode.by_ref());
         let expiry = Expiry::after(self.asked, self.names.config.metadata_ttl);
         let point = Point { found: Some((number, inode)), expiry, epoch: self.epoch };
         let key = directory.strip_suffix('/').unwrap_or(directory);
-        self.state.points.put(key.to_owned(), point);
+        self.state.known.points.put(key.to_owned(), point);
     }
 }
 
@@ -224,7 +229,7 @@ async fn ask(
     page_keys: Option<u16>,
 ) -> Result<Answer, StoreError> {
     let started = Instant::now();
-    let below = tree::directory_prefix(key);
+    let below = rules::directory_prefix(key);
     let own = below.clone().zip(page_keys).map(|(prefix, keys)| {
         let store = store.clone();
         // A task, for to cancel a request costs its connection.

@@ -5,7 +5,7 @@ use tokio::sync::watch;
 /// A task's outcome to come. The task runs to its end even when every caller has gone, for what it
 /// learns is worth keeping.
 #[derive(Clone, Debug)]
-pub(super) struct Flight<T> {
+pub(crate) struct Flight<T> {
     /// The epoch in which the work began: who comes after names were dropped must not be told what
     /// was true before.
     epoch: u64,
@@ -13,28 +13,28 @@ pub(super) struct Flight<T> {
 }
 
 /// Where the task delivers its outcome, once.
-pub(super) type Landing<T> = watch::Sender<Option<T>>;
+pub(crate) type Landing<T> = watch::Sender<Option<T>>;
 
 impl<T: Clone> Flight<T> {
     /// Work that begins in `epoch`.
-    pub(super) fn new(epoch: u64) -> (Self, Landing<T>) {
+    pub(crate) fn new(epoch: u64) -> (Self, Landing<T>) {
         let (landing, outcome) = watch::channel(None);
         (Self { epoch, outcome }, landing)
     }
 
     /// The epoch in which it began.
-    pub(super) fn epoch(&self) -> u64 {
+    pub(crate) fn epoch(&self) -> u64 {
         self.epoch
     }
 
     /// Whether it will come to an outcome: not if its task has died and left the slot as if nobody
     /// were at work.
-    pub(super) fn is_alive(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         self.outcome.has_changed().is_ok() || self.outcome.borrow().is_some()
     }
 
     /// The outcome; `None` if the task died, which it does only when the runtime shuts down.
-    pub(super) async fn land(mut self) -> Option<T> {
+    pub(crate) async fn land(mut self) -> Option<T> {
         self.outcome.wait_for(Option::is_some).await.ok()?.clone()
     }
 }

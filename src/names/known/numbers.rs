@@ -1,68 +1,44 @@
 //! What is known at this moment, behind the namespace's one lock; nothing here waits.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use lru::LruCache;
 use tokio::time::Instant;
 
-use super::directories::{Directories, Expiry};
-use super::flight::Flight;
-use super::growing::Growing;
-use super::inodes::{Inode, InodeRef, Inodes};
-use super::listing::{Listing, Part};
-use super::split::StartAfter;
-use super::{FOREVER, Ino, Node, NodeKind, ROOT, tree};
 use crate::errno::FsError;
-use crate::store::StoreError;
+use crate::names::entries::listing::Listing;
+use crate::names::entries::node::{FOREVER, Ino, Inode, InodeRef, Node, NodeKind, ROOT};
+use crate::names::entries::run::Part;
+use crate::names::known::directories::Directories;
+use crate::names::known::expiry::Expiry;
+use crate::names::known::inodes::Inodes;
+use crate::names::known::progress::Growing;
+use crate::names::rules;
 
 /// Names in a part that are looked for one by one: some 0.3 µs each, where to look through a
 /// thousand answers costs 20.
 const FEW_NAMES: usize = 64;
 
-/// Everything that is known, behind one lock.
-pub(super) struct State {
-    pub(super) inodes: Inodes,
-    pub(super) directories: Directories,
+/// Everything that is known.
+pub(crate) struct Known {
+    pub(crate) inodes: Inodes,
+    pub(crate) directories: Directories,
     /// What single lookups have found, by key (a directory's without its `/`).
-    pub(super) points: LruCache<String, Point>,
-    pub(super) lookups: HashMap<String, PointFlight>,
-    /// What is known of the store.
-    pub(super) start_after: StartAfter,
+    pub(crate) points: LruCache<String, Point>,
 }
 
 /// The answer of a single lookup.
 #[derive(Clone)]
-pub(super) struct Point {
-    pub(super) found: Option<(Ino, Inode)>,
-    pub(super) expiry: Expiry,
-    pub(super) epoch: u64,
+pub(crate) struct Point {
+    pub(crate) found: Option<(Ino, Inode)>,
+    pub(crate) expiry: Expiry,
+    pub(crate) epoch: u64,
 }
 
-pub(super) type PointFlight = Flight<Result<Point, StoreError>>;
-
-impl State {
-    /// A listing has found out how the store lists. That it does not begin where it is told to is
-    /// not remembered: it may have been busy or out of reach.
-    pub(super) fn found_out(&mut self, start_after: StartAfter) {
-        match (self.start_after, start_after) {
-            (StartAfter::Untried, StartAfter::Works) => self.start_after = start_after,
-            (known, StartAfter::Unordered) if known != start_after => {
-                self.start_after = start_after;
-                tracing::info!(
-                    "the store does not list in key order: its directories are listed one page after \
-                     the other, and shown when all of their pages are there"
-                );
-                // Some of it may rest on an order that there was not.
-                self.directories.drop_all_names(Instant::now());
-            }
-            _ => {}
-        }
-    }
-
+impl Known {
     /// The prefix of a directory that the kernel knows.
-    pub(super) fn directory(&self, ino: Ino) -> Result<Arc<str>, FsError> {
+    pub(crate) fn directory(&self, ino: Ino) -> Result<Arc<str>, FsError> {
         match self.inodes.get(ino) {
             Some(Inode::Directory(prefix)) => Ok(prefix.clone()),
             Some(Inode::File(_)) => Err(FsError::NotADirectory),
@@ -71,14 +47,14 @@ impl State {
     }
 
     /// The number behind `..`. The kernel knows a directory's parent as long as the directory.
-    pub(super) fn parent(&self, ino: Ino, prefix: &str) -> Ino {
-        let above = tree::parent_and_name(prefix).filter(|_| ino != ROOT);
+    pub(crate) fn parent(&self, ino: Ino, prefix: &str) -> Ino {
+        let above = rules::parent_and_name(prefix).filter(|_| ino != ROOT);
         above.and_then(|(above, _)| self.inodes.number(InodeRef::Directory(above))).unwrap_or(ROOT)
     }
 
     /// What is believed of a name without asking, and for how long: of what it names, or that
     /// there is no such name.
-    pub(super) fn believed(
+    pub(crate) fn believed(
         &mut self,
         prefix: &str,
         name: &[u8],
@@ -99,7 +75,7 @@ impl State {
     }
 
     /// Answers a lookup and counts it.
-    pub(super) fn give(
+    pub(crate) fn give(
         &mut self,
         found: Option<(Ino, Inode)>,
         ttl: Duration,
@@ -113,7 +89,7 @@ impl State {
     }
 
     /// Counts one kernel lookup.
-    pub(super) fn remember(&mut self, ino: Ino, inode: &Inode) {
+    pub(crate) fn remember(&mut self, ino: Ino, inode: &Inode) {
         self.inodes.remember(ino, inode);
         if let Inode::Directory(prefix) = inode {
             self.directories.known(prefix);
@@ -121,7 +97,7 @@ impl State {
     }
 
     /// An inode as the kernel is told of it.
-    pub(super) fn node(
+    pub(crate) fn node(
         &mut self,
         ino: Ino,
         inode: &Inode,
@@ -141,7 +117,7 @@ impl State {
     }
 
     /// A listing that was begun is not made after all, and nobody waits for it.
-    pub(super) fn withdraw(&mut self, prefix: &str, growing: &Growing, now: Instant) {
+    pub(crate) fn withdraw(&mut self, prefix: &str, growing: &Growing, now: Instant) {
         self.directories.withdraw(prefix, growing);
         if self.inodes.number(InodeRef::Directory(prefix)).is_none() {
             self.directories.release(prefix, now);
@@ -149,14 +125,14 @@ impl State {
     }
 
     /// How long the names of a listing are believed: not at all when there is a newer one.
-    pub(super) fn listing_ttl(&self, listing: &Listing, now: Instant) -> Duration {
+    pub(crate) fn listing_ttl(&self, listing: &Listing, now: Instant) -> Duration {
         let ttl = self.directories.ttl(listing.prefix(), listing.generation(), now);
         ttl.unwrap_or_default()
     }
 
     /// Numbers the entries of the directory `prefix` that come behind those before; `hint`, 0 at
     /// first, is where they are likely to stand in the newest listing.
-    pub(super) fn number_all(&mut self, prefix: &str, part: &mut Part, hint: &mut usize) {
+    pub(crate) fn number_all(&mut self, prefix: &str, part: &mut Part, hint: &mut usize) {
         let newest = self.directories.newest(prefix).cloned();
         // A few are looked for one by one, which costs less than to look through what is known.
         let any_held =
@@ -204,10 +180,10 @@ impl State {
 
     /// The number of what a listing or a HEAD has shown: the one that anybody still holds for it,
     /// else a new one.
-    pub(super) fn number(&mut self, of: InodeRef<'_>) -> Ino {
+    pub(crate) fn number(&mut self, of: InodeRef<'_>) -> Ino {
         let key = of.key();
         let held = self.inodes.number(of).or_else(|| {
-            let (directory, _) = tree::parent_and_name(key)?;
+            let (directory, _) = rules::parent_and_name(key)?;
             self.directories.number(directory, of)
         });
         let held = held.or_else(|| {

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::directories::Expiry;
-use super::listing::Listing;
 use crate::errno::FsError;
+use crate::names::entries::listing::Listing;
+use crate::names::known::expiry::Expiry;
 
 /// Parts of a listing that one scan looks at in one piece: some thousand entries, more than any
 /// reply to the kernel holds.
@@ -15,31 +15,31 @@ const PARTS_AT_ONCE: usize = 4;
 /// A listing under way, for all who want it. Its task runs to its end even when every caller has
 /// gone, for what it learns is worth keeping.
 #[derive(Clone, Debug)]
-pub(super) struct Growing {
+pub(crate) struct Growing {
     /// The epoch of the directory when it began: who comes after its names were dropped must not
     /// be told what was true before.
-    pub(super) epoch: u64,
-    pub(super) generation: u32,
+    pub(crate) epoch: u64,
+    pub(crate) generation: u32,
     /// Until when what it says is believed.
-    pub(super) expiry: Expiry,
+    pub(crate) expiry: Expiry,
     growth: watch::Receiver<Growth>,
 }
 
 /// How far a listing has come.
 #[derive(Debug)]
-pub(super) struct Growth {
+pub(crate) struct Growth {
     /// A correct beginning.
-    pub(super) listing: Listing,
+    pub(crate) listing: Listing,
     /// What became of it: itself, or another one with what has meanwhile been found out.
-    pub(super) outcome: Option<Result<Arc<Listing>, FsError>>,
+    pub(crate) outcome: Option<Result<Arc<Listing>, FsError>>,
 }
 
 /// Where its task tells how far it has come.
-pub(super) type Grower = watch::Sender<Growth>;
+pub(crate) type Grower = watch::Sender<Growth>;
 
 /// Where a scan goes on.
 #[derive(Clone, Debug)]
-pub(super) enum Onward {
+pub(crate) enum Onward {
     /// At an entry by its index.
     At(usize),
     /// Behind an entry that was in another listing: its name, and whether it is a directory.
@@ -48,7 +48,7 @@ pub(super) enum Onward {
 
 impl Growing {
     /// A listing that begins in `epoch`.
-    pub(super) fn new(listing: Listing, epoch: u64, expiry: Expiry) -> (Self, Grower) {
+    pub(crate) fn new(listing: Listing, epoch: u64, expiry: Expiry) -> (Self, Grower) {
         let generation = listing.generation();
         let (grower, growth) = watch::channel(Growth { listing, outcome: None });
         (Self { epoch, generation, expiry, growth }, grower)
@@ -56,23 +56,23 @@ impl Growing {
 
     /// Whether a caller of this epoch may wait for it: not if it began in another one, nor if its
     /// task has died and left the slot as if nobody were at work.
-    pub(super) fn takes_on(&self, epoch: u64) -> bool {
+    pub(crate) fn takes_on(&self, epoch: u64) -> bool {
         self.epoch == epoch && (self.growth.has_changed().is_ok() || self.is_over())
     }
 
     /// Whether it has come to an end.
-    pub(super) fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.growth.borrow().outcome.is_some()
     }
 
     /// What there is of it now.
-    pub(super) fn now(&self) -> watch::Ref<'_, Growth> {
+    pub(crate) fn now(&self) -> watch::Ref<'_, Growth> {
         self.growth.borrow()
     }
 
     /// Waits for an entry behind a position, or the end of all; gives a listing and an index in it.
     /// `None` if the task died, which it does only when the runtime shuts down.
-    pub(super) async fn read(
+    pub(crate) async fn read(
         mut self,
         from: &Onward,
     ) -> Option<Result<(Arc<Listing>, usize), FsError>> {

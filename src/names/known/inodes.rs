@@ -10,64 +10,12 @@ use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use super::{Ino, ROOT};
+use crate::names::entries::node::{Ino, Inode, InodeRef, ROOT};
 use crate::store::{ObjectMeta, ObjectVersion};
-
-/// What a number names.
-#[derive(Clone, Debug)]
-pub enum Inode {
-    /// A directory, by its prefix: empty, or the path and a `/`.
-    Directory(Arc<str>),
-    /// A version of an object.
-    File(Arc<ObjectMeta>),
-}
-
-/// Borrowed [`Inode`]: what a number is sought for.
-#[derive(Clone, Copy, Debug)]
-pub enum InodeRef<'a> {
-    /// A directory, by its prefix.
-    Directory(&'a str),
-    /// A version of an object.
-    File(&'a ObjectMeta),
-}
-
-impl Inode {
-    /// Borrows it.
-    pub fn by_ref(&self) -> InodeRef<'_> {
-        match self {
-            Self::Directory(prefix) => InodeRef::Directory(prefix),
-            Self::File(meta) => InodeRef::File(meta),
-        }
-    }
-}
-
-impl<'a> InodeRef<'a> {
-    /// The object's key, or the directory's prefix.
-    pub fn key(self) -> &'a str {
-        match self {
-            Self::Directory(prefix) => prefix,
-            Self::File(meta) => &meta.version.key,
-        }
-    }
-
-    /// Whether one number may name both.
-    ///
-    /// `LastModified` is not asked: stores round it differently in a listing and in a HEAD, and
-    /// bytes that were put again unchanged are worth keeping in the page cache.
-    pub fn is_same(self, other: InodeRef<'_>) -> bool {
-        match (self, other) {
-            (Self::Directory(a), InodeRef::Directory(b)) => a == b,
-            (Self::File(a), InodeRef::File(b)) => {
-                a.version == b.version && a.archived == b.archived
-            }
-            _ => false,
-        }
-    }
-}
 
 /// Numbers that the kernel knows.
 #[derive(Debug)]
-pub struct Inodes {
+pub(crate) struct Inodes {
     next: Ino,
     known: HashMap<Ino, Known>,
     directories: HashMap<Arc<str>, Ino>,
@@ -106,7 +54,7 @@ impl Hash for ByVersion {
 
 impl Inodes {
     /// A table that knows only the root.
-    pub fn new(root_prefix: &str) -> Self {
+    pub(crate) fn new(root_prefix: &str) -> Self {
         let mut inodes = Self {
             next: ROOT + 1,
             known: HashMap::new(),
@@ -118,23 +66,23 @@ impl Inodes {
     }
 
     /// A number that nothing has had.
-    pub fn issue(&mut self) -> Ino {
+    pub(crate) fn issue(&mut self) -> Ino {
         self.next += 1;
         self.next - 1
     }
 
     /// What a known number names.
-    pub fn get(&self, ino: Ino) -> Option<&Inode> {
+    pub(crate) fn get(&self, ino: Ino) -> Option<&Inode> {
         self.known.get(&ino).map(|known| &known.inode)
     }
 
     /// Every number that is known but the root's, and what it names.
-    pub fn known(&self) -> impl Iterator<Item = (Ino, &Inode)> {
+    pub(crate) fn known(&self) -> impl Iterator<Item = (Ino, &Inode)> {
         self.known.iter().filter(|&(&ino, _)| ino != ROOT).map(|(&ino, known)| (ino, &known.inode))
     }
 
     /// The number under which the kernel knows it.
-    pub fn number(&self, of: InodeRef<'_>) -> Option<Ino> {
+    pub(crate) fn number(&self, of: InodeRef<'_>) -> Option<Ino> {
         let ino = *match of {
             InodeRef::Directory(prefix) => self.directories.get(prefix),
             InodeRef::File(meta) => self.files.get(&meta.version),
@@ -144,13 +92,13 @@ impl Inodes {
     }
 
     /// All directories that are known.
-    pub fn directories(&self) -> impl Iterator<Item = Ino> {
+    pub(crate) fn directories(&self) -> impl Iterator<Item = Ino> {
         self.directories.values().copied()
     }
 
     /// Whether anything may be known in the directory `prefix` whose key does not stand before that
     /// of the name `first`; false is certain.
-    pub fn may_know_from(&self, prefix: &str, first: &[u8]) -> bool {
+    pub(crate) fn may_know_from(&self, prefix: &str, first: &[u8]) -> bool {
         /// More are not looked through.
         const FEW: usize = 1000;
         let is_behind = |key: &str| {
@@ -163,7 +111,7 @@ impl Inodes {
     }
 
     /// Counts one lookup of a number that was issued for this inode.
-    pub fn remember(&mut self, ino: Ino, inode: &Inode) {
+    pub(crate) fn remember(&mut self, ino: Ino, inode: &Inode) {
         let known =
             self.known.entry(ino).or_insert_with(|| Known { inode: inode.clone(), lookups: 0 });
         debug_assert!(known.inode.by_ref().is_same(inode.by_ref()), "a number names one thing");
@@ -181,7 +129,7 @@ impl Inodes {
     }
 
     /// Takes lookups back; gives what the number named if that was the last of them.
-    pub fn forget(&mut self, ino: Ino, lookups: u64) -> Option<Inode> {
+    pub(crate) fn forget(&mut self, ino: Ino, lookups: u64) -> Option<Inode> {
         if ino == ROOT {
             return None;
         }

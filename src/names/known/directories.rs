@@ -22,13 +22,15 @@ use std::time::{Duration, SystemTime};
 use lru::LruCache;
 use tokio::time::Instant;
 
-use super::growing::{Grower, Growing, Onward};
-use super::held::Held;
-use super::inodes::{Inode, InodeRef};
-use super::listing::{Listing, PART_BYTES, Part};
-use super::tree::{self, Hidden};
-use super::walk::{Ahead, Bounds, MOST_AHEAD, Surroundings, Walk};
-use super::{FOREVER, Ino};
+use super::expiry::Expiry;
+use crate::names::entries::listing::{Listing, PART_BYTES};
+use crate::names::entries::node::{Ino, Inode, InodeRef};
+use crate::names::entries::run::Part;
+use crate::names::known::budget::Held;
+use crate::names::known::progress::{Grower, Growing, Onward};
+use crate::names::known::walk::{Ahead, Bounds, MOST_AHEAD, Surroundings, Walk};
+use crate::names::rules;
+use crate::names::rules::Hidden;
 use crate::store::{ListEntry, ListPage};
 
 /// The newest listing, and two more for scans and inode numbers.
@@ -53,28 +55,9 @@ const FIRST_PAGE_LASTS: Duration = Duration::from_secs(10);
 /// can tell apart.
 const MTIME_STEP: Duration = Duration::from_micros(1);
 
-/// Until when an answer is believed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Expiry(Option<Instant>);
-
-impl Expiry {
-    /// An answer to a request that was sent at `asked`; believed for ever without a `ttl`.
-    ///
-    /// Counted from the question, for the answer may have been true no longer than that.
-    pub(super) fn after(asked: Instant, ttl: Option<Duration>) -> Self {
-        Self(ttl.and_then(|ttl| asked.checked_add(ttl)))
-    }
-
-    /// How long it is still believed, `None` when it is not.
-    pub(super) fn remaining(self, now: Instant) -> Option<Duration> {
-        let Some(until) = self.0 else { return Some(FOREVER) };
-        Some(until.saturating_duration_since(now)).filter(|left| !left.is_zero())
-    }
-}
-
 /// Everything that is believed of directories, within a bound on its memory.
 #[derive(Debug)]
-pub(super) struct Directories {
+pub(crate) struct Directories {
     states: HashMap<Arc<str>, Directory>,
     /// Memory of all that is here, and its bound.
     held: Held,
@@ -139,10 +122,10 @@ impl Beginning {
 
 /// The first page of a directory, with which its listing may begin.
 #[derive(Debug)]
-pub(super) struct FirstPage {
-    pub(super) page: ListPage,
-    pub(super) asked: Instant,
-    pub(super) epoch: u64,
+pub(crate) struct FirstPage {
+    pub(crate) page: ListPage,
+    pub(crate) asked: Instant,
+    pub(crate) epoch: u64,
 }
 
 /// A listing under way.
@@ -158,7 +141,7 @@ struct Under {
 
 /// How a scan goes on.
 #[derive(Clone, Debug)]
-pub(super) enum Resume {
+pub(crate) enum Resume {
     /// From this entry of this listing.
     At(Arc<Listing>, usize),
     /// In a listing under way.
@@ -171,7 +154,7 @@ pub(super) enum Resume {
 
 impl Directories {
     /// Believes nothing yet; `most_bytes` bounds all that is known together.
-    pub(super) fn new(
+    pub(crate) fn new(
         mounted_at: SystemTime,
         now: Instant,
         most_bytes: usize,
@@ -192,24 +175,24 @@ impl Directories {
     }
 
     /// The kernel knows a directory from here on, until [`Self::release`].
-    pub(super) fn known(&mut self, prefix: &Arc<str>) {
+    pub(crate) fn known(&mut self, prefix: &Arc<str>) {
         self.state(prefix);
     }
 
     /// The epoch in which a question is asked that begins now.
-    pub(super) fn epoch(&self) -> u64 {
+    pub(crate) fn epoch(&self) -> u64 {
         self.last_epoch
     }
 
     /// Whether what was asked in this epoch is still to be believed: not if the directory's names
     /// have been dropped since.
-    pub(super) fn is_current(&self, prefix: &str, epoch: u64) -> bool {
+    pub(crate) fn is_current(&self, prefix: &str, epoch: u64) -> bool {
         let directory = self.states.get(prefix);
         epoch >= directory.map_or(self.first_epoch, |directory| directory.epoch)
     }
 
     /// The complete listing that is believed, and for how long without asking.
-    pub(super) fn fresh(&mut self, prefix: &str, now: Instant) -> Option<(Arc<Listing>, Duration)> {
+    pub(crate) fn fresh(&mut self, prefix: &str, now: Instant) -> Option<(Arc<Listing>, Duration)> {
         let directory = self.states.get(prefix)?;
         let fresh = (directory.versions.front()?.clone(), self.told(directory, now)?);
         self.held.used(prefix);
@@ -217,7 +200,7 @@ impl Directories {
     }
 
     /// Whether a directory is worth listing again, because it is used at the end of its life.
-    pub(super) fn is_due(&self, prefix: &str, now: Instant) -> bool {
+    pub(crate) fn is_due(&self, prefix: &str, now: Instant) -> bool {
         let Some(directory) = self.states.get(prefix) else { return false };
         let left = directory.expiry.and_then(|expiry| expiry.remaining(now));
         let due = left.zip(self.last_part(directory)).is_some_and(|(left, last)| left <= last);
@@ -241,7 +224,7 @@ impl Directories {
 
     /// What the beginning of a listing says of a name: that it is there, or that nothing has this
     /// name, because entries behind it have come; and how long that is believed.
-    pub(super) fn settled(
+    pub(crate) fn settled(
         &mut self,
         prefix: &str,
         name: &[u8],
@@ -264,19 +247,19 @@ impl Directories {
     }
 
     /// Whether the beginning of a directory is known, and holds no directory.
-    pub(super) fn begins_with_files(&self, prefix: &str, now: Instant) -> bool {
+    pub(crate) fn begins_with_files(&self, prefix: &str, now: Instant) -> bool {
         let beginning = self.states.get(prefix).and_then(|state| state.beginning.as_ref());
         beginning.is_some_and(|known| known.only_files && known.remaining(now).is_some())
     }
 
     /// Whether nothing is gained by what somebody else has seen of a directory.
-    pub(super) fn needs_nothing(&self, prefix: &str, now: Instant) -> bool {
+    pub(crate) fn needs_nothing(&self, prefix: &str, now: Instant) -> bool {
         self.is_fresh(prefix, now) || self.under_way(prefix).is_some()
     }
 
     /// How long the names of this generation's listing are believed: not at all when there is a
     /// newer one.
-    pub(super) fn ttl(&self, prefix: &str, generation: u32, now: Instant) -> Option<Duration> {
+    pub(crate) fn ttl(&self, prefix: &str, generation: u32, now: Instant) -> Option<Duration> {
         let directory = self.states.get(prefix)?;
         let newest = directory.versions.front().filter(|newest| newest.generation() == generation);
         if newest.is_some() {
@@ -287,14 +270,14 @@ impl Directories {
     }
 
     /// The listing under way that whoever comes now may wait for.
-    pub(super) fn under_way(&self, prefix: &str) -> Option<&Growing> {
+    pub(crate) fn under_way(&self, prefix: &str) -> Option<&Growing> {
         let directory = self.states.get(prefix)?;
         let mut growing = directory.growing.iter().map(|under| &under.growing);
         growing.find(|growing| growing.takes_on(directory.epoch) && !growing.is_over())
     }
 
     /// The number that a listing of the directory `prefix` has given to this.
-    pub(super) fn number(&self, prefix: &str, of: InodeRef<'_>) -> Option<Ino> {
+    pub(crate) fn number(&self, prefix: &str, of: InodeRef<'_>) -> Option<Ino> {
         let directory = self.states.get(prefix)?;
         let versions = directory.versions.iter().find_map(|listing| listing.number(of));
         let mut growing = directory.growing.iter();
@@ -305,22 +288,22 @@ impl Directories {
 
     /// Whether a listing beside the one under way may have given numbers in this directory: one that
     /// began before its names were dropped.
-    pub(super) fn may_have_numbered(&self, prefix: &str) -> bool {
+    pub(crate) fn may_have_numbered(&self, prefix: &str) -> bool {
         self.states.get(prefix).is_some_and(|directory| directory.growing.len() > 1)
     }
 
     /// What a lookup has seen of a directory, believed or not.
-    pub(super) fn beginning(&self, prefix: &str) -> Option<&Arc<Listing>> {
+    pub(crate) fn beginning(&self, prefix: &str) -> Option<&Arc<Listing>> {
         Some(&self.states.get(prefix)?.beginning.as_ref()?.listing)
     }
 
     /// The newest listing, believed or not.
-    pub(super) fn newest(&self, prefix: &str) -> Option<&Arc<Listing>> {
+    pub(crate) fn newest(&self, prefix: &str) -> Option<&Arc<Listing>> {
         self.states.get(prefix)?.versions.front()
     }
 
     /// Where a scan stands that has delivered the entries before `index` of listing `generation`.
-    pub(super) fn resume(&mut self, prefix: &str, generation: u32, index: usize) -> Resume {
+    pub(crate) fn resume(&mut self, prefix: &str, generation: u32, index: usize) -> Resume {
         let Some(directory) = self.states.get(prefix) else { return Resume::Stale };
         let onward = |listing: &Listing| {
             index.checked_sub(1).map_or(Onward::At(0), |last| {
@@ -366,14 +349,14 @@ impl Directories {
 
     /// A scan of the directory `prefix` begins: gives what is worth listing ahead, because whoever
     /// does this goes through all that is in its parent.
-    pub(super) fn walked_to(
+    pub(crate) fn walked_to(
         &mut self,
         prefix: &str,
         page_keys: u16,
         ttl: Option<Duration>,
         now: Instant,
     ) -> Vec<Ahead> {
-        let Some((parent, name)) = tree::parent_and_name(prefix) else { return Vec::new() };
+        let Some((parent, name)) = rules::parent_and_name(prefix) else { return Vec::new() };
         if !self.is_fresh(parent, now) {
             return Vec::new();
         }
@@ -396,14 +379,14 @@ impl Directories {
     }
 
     /// Directories in this one were found to hold so many keys.
-    pub(super) fn walk_measured(&mut self, parent: &str, keys: usize, directories: usize) {
+    pub(crate) fn walk_measured(&mut self, parent: &str, keys: usize, directories: usize) {
         if let Some(directory) = self.states.get_mut(parent) {
             directory.walk.measured(keys, directories);
         }
     }
 
     /// A listing that was begun is not made after all.
-    pub(super) fn withdraw(&mut self, prefix: &str, growing: &Growing) {
+    pub(crate) fn withdraw(&mut self, prefix: &str, growing: &Growing) {
         let Some(directory) = self.states.get_mut(prefix) else { return };
         self.held.less(directory.end(|under| under.growing.generation == growing.generation));
         if directory.epoch == growing.epoch {
@@ -418,7 +401,7 @@ impl Directories {
 
     /// Counts a lookup that costs requests. True when the directory is worth listing: it has come
     /// to [`MISSES_BEFORE_LISTING`], and a listing would be believed for longer than it takes.
-    pub(super) fn missed(&mut self, prefix: &Arc<str>, ttl: Option<Duration>) -> bool {
+    pub(crate) fn missed(&mut self, prefix: &Arc<str>, ttl: Option<Duration>) -> bool {
         let directory = self.state(prefix);
         directory.misses += 1;
         directory.misses >= MISSES_BEFORE_LISTING
@@ -427,7 +410,7 @@ impl Directories {
     }
 
     /// A listing begins, whose answers are believed until `expiry`.
-    pub(super) fn listing_begins(
+    pub(crate) fn listing_begins(
         &mut self,
         prefix: &Arc<str>,
         expiry: Expiry,
@@ -454,7 +437,7 @@ impl Directories {
     }
 
     /// A directory begins with this page, which shows these entries, and has more.
-    pub(super) fn begins_with(
+    pub(crate) fn begins_with(
         &mut self,
         prefix: &Arc<str>,
         first: FirstPage,
@@ -478,7 +461,7 @@ impl Directories {
     }
 
     /// Gives away the page that a listing of this directory may begin with instead of asking for it.
-    pub(super) fn take_first_page(&mut self, prefix: &str, now: Instant) -> Option<FirstPage> {
+    pub(crate) fn take_first_page(&mut self, prefix: &str, now: Instant) -> Option<FirstPage> {
         let first = self.pop_first_page(prefix)?;
         let age = now - first.asked;
         let is_young = self.metadata_ttl.is_none_or(|ttl| age < ttl / 4);
@@ -507,7 +490,7 @@ impl Directories {
     }
 
     /// So much of a listing under way has come and is not shown, for what comes before it is missing.
-    pub(super) fn waits(&mut self, prefix: &str, growing: &Growing, bytes: usize) {
+    pub(crate) fn waits(&mut self, prefix: &str, growing: &Growing, bytes: usize) {
         let Some(under) = self.states.get_mut(prefix).and_then(|state| state.under(growing)) else {
             return;
         };
@@ -517,7 +500,7 @@ impl Directories {
 
     /// These entries are about to be shown as those from `start` on of the listing `growing`. If
     /// others have been shown in their place the mtime moves.
-    pub(super) fn about_to_show(
+    pub(crate) fn about_to_show(
         &mut self,
         prefix: &str,
         growing: &Growing,
@@ -545,7 +528,7 @@ impl Directories {
     }
 
     /// A listing has failed; `gone`: it found no such directory.
-    pub(super) fn listing_failed(
+    pub(crate) fn listing_failed(
         &mut self,
         prefix: &str,
         growing: &Growing,
@@ -576,7 +559,7 @@ impl Directories {
     /// A listing that began at `asked` is complete. Gives what it has become: itself, or the
     /// version before if nothing has changed, or a newer one. Throws old listings of other
     /// directories away to stay within the bound, and forgets those directories that nobody `knows`.
-    pub(super) fn install(
+    pub(crate) fn install(
         &mut self,
         growing: &Growing,
         asked: Instant,
@@ -637,7 +620,7 @@ impl Directories {
     }
 
     /// The first time that keys are hidden in a directory for this reason.
-    pub(super) fn is_first_warning(&mut self, prefix: &Arc<str>, reason: Hidden) -> bool {
+    pub(crate) fn is_first_warning(&mut self, prefix: &Arc<str>, reason: Hidden) -> bool {
         let warned = &mut self.state(prefix).warned;
         let first = !warned.contains(&reason);
         if first {
@@ -648,7 +631,7 @@ impl Directories {
 
     /// The directory's mtime and how long the kernel may believe it: as long as the listing, and
     /// `unlisted_ttl` if there is none, for then the kernel has no pages to keep.
-    pub(super) fn attributes(
+    pub(crate) fn attributes(
         &mut self,
         prefix: &str,
         unlisted_ttl: Duration,
@@ -670,7 +653,7 @@ impl Directories {
     }
 
     /// Believes nothing of a directory's names any more.
-    pub(super) fn drop_names(&mut self, prefix: &str, now: Instant) {
+    pub(crate) fn drop_names(&mut self, prefix: &str, now: Instant) {
         let now = self.mounted_at + (now - self.started);
         self.last_epoch += 1;
         match self.states.get_mut(prefix) {
@@ -680,7 +663,7 @@ impl Directories {
     }
 
     /// Believes no name any more.
-    pub(super) fn drop_all_names(&mut self, now: Instant) {
+    pub(crate) fn drop_all_names(&mut self, now: Instant) {
         let now = self.mounted_at + (now - self.started);
         self.last_epoch += 1;
         self.first_epoch = self.last_epoch;
@@ -690,7 +673,7 @@ impl Directories {
     }
 
     /// The kernel has forgotten a directory.
-    pub(super) fn release(&mut self, prefix: &str, now: Instant) {
+    pub(crate) fn release(&mut self, prefix: &str, now: Instant) {
         let idle = |state: &Directory| {
             state.versions.is_empty() && state.beginning.is_none() && !state.being_listed
         };
@@ -708,7 +691,7 @@ impl Directories {
 
     /// Memory that was counted, and that is there.
     #[cfg(test)]
-    pub(super) fn held_bytes(&self) -> (usize, usize) {
+    pub(crate) fn held_bytes(&self) -> (usize, usize) {
         let first_pages = self.first_pages.iter().map(|(_, first)| first.memory_bytes());
         let states = self.states.iter().map(|(prefix, directory)| {
             let under_way: usize = directory.growing.iter().map(Under::held_bytes).sum();
@@ -742,7 +725,7 @@ impl Directories {
     /// Gives up what there is too much of: pages that a listing might begin with, then listings, the
     /// least recently used directory first, but neither the newest one of `keep` nor one that is being
     /// made anew and lends its numbers.
-    pub(super) fn make_room(
+    pub(crate) fn make_room(
         &mut self,
         keep: &Arc<str>,
         now: Instant,

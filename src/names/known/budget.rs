@@ -10,7 +10,7 @@ use lru::LruCache;
 
 /// Memory of what is known of directories.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(crate) struct Held {
     bytes: usize,
     most: usize,
     /// The directories that keep something that can be given up, by last use.
@@ -19,54 +19,54 @@ pub(super) struct Held {
 
 impl Held {
     /// Nothing yet, and not to be more than `most`.
-    pub(super) fn within(most: usize) -> Self {
+    pub(crate) fn within(most: usize) -> Self {
         Self { bytes: 0, most, by_use: LruCache::unbounded() }
     }
 
     /// The bound.
-    pub(super) fn most(&self) -> usize {
+    pub(crate) fn most(&self) -> usize {
         self.most
     }
 
     /// All that is held.
     #[cfg(test)]
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// So much has come to it.
-    pub(super) fn more(&mut self, bytes: usize) {
+    pub(crate) fn more(&mut self, bytes: usize) {
         self.bytes += bytes;
     }
 
     /// So much has been given up.
-    pub(super) fn less(&mut self, bytes: usize) {
+    pub(crate) fn less(&mut self, bytes: usize) {
         debug_assert!(bytes <= self.bytes, "what is given up was counted");
         self.bytes = self.bytes.saturating_sub(bytes);
     }
 
     /// Whether something must be given up.
-    pub(super) fn is_too_much(&self) -> bool {
+    pub(crate) fn is_too_much(&self) -> bool {
         self.bytes > self.most
     }
 
     /// This directory keeps something that can be given up, and was used now.
-    pub(super) fn keeps(&mut self, directory: &Arc<str>) {
+    pub(crate) fn keeps(&mut self, directory: &Arc<str>) {
         self.by_use.put(directory.clone(), ());
     }
 
     /// It was used now.
-    pub(super) fn used(&mut self, directory: &str) {
+    pub(crate) fn used(&mut self, directory: &str) {
         self.by_use.promote(directory);
     }
 
     /// It keeps nothing any more that can be given up.
-    pub(super) fn keeps_nothing(&mut self, directory: &str) {
+    pub(crate) fn keeps_nothing(&mut self, directory: &str) {
         self.by_use.pop(directory);
     }
 
     /// Of those that may give something up, the one that was not used for longest.
-    pub(super) fn first_to_go(&self, may: impl Fn(&Arc<str>) -> bool) -> Option<Arc<str>> {
+    pub(crate) fn first_to_go(&self, may: impl Fn(&Arc<str>) -> bool) -> Option<Arc<str>> {
         self.by_use.iter().rev().map(|(directory, ())| directory).find(|key| may(key)).cloned()
     }
 }

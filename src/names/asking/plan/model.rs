@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 /// Longer keys than S3 knows there are not.
-const MAX_POSITIONS: usize = crate::names::tree::MAX_KEY_BYTES;
+const MAX_POSITIONS: usize = crate::names::rules::MAX_KEY_BYTES;
 
 /// What the prior knowledge of a position weighs, in edges seen: after a handful of edges what was
 /// seen counts for more.
@@ -20,7 +20,7 @@ const NARROWEST: f64 = 1e-14;
 
 /// The symbols of names, position by position.
 #[derive(Clone, Debug)]
-pub(super) struct Model {
+pub(crate) struct Model {
     positions: Vec<Position>,
     /// Of any position where nothing was seen.
     unseen: Position,
@@ -35,12 +35,12 @@ struct Position {
 }
 
 impl Model {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { positions: Vec::new(), unseen: Position::new() }
     }
 
     /// Learns from keys that follow each other, the first one behind `before`.
-    pub(super) fn learn<'a>(&mut self, mut before: &'a str, keys: &[&'a str]) {
+    pub(crate) fn learn<'a>(&mut self, mut before: &'a str, keys: &[&'a str]) {
         for key in keys {
             let length = key.len().min(MAX_POSITIONS);
             while self.positions.len() < length {
@@ -62,14 +62,14 @@ impl Model {
     }
 
     /// The logarithm of the room of `key[range]` in what comes before it.
-    pub(super) fn ln_room(&self, key: &str, range: Range<usize>) -> f64 {
+    pub(crate) fn ln_room(&self, key: &str, range: Range<usize>) -> f64 {
         let symbols = key.as_bytes().get(range.start..range.end.min(key.len())).unwrap_or_default();
         let rooms = symbols.iter().zip(range.start..);
         rooms.map(|(symbol, at)| self.at(at).room(*symbol).ln()).sum()
     }
 
     /// The place of `key` among all that begin with `key[..stem]`.
-    pub(super) fn place(&self, key: &str, stem: usize) -> f64 {
+    pub(crate) fn place(&self, key: &str, stem: usize) -> f64 {
         let (mut place, mut room) = (0.0, 1.0);
         for (at, symbol) in key.bytes().enumerate().skip(stem) {
             place += room * self.at(at).below[usize::from(symbol)];
@@ -82,7 +82,7 @@ impl Model {
     }
 
     /// The logarithm of the room between two keys, the second one or the end of all.
-    pub(super) fn ln_span(&self, from: &str, to: Option<&str>) -> f64 {
+    pub(crate) fn ln_span(&self, from: &str, to: Option<&str>) -> f64 {
         let stem = to.map_or(0, |to| common(from, to));
         let room = to.map_or(1.0, |to| self.place(to, stem)) - self.place(from, stem);
         self.ln_room(from, 0..stem) + room.max(1e-18).ln()
@@ -90,7 +90,7 @@ impl Model {
 
     /// A string that begins with `stem` and has this place among those that do, give or take
     /// `tolerance`.
-    pub(super) fn string_at(&self, stem: &[u8], place: f64, tolerance: f64) -> Vec<u8> {
+    pub(crate) fn string_at(&self, stem: &[u8], place: f64, tolerance: f64) -> Vec<u8> {
         let mut string = stem.to_vec();
         let (mut left, mut room) = (place, 1.0);
         for at in stem.len()..MAX_POSITIONS {
@@ -207,6 +207,6 @@ impl Class {
 }
 
 /// How many bytes two strings have in common at their beginning.
-pub(super) fn common(a: &str, b: &str) -> usize {
+pub(crate) fn common(a: &str, b: &str) -> usize {
     a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count()
 }

@@ -27,7 +27,7 @@
 //! left neighbour comes to it first.
 
 use self::model::{Model, common};
-use super::tree::MAX_KEY_BYTES;
+use crate::names::rules::MAX_KEY_BYTES;
 use crate::store::{ListFrom, ListPage, StoreError};
 
 mod model;
@@ -64,11 +64,11 @@ const PATIENCE_PAGES: u32 = 8;
 
 /// So many empty pages in a row, each with a token that leads on, are not a listing any more. S3
 /// sends some when it skips deleted versions; a broken store might send them for ever.
-pub(super) const MAX_EMPTY_PAGES: u32 = 100;
+pub(crate) const MAX_EMPTY_PAGES: u32 = 100;
 
 /// Whether a store begins a listing where it is told to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum StartAfter {
+pub(crate) enum StartAfter {
     /// Not tried yet.
     #[default]
     Untried,
@@ -83,23 +83,23 @@ pub enum StartAfter {
 
 /// One of the ranges of a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RangeId(u32);
+pub(crate) struct RangeId(u32);
 
 /// A page to ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ask {
+pub(crate) struct Ask {
     /// On behalf of this range.
-    pub range: RangeId,
+    pub(crate) range: RangeId,
     /// Where the page begins.
-    pub from: ListFrom,
+    pub(crate) from: ListFrom,
 }
 
 /// Entries of a page that belong to a range, behind those it has.
-pub type Share = (RangeId, std::ops::Range<usize>);
+pub(crate) type Share = (RangeId, std::ops::Range<usize>);
 
 /// What is still to be listed of a prefix, and how.
 #[derive(Debug)]
-pub struct Plan {
+pub(crate) struct Plan {
     prefix: String,
     page_keys: f64,
     workers: usize,
@@ -194,7 +194,12 @@ struct Width {
 
 impl Plan {
     /// Of everything behind `prefix`, `page_keys` entries a page and `workers` pages at a time.
-    pub fn new(prefix: &str, page_keys: u16, workers: usize, start_after: StartAfter) -> Self {
+    pub(crate) fn new(
+        prefix: &str,
+        page_keys: u16,
+        workers: usize,
+        start_after: StartAfter,
+    ) -> Self {
         let whole = Range::new(RangeId(0), None, None, ListFrom::Start);
         Self {
             prefix: prefix.to_owned(),
@@ -215,28 +220,28 @@ impl Plan {
     }
 
     /// What is known by now of the store.
-    pub fn start_after(&self) -> StartAfter {
+    pub(crate) fn start_after(&self) -> StartAfter {
         self.start_after
     }
 
     /// The store has turned out to list in no order: there is nothing to plan.
-    pub fn is_unordered(&mut self) {
+    pub(crate) fn is_unordered(&mut self) {
         self.start_after = StartAfter::Unordered;
     }
 
     /// The leftmost range, and whether it has all its entries.
-    pub fn leftmost(&self) -> Option<(RangeId, bool)> {
+    pub(crate) fn leftmost(&self) -> Option<(RangeId, bool)> {
         self.ranges.first().map(|range| (range.id, range.done))
     }
 
     /// Forgets the leftmost range, which has all its entries.
-    pub fn take_leftmost(&mut self) {
+    pub(crate) fn take_leftmost(&mut self) {
         debug_assert!(self.ranges[0].done, "it has all its entries");
         self.ranges.remove(0);
     }
 
     /// The next page to ask for, if there is one to ask for at this moment.
-    pub fn ask(&mut self) -> Option<Ask> {
+    pub(crate) fn ask(&mut self) -> Option<Ask> {
         if self.in_flight >= self.workers {
             return None;
         }
@@ -251,7 +256,11 @@ impl Plan {
 
     /// A page has come that [`check_page`](crate::store::check_page) has found good. Gives out its
     /// entries; those that another page has brought are nobody's.
-    pub fn answer(&mut self, id: RangeId, page: &ListPage) -> Result<Vec<Share>, StoreError> {
+    pub(crate) fn answer(
+        &mut self,
+        id: RangeId,
+        page: &ListPage,
+    ) -> Result<Vec<Share>, StoreError> {
         self.in_flight -= 1;
         let Some(at) = self.ranges.iter().position(|range| range.id == id && !range.done) else {
             // Another page has brought all that it could have found.
@@ -299,7 +308,7 @@ impl Plan {
     /// A request has failed. True if that is no harm: other pages have brought what it asked for, or
     /// it was the first probe and the store did not understand it, so that its range is taken back
     /// and no other will be cut.
-    pub fn failed(&mut self, id: RangeId) -> bool {
+    pub(crate) fn failed(&mut self, id: RangeId) -> bool {
         self.in_flight -= 1;
         let Some(at) = self.ranges.iter().position(|range| range.id == id && !range.done) else {
             return true;

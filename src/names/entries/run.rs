@@ -4,17 +4,16 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::names::Ino;
-use crate::names::inodes::{Inode, InodeRef};
-use crate::names::tree;
+use super::node::{Ino, Inode, InodeRef};
+use crate::names::rules;
 use crate::store::{ObjectMeta, ObjectVersion, StoreError};
 
 /// What entries are ordered by: a name, and whether it is a directory's.
-pub type Place<'a> = (&'a [u8], bool);
+pub(crate) type Place<'a> = (&'a [u8], bool);
 
 /// Entries in key order (N10).
 #[derive(Clone, Debug, Default)]
-pub struct Part {
+pub(crate) struct Part {
     /// Each entry's name, and behind it a file's `ETag`, in the order of the entries. One allocation
     /// for all, for a directory of a million files should not cost three million.
     bytes: Vec<u8>,
@@ -122,44 +121,44 @@ fn digit(digit: u8) -> Option<u8> {
 
 impl Part {
     /// Number of entries.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.records.len()
     }
 
     /// Whether it has no entries.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.records.is_empty()
     }
 
     /// Memory that it takes.
-    pub fn memory_bytes(&self) -> usize {
+    pub(crate) fn memory_bytes(&self) -> usize {
         self.records.capacity() * size_of::<Record>() + self.bytes.capacity()
     }
 
     /// What an entry is ordered by.
-    pub fn place(&self, index: usize) -> Place<'_> {
+    pub(crate) fn place(&self, index: usize) -> Place<'_> {
         let record = &self.records[index];
         (self.texts(record).0, record.kind == Kind::Directory)
     }
 
     /// A file's size; `None` for a directory, and for a file that cannot be read.
-    pub fn file_bytes(&self, index: usize) -> Option<u64> {
+    pub(crate) fn file_bytes(&self, index: usize) -> Option<u64> {
         let record = &self.records[index];
         (record.kind == Kind::File).then_some(record.size_bytes)
     }
 
     /// An entry's inode number; 0 until it has one.
-    pub fn ino(&self, index: usize) -> Ino {
+    pub(crate) fn ino(&self, index: usize) -> Ino {
         self.records[index].ino
     }
 
     /// Gives an entry its inode number.
-    pub fn set_ino(&mut self, index: usize, ino: Ino) {
+    pub(crate) fn set_ino(&mut self, index: usize, ino: Ino) {
         self.records[index].ino = ino;
     }
 
     /// What an entry's number names, in the directory `prefix`.
-    pub fn inode(&self, index: usize, prefix: &str) -> Inode {
+    pub(crate) fn inode(&self, index: usize, prefix: &str) -> Inode {
         let record = &self.records[index];
         let (name, etag) = self.texts(record);
         let name = String::from_utf8_lossy(name);
@@ -178,7 +177,7 @@ impl Part {
     }
 
     /// Whether an entry is the same thing as `of`, which has its name.
-    pub fn is(&self, index: usize, of: InodeRef<'_>) -> bool {
+    pub(crate) fn is(&self, index: usize, of: InodeRef<'_>) -> bool {
         let record = &self.records[index];
         match (of, record.kind) {
             (InodeRef::Directory(_), Kind::Directory) => true,
@@ -192,7 +191,7 @@ impl Part {
     }
 
     /// Whether an entry and one of another part have the same name and name the same thing.
-    pub fn is_same(&self, index: usize, other: &Self, other_index: usize) -> bool {
+    pub(crate) fn is_same(&self, index: usize, other: &Self, other_index: usize) -> bool {
         let (a, b) = (&self.records[index], &other.records[other_index]);
         a.kind == b.kind
             && a.size_bytes == b.size_bytes
@@ -201,13 +200,13 @@ impl Part {
     }
 
     /// Whether an entry and one of another part show the same under the same number.
-    pub fn shows_same(&self, index: usize, other: &Self, other_index: usize) -> bool {
+    pub(crate) fn shows_same(&self, index: usize, other: &Self, other_index: usize) -> bool {
         let (a, b) = (&self.records[index], &other.records[other_index]);
         a.ino == b.ino && a.kind == b.kind && self.texts(a).0 == other.texts(b).0
     }
 
     /// Appends an entry without a number: an object, or a directory.
-    pub fn push(&mut self, name: &str, of: Option<&ObjectMeta>) -> Result<(), StoreError> {
+    pub(crate) fn push(&mut self, name: &str, of: Option<&ObjectMeta>) -> Result<(), StoreError> {
         let bytes_at = self.end()?;
         self.bytes.extend_from_slice(name.as_bytes());
         let etag = Etag::push(of.map_or("", |meta| &meta.version.etag), &mut self.bytes)?;
@@ -228,7 +227,7 @@ impl Part {
     }
 
     /// Appends a copy of an entry.
-    pub fn push_copy(&mut self, of: &Self, index: usize) -> Result<(), StoreError> {
+    pub(crate) fn push_copy(&mut self, of: &Self, index: usize) -> Result<(), StoreError> {
         let bytes_at = self.end()?;
         let record = of.records[index];
         let (name, etag) = of.texts(&record);
@@ -239,7 +238,7 @@ impl Part {
     }
 
     /// Appends all of another part, which comes behind.
-    pub fn append(&mut self, mut behind: Self) -> Result<(), StoreError> {
+    pub(crate) fn append(&mut self, mut behind: Self) -> Result<(), StoreError> {
         if self.is_empty() {
             *self = behind;
             return Ok(());
@@ -253,7 +252,7 @@ impl Part {
     }
 
     /// Takes the entries from `at` on off the end.
-    pub fn split_off(&mut self, at: usize) -> Self {
+    pub(crate) fn split_off(&mut self, at: usize) -> Self {
         let mut records = self.records.split_off(at);
         let Some(shift) = records.first().map(|first| first.bytes_at) else {
             return Self::default();
@@ -265,7 +264,7 @@ impl Part {
     }
 
     /// Lets go of memory that it does not need.
-    pub fn shrink(&mut self) {
+    pub(crate) fn shrink(&mut self) {
         self.bytes.shrink_to_fit();
         self.records.shrink_to_fit();
     }
@@ -282,10 +281,10 @@ impl Part {
     }
 
     /// Where the first entry stands that is not before this place.
-    pub(super) fn lower_bound(&self, place: Place<'_>) -> usize {
+    pub(crate) fn lower_bound(&self, place: Place<'_>) -> usize {
         let is_before = |record: &Record| {
             let own = (self.texts(record).0, record.kind == Kind::Directory);
-            tree::entry_order(own, place).is_lt()
+            rules::entry_order(own, place).is_lt()
         };
         self.records.partition_point(is_before)
     }

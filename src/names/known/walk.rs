@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use super::listing::Listing;
+use crate::names::entries::listing::Listing;
 
 /// Directories that were listed one after the other before the next ones are listed ahead: two may
 /// be chance.
@@ -15,7 +15,7 @@ const STEPS_BEFORE_WALK: u32 = 2;
 
 /// Directories with listings of their own that are listed ahead at most: as many latencies go by
 /// at the same time.
-pub(super) const MOST_AHEAD: usize = 16;
+pub(crate) const MOST_AHEAD: usize = 16;
 
 /// Pages of runs that are ahead of a walk at most. They come as fast as 16 single listings, and
 /// whoever stops has paid for no more.
@@ -36,7 +36,7 @@ const UNKNOWN_KEYS: usize = 100;
 
 /// How far somebody has gone.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Walk {
+pub(crate) struct Walk {
     /// The listing, and the last directory in it that was listed.
     generation: u32,
     at: usize,
@@ -51,7 +51,7 @@ pub(super) struct Walk {
 
 /// What is worth listing ahead.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Ahead {
+pub(crate) enum Ahead {
     /// A directory.
     Single(Arc<str>),
     /// Neighbours, together.
@@ -60,16 +60,16 @@ pub(super) enum Ahead {
 
 /// Directories to be listed in pages without a delimiter.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Run {
-    pub(super) parent: Arc<str>,
+pub(crate) struct Run {
+    pub(crate) parent: Arc<str>,
     /// In key order, at least two.
-    pub(super) directories: Vec<Arc<str>>,
+    pub(crate) directories: Vec<Arc<str>>,
     /// What they are worth: when it is spent, the run ends.
-    pub(super) most_pages: usize,
+    pub(crate) most_pages: usize,
 }
 
 /// What there is to know about a walk.
-pub(super) trait Surroundings {
+pub(crate) trait Surroundings {
     /// Whether a directory needs no listing.
     fn is_known(&self, directory: &str) -> bool;
     /// Entries of its last listing.
@@ -78,14 +78,14 @@ pub(super) trait Surroundings {
 
 /// Sizes that bound a walk.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
-    pub(super) page_keys: u16,
-    pub(super) listings_bytes: usize,
+pub(crate) struct Bounds {
+    pub(crate) page_keys: u16,
+    pub(crate) listings_bytes: usize,
 }
 
 impl Walk {
     /// The directory at index `at` of `listing` is being listed.
-    pub(super) fn step(
+    pub(crate) fn step(
         &mut self,
         listing: &Listing,
         at: usize,
@@ -148,7 +148,7 @@ impl Walk {
     }
 
     /// A run has seen so many keys in and below so many directories.
-    pub(super) fn measured(&mut self, keys: usize, directories: usize) {
+    pub(crate) fn measured(&mut self, keys: usize, directories: usize) {
         if directories > 0 {
             self.keys_each = Some(keys.div_ceil(directories).max(1));
         }

@@ -1,0 +1,200 @@
+//! What pages of a listing without a delimiter prove of the directories in it. Pure.
+//!
+//! All keys of a directory, those further down included, stand together. So a key proves that each
+//! directory on its path exists; and a directory whose end has come, by a key behind it or by the
+//! end of the listing, is known as completely as if it had been listed itself. What the pages have
+//! come to the middle of is known to exist, and no more.
+//!
+//! Each directory's keys are rolled up at the next `/`, as the store does it for a delimiter, and
+//! go through the same [`Assembly`]: so there is one set of naming rules.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::names::entries::assembly::{Assembly, Rest};
+use crate::names::entries::run::Part;
+use crate::names::rules;
+use crate::names::rules::Meaning;
+use crate::store::{ListEntry, ListPage, StoreError};
+
+/// Directories below this level are not told apart: 1,000 keys of 1,024 bytes may hold half a
+/// million directories, which nobody has asked for.
+const DEEPEST: usize = 16;
+
+/// Sorts behind every name that a key is likely to have.
+const LAST: char = '\u{10ffff}';
+
+/// Undelimited pages of one prefix, in their order.
+#[derive(Debug)]
+pub(crate) struct Flat {
+    /// The prefix, and below it the directories that the last key stands in.
+    open: Vec<Open>,
+    /// Keys in this directory are not looked at: it was left in its middle.
+    left: Option<String>,
+    /// The pages do not begin at the first key of the prefix, so it is never known completely.
+    begun_behind: bool,
+}
+
+#[derive(Debug)]
+struct Open {
+    assembly: Assembly,
+    prefix: Arc<str>,
+    /// What has come of it on this page, rolled up.
+    entries: Vec<ListEntry>,
+    /// The last thing that was rolled up.
+    rolled_up: String,
+    parts: Vec<Part>,
+    keys: usize,
+}
+
+/// A directory that is known completely.
+#[derive(Debug)]
+pub(crate) struct Proved {
+    pub(crate) prefix: Arc<str>,
+    /// Its entries, in pieces and without numbers.
+    pub(crate) parts: Vec<Part>,
+    /// What it does not show.
+    pub(crate) rest: Rest,
+    /// How many keys are in and below it.
+    pub(crate) keys: usize,
+}
+
+impl Flat {
+    /// Pages that begin at the first key of the directory `prefix`.
+    pub(crate) fn new(prefix: &str) -> Self {
+        Self { open: vec![Open::new(prefix.into())], left: None, begun_behind: false }
+    }
+
+    /// Pages that begin between two names of the directory `prefix`.
+    pub(crate) fn begun_behind(prefix: &str) -> Self {
+        Self { begun_behind: true, ..Self::new(prefix) }
+    }
+
+    /// Where to begin a listing behind a directory. Keys of the directory that come all the same
+    /// are not looked at.
+    pub(crate) fn start_behind(directory: &str) -> String {
+        format!("{directory}{LAST}")
+    }
+
+    /// Takes the next page, checked, and gives the directories that it has come to the end of, in
+    /// the order of their ends.
+    ///
+    /// A page with keys that nobody can decode proves nothing complete, for nobody knows where they
+    /// stand: `Nonsense::Protocol`.
+    pub(crate) fn add(&mut self, page: ListPage) -> Result<Vec<Proved>, StoreError> {
+        if page.undecodable > 0 {
+            return Err(StoreError::nonsense("keys that are not UTF-8".to_owned()));
+        }
+        let mut proved = Vec::new();
+        for entry in page.entries {
+            if self.left.as_ref().is_some_and(|left| entry.key().starts_with(left)) {
+                continue;
+            }
+            while self.open.len() > 1 && !entry.key().starts_with(&*self.innermost().prefix) {
+                proved.extend(self.open.pop().map(Open::end).transpose()?);
+            }
+            self.put(entry);
+        }
+        for open in &mut self.open {
+            open.flush()?;
+        }
+        Ok(proved)
+    }
+
+    /// The listing has come to its end, and so have all directories.
+    pub(crate) fn end(mut self) -> Result<Vec<Proved>, StoreError> {
+        let complete = usize::from(self.begun_behind)..self.open.len();
+        self.open.drain(complete).rev().map(Open::end).collect()
+    }
+
+    /// The directories that the last key stands in, below the prefix and outermost first: they
+    /// exist.
+    pub(crate) fn in_middle_of(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.open[1..].iter().map(|open| &open.prefix)
+    }
+
+    /// The directory right below the prefix that the last key stands in, and how many of its keys
+    /// have come.
+    pub(crate) fn in_child(&self) -> Option<(&Arc<str>, usize)> {
+        self.open.get(1).map(|open| (&open.prefix, open.keys))
+    }
+
+    /// Gives the directory of [`Self::in_child`] up; the next page may begin behind it.
+    pub(crate) fn leave_child(&mut self) {
+        if let Some(child) = self.open.drain(1..).next() {
+            self.left = Some(child.prefix.to_string());
+        }
+    }
+
+    fn innermost(&self) -> &Open {
+        self.open.last().expect("the prefix is never closed")
+    }
+
+    /// Puts a key into each directory on its path.
+    fn put(&mut self, entry: ListEntry) {
+        for open in &mut self.open {
+            open.keys += 1;
+        }
+        loop {
+            let (depth, open) = (self.open.len(), self.open.last_mut().expect("never closed"));
+            let key = entry.key();
+            let Some(slash) = key[open.prefix.len()..].find('/') else {
+                open.entries.push(entry);
+                return;
+            };
+            let directory = &key[..=open.prefix.len() + slash];
+            if open.rolled_up == directory {
+                // It is not looked into.
+                return;
+            }
+            directory.clone_into(&mut open.rolled_up);
+            let rolled_up = ListEntry::Prefix(directory.to_owned());
+            let is_shown =
+                matches!(rules::meaning(&open.prefix, &rolled_up), Some(Meaning::Directory(_)));
+            open.entries.push(rolled_up);
+            if !is_shown || depth > DEEPEST {
+                return;
+            }
+            let directory = Open { keys: 1, ..Open::new(directory.into()) };
+            self.open.push(directory);
+        }
+    }
+}
+
+impl Open {
+    fn new(prefix: Arc<str>) -> Self {
+        Self {
+            assembly: Assembly::new(prefix.clone()),
+            prefix,
+            entries: Vec::new(),
+            rolled_up: String::new(),
+            parts: Vec::new(),
+            keys: 0,
+        }
+    }
+
+    /// Packs what has come.
+    fn flush(&mut self) -> Result<(), StoreError> {
+        if self.entries.is_empty() {
+            return Ok(());
+        }
+        let entries = std::mem::take(&mut self.entries);
+        let all: Range<usize> = 0..entries.len();
+        let page = ListPage { entries, next: None, undecodable: 0 };
+        let part = self.assembly.part(&page, all)?;
+        self.assembly.append(part)?;
+        self.parts.push(self.assembly.settled()?);
+        Ok(())
+    }
+
+    fn end(mut self) -> Result<Proved, StoreError> {
+        self.flush()?;
+        self.parts.push(self.assembly.last()?);
+        self.parts.retain(|part| !part.is_empty());
+        let Self { prefix, parts, keys, .. } = self;
+        Ok(Proved { prefix, parts, rest: self.assembly.rest(), keys })
+    }
+}
+
+#[cfg(test)]
+mod tests;

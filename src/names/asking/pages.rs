@@ -1,0 +1,219 @@
+//! Fetches a directory's listing, several pages at a time.
+//!
+//! A store that lists in no order is recognised by a page that is in none, or that still begins
+//! before its place when it has been asked for again. Then everything is fetched page by page from
+//! the beginning, and sorted.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+
+use crate::names::asking::plan::{MAX_EMPTY_PAGES, Plan, RangeId, StartAfter};
+use crate::names::entries::assembly::{Assembly, Rest};
+use crate::names::entries::run::Part;
+use crate::store::{
+    ListEntry, ListFrom, ListPage, ListRequest, Nonsense, ObjectStore, StoreError, check_page,
+};
+
+/// Entries of a part where it is not a page that makes it one.
+const PART_ENTRIES: usize = 1000;
+
+/// The pages of one directory, under way. Dropping it cancels what is in flight.
+pub(crate) struct Pages {
+    store: Arc<dyn ObjectStore>,
+    prefix: Arc<str>,
+    page_keys: u16,
+    plan: Plan,
+    /// A first page that need not be asked for.
+    first: Option<ListPage>,
+    /// Tasks of their own, for to parse a page is work for a core.
+    flights: JoinSet<(RangeId, Result<ListPage, StoreError>)>,
+    /// Entries that have come before those on their left.
+    early: HashMap<RangeId, Vec<Part>>,
+    assembly: Assembly,
+    /// Some entries have been given out, which cannot be taken back.
+    shown: bool,
+    /// All of them have.
+    over: bool,
+}
+
+impl Pages {
+    /// Lists what stands one step below `prefix`, `page_keys` entries a page, at most `workers`
+    /// pages at a time; one is the plain sequential listing.
+    pub(crate) fn new(
+        store: Arc<dyn ObjectStore>,
+        prefix: Arc<str>,
+        page_keys: u16,
+        workers: usize,
+        start_after: StartAfter,
+    ) -> Self {
+        Self {
+            store,
+            page_keys,
+            plan: Plan::new(&prefix, page_keys, workers, start_after),
+            first: None,
+            flights: JoinSet::new(),
+            early: HashMap::new(),
+            assembly: Assembly::new(prefix.clone()),
+            shown: false,
+            over: false,
+            prefix,
+        }
+    }
+
+    /// Begins with a first page that somebody has fetched and found good, of the same prefix and the
+    /// same size.
+    pub(crate) fn begin_with(self, first: Option<ListPage>) -> Self {
+        Self { first, ..self }
+    }
+
+    /// What is known of the store by now.
+    pub(crate) fn start_after(&self) -> StartAfter {
+        self.plan.start_after()
+    }
+
+    /// Memory of what has come and cannot be shown yet.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        let early = self.early.values().flatten();
+        early.map(Part::memory_bytes).sum::<usize>() + self.assembly.memory_bytes()
+    }
+
+    /// Waits for a page and gives what can be shown now behind what could be before, in pieces of
+    /// about a page, without numbers; `None` behind the last page.
+    ///
+    /// Ends for every store that has an end: each page must lead on, or [`Nonsense::Protocol`]. A
+    /// store that turns out to list in no order when something has been given out is an error, once:
+    /// [`Self::start_after`] knows it from then on.
+    pub(crate) async fn next(&mut self) -> Result<Option<Vec<Part>>, StoreError> {
+        if self.over {
+            return Ok(None);
+        }
+        let mut settled = if self.start_after() == StartAfter::Unordered {
+            self.all_sorted().await?
+        } else {
+            match self.next_in_order().await {
+                Err(
+                    error @ StoreError::Nonsense(Nonsense::Unordered(_) | Nonsense::Backwards(_)),
+                ) => {
+                    self.plan.is_unordered();
+                    if self.shown {
+                        return Err(error);
+                    }
+                    self.flights = JoinSet::new();
+                    self.early.clear();
+                    self.assembly = Assembly::new(self.prefix.clone());
+                    self.all_sorted().await?
+                }
+                settled => settled?,
+            }
+        };
+        settled.retain(|part| !part.is_empty());
+        self.shown |= !settled.is_empty();
+        Ok(Some(settled))
+    }
+
+    async fn next_in_order(&mut self) -> Result<Vec<Part>, StoreError> {
+        let landed = match self.first.take() {
+            Some(first) => self.plan.ask().map(|ask| (ask.range, first)),
+            None => self.land().await?,
+        };
+        let Some((range, page)) = landed else { return Ok(Vec::new()) };
+        self.assembly.count(&page);
+        for (range, share) in self.plan.answer(range, &page)? {
+            self.early.entry(range).or_default().push(self.assembly.part(&page, share)?);
+        }
+        let mut settled = Vec::new();
+        while let Some((range, done)) = self.plan.leftmost() {
+            for part in self.early.remove(&range).unwrap_or_default() {
+                self.assembly.append(part)?;
+                settled.push(self.assembly.settled()?);
+            }
+            if !done {
+                break;
+            }
+            self.plan.take_leftmost();
+        }
+        if self.plan.leftmost().is_none() {
+            settled.push(self.assembly.last()?);
+            self.over = true;
+        }
+        Ok(settled)
+    }
+
+    /// Everything there is, whatever order it comes in.
+    async fn all_sorted(&mut self) -> Result<Vec<Part>, StoreError> {
+        let wrong = |what: &str| {
+            Err(StoreError::nonsense(format!("{what} in the listing of {:?}", self.prefix)))
+        };
+        let mut entries: BTreeMap<String, ListEntry> = BTreeMap::new();
+        let (mut undecodable, mut in_vain) = (0, 0);
+        let (mut tokens, mut from) = (HashSet::new(), ListFrom::Start);
+        loop {
+            let prefix = self.prefix.to_string();
+            let max_keys = self.page_keys;
+            let request = ListRequest { prefix, delimited: true, from, max_keys, any_order: true };
+            let page = self.store.list_page(&request).await?;
+            check_page(&request, &page)?;
+            undecodable += page.undecodable;
+            let last = page.entries.last().map_or_else(String::new, |entry| entry.key().to_owned());
+            let before = entries.len();
+            // What it rolls up may come on each page, and the newest answer is the truest.
+            entries.extend(page.entries.into_iter().map(|entry| (entry.key().to_owned(), entry)));
+            in_vain = if entries.len() > before { 0 } else { in_vain + 1 };
+            let Some(token) = page.next else { break };
+            if in_vain >= MAX_EMPTY_PAGES {
+                return wrong("nothing new on 100 pages in a row");
+            }
+            if !tokens.insert(token.clone()) {
+                return wrong("a continuation token of before");
+            }
+            from = ListFrom::Token { token, last };
+        }
+        let entries = entries.into_values().collect();
+        let page = ListPage { entries, next: None, undecodable };
+        self.assembly.count(&page);
+        let mut settled = Vec::new();
+        for start in (0..page.entries.len()).step_by(PART_ENTRIES) {
+            let end = page.entries.len().min(start + PART_ENTRIES);
+            let part = self.assembly.part(&page, start..end)?;
+            self.assembly.append(part)?;
+            settled.push(self.assembly.settled()?);
+        }
+        settled.push(self.assembly.last()?);
+        self.over = true;
+        Ok(settled)
+    }
+
+    /// Sends what is to be asked for and waits for a page; `None` if it failed and that is no harm.
+    async fn land(&mut self) -> Result<Option<(RangeId, ListPage)>, StoreError> {
+        while let Some(ask) = self.plan.ask() {
+            let request = ListRequest {
+                prefix: self.prefix.to_string(),
+                delimited: true,
+                from: ask.from,
+                max_keys: self.page_keys,
+                any_order: false,
+            };
+            let (store, range) = (self.store.clone(), ask.range);
+            self.flights.spawn(async move {
+                let page = store.list_page(&request).await;
+                (range, page.and_then(|page| check_page(&request, &page).map(|()| page)))
+            });
+        }
+        let landed = self.flights.join_next().await.expect("an open range has a page in flight");
+        match landed.map_err(|died| StoreError::Unavailable(died.to_string()))? {
+            (range, Ok(page)) => Ok(Some((range, page))),
+            (range, Err(_)) if self.plan.failed(range) => Ok(None),
+            (_, Err(error)) => Err(error),
+        }
+    }
+
+    /// What is not shown.
+    pub(crate) fn rest(self) -> Rest {
+        self.assembly.rest()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,203 @@
+//! From the pages of a listing to parts of a directory: what is shown, and what is hidden.
+//!
+//! A listing is all or nothing: a page that fails or makes no sense fails the whole, because a
+//! directory that silently lacks files is worse than an error.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::run::Part;
+use crate::names::rules::{self, Hidden, Meaning};
+use crate::store::{ListEntry, ListPage, StoreError};
+
+/// A directory's entries on their way from pages to parts, and what cannot be shown.
+///
+/// An object is hidden by a directory of the same name (N3), which can stand far behind it: between
+/// `a` and `a/` there is room for every `a-…`. So an entry settles when what has come behind it is
+/// greater than the directory that might hide it, and is not shown before.
+#[derive(Debug)]
+pub(crate) struct Assembly {
+    prefix: Arc<str>,
+    /// In key order, the first of them not settled.
+    open: Part,
+    /// Objects in `open` that a directory may still hide, each one's name a beginning of the next.
+    unsettled: Vec<usize>,
+    /// Objects in `open` that are hidden.
+    shadowed: Vec<usize>,
+    shown: bool,
+    marker: bool,
+    hidden: Vec<HiddenKeys>,
+}
+
+/// Keys that a listing hides for one reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HiddenKeys {
+    /// Why.
+    pub reason: Hidden,
+    /// How many; a common prefix counts as one.
+    pub count: usize,
+    /// The first of them, in order, at most [`HiddenKeys::MOST_KEPT`]; of those that are not UTF-8,
+    /// none.
+    pub keys: BTreeSet<String>,
+}
+
+impl HiddenKeys {
+    /// Whoever has so many has made them by a rule, and sees it by now: 1,000 of 100 bytes are
+    /// 100 KB a directory and reason, for as long as it is being listed.
+    pub const MOST_KEPT: usize = 1000;
+}
+
+/// What a complete listing does not show.
+#[derive(Debug)]
+pub(crate) struct Rest {
+    /// Hidden keys, one item a reason.
+    pub(crate) hidden: Vec<HiddenKeys>,
+    /// N12: some key begins with the prefix.
+    pub(crate) exists: bool,
+}
+
+impl Assembly {
+    /// Of the directory `prefix`.
+    pub(crate) fn new(prefix: Arc<str>) -> Self {
+        Self {
+            prefix,
+            open: Part::default(),
+            unsettled: Vec::new(),
+            shadowed: Vec::new(),
+            shown: false,
+            marker: false,
+            hidden: Vec::new(),
+        }
+    }
+
+    /// Counts what nobody can decode on a page.
+    pub(crate) fn count(&mut self, page: &ListPage) {
+        if page.undecodable > 0 {
+            self.hide(Hidden::NotUtf8, page.undecodable, None);
+        }
+    }
+
+    /// Some entries of a checked page, to be appended when those before them have been.
+    pub(crate) fn part(
+        &mut self,
+        page: &ListPage,
+        share: Range<usize>,
+    ) -> Result<Part, StoreError> {
+        let prefix = self.prefix.clone();
+        let mut part = Part::default();
+        for entry in &page.entries[share] {
+            let key = entry.key();
+            match (rules::meaning(&prefix, entry), entry) {
+                (Some(Meaning::Directory(name)), _) => part.push(name, None)?,
+                (Some(Meaning::File(name)), ListEntry::Object(meta)) => {
+                    part.push(name, Some(meta))?;
+                }
+                (Some(Meaning::Marker), _) => self.marker = true,
+                (Some(Meaning::Hidden(reason)), _) => self.hide(reason, 1, Some(key)),
+                (Some(Meaning::File(_)) | None, _) => {
+                    return Err(StoreError::nonsense(format!(
+                        "{key:?} in a delimited listing of {prefix:?}"
+                    )));
+                }
+            }
+        }
+        Ok(part)
+    }
+
+    /// Appends what comes behind all that was appended.
+    pub(crate) fn append(&mut self, part: Part) -> Result<(), StoreError> {
+        let open = self.open.len();
+        self.open.append(part)?;
+        for index in open..self.open.len() {
+            let (name, is_directory) = self.open.place(index);
+            while let Some(last) = self.unsettled.last() {
+                let (object, _) = self.open.place(*last);
+                match name.strip_prefix(object) {
+                    // `a` and `a-`: `a/` may follow.
+                    Some([next, ..]) if *next < b'/' => break,
+                    Some([]) if is_directory => {
+                        let key = format!("{}{}", self.prefix, String::from_utf8_lossy(object));
+                        self.shadowed.push(*last);
+                        hide(&mut self.hidden, Hidden::ShadowedByDirectory, 1, Some(&key));
+                    }
+                    _ => {}
+                }
+                self.unsettled.pop();
+            }
+            if !is_directory {
+                self.unsettled.push(index);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what has settled.
+    pub(crate) fn settled(&mut self) -> Result<Part, StoreError> {
+        let settled = self.unsettled.first().copied().unwrap_or(self.open.len());
+        if settled == 0 {
+            return Ok(Part::default());
+        }
+        // In the order of their directories, which is not that of the objects: `a-/` < `a/`.
+        self.shadowed.sort_unstable();
+        let open = self.open.split_off(settled);
+        let mut shown = std::mem::replace(&mut self.open, open);
+        if self.shadowed.first().is_some_and(|index| *index < settled) {
+            let mut shadowed = self.shadowed.iter().copied().peekable();
+            let all = std::mem::take(&mut shown);
+            for index in 0..settled {
+                if shadowed.next_if_eq(&index).is_none() {
+                    shown.push_copy(&all, index)?;
+                }
+            }
+        }
+        for index in &mut self.unsettled {
+            *index -= settled;
+        }
+        // Those behind are moved with their entries.
+        self.shadowed.retain(|index| *index >= settled);
+        for index in &mut self.shadowed {
+            *index -= settled;
+        }
+        shown.shrink();
+        self.shown |= !shown.is_empty();
+        Ok(shown)
+    }
+
+    /// Takes what is left behind the last entry: nothing can hide it any more.
+    pub(crate) fn last(&mut self) -> Result<Part, StoreError> {
+        self.unsettled.clear();
+        self.settled()
+    }
+
+    /// Memory of what has not settled.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.open.memory_bytes()
+    }
+
+    /// What is not shown.
+    pub(crate) fn rest(mut self) -> Rest {
+        self.hidden.sort_unstable_by_key(|keys| keys.reason);
+        let exists = self.shown || self.marker || !self.hidden.is_empty();
+        Rest { hidden: self.hidden, exists }
+    }
+
+    fn hide(&mut self, reason: Hidden, count: usize, key: Option<&str>) {
+        hide(&mut self.hidden, reason, count, key);
+    }
+}
+
+fn hide(hidden: &mut Vec<HiddenKeys>, reason: Hidden, count: usize, key: Option<&str>) {
+    let at = hidden.iter().position(|hidden| hidden.reason == reason);
+    let at = at.unwrap_or_else(|| {
+        hidden.push(HiddenKeys { reason, count: 0, keys: BTreeSet::new() });
+        hidden.len() - 1
+    });
+    let hidden = &mut hidden[at];
+    hidden.count += count;
+    // Ranges are listed side by side, so the first to come need not be the first.
+    hidden.keys.extend(key.map(str::to_owned));
+    if hidden.keys.len() > HiddenKeys::MOST_KEPT {
+        hidden.keys.pop_last();
+    }
+}

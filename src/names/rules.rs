@@ -1,0 +1,149 @@
+//! The rules from keys to a tree, all of them, and nothing else: no I/O, no state.
+//!
+//! - **N1** A key is cut at its `/` into components: the last one names a file, those before it
+//!   name directories. A directory needs no object of its own.
+//! - **N2** A key that ends with `/` is a directory's marker: it makes the directory exist and is
+//!   not shown.
+//! - **N3** If both `a` and keys below `a/` exist, the directory wins and the object `a` is hidden.
+//! - **N4** A key with an empty component (`a//b`, a leading `/`) is hidden.
+//! - **N5** A key with a component `.` or `..` is hidden.
+//! - **N6** A key with a NUL byte in a component is hidden.
+//! - **N7** A key with a component of more than 255 bytes is hidden, and asking for a name of more
+//!   than 255 bytes is an error of its own.
+//! - **N8** A key that is not UTF-8 is hidden, and a name that is not UTF-8 is not found.
+//! - **N9** Names are bytes: no Unicode normalisation, no case folding.
+//! - **N10** A directory's entries are in key order, in which a subdirectory stands as `name/`.
+//! - **N11** A key has at most 1024 bytes: what would need a longer one is not found.
+//! - **N12** A directory exists as long as any key begins with its path and a `/`, were it a marker
+//!   or a hidden key. The root always exists.
+
+use std::cmp::Ordering;
+use std::fmt;
+
+use crate::store::ListEntry;
+
+/// The longest name that Linux file systems know (`NAME_MAX`).
+pub(crate) const MAX_NAME_BYTES: usize = 255;
+
+/// The longest key of S3, in bytes of UTF-8 ("Naming Amazon S3 objects", S3 user guide).
+pub(crate) const MAX_KEY_BYTES: usize = 1024;
+
+/// What one entry of a directory's delimited listing means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Meaning<'a> {
+    /// The directory's own marker.
+    Marker,
+    /// A file of this name; hidden after all if a directory of the same name follows.
+    File(&'a str),
+    /// A directory of this name.
+    Directory(&'a str),
+    /// Keys that cannot be shown.
+    Hidden(Hidden),
+}
+
+/// Why a key is not shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Hidden {
+    /// N4
+    EmptyComponent,
+    /// N5
+    DotComponent,
+    /// N6
+    Nul,
+    /// N7
+    TooLong,
+    /// N3
+    ShadowedByDirectory,
+    /// N8
+    NotUtf8,
+}
+
+impl fmt::Display for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::EmptyComponent => "a component of its path is empty",
+            Self::DotComponent => "a component of its path is `.` or `..`",
+            Self::Nul => "its path holds a NUL byte",
+            Self::TooLong => "a component of its path is longer than 255 bytes",
+            Self::ShadowedByDirectory => "a directory has the same name",
+            Self::NotUtf8 => "it is not UTF-8",
+        })
+    }
+}
+
+/// What an entry means in the listing of the directory `prefix`; `None` when it cannot belong
+/// there, because the store did not roll up at the delimiter or listed outside of the prefix.
+pub(crate) fn meaning<'a>(prefix: &str, entry: &'a ListEntry) -> Option<Meaning<'a>> {
+    let below = entry.key().strip_prefix(prefix)?;
+    let (name, of_kind): (_, fn(&'a str) -> Meaning<'a>) = match entry {
+        ListEntry::Object(_) if below.is_empty() => return Some(Meaning::Marker),
+        ListEntry::Object(_) => (below, Meaning::File),
+        ListEntry::Prefix(_) => (below.strip_suffix('/')?, Meaning::Directory),
+    };
+    if name.contains('/') {
+        return None;
+    }
+    Some(hidden_name(name.as_bytes()).map_or_else(|| of_kind(name), Meaning::Hidden))
+}
+
+/// The key that a name asks for in the directory `prefix`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// No key can have this name.
+    Nothing,
+    /// The name is too long to be one.
+    TooLong,
+    /// This key, or keys below it.
+    Key(String),
+}
+
+/// What the kernel asks for with a name.
+pub(crate) fn asked(prefix: &str, name: &[u8]) -> Asked {
+    match hidden_name(name) {
+        Some(Hidden::TooLong) => return Asked::TooLong,
+        Some(_) => return Asked::Nothing,
+        None if name.contains(&b'/') => return Asked::Nothing,
+        None => {}
+    }
+    match std::str::from_utf8(name) {
+        Ok(name) if prefix.len() + name.len() <= MAX_KEY_BYTES => {
+            Asked::Key(format!("{prefix}{name}"))
+        }
+        _ => Asked::Nothing,
+    }
+}
+
+/// The prefix under which the keys of a directory `key` lie, if N11 allows any.
+pub(crate) fn directory_prefix(key: &str) -> Option<String> {
+    (key.len() < MAX_KEY_BYTES).then(|| format!("{key}/"))
+}
+
+/// The directory that shows a key, and the name under which it does: `a/b/` and `c` for `a/b/c`,
+/// `a/` and `b` for the directory `a/b/`. `None` for the empty prefix, which lies nowhere.
+pub(crate) fn parent_and_name(key: &str) -> Option<(&str, &str)> {
+    let path = key.strip_suffix('/').unwrap_or(key);
+    let name_at = path.rfind('/').map_or(0, |slash| slash + 1);
+    (!key.is_empty()).then(|| path.split_at(name_at))
+}
+
+/// N10: compares two entries, each a name and whether it is a directory.
+pub(crate) fn entry_order(a: (&[u8], bool), b: (&[u8], bool)) -> Ordering {
+    fn rest((name, directory): (&[u8], bool), from: usize) -> impl Iterator<Item = u8> + '_ {
+        name[from..].iter().copied().chain(directory.then_some(b'/'))
+    }
+    let common = a.0.len().min(b.0.len());
+    a.0[..common].cmp(&b.0[..common]).then_with(|| rest(a, common).cmp(rest(b, common)))
+}
+
+fn hidden_name(name: &[u8]) -> Option<Hidden> {
+    match name {
+        b"" => Some(Hidden::EmptyComponent),
+        b"." | b".." => Some(Hidden::DotComponent),
+        _ if name.len() > MAX_NAME_BYTES => Some(Hidden::TooLong),
+        _ if name.contains(&0) => Some(Hidden::Nul),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;
