@@ -7,14 +7,13 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::OsString;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use divan::Bencher;
 use divan::counter::BytesCount;
-use fasts3_mount::app::config;
-use fasts3_mount::fs::{BucketFs, ReadConfig, Taker};
-use fasts3_mount::names::{Ino, NamesConfig, ROOT};
-use fasts3_mount::stats::Stats;
+use fasts3_mount::app::{config, daemon};
+use fasts3_mount::fs::{BucketFs, ReadKind};
+use fasts3_mount::names::{Ino, ROOT};
 use fasts3_mount::testing::memory::MemoryStore;
 use tokio::runtime::Runtime;
 
@@ -85,19 +84,10 @@ impl Hot {
         store.put("hot", vec![7; usize::try_from(OBJECT_BYTES).expect("64 bits")]);
         let arguments = ["fasts3-mount", "--memory-budget", "512MiB", "bucket", "/"];
         let config = config::parse(arguments.map(OsString::from)).expect("the arguments are right");
-        let names = NamesConfig {
-            root_prefix: String::new(),
-            metadata_ttl: None,
-            negative_ttl: Duration::ZERO,
-            mounted_at: SystemTime::now(),
-            listings_bytes: 1 << 30,
-            page_keys: 1000,
-            pages_at_once: 16,
-        };
-        let reading = ReadConfig::new(&config);
-        let stats = Arc::new(Stats::default());
-        let fs = BucketFs::new(store, &config, names, reading, runtime.handle().clone(), stats);
+        let context = runtime.enter();
+        let fs = daemon::stack(store, &config, Arc::default());
         let fs = fs.expect("512 MiB of addresses are free");
+        drop(context);
         let entry = runtime.block_on(fs.lookup(ROOT, b"hot")).expect("it was put");
         let hot = Self { runtime, fs, ino: entry.attributes.ino };
         for offset in Hot::offsets() {
@@ -112,7 +102,7 @@ impl Hot {
 
     fn read(&self, offset: u64) {
         let data =
-            self.runtime.block_on(self.fs.read(self.ino, offset, READ_BYTES, Taker::PageCache));
+            self.runtime.block_on(self.fs.read(self.ino, offset, READ_BYTES, ReadKind::Buffered));
         assert_eq!(divan::black_box(data.expect("it is cached")).len(), READ_BYTES as usize);
     }
 }
@@ -151,7 +141,8 @@ fn cached_read_of_1_mib_and_a_copy(bencher: Bencher) {
     let mut buffer = vec![0; READ_BYTES as usize];
     bencher.counter(BytesCount::new(u64::from(READ_BYTES))).bench_local(|| {
         let offset = offsets.next().expect("it goes round");
-        let data = hot.runtime.block_on(hot.fs.read(hot.ino, offset, READ_BYTES, Taker::PageCache));
+        let data =
+            hot.runtime.block_on(hot.fs.read(hot.ino, offset, READ_BYTES, ReadKind::Buffered));
         buffer.copy_from_slice(&data.expect("it is cached"));
         divan::black_box(&buffer);
     });

@@ -1,4 +1,128 @@
-//! What a read makes worth fetching.
+//! What a read makes worth fetching: the bytes that it waits for, those that its stream will read
+//! next ([`streams`]), and the siblings of a small file ([`siblings`]).
+//!
+//! Here the limits of both are derived from the memory budget, and their plans are carried out.
 
-pub mod siblings;
-pub mod streams;
+use std::ops::Range;
+use std::sync::Arc;
+
+use self::siblings::{ListedDirectory, SiblingLimits, Siblings, SmallRead};
+use self::streams::{StreamLimits, Streams};
+use crate::base::layout::WHOLE_OBJECT_BYTES;
+use crate::cache::{ChunkCache, Purpose, ReadConfig, Source};
+use crate::names::{Names, SiblingPosition};
+use crate::stats::Stats;
+
+mod siblings;
+mod streams;
+
+/// Watches reads, and fetches for them and ahead of them.
+pub(crate) struct Readahead {
+    cache: ChunkCache,
+    streams: Streams,
+    siblings: Siblings,
+    /// Small files are fetched in GETs of this size: one for each.
+    largest_part_bytes: u64,
+    stats: Arc<Stats>,
+}
+
+impl Readahead {
+    pub(crate) fn new(cache: ChunkCache, config: &ReadConfig, stats: Arc<Stats>) -> Self {
+        let ReadConfig { layout, memory_budget_bytes: budget, .. } = *config;
+        let streams = StreamLimits {
+            block_bytes: layout.block_bytes,
+            window_bytes: layout.chunk_bytes,
+            // The other half is for bytes that were read and may be read again.
+            ahead_bytes: budget / 2,
+        };
+        let siblings = SiblingLimits {
+            small_bytes: WHOLE_OBJECT_BYTES.min(layout.largest_part_bytes),
+            ahead_bytes: budget / 4,
+            // The cache keeps room for a part; a quarter is for bytes that are fetched and not served.
+            life_bytes: budget.saturating_sub(layout.largest_part_bytes) / 4 * 3,
+        };
+        Self {
+            cache,
+            streams: Streams::new(streams),
+            siblings: Siblings::new(siblings, stats.clone()),
+            largest_part_bytes: layout.largest_part_bytes,
+            stats,
+        }
+    }
+
+    /// Starts the fetches that a read of `want`, a range inside the object, makes worth while. Does
+    /// not wait: what finds no room now is fetched by the cache's read, or not ahead of it.
+    pub(crate) fn on_read(&self, names: &Names, source: &Source, want: &Range<u64>) {
+        let begins = self.siblings.begins(source.id, source.meta.version.size_bytes);
+        let cached = begins && self.cache.holds(source.id);
+        self.fetch_stream(source, want.clone());
+        if begins && let Some(position) = names.sibling_position(source.id, &source.meta) {
+            let read = SmallRead {
+                index: position.index,
+                from_start: want.start == 0,
+                cached,
+                served_bytes: self.stats.bytes_served.get(),
+            };
+            self.fetch_siblings(&position, read);
+        }
+    }
+
+    /// Fetches the bytes that the read waits for, and those that its stream will read next.
+    fn fetch_stream(&self, source: &Source, want: Range<u64>) {
+        let size_bytes = source.meta.version.size_bytes;
+        let plan = self.streams.plan(source.id, size_bytes, want, self.cache.network_pace());
+        let _ = self.cache.fetch(source, plan.now, plan.now_piece_bytes, Purpose::Demand);
+        for ahead in plan.ahead {
+            let until = ahead.end;
+            let reached = self.cache.fetch(source, ahead, plan.ahead_piece_bytes, Purpose::Ahead);
+            if reached < until {
+                self.streams.fell_short(source.id, reached, until);
+                break;
+            }
+        }
+    }
+
+    /// Fetches the siblings of a small file that will probably be read next.
+    fn fetch_siblings(&self, position: &SiblingPosition, read: SmallRead) {
+        let mut chosen = self.siblings.read(position, read);
+        chosen.retain(|&index| !self.fetch_sibling(position, index));
+        if !chosen.is_empty() {
+            self.siblings.not_fetched(position, &chosen);
+        }
+    }
+
+    /// Starts to fetch a whole file. False if it is cached, or there is no room.
+    fn fetch_sibling(&self, position: &SiblingPosition, index: usize) -> bool {
+        let Some((id, meta)) = position.file(index) else { return false };
+        if self.cache.holds(id) {
+            return false;
+        }
+        let size_bytes = meta.version.size_bytes;
+        let source = Source { id, meta };
+        let range = 0..size_bytes;
+        if self.cache.fetch(&source, range, self.largest_part_bytes, Purpose::Ahead) == 0 {
+            return false;
+        }
+        self.stats.siblings_ahead.add(1);
+        self.stats.siblings_ahead_bytes.add(size_bytes);
+        true
+    }
+}
+
+impl ListedDirectory for SiblingPosition {
+    fn path(&self) -> &Arc<str> {
+        self.listing.prefix()
+    }
+
+    fn generation(&self) -> u32 {
+        self.listing.generation()
+    }
+
+    fn entries(&self) -> usize {
+        self.listing.len()
+    }
+
+    fn file_bytes(&self, index: usize) -> Option<u64> {
+        self.listing.file_bytes(index)
+    }
+}

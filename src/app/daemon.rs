@@ -19,14 +19,14 @@ use crate::app::config::{self, Config, MountCall, NoConfig};
 use crate::app::control::status::Settings;
 use crate::app::control::{self, Socket};
 use crate::app::metrics;
-use crate::fs::{BucketFs, ReadConfig};
+use crate::base::layout::Layout;
+use crate::fs::{BucketFs, FsConfig, Ownership, ReadConfig};
 use crate::fuse::{self, Expired, HandedOver};
 use crate::names::NamesConfig;
 use crate::stats::Stats;
 use crate::store::ObjectStore;
 use crate::store::measured::Measured;
 use crate::store::retry::{RetryPolicy, Retrying};
-use crate::store::s3::S3Store;
 
 mod background;
 mod bucket;
@@ -156,8 +156,8 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
     // From here on a signal must find somebody who unmounts.
     let mut signals = Signals::new()
         .map_err(|error| StartError::Internal(format!("signals cannot be received: {error}")))?;
-    let reading = ReadConfig::new(config);
-    let fs = stack(store, config, reading).map_err(|error| {
+    let stats = Arc::new(Stats { hedges: store.hedges(), ..Stats::default() });
+    let fs = stack(Arc::new(store), config, stats).map_err(|error| {
         StartError::Internal(format!("address space for the cache cannot be reserved: {error}"))
     })?;
     let socket = Socket::open(&config.mountpoint)
@@ -170,13 +170,14 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
     let mounted = Arc::new(mounted);
     let asked = usable(&mounted, config).await?;
     drop(still_starting);
-    let mut settings = Settings::new(config, &reading, &endpoint, &region);
+    let layout = layout(config);
+    let mut settings = Settings::new(config, &layout, &endpoint, &region);
     tracing::info!(
         endpoint,
         region,
         memory_budget = config::size(config.memory_budget_bytes),
-        chunk_size = config::size(reading.layout.chunk_bytes),
-        part_size = config::size(reading.layout.part_bytes),
+        chunk_size = config::size(layout.chunk_bytes),
+        part_size = config::size(layout.largest_part_bytes),
         max_connections = config.max_connections,
         metadata_ttl = ttl(config),
         version = crate::VERSION,
@@ -359,11 +360,14 @@ impl Drop for Task {
 /// it would be 1.1 s for half again as many requests in vain (simulated: `namespace/split`).
 const PAGES_AT_ONCE: usize = 16;
 
-/// The layers between the kernel's requests and the network, outermost last: one request, how long
-/// it takes, its retries, the file system on them.
-fn stack(store: S3Store, config: &Config, reading: ReadConfig) -> std::io::Result<Arc<BucketFs>> {
-    let stats = Arc::new(Stats { hedges: store.hedges(), ..Stats::default() });
-    let store: Arc<dyn ObjectStore> = Arc::new(Measured::new(Arc::new(store), stats.clone()));
+/// Stacks the layers between the kernel's requests and a store that tries once: measuring each
+/// request, retrying it, the file system. Their tasks run on the current runtime.
+pub fn stack(
+    store: Arc<dyn ObjectStore>,
+    config: &Config,
+    stats: Arc<Stats>,
+) -> std::io::Result<Arc<BucketFs>> {
+    let store: Arc<dyn ObjectStore> = Arc::new(Measured::new(store, stats.clone()));
     let policy = RetryPolicy {
         max_connections: config.max_connections,
         deadline: config.io_timeout,
@@ -380,7 +384,23 @@ fn stack(store: S3Store, config: &Config, reading: ReadConfig) -> std::io::Resul
         page_keys: 1000,
         pages_at_once: PAGES_AT_ONCE.min(config.max_connections),
     };
-    BucketFs::new(store, config, names, reading, Handle::current(), stats)
+    let ownership = Ownership {
+        uid: config.uid,
+        gid: config.gid,
+        file_mode: config.file_mode,
+        dir_mode: config.dir_mode,
+    };
+    let reading = ReadConfig {
+        layout: layout(config),
+        memory_budget_bytes: config.memory_budget_bytes,
+        max_connections: config.max_connections,
+    };
+    let config = FsConfig { ownership, names, reading };
+    BucketFs::new(store, config, Handle::current(), stats)
+}
+
+fn layout(config: &Config) -> Layout {
+    Layout::within(config.memory_budget_bytes, config.chunk_bytes, config.part_bytes)
 }
 
 fn refused(config: &Config, error: &std::io::Error) -> String {

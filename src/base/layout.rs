@@ -17,7 +17,7 @@ pub const BLOCK_BYTES: u64 = 128 << 10;
 /// 45 ms behind 15 ms to the first byte, and the reader gets its bytes as they arrive.
 pub const WHOLE_OBJECT_BYTES: u64 = 4 << 20;
 
-/// The sizes that everything is cut by. `block` divides `part` and `chunk`.
+/// The sizes that objects are cut by. `block_bytes` divides the other two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// Length of a chunk that is not the last of its object.
@@ -25,21 +25,32 @@ pub struct Layout {
     /// Length of a block that is not the last of its object.
     pub block_bytes: u64,
     /// The most that one GET asks for.
-    pub part_bytes: u64,
+    pub largest_part_bytes: u64,
 }
 
-/// A piece of a chunk, in bytes from the chunk's beginning.
+/// A range of one chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// Which chunk of the object.
+    layout: Layout,
+    /// Index of the chunk in its object.
     pub chunk: u32,
-    /// Which of its bytes.
+    /// Counted from the chunk's beginning.
     pub bytes: Range<usize>,
 }
 
 impl Layout {
+    /// Sizes for a cache of `budget_bytes`. A chunk is at most a quarter of it: chunks are evicted
+    /// whole, and there must be several. A part may become twice as long as `part_bytes`, if the store
+    /// is far away.
+    pub fn within(budget_bytes: u64, chunk_bytes: u64, part_bytes: u64) -> Self {
+        let quarter = (budget_bytes / 4).max(BLOCK_BYTES);
+        let chunk_bytes = chunk_bytes.min(1 << quarter.ilog2());
+        let largest_part_bytes = (2 * part_bytes).min(chunk_bytes);
+        Self { chunk_bytes, block_bytes: BLOCK_BYTES, largest_part_bytes }
+    }
+
     /// Cuts a range of an object at chunk boundaries.
-    pub fn spans(&self, object: Range<u64>) -> impl Iterator<Item = Span> + use<> {
+    pub fn spans(self, object: Range<u64>) -> impl Iterator<Item = Span> {
         let chunk_bytes = self.chunk_bytes;
         let mut at = object.start;
         std::iter::from_fn(move || {
@@ -50,24 +61,22 @@ impl Layout {
             let start = at % chunk_bytes;
             let end = chunk_bytes.min(object.end - chunk * chunk_bytes);
             at = chunk * chunk_bytes + end;
-            Some(Span { chunk: index(chunk), bytes: size(start)..size(end) })
+            Some(self.span(index(chunk), size(start)..size(end)))
         })
     }
 
+    pub(crate) fn span(self, chunk: u32, bytes: Range<usize>) -> Span {
+        Span { layout: self, chunk, bytes }
+    }
+
     /// Length of a chunk of an object of `object_bytes`.
-    pub fn chunk_len(&self, object_bytes: u64, chunk: u32) -> usize {
+    pub(crate) fn chunk_len(&self, object_bytes: u64, chunk: u32) -> usize {
         let start = u64::from(chunk) * self.chunk_bytes;
         size(self.chunk_bytes.min(object_bytes.saturating_sub(start)))
     }
 
-    /// The object's bytes that a piece of one of its chunks holds.
-    pub fn object_range(&self, span: &Span) -> Range<u64> {
-        let start = u64::from(span.chunk) * self.chunk_bytes;
-        start + span.bytes.start as u64..start + span.bytes.end as u64
-    }
-
-    /// The blocks of a chunk that a piece of it touches.
-    pub fn blocks(&self, bytes: &Range<usize>) -> Range<usize> {
+    /// The blocks of a chunk that a range of its bytes touches.
+    pub(crate) fn blocks(&self, bytes: &Range<usize>) -> Range<usize> {
         let block = size(self.block_bytes);
         if bytes.is_empty() {
             return 0..0;
@@ -75,16 +84,20 @@ impl Layout {
         bytes.start / block..bytes.end.div_ceil(block)
     }
 
-    /// The bytes of a chunk of `chunk_len` that a run of its blocks holds.
-    pub fn block_bytes(&self, blocks: &Range<usize>, chunk_len: usize) -> Range<usize> {
+    /// The bytes that a run of blocks holds, in a chunk of `chunk_len` bytes.
+    pub(crate) fn block_bytes(&self, blocks: &Range<usize>, chunk_len: usize) -> Range<usize> {
         let block = size(self.block_bytes);
         blocks.start * block..(blocks.end * block).min(chunk_len)
     }
 
-    /// Cuts a run of blocks at part boundaries of the object, so that whoever streams over it
-    /// asks for the same parts, whole and aligned.
-    pub fn parts(&self, blocks: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
-        let per_part = size(self.part_bytes / self.block_bytes);
+    /// Cuts a run of blocks at multiples of `part_bytes` in the object, so that every reader of a
+    /// stream asks for the same parts, whole and aligned.
+    pub(crate) fn parts(
+        &self,
+        blocks: Range<usize>,
+        part_bytes: u64,
+    ) -> impl Iterator<Item = Range<usize>> + use<> {
+        let per_part = size(part_bytes / self.block_bytes);
         let mut at = blocks.start;
         std::iter::from_fn(move || {
             if at >= blocks.end {
@@ -94,6 +107,24 @@ impl Layout {
             at = part.end;
             Some(part)
         })
+    }
+}
+
+impl Span {
+    /// The blocks that it touches.
+    pub(crate) fn blocks(&self) -> Range<usize> {
+        self.layout.blocks(&self.bytes)
+    }
+
+    /// Its blocks, cut at multiples of `part_bytes`.
+    pub(crate) fn parts(&self, part_bytes: u64) -> impl Iterator<Item = Range<usize>> + use<> {
+        self.layout.parts(self.blocks(), part_bytes)
+    }
+
+    /// Where its bytes are in the object.
+    pub fn object_range(&self) -> Range<u64> {
+        let start = u64::from(self.chunk) * self.layout.chunk_bytes;
+        start + self.bytes.start as u64..start + self.bytes.end as u64
     }
 }
 
@@ -112,7 +143,7 @@ fn index(chunk: u64) -> u32 {
 mod tests {
     use super::*;
 
-    const LAYOUT: Layout = Layout { chunk_bytes: 16, block_bytes: 4, part_bytes: 8 };
+    const LAYOUT: Layout = Layout { chunk_bytes: 16, block_bytes: 4, largest_part_bytes: 8 };
 
     #[test]
     fn spans_tile_every_range_of_a_small_object() {
@@ -120,7 +151,7 @@ mod tests {
             for end in start..50 {
                 let mut at = start;
                 for span in LAYOUT.spans(start..end) {
-                    let range = LAYOUT.object_range(&span);
+                    let range = span.object_range();
                     assert_eq!(range.start, at);
                     assert!(range.end > at && span.bytes.end <= 16);
                     at = range.end;
@@ -154,8 +185,8 @@ mod tests {
 
     #[test]
     fn parts_tile_a_run_and_never_cross_an_alignment() {
-        let parts: Vec<_> = LAYOUT.parts(1..7).collect();
+        let parts: Vec<_> = LAYOUT.parts(1..7, 8).collect();
         assert_eq!(parts, [1..2, 2..4, 4..6, 6..7]);
-        assert_eq!(LAYOUT.parts(2..2).count(), 0);
+        assert_eq!(LAYOUT.parts(2..2, 8).count(), 0);
     }
 }

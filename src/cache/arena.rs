@@ -264,7 +264,7 @@ impl Memory {
         }
         let mut writers = Vec::new();
         for stretch in stretches {
-            for part in layout.parts(stretch) {
+            for part in layout.parts(stretch, layout.largest_part_bytes) {
                 self.states.take(part.clone());
                 let bytes = layout.block_bytes(&part, self.len);
                 let (at, next) = (bytes.start, part.start);
@@ -436,7 +436,7 @@ impl Drop for BlockWriter {
 mod tests {
     use super::*;
 
-    const LAYOUT: Layout = Layout { chunk_bytes: 16, block_bytes: 4, part_bytes: 8 };
+    const LAYOUT: Layout = Layout { chunk_bytes: 16, block_bytes: 4, largest_part_bytes: 8 };
 
     fn arena(budget: u64) -> Arc<Arena> {
         Arena::reserve(LAYOUT, budget).unwrap()
@@ -503,7 +503,8 @@ mod tests {
     /// Real blocks and pages: memory that other chunks need is handed back to the system.
     #[test]
     fn memory_that_is_not_used_goes_back_to_the_system() {
-        let layout = Layout { chunk_bytes: 1 << 20, block_bytes: 128 << 10, part_bytes: 1 << 20 };
+        let layout =
+            Layout { chunk_bytes: 1 << 20, block_bytes: 128 << 10, largest_part_bytes: 1 << 20 };
         let arena = Arena::reserve(layout, 1 << 20).unwrap();
         let fill = |len: usize| {
             let memory = arena.memory(len).unwrap();

@@ -11,13 +11,13 @@ use super::*;
 use crate::testing::fault::{Fault, FaultyStore, Operation};
 use crate::testing::memory::MemoryStore;
 
-const LAYOUT: Layout = Layout { chunk_bytes: 16, block_bytes: 4, part_bytes: 8 };
+const LAYOUT: Layout = Layout { chunk_bytes: 16, block_bytes: 4, largest_part_bytes: 8 };
 
 struct Rig {
     memory: Arc<MemoryStore>,
     faults: Arc<FaultyStore>,
     cache: ChunkCache,
-    objects: HashMap<ObjectId, (Arc<ObjectMeta>, Vec<u8>)>,
+    objects: HashMap<ObjectId, (Source, Vec<u8>)>,
 }
 
 impl Rig {
@@ -29,12 +29,14 @@ impl Rig {
             let bytes: Vec<u8> =
                 (0..size).map(|at| u8::try_from((at * 7 + id) % 251).unwrap()).collect();
             let meta = memory.put(&format!("object-{id}"), bytes.clone());
-            (id as ObjectId, (Arc::new(meta), bytes))
+            let source = Source { id: id as ObjectId, meta: Arc::new(meta) };
+            (source.id, (source, bytes))
         });
         let objects = objects.collect();
         let stats = Arc::new(Stats::default());
         let runtime = Handle::current();
-        let cache = ChunkCache::new(faults.clone(), LAYOUT, budget, 4, runtime, stats).unwrap();
+        let config = ReadConfig { layout: LAYOUT, memory_budget_bytes: budget, max_connections: 4 };
+        let cache = ChunkCache::new(faults.clone(), config, runtime, stats).unwrap();
         Self { memory, faults, cache, objects }
     }
 
@@ -43,18 +45,18 @@ impl Rig {
         id: ObjectId,
         range: Range<u64>,
     ) -> impl Future<Output = Result<(), StoreError>> + Send + 'static + use<> {
-        self.read_as(Taker::Program, id, range)
+        self.read_as(ReadKind::Direct, id, range)
     }
 
     fn read_as(
         &self,
-        taker: Taker,
+        kind: ReadKind,
         id: ObjectId,
         range: Range<u64>,
     ) -> impl Future<Output = Result<(), StoreError>> + Send + 'static + use<> {
         let (cache, (object, bytes)) = (self.cache.clone(), self.objects[&id].clone());
         async move {
-            let data = cache.read(id, &object, range.clone(), taker).await?;
+            let data = cache.read(&object, range.clone(), kind).await?;
             let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
             assert_eq!(&*data, &bytes[range]);
             Ok(())
@@ -100,7 +102,7 @@ async fn a_random_read_fetches_its_blocks_only() {
 async fn what_is_fetched_ahead_is_not_fetched_again() {
     let rig = Rig::new(64, &[40]);
     let object = rig.objects[&0].0.clone();
-    let _ = rig.cache.fetch(0, &object, 0..40, 8, Purpose::Ahead);
+    let _ = rig.cache.fetch(&object, 0..40, 8, Purpose::Ahead);
     rig.read(0, 0..40).await.unwrap();
     assert_eq!(rig.gets(), 5);
 }
@@ -170,7 +172,7 @@ async fn a_full_cache_goes_on_in_the_memory_it_has() {
     let mut places = std::collections::BTreeSet::new();
     for chunk in 0..10 {
         let data =
-            rig.cache.read(0, &object, chunk * 16..chunk * 16 + 16, Taker::Program).await.unwrap();
+            rig.cache.read(&object, chunk * 16..chunk * 16 + 16, ReadKind::Direct).await.unwrap();
         places.insert(data.as_ptr() as usize);
         drop(data);
         // Fetch tasks give their leases back a moment after the reader has the bytes.
@@ -189,7 +191,7 @@ async fn readers_of_far_more_than_the_budget_all_get_their_bytes() {
             readers.spawn(rig.read(id, start..start + 10));
         }
         let object = rig.objects[&id].0.clone();
-        let _ = rig.cache.fetch(id, &object, 0..40, 8, Purpose::Ahead);
+        let _ = rig.cache.fetch(&object, 0..40, 8, Purpose::Ahead);
     }
     while let Some(read) = readers.join_next().await {
         read.unwrap().unwrap();
@@ -203,7 +205,7 @@ async fn a_reader_does_not_wait_for_the_turn_of_readahead() {
     rig.faults.delay(Operation::Get, Duration::from_secs(1));
     for id in 0..6 {
         let object = rig.objects[&id].0.clone();
-        let _ = rig.cache.fetch(id, &object, 0..16, 8, Purpose::Ahead);
+        let _ = rig.cache.fetch(&object, 0..16, 8, Purpose::Ahead);
     }
     // Four connections let three GETs of readahead run at once; this is the last of twelve.
     let start = tokio::time::Instant::now();
@@ -214,7 +216,7 @@ async fn a_reader_does_not_wait_for_the_turn_of_readahead() {
 #[tokio::test]
 async fn what_the_page_cache_has_taken_whole_is_given_up_first() {
     let rig = Rig::new(48, &[16, 16, 16, 16]);
-    let taken = |id: ObjectId, range: Range<u64>| rig.read_as(Taker::PageCache, id, range);
+    let taken = |id: ObjectId, range: Range<u64>| rig.read_as(ReadKind::Buffered, id, range);
     // The newest by use, but a second copy; of the oldest the page cache has not the last block.
     taken(0, 0..12).await.unwrap();
     rig.read(1, 0..16).await.unwrap();
@@ -236,7 +238,7 @@ async fn small_objects_take_nobodys_place_while_there_is_room() {
     let rig = Rig::new(160, &[16, 4, 4]);
     for id in 0..3 {
         let object = rig.objects[&id].0.clone();
-        let taken = rig.cache.read(id, &object, 0..object.version.size_bytes, Taker::PageCache);
+        let taken = rig.cache.read(&object, 0..object.meta.version.size_bytes, ReadKind::Buffered);
         taken.await.map(drop).unwrap();
         tokio::task::yield_now().await;
     }
@@ -251,7 +253,7 @@ async fn a_stream_goes_on_in_the_memory_of_what_it_has_left_behind_and_in_no_oth
     let mut held = None;
     for chunk in 0..5 {
         let range = chunk * 16..chunk * 16 + 16;
-        held = Some(rig.cache.read(1, &object, range, Taker::PageCache).await.unwrap());
+        held = Some(rig.cache.read(&object, range, ReadKind::Buffered).await.unwrap());
         tokio::task::yield_now().await;
         assert!(rig.cache.used_bytes() <= 48, "what is being replied, and the one before");
     }
@@ -266,7 +268,7 @@ async fn what_the_page_cache_has_lost_again_is_a_first_copy_again() {
     let rig = Rig::new(48, &[16, 16, 16, 16]);
     rig.read(1, 0..16).await.unwrap();
     for range in [0..16, 0..16, 0..4] {
-        rig.read_as(Taker::PageCache, 2, range).await.unwrap();
+        rig.read_as(ReadKind::Buffered, 2, range).await.unwrap();
     }
     rig.read(0, 0..16).await.unwrap();
     tokio::task::yield_now().await;
@@ -294,14 +296,14 @@ async fn who_waits_for_what_others_fetch_keeps_nobody_from_reading_ahead() {
     let rig = Rig::new(64, &[16, 16]);
     rig.faults.delay(Operation::Get, Duration::from_secs(1));
     let (object, other) = (rig.objects[&0].0.clone(), rig.objects[&1].0.clone());
-    let _ = rig.cache.fetch(0, &object, 0..16, 8, Purpose::Demand);
-    let lease = rig.cache.lease(0, &object, 0).unwrap();
+    let _ = rig.cache.fetch(&object, 0..16, 8, Purpose::Demand);
+    let lease = rig.cache.lease(&object, 0).unwrap();
     // Its turn has come, and what it wanted room for is fetched already.
     let mut turn = Some(rig.cache.0.turn.lock().await);
-    let mut waiting = pin!(rig.cache.wait_for_blocks(&lease, 0, &object, 0, &(0..4), &mut turn));
+    let mut waiting = pin!(rig.cache.wait_for_blocks(&lease, &(0..4), &mut turn));
     let half = tokio::time::timeout(Duration::from_millis(500), &mut waiting).await;
     assert!(half.is_err());
-    assert_eq!(rig.cache.fetch(1, &other, 0..16, 8, Purpose::Ahead), 16);
+    assert_eq!(rig.cache.fetch(&other, 0..16, 8, Purpose::Ahead), 16);
     assert!(waiting.await.is_ok());
 }
 
@@ -309,8 +311,9 @@ async fn who_waits_for_what_others_fetch_keeps_nobody_from_reading_ahead() {
 async fn a_fetch_says_how_far_there_was_room() {
     let rig = Rig::new(24, &[40, 40]);
     let object = rig.objects[&0].0.clone();
-    assert_eq!(rig.cache.fetch(0, &object, 4..30, 8, Purpose::Ahead), 24);
-    assert_eq!(rig.cache.fetch(1, &object, 0..8, 8, Purpose::Ahead), 0, "all are in flight");
+    let other = Source { id: 1, ..object.clone() };
+    assert_eq!(rig.cache.fetch(&object, 4..30, 8, Purpose::Ahead), 24);
+    assert_eq!(rig.cache.fetch(&other, 0..8, 8, Purpose::Ahead), 0, "all are in flight");
 }
 
 #[tokio::test]
@@ -354,7 +357,7 @@ proptest! {
                 let range = start.min(bytes.len() as u64)..(start + len).min(bytes.len() as u64);
                 match how % 4 {
                     0 => {
-                        let _ = rig.cache.fetch(id, object, range, 4, Purpose::Ahead);
+                        let _ = rig.cache.fetch(object, range, 4, Purpose::Ahead);
                     }
                     1 => {
                         let patience = Duration::from_millis(u64::from(how));
@@ -362,7 +365,7 @@ proptest! {
                         readers.spawn(async { read.await.unwrap_or(Ok(())) });
                     }
                     2 => {
-                        readers.spawn(rig.read_as(Taker::PageCache, id, range));
+                        readers.spawn(rig.read_as(ReadKind::Buffered, id, range));
                     }
                     _ => {
                         readers.spawn(rig.read(id, range));

@@ -1,9 +1,8 @@
 //! Epochs of small files over a store in memory: what an outsider sees is bytes, requests and
 //! counters.
 
-use std::ffi::OsString;
-
 use super::*;
+use crate::base::layout::Layout;
 use crate::names::ROOT;
 use crate::testing::memory::MemoryStore;
 
@@ -23,9 +22,7 @@ impl Rig {
         for number in 0..FILES {
             store.put(&name(number), bytes(number));
         }
-        let arguments = ["fasts3-mount", "bucket", "/"].map(OsString::from);
-        let mut config = crate::app::config::parse(arguments).expect("the arguments are right");
-        config.memory_budget_bytes = budget_bytes;
+        let ownership = Ownership { uid: 0, gid: 0, file_mode: 0o444, dir_mode: 0o555 };
         let names = NamesConfig {
             root_prefix: String::new(),
             metadata_ttl: ttl,
@@ -35,16 +32,13 @@ impl Rig {
             page_keys: 1000,
             pages_at_once: 4,
         };
-        let reading = ReadConfig::new(&config);
-        let fs = BucketFs::new(
-            store.clone(),
-            &config,
-            names,
-            reading,
-            Handle::current(),
-            Arc::default(),
-        )
-        .unwrap();
+        let reading = ReadConfig {
+            layout: Layout::within(budget_bytes, 128 << 20, 8 << 20),
+            memory_budget_bytes: budget_bytes,
+            max_connections: 128,
+        };
+        let config = FsConfig { ownership, names, reading };
+        let fs = BucketFs::new(store.clone(), config, Handle::current(), Arc::default()).unwrap();
         Self { store, fs }
     }
 
@@ -67,7 +61,7 @@ impl Rig {
             while found.len() < FILE_BYTES {
                 let ino = entry.attributes.ino;
                 found.extend_from_slice(
-                    &self.fs.read(ino, found.len() as u64, step, Taker::PageCache).await.unwrap(),
+                    &self.fs.read(ino, found.len() as u64, step, ReadKind::Buffered).await.unwrap(),
                 );
             }
             assert!(found == bytes(number));
@@ -156,7 +150,7 @@ async fn a_file_that_is_read_while_it_is_read_ahead_is_fetched_once() {
             for number in part {
                 let entry = fs.lookup(ROOT, name(number).as_bytes()).await.unwrap();
                 let data =
-                    fs.read(entry.attributes.ino, 0, 1 << 20, Taker::PageCache).await.unwrap();
+                    fs.read(entry.attributes.ino, 0, 1 << 20, ReadKind::Buffered).await.unwrap();
                 assert!(*data == bytes(number));
             }
         });

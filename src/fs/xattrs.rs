@@ -1,5 +1,5 @@
-//! Extended attributes, `user.s3.…`: what the store knows and a file system has no field for.
-//! Read-only, and asked for by name.
+//! Extended attributes, `user.s3.…`: facts about an object that a file system has no field for.
+//! Read-only, and requested by name.
 
 use std::fmt::Write as _;
 use std::num::NonZeroUsize;
@@ -21,30 +21,29 @@ const ETAG: &str = "user.s3.etag";
 /// The longest value that Linux knows (`XATTR_SIZE_MAX`).
 const MAX_VALUE_BYTES: usize = 64 << 10;
 
-/// Answers that are kept, of a few hundred bytes each: as many as a directory has in which somebody
-/// asks for one attribute of every file, and then for the next.
-const MAX_KEPT: NonZeroUsize = NonZeroUsize::new(10_000).expect("not zero");
+/// Cached answers, of a few hundred bytes each: for one attribute of every file of a directory, and
+/// then for the next.
+const MAX_CACHED: NonZeroUsize = NonZeroUsize::new(10_000).expect("not zero");
 
-/// In a list of keys, what would break its lines or its columns.
+/// Characters that would break the lines or columns of a list of keys.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
 
-/// Answers that have cost requests. Whoever wants a value asks for its size first, and tools ask for
-/// one name after the other.
-pub(super) struct Answers {
+/// Attributes whose value has cost requests. A program asks for a value's size before the value, and
+/// tools ask for one name after the other.
+pub(super) struct AttributeCache {
     store: Arc<dyn ObjectStore>,
     ttl: Option<Duration>,
-    kept: Mutex<LruCache<Ino, (Instant, Answer)>>,
+    cached: Mutex<LruCache<Ino, (Instant, CachedAttributes)>>,
 }
 
 #[derive(Clone)]
-enum Answer {
+enum CachedAttributes {
     Details(Arc<ObjectDetails>),
     Hidden(Arc<Vec<HiddenKeys>>),
 }
 
-/// What is asked for with a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Asked<'a> {
+enum AttributeName<'a> {
     Key,
     Etag,
     StorageClass,
@@ -52,49 +51,51 @@ enum Asked<'a> {
     ContentType,
     /// All of an object's own metadata.
     Metadata,
-    /// One of it.
+    /// One entry of it.
     Meta(&'a str),
-    /// How many keys a directory hides.
+    /// Number of keys that a directory hides.
     Hidden,
-    /// Which.
+    /// These keys.
     HiddenKeys,
 }
 
-impl Answers {
-    /// None yet; each is believed for `ttl`, or for ever.
+impl AttributeCache {
+    /// Each answer is believed for `ttl`; `None` is indefinitely.
     pub(super) fn new(store: Arc<dyn ObjectStore>, ttl: Option<Duration>) -> Self {
-        Self { store, ttl, kept: Mutex::new(LruCache::new(MAX_KEPT)) }
+        Self { store, ttl, cached: Mutex::new(LruCache::new(MAX_CACHED)) }
     }
 
-    /// Believes none any more.
-    pub(super) fn drop_all(&self) {
-        self.kept.lock().clear();
+    pub(super) fn forget_all(&self) {
+        self.cached.lock().clear();
     }
 
-    fn kept(&self, ino: Ino) -> Option<Answer> {
-        let mut kept = self.kept.lock();
-        let (asked, answer) = kept.get(&ino)?;
+    fn get(&self, ino: Ino) -> Option<CachedAttributes> {
+        let mut cached = self.cached.lock();
+        let (asked, answer) = cached.get(&ino)?;
         self.ttl.is_none_or(|ttl| asked.elapsed() < ttl).then(|| answer.clone())
     }
 
-    fn keep(&self, ino: Ino, asked: Instant, answer: Answer) {
-        self.kept.lock().put(ino, (asked, answer));
+    fn put(&self, ino: Ino, asked: Instant, answer: CachedAttributes) {
+        self.cached.lock().put(ino, (asked, answer));
     }
 }
 
 impl BucketFs {
     /// The value of an extended attribute (docs/semantics.md, "Extended attributes").
     pub async fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, FsError> {
-        let asked = asked(name)?;
-        let value = match (asked, self.namespace.inode(ino)?) {
-            (Asked::Key, Inode::File(object)) => object.version.key.clone(),
-            (Asked::Key, Inode::Directory(prefix)) => prefix.to_string(),
-            (Asked::Etag, Inode::File(object)) => object.version.etag.trim_matches('"').to_owned(),
-            (Asked::Hidden | Asked::HiddenKeys, Inode::Directory(prefix)) => {
-                let hidden = self.hidden(ino, &prefix).await?;
-                if asked == Asked::Hidden { count(&hidden) } else { list(&hidden) }
+        let asked = attribute_name(name)?;
+        let value = match (asked, self.names.inode(ino)?) {
+            (AttributeName::Key, Inode::File(object)) => object.version.key.clone(),
+            (AttributeName::Key, Inode::Directory(prefix)) => prefix.to_string(),
+            (AttributeName::Etag, Inode::File(object)) => {
+                object.version.etag.trim_matches('"').to_owned()
             }
-            (Asked::Hidden | Asked::HiddenKeys, Inode::File(_)) | (_, Inode::Directory(_)) => {
+            (AttributeName::Hidden | AttributeName::HiddenKeys, Inode::Directory(prefix)) => {
+                let hidden = self.hidden(ino, &prefix).await?;
+                if asked == AttributeName::Hidden { count(&hidden) } else { list(&hidden) }
+            }
+            (AttributeName::Hidden | AttributeName::HiddenKeys, Inode::File(_))
+            | (_, Inode::Directory(_)) => {
                 return Err(FsError::NoSuchAttribute);
             }
             (_, Inode::File(object)) => {
@@ -107,10 +108,10 @@ impl BucketFs {
 
     /// The names of those extended attributes that cost no request, each with a NUL behind it.
     ///
-    /// Only those: `ls -l`, `cp -a` and `tar --xattrs` ask for the names at every file, and the
-    /// latter two for all values then.
+    /// Only those: `ls -l`, `cp -a` and `tar --xattrs` ask for the names of every file's attributes,
+    /// and the latter two then for all values.
     pub fn xattr_names(&self, ino: Ino) -> Result<Vec<u8>, FsError> {
-        let names: &[&str] = match self.namespace.inode(ino)? {
+        let names: &[&str] = match self.names.inode(ino)? {
             Inode::File(_) => &[KEY, ETAG],
             Inode::Directory(_) => &[KEY],
         };
@@ -118,61 +119,64 @@ impl BucketFs {
     }
 
     async fn details(&self, ino: Ino, object: &ObjectMeta) -> Result<Arc<ObjectDetails>, FsError> {
-        if let Some(Answer::Details(details)) = self.answers.kept(ino) {
+        if let Some(CachedAttributes::Details(details)) = self.attributes.get(ino) {
             return Ok(details);
         }
         let asked = Instant::now();
-        let head = match self.answers.store.head(&object.version.key).await {
-            // What it says is of another version.
+        let head = match self.attributes.store.head(&object.version.key).await {
+            // It describes another version.
             Ok(head) if head.meta.version != object.version => Err(StoreError::Changed),
             head => head,
         };
         let head = head.map_err(|error| self.failed(ino, &error))?;
         let details = Arc::new(head.details);
-        self.answers.keep(ino, asked, Answer::Details(details.clone()));
+        self.attributes.put(ino, asked, CachedAttributes::Details(details.clone()));
         Ok(details)
     }
 
     async fn hidden(&self, ino: Ino, prefix: &Arc<str>) -> Result<Arc<Vec<HiddenKeys>>, FsError> {
-        if let Some(Answer::Hidden(hidden)) = self.answers.kept(ino) {
+        if let Some(CachedAttributes::Hidden(hidden)) = self.attributes.get(ino) {
             return Ok(hidden);
         }
         let asked = Instant::now();
-        let hidden = Arc::new(self.namespace.hidden_keys(prefix).await?);
-        self.answers.keep(ino, asked, Answer::Hidden(hidden.clone()));
+        let hidden = Arc::new(self.names.hidden_keys(prefix).await?);
+        self.attributes.put(ino, asked, CachedAttributes::Hidden(hidden.clone()));
         Ok(hidden)
     }
 }
 
-fn asked(name: &[u8]) -> Result<Asked<'_>, FsError> {
-    // There are no access control lists, labels or capabilities here, for any file: ls(1) asks no
-    // further when it is told so, but does when only a file's own are missing.
+fn attribute_name(name: &[u8]) -> Result<AttributeName<'_>, FsError> {
+    // There are no access control lists, labels or capabilities here, for any file: ls(1) stops asking
+    // after EOPNOTSUPP, but not after ENODATA.
     let Some(name) = name.strip_prefix(b"user.") else { return Err(FsError::NotSupported) };
     let name = std::str::from_utf8(name).ok().and_then(|name| name.strip_prefix("s3."));
     Ok(match name.ok_or(FsError::NoSuchAttribute)? {
-        "key" => Asked::Key,
-        "etag" => Asked::Etag,
-        "storage-class" => Asked::StorageClass,
-        "version-id" => Asked::VersionId,
-        "content-type" => Asked::ContentType,
-        "metadata" => Asked::Metadata,
-        "hidden" => Asked::Hidden,
-        "hidden-keys" => Asked::HiddenKeys,
-        other => Asked::Meta(other.strip_prefix("meta.").ok_or(FsError::NoSuchAttribute)?),
+        "key" => AttributeName::Key,
+        "etag" => AttributeName::Etag,
+        "storage-class" => AttributeName::StorageClass,
+        "version-id" => AttributeName::VersionId,
+        "content-type" => AttributeName::ContentType,
+        "metadata" => AttributeName::Metadata,
+        "hidden" => AttributeName::Hidden,
+        "hidden-keys" => AttributeName::HiddenKeys,
+        other => AttributeName::Meta(other.strip_prefix("meta.").ok_or(FsError::NoSuchAttribute)?),
     })
 }
 
-fn of_details(asked: Asked<'_>, details: &ObjectDetails) -> Option<String> {
+fn of_details(asked: AttributeName<'_>, details: &ObjectDetails) -> Option<String> {
     match asked {
-        Asked::StorageClass => Some(details.storage_class.clone()),
-        Asked::VersionId => details.version_id.clone(),
-        Asked::ContentType => details.content_type.clone(),
-        Asked::Metadata => {
+        AttributeName::StorageClass => Some(details.storage_class.clone()),
+        AttributeName::VersionId => details.version_id.clone(),
+        AttributeName::ContentType => details.content_type.clone(),
+        AttributeName::Metadata => {
             let lines = details.metadata.iter().map(|(name, value)| format!("{name}: {value}"));
             Some(within_a_value(lines))
         }
-        Asked::Meta(name) => details.metadata.get(name).cloned(),
-        Asked::Key | Asked::Etag | Asked::Hidden | Asked::HiddenKeys => None,
+        AttributeName::Meta(name) => details.metadata.get(name).cloned(),
+        AttributeName::Key
+        | AttributeName::Etag
+        | AttributeName::Hidden
+        | AttributeName::HiddenKeys => None,
     }
 }
 
@@ -180,7 +184,7 @@ fn count(hidden: &[HiddenKeys]) -> String {
     hidden.iter().map(|hidden| hidden.count).sum::<usize>().to_string()
 }
 
-/// A line for each key: the key, a tab, and why it is hidden. What cannot be told is counted.
+/// A line for each key: the key, a tab, and the reason. Keys that are not known are counted.
 fn list(hidden: &[HiddenKeys]) -> String {
     within_a_value(hidden.iter().flat_map(|HiddenKeys { reason, count, keys }| {
         let told = keys.iter().map(|key| utf8_percent_encode(key, ESCAPED).to_string());
@@ -190,7 +194,7 @@ fn list(hidden: &[HiddenKeys]) -> String {
     }))
 }
 
-/// Lines, as many of them as a value has room for.
+/// As many lines as fit into a value.
 fn within_a_value(lines: impl Iterator<Item = String>) -> String {
     let mut value = String::new();
     for line in lines {

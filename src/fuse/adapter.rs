@@ -26,7 +26,7 @@ use tokio::runtime::Handle;
 
 use super::notify::forget_name;
 use super::waiter::Waiter;
-use crate::fs::{Attributes, BucketFs, DirectoryEntry, FsError, Kind, Space, Taker};
+use crate::fs::{Attributes, BucketFs, DirectoryEntry, FsError, Kind, ReadKind, StatfsValues};
 use crate::stats::{Operation, Stats};
 
 /// Inode numbers are never reused while mounted, so one generation does.
@@ -156,11 +156,11 @@ impl fuser::Filesystem for Adapter {
         let (fs, kernel) = (self.fs.clone(), self.kernel.clone());
         let thread = request.pid();
         let past_page_cache = flags.0 & libc::O_DIRECT != 0;
-        let taker = if past_page_cache { Taker::Program } else { Taker::PageCache };
+        let kind = if past_page_cache { ReadKind::Direct } else { ReadKind::Buffered };
         // A thread that waits for a page can be killed, and the one that asked for it may have moved on.
         let waiter = Waiter::new(if past_page_cache { thread } else { 0 });
         self.answer(Operation::Read, async move {
-            match waiter.waits_for(fs.read(ino.0, offset, size, taker)).await {
+            match waiter.waits_for(fs.read(ino.0, offset, size, kind)).await {
                 Ok(data) => {
                     fs.stats().files.add(ino.0, data.len() as u64);
                     fs.stats().threads.add(thread.into(), data.len() as u64);
@@ -251,8 +251,8 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        let Space { blocks, block_bytes, name_bytes } = Space::OF_A_BUCKET;
-        reply.statfs(blocks, blocks, blocks, 0, 0, block_bytes, name_bytes, block_bytes);
+        let StatfsValues { blocks, block_bytes, longest_name_bytes } = StatfsValues::CONSTANT;
+        reply.statfs(blocks, blocks, blocks, 0, 0, block_bytes, longest_name_bytes, block_bytes);
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {

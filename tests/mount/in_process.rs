@@ -4,12 +4,10 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use fasts3_mount::app::config;
-use fasts3_mount::fs::{BucketFs, ReadConfig};
+use fasts3_mount::app::{config, daemon};
+use fasts3_mount::fs::BucketFs;
 use fasts3_mount::fuse::{self, Mounted};
-use fasts3_mount::names::NamesConfig;
 use fasts3_mount::store::ObjectStore;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -29,20 +27,10 @@ impl InProcess {
         let options = options.iter().map(OsString::from);
         let config = config::parse(place.into_iter().chain(options)).unwrap();
         let runtime = Runtime::new().unwrap();
-        let names = NamesConfig {
-            root_prefix: String::new(),
-            metadata_ttl: config.metadata_ttl,
-            negative_ttl: config.negative_ttl,
-            mounted_at: SystemTime::now(),
-            listings_bytes: 1 << 20,
-            page_keys: 1000,
-            pages_at_once: 4,
-        };
-        let handle = runtime.handle().clone();
-        let reading = ReadConfig::new(&config);
-        let fs = BucketFs::new(store, &config, names, reading, handle.clone(), Arc::default());
-        let fs = fs.unwrap();
-        let mounted = fuse::mount(&fs, &config.mount_options(), None, &handle).unwrap();
+        let context = runtime.enter();
+        let fs = daemon::stack(store, &config, Arc::default()).unwrap();
+        drop(context);
+        let mounted = fuse::mount(&fs, &config.mount_options(), None, runtime.handle()).unwrap();
         Self { mounted, fs, folder, _runtime: runtime }
     }
 

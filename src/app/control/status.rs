@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::app::config::{self, Config};
+use crate::base::layout::Layout;
 use crate::base::proc::resident_bytes;
 use crate::base::text::{bytes, percent, seconds};
-use crate::fs::{BucketFs, ReadConfig};
+use crate::fs::BucketFs;
 use crate::fuse::Access;
 use crate::stats::{Busiest, Durations, Operation, Outcome, RequestKind};
 
@@ -86,7 +87,7 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// Of a mount that begins now.
-    pub(crate) fn new(config: &Config, reading: &ReadConfig, endpoint: &str, region: &str) -> Self {
+    pub(crate) fn new(config: &Config, layout: &Layout, endpoint: &str, region: &str) -> Self {
         let access = match config.access {
             Access::Owner => "owner",
             Access::OwnerAndRoot => "owner and root",
@@ -100,8 +101,8 @@ impl Settings {
             endpoint: endpoint.to_owned(),
             region: region.to_owned(),
             memory_budget_bytes: config.memory_budget_bytes,
-            chunk_bytes: reading.layout.chunk_bytes,
-            part_bytes: reading.layout.part_bytes,
+            chunk_bytes: layout.chunk_bytes,
+            part_bytes: layout.largest_part_bytes,
             max_connections: config.max_connections,
             kernel_readahead_bytes: config.kernel_readahead_bytes,
             metadata_ttl_seconds: config.metadata_ttl.map(|ttl| ttl.as_secs_f64()),

@@ -4,12 +4,14 @@ use std::cell::Cell;
 
 use proptest::prelude::*;
 
+use super::bits::Bits;
+use super::pattern::*;
 use super::*;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
-const NO_LIMITS: Limits =
-    Limits { small_bytes: 4 * MIB, ahead_bytes: 1 << 40, life_bytes: 1 << 40 };
+const NO_LIMITS: SiblingLimits =
+    SiblingLimits { small_bytes: 4 * MIB, ahead_bytes: 1 << 40, life_bytes: 1 << 40 };
 
 struct Folder {
     path: Arc<str>,
@@ -29,7 +31,7 @@ impl Folder {
     }
 }
 
-impl Directory for Folder {
+impl ListedDirectory for Folder {
     fn path(&self) -> &Arc<str> {
         &self.path
     }
@@ -80,7 +82,7 @@ impl<'a> Program<'a> {
     fn read(&mut self, index: usize) -> Vec<usize> {
         let cached = self.cache.contains(&index);
         let served_bytes = self.served_bytes;
-        let access = Access { index, from_start: true, cached, served_bytes };
+        let access = SmallRead { index, from_start: true, cached, served_bytes };
         self.missed += usize::from(!cached);
         self.keep(index, true);
         let chosen = self.siblings.read(self.folder, access);
@@ -127,12 +129,12 @@ impl<'a> Program<'a> {
     }
 }
 
-fn siblings(limits: Limits) -> Siblings {
+fn siblings(limits: SiblingLimits) -> Siblings {
     Siblings::new(limits, Arc::default())
 }
 
 fn ahead_bytes(siblings: &Siblings) -> u64 {
-    siblings.state.lock().totals.ahead_bytes
+    siblings.state.lock().unused.ahead_bytes
 }
 
 /// The numbers below `count` in an order that has none, the same every time.
@@ -254,11 +256,11 @@ fn a_file_read_in_pieces_is_read_once() {
     }
     assert!(!siblings.begins(1000, 5 * MIB), "a large file is none of this");
     // So many other files between two pieces that only its offset tells.
-    let access = |from_start| Access { index: 7, from_start, cached: true, served_bytes: 0 };
+    let access = |from_start| SmallRead { index: 7, from_start, cached: true, served_bytes: 0 };
     siblings.read(&folder, access(false));
     siblings.read(&folder, access(false));
     let again = |siblings: &Siblings| {
-        siblings.state.lock().patterns.peek(&folder.path).map(|pattern| pattern.again.count())
+        siblings.state.lock().by_path.peek(&folder.path).map(|pattern| pattern.again.count())
     };
     assert_eq!(again(&siblings), Some(0));
     siblings.read(&folder, access(true));
@@ -274,7 +276,7 @@ fn after_much_waste_the_tenth_is_the_rule_until_it_is_long_ago() {
     program.read_all(half.iter().copied());
     assert_eq!(program.unused(), 1000);
     program.read_all(half.iter().copied());
-    let stats = siblings.state.lock().totals.stats.clone();
+    let stats = siblings.state.lock().unused.stats.clone();
     assert_eq!(stats.siblings_wasted.get(), 1000);
     // In other orders, with a cache that was emptied.
     for seed in 2..6 {
@@ -313,7 +315,7 @@ fn nothing_is_evicted_before_it_is_used_however_small_the_budget() {
         let bytes = files as u64 * 110 * KIB;
         for eighths in 1..=10 {
             let budget = bytes * eighths / 8;
-            let limits = Limits {
+            let limits = SiblingLimits {
                 small_bytes: 4 * MIB,
                 ahead_bytes: budget / 4,
                 life_bytes: budget / 4 * 3,
@@ -330,7 +332,8 @@ fn nothing_is_evicted_before_it_is_used_however_small_the_budget() {
 
 #[test]
 fn directories_share_what_may_be_ahead_and_idle_ones_give_theirs_up() {
-    let limits = Limits { small_bytes: 4 * MIB, ahead_bytes: 20 * MIB, life_bytes: 100 * MIB };
+    let limits =
+        SiblingLimits { small_bytes: 4 * MIB, ahead_bytes: 20 * MIB, life_bytes: 100 * MIB };
     let siblings = siblings(limits);
     let folders: Vec<_> = (0..4)
         .map(|number| Folder::new(&format!("{number}/"), vec![Some(100 * KIB); 500]))
@@ -344,7 +347,7 @@ fn directories_share_what_may_be_ahead_and_idle_ones_give_theirs_up() {
         assert!(ahead_bytes(&siblings) <= limits.ahead_bytes);
     }
     let ahead = |number: usize| {
-        siblings.state.lock().patterns.peek(&folders[number].path).map(|it| it.ahead_bytes)
+        siblings.state.lock().by_path.peek(&folders[number].path).map(|it| it.ahead_bytes)
     };
     assert!(ahead(0) > Some(19 * MIB), "the first was served");
     assert!(ahead(1) < Some(MIB), "the next had to wait");
@@ -375,7 +378,7 @@ fn what_was_not_fetched_is_not_ahead() {
     let (folder, siblings) = (Folder::of(500), siblings(NO_LIMITS));
     let order = shuffled(500, 1);
     for &index in &order[..100] {
-        let access = Access { index, from_start: true, cached: false, served_bytes: 0 };
+        let access = SmallRead { index, from_start: true, cached: false, served_bytes: 0 };
         let chosen = siblings.read(&folder, access);
         siblings.not_fetched(&folder, &chosen);
         assert_eq!(ahead_bytes(&siblings), 0);
@@ -396,7 +399,7 @@ fn large_files_and_directories_are_left_alone_and_cost_little() {
     for file in shuffled(1000, 1) {
         folder.asked.set(0);
         program.read(file * 1000);
-        assert!(folder.asked.get() <= LOOKED_AT + SAMPLED + AT_ONCE);
+        assert!(folder.asked.get() <= ENTRIES_EXAMINED + SAMPLED + CHOSEN_AT_ONCE);
     }
 }
 
@@ -421,8 +424,8 @@ fn a_set_of_bits_finds_the_first_free_place() {
 /// What is read and what is ahead; bytes and number of the latter.
 fn books(siblings: &Siblings, folder: &Folder) -> (Vec<(bool, bool)>, u64, u64) {
     let state = siblings.state.lock();
-    let Some(pattern) = state.patterns.peek(&folder.path) else { return (Vec::new(), 0, 0) };
-    assert_eq!(pattern.ahead_bytes, state.totals.ahead_bytes);
+    let Some(pattern) = state.by_path.peek(&folder.path) else { return (Vec::new(), 0, 0) };
+    assert_eq!(pattern.ahead_bytes, state.unused.ahead_bytes);
     let marks = (0..folder.sizes.len()).map(|at| (pattern.read.has(at), pattern.ahead.has(at)));
     (marks.collect(), pattern.ahead_bytes, pattern.ahead.count() as u64)
 }
@@ -432,11 +435,11 @@ fn reads_that_looked_at_the_clock_in_another_order_change_nothing() {
     let siblings = Siblings::new(NO_LIMITS, Arc::new(Stats::default()));
     let folder = Folder::of(1000);
     for (index, served_bytes) in [(0, 200 * KIB), (500, 90 * KIB), (250, 310 * KIB)] {
-        let access = Access { index, from_start: true, cached: false, served_bytes };
+        let access = SmallRead { index, from_start: true, cached: false, served_bytes };
         assert!(siblings.read(&folder, access).is_empty());
     }
     let state = siblings.state.lock();
-    let pattern = state.patterns.peek("d/").unwrap();
+    let pattern = state.by_path.peek("d/").unwrap();
     assert_eq!(pattern.served_per_read(), 110 * KIB / 3);
 }
 
@@ -454,7 +457,7 @@ proptest! {
         life in 0..60 * MIB,
         refusing in any::<bool>(),
     ) {
-        let limits = Limits { small_bytes: 4 * MIB, ahead_bytes: share, life_bytes: life };
+        let limits = SiblingLimits { small_bytes: 4 * MIB, ahead_bytes: share, life_bytes: life };
         let stats = Arc::new(Stats::default());
         let (folder, siblings) = (Folder::new("d/", sizes), Siblings::new(limits, stats.clone()));
         let files: Vec<_> = (0..folder.sizes.len())
@@ -472,7 +475,7 @@ proptest! {
                     2 => files[(start + count - step) % files.len()],
                     _ => files[order[at % files.len()]],
                 };
-                let access = Access { index, from_start: true, cached, served_bytes };
+                let access = SmallRead { index, from_start: true, cached, served_bytes };
                 let (before, _, _) = books(&siblings, &folder);
                 let chosen = siblings.read(&folder, access);
                 served_bytes += folder.sizes[index].unwrap();

@@ -1,0 +1,109 @@
+//! The life of one GET: admission, the request into a chunk's memory, measurements, and its failure
+//! reported to the readers that wait.
+
+use std::ops::Range;
+use std::pin::pin;
+
+use bytes::BufMut as _;
+use tokio::time::{Instant, timeout};
+
+use super::Purpose;
+use super::arena::BlockWriter;
+use super::chunk::Chunk;
+use super::gate::{OVERDUE, Pass};
+use super::lease::Lease;
+use super::pace::Timing;
+use crate::store::StoreError;
+
+/// Sends one GET into one run of blocks. However it ends, dropping the writer leaves each block
+/// ready or empty.
+pub(super) async fn fetch(lease: Lease, mut writer: BlockWriter, purpose: Purpose) {
+    let cache = lease.cache();
+    let source = lease.source();
+    let bytes = writer.bytes().len() as u64;
+    let mut pass = match purpose {
+        Purpose::Demand => cache.gate.enter(purpose, bytes, source.id).await,
+        Purpose::Ahead => pass_ahead(&lease, writer.blocks(), bytes).await,
+    };
+    let mut report = FailureReport {
+        chunk: &lease,
+        blocks: writer.blocks().clone(),
+        failure: Some(StoreError::Unavailable("the fetch was abandoned".to_owned())),
+    };
+    let range = lease.span(writer.bytes().clone()).object_range();
+    cache.stats.gets.add(1);
+    // The memory is populated while the store prepares its answer.
+    let populating = (purpose == Purpose::Ahead && writer.is_fresh()).then(|| {
+        let (memory, bytes) = (writer.memory().clone(), writer.bytes().clone());
+        cache.runtime.spawn_blocking(move || memory.populate(&bytes))
+    });
+    let begun = Instant::now();
+    let outcome = {
+        let mut get = pin!(cache.store.get_range(&source.meta.version, range, &mut writer));
+        match timeout(OVERDUE, &mut get).await {
+            Ok(outcome) => outcome,
+            Err(_elapsed) => {
+                pass.step_aside();
+                get.await
+            }
+        }
+    };
+    drop(pass);
+    cache.stats.bytes_fetched.add(writer.written() as u64);
+    if purpose == Purpose::Ahead {
+        cache.stats.bytes_ahead.add(writer.written() as u64);
+    }
+    if let Some(first) = writer.first_byte() {
+        cache.stats.first_byte.add(first - begun);
+        if outcome.is_ok() {
+            let timing = Timing { first_byte: first - begun, body: first.elapsed(), bytes };
+            cache.gate.learn(timing, cache.arena.received());
+        }
+    }
+    if let Some(populating) = populating {
+        // Must end before the charge does. A panic there means only that the memory is not populated.
+        let _ = populating.await;
+    }
+    report.failure = match outcome {
+        Ok(()) if !writer.has_remaining_mut() => None,
+        Ok(()) => Some(StoreError::nonsense("the body ended early".to_owned())),
+        Err(error) => Some(error),
+    };
+}
+
+/// Waits until a GET of readahead is admitted, or until a reader wants its bytes: then it is
+/// admitted as demand.
+async fn pass_ahead(lease: &Lease, blocks: &Range<usize>, bytes: u64) -> Pass {
+    let (gate, id) = (&lease.cache().gate, lease.source().id);
+    {
+        let mut pass = pin!(gate.enter(Purpose::Ahead, bytes, id));
+        loop {
+            let mut wanted = pin!(lease.wanted().notified());
+            wanted.as_mut().enable();
+            if lease.is_wanted(blocks) {
+                break;
+            }
+            tokio::select! {
+                pass = &mut pass => return pass,
+                () = wanted => {}
+            }
+        }
+    }
+    gate.enter(Purpose::Demand, bytes, id).await
+}
+
+/// Reports to the readers of these blocks why they were not fetched, even if the fetch panics or is
+/// cancelled. It is dropped before the writer, whose drop wakes the readers.
+struct FailureReport<'a> {
+    chunk: &'a Chunk,
+    blocks: Range<usize>,
+    failure: Option<StoreError>,
+}
+
+impl Drop for FailureReport<'_> {
+    fn drop(&mut self) {
+        if let Some(error) = self.failure.take() {
+            self.chunk.failures().lock().add(self.blocks.clone(), error);
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! The hold on a chunk, and the bytes that a reader gets under it.
+
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+
+use super::chunk::Chunk;
+use super::{ChunkKey, Shared, Source};
+use crate::base::layout::Span;
+
+/// Keeps a chunk in the cache, and knows which chunk of which object it is. Its end is notified to
+/// the readers that wait for room.
+pub(super) struct Lease {
+    /// `None` only in `drop`.
+    chunk: Option<Arc<Chunk>>,
+    source: Source,
+    index: u32,
+    cache: Arc<Shared>,
+}
+
+impl Lease {
+    pub(super) fn new(chunk: Arc<Chunk>, source: &Source, index: u32, cache: &Arc<Shared>) -> Self {
+        Self { chunk: Some(chunk), source: source.clone(), index, cache: cache.clone() }
+    }
+
+    pub(super) fn cache(&self) -> &Shared {
+        &self.cache
+    }
+
+    pub(super) fn source(&self) -> &Source {
+        &self.source
+    }
+
+    pub(super) fn key(&self) -> ChunkKey {
+        (self.source.id, self.index)
+    }
+
+    /// A range of the chunk's bytes.
+    pub(super) fn span(&self, bytes: Range<usize>) -> Span {
+        self.cache.layout.span(self.index, bytes)
+    }
+
+    /// Ends without notifying the readers that wait for room.
+    pub(super) fn end_quietly(mut self) {
+        self.chunk = None;
+    }
+}
+
+impl Clone for Lease {
+    fn clone(&self) -> Self {
+        let Self { chunk, source, index, cache } = self;
+        Self { chunk: chunk.clone(), source: source.clone(), index: *index, cache: cache.clone() }
+    }
+}
+
+impl Deref for Lease {
+    type Target = Chunk;
+
+    fn deref(&self) -> &Chunk {
+        self.chunk.as_ref().expect("taken only by drop")
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.chunk.take().is_some() {
+            self.cache.freed.notify_waiters();
+        }
+    }
+}
+
+/// Bytes of one chunk, which stay in place as long as this lives.
+pub struct Slice {
+    lease: Lease,
+    bytes: Range<usize>,
+}
+
+impl Slice {
+    /// All blocks of `bytes` must be ready.
+    pub(super) fn new(lease: Lease, bytes: Range<usize>) -> Self {
+        Self { lease, bytes }
+    }
+}
+
+impl Deref for Slice {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        let ready = self.lease.memory().bytes(self.bytes.clone());
+        ready.expect("was ready when the slice was made, and stays so while it is leased")
+    }
+}
+
+/// The bytes that a read returns.
+pub enum Data {
+    /// A range of a chunk, not copied.
+    Slice(Slice),
+    /// Ranges of several chunks, copied together.
+    Joined(Vec<u8>),
+}
+
+impl Data {
+    pub(crate) const EMPTY: Self = Self::Joined(Vec::new());
+}
+
+impl Deref for Data {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Slice(slice) => slice,
+            Self::Joined(joined) => joined,
+        }
+    }
+}
