@@ -5,9 +5,9 @@
 //! - [`app`]: the operator's surface: config, daemon, control socket, metrics, subcommands.
 //! - [`fuse`]: the adapter: one kernel request, one [`fs::BucketFs`] call, one reply.
 //! - [`fs`]: the whole file system without FUSE.
+//! - `readahead`: what a read makes worth fetching: streams and siblings.
 //! - [`names`]: names to inodes: listings with TTLs, point lookups, negative answers.
-//! - [`readahead`]: what a read makes worth fetching: streams and siblings.
-//! - [`cache`]: chunks of object bytes: LRU, the memory budget, single flight, waiting readers.
+//! - `cache`: chunks of object bytes: LRU, the memory budget, single flight, waiting readers.
 //! - [`errno`]: every way in which a call can fail, and its errno.
 //! - [`store`]: the seam to the object store, and everything that implements it.
 //! - [`stats`]: counters, histograms, and the busiest files and threads.
@@ -19,12 +19,12 @@ pub const VERSION: &str = env!("FASTS3_MOUNT_VERSION");
 
 pub mod app;
 pub mod base;
-pub mod cache;
+mod cache;
 pub mod errno;
 pub mod fs;
 pub mod fuse;
 pub mod names;
-pub mod readahead;
+mod readahead;
 pub mod stats;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]
