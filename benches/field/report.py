@@ -195,15 +195,15 @@ def _row(network, phase, x, y, index):
         color = "#137333" if reached else "#c5221f"
         shapes.append(f'<path d="M{at:.1f} {y + 3}V{y + ROW - 3}" stroke="{color}" '
                       'stroke-width="3"/>')
-        told += f" (bar {bar.least or bar.most:,g})"
+        told += f" (target {bar.least or bar.most:,g})"
     shapes.append(_text(LEFT + PLOT + 12, middle + 4, told, kind))
     return shapes
 
 
 def _legend(names):
     shapes = [_text(8, 20, "How fast the others are compared with fasts3-mount", "head"),
-              _text(8, 38, "The blue line is fasts3-mount, 1 ×: what is left of it is slower, 0.1 × "
-                    "ten times slower. The figures on the right are of fasts3-mount.", "axis")]
+              _text(8, 38, "Left of the blue line (fasts3-mount, 1 ×) is slower: 0.1 × is ten times "
+                    "slower. The figures on the right are those of fasts3-mount.", "axis")]
     at = 14
     for name in [products.OURS, *names]:
         color = COLORS.get(name, OURS_COLOR)
@@ -215,7 +215,7 @@ def _legend(names):
         at += 26 + 6.6 * len(label)
     shapes.append(f'<path d="M{at} 49V65" stroke="#c5221f" stroke-width="3"/>')
     shapes.append(f'<path d="M{at + 6} 49V65" stroke="#137333" stroke-width="3"/>')
-    shapes.append(_text(at + 12, 61, "our bar, missed or met"))
+    shapes.append(_text(at + 12, 61, "our target, missed or met"))
     return shapes
 
 
