@@ -14,7 +14,7 @@ fn tests_below(folder: &Path, text: &mut String) {
             tests_below(&path, text);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let source = fs::read_to_string(&path).unwrap();
-            let is_test = folder.starts_with("tests") || path.ends_with("tests.rs");
+            let is_test = folder.iter().any(|part| part == "tests") || path.ends_with("tests.rs");
             let from = if is_test { Some(0) } else { source.find("#[cfg(test)]") };
             text.push_str(from.map_or("", |from| &source[from..]));
         }
