@@ -143,7 +143,7 @@ def main():
             write(results, args.update_docs and complete)
             for network in results["networks"]:
                 print(f"\nNetwork {network['name']}\n\n{report.table(network, subject)}")
-            print(f"\nThe bars of {subject}\n\n{report.bars_table(results['bars'])}")
+            print(f"\nThe targets of {subject}\n\n{report.bars_table(results['bars'])}")
 
 
 def results_file(subject):
@@ -166,7 +166,7 @@ def before(args, subject):
     for name in ("machine", "quick"):
         if found.get(name) != results[name]:
             sys.exit(f"the results before are of another {name}: {found.get(name)}, not "
-                     f"{results[name]}; begin anew without --merge or --resume")
+                     f"{results[name]}; start without --merge or --resume")
     if found["binary"] != results["binary"]:
         # The others are what they were, and take most of the time.
         for phase in (phase for network in found["networks"] for phase in network["phases"]):
