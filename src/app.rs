@@ -14,3 +14,4 @@ pub(crate) mod control;
 pub mod daemon;
 pub(crate) mod doctor;
 pub(crate) mod metrics;
+pub(crate) mod task;

@@ -48,7 +48,7 @@ async fn contract_but(
     heads(&subject).await;
     ranges(&subject).await;
     versions(&subject).await;
-    subject.store = Arc::new(Retrying::new(subject.store, RetryPolicy::default()));
+    subject.store = Arc::new(Retrying::new(subject.store, RetryPolicy::default(), Arc::default()));
     listings(&subject).await;
     odd_keys(&subject).await;
     heads(&subject).await;

@@ -18,8 +18,12 @@ use serde::Serialize;
 use super::{daemon, doctor};
 use crate::app::command_error::CommandError;
 use crate::app::config::{self, NoConfig, args};
-use crate::app::control::client;
-use crate::app::control::{Command, Reply, top, warm};
+use crate::app::control::{Command, Reply};
+
+mod client;
+mod status;
+mod top;
+mod warm;
 
 /// Options are wrong: `EX_USAGE` of sysexits(3).
 const USAGE: u8 = 64;
@@ -165,7 +169,7 @@ fn run(word: Word) -> ExitCode {
             let reply = client::ask(&mountpoint, Command::Status);
             answer(reply, json, |reply| match reply {
                 Reply::Status(status) if json => serde_json::to_string_pretty(status).ok(),
-                Reply::Status(status) => Some(status.text()),
+                Reply::Status(status) => Some(status::text(status)),
                 _ => None,
             })
         }

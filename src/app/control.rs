@@ -2,7 +2,8 @@
 //!
 //! Each mount has a socket of its own in the runtime directory, named after the mountpoint, mode
 //! 0600; who connects must be the user of the daemon, or root. One line of JSON goes in, a
-//! [`Command`], and one comes back, a [`Reply`]. The other end is [`client`].
+//! [`Command`], and one comes back, a [`Reply`]. The other end is
+//! `app/commands/client.rs`.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -17,26 +18,21 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use self::status::{Settings, Status};
-use crate::app::config;
+use crate::app::{config, task};
 use crate::fs::BucketFs;
 use crate::fuse::Mounted;
 
-pub(crate) mod client;
 pub(crate) mod status;
-pub(crate) mod top;
-pub(crate) mod warm;
 
 /// Who asks is served within this time, and one who says nothing is sent away.
 const LONGEST_QUESTION: Duration = Duration::from_secs(5);
 /// A longer line is no command.
 const LONGEST_LINE: u64 = 4096;
-/// Who asks at the same time; there is mostly one person.
-const MOST_CONNECTIONS: usize = 16;
 /// Where the sockets of root's mounts are.
 const SYSTEM: &str = "/run/fasts3-mount";
 /// Below the runtime directory of a user.
@@ -150,25 +146,20 @@ impl Socket {
 
 async fn serve(listener: UnixListener, target: Target) {
     let target = Arc::new(target);
-    let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
-    loop {
-        let place = places.clone().acquire_owned().await.expect("never closed");
-        let connection = match listener.accept().await {
-            Ok((connection, _)) => connection,
-            Err(error) => {
-                tracing::debug!(%error, "a connection to the control socket failed");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                continue;
-            }
-        };
+    let talk = |stream| {
         let target = target.clone();
-        tokio::spawn(async move {
-            if let Err(error) = talk(connection, &target).await {
+        async move {
+            if let Err(error) = talk(stream, &target).await {
                 tracing::debug!(%error, "a question at the control socket failed");
             }
-            drop(place);
-        });
-    }
+        }
+    };
+    task::serve(
+        "control socket",
+        |context| listener.poll_accept(context).map_ok(|(stream, _)| stream),
+        talk,
+    )
+    .await;
 }
 
 impl Drop for SocketFile {
@@ -247,7 +238,7 @@ fn own_directory(variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf,
 }
 
 /// Where the socket of a mount may be, whoever mounted it.
-fn directories(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+pub(crate) fn directories(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> = of_service(&variable).into_iter().collect();
     folders.push(SYSTEM.into());
     folders.extend(of_user(&variable));
@@ -279,7 +270,7 @@ fn of_user(variable: &impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
 
 /// The name of the socket of a mountpoint, whose path has no symbolic links: readable, and short
 /// whatever the path, for a socket's path may have 107 bytes.
-fn socket_name(path: &Path) -> String {
+pub(crate) fn socket_name(path: &Path) -> String {
     let last = path.file_name().unwrap_or_default().to_string_lossy();
     let letter = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
     let mut name: String = last.chars().take(24).map(letter).collect();

@@ -19,6 +19,7 @@ use crate::app::config::{self, Config, MountCall, NoConfig};
 use crate::app::control::status::Settings;
 use crate::app::control::{self, Socket};
 use crate::app::metrics;
+use crate::app::task::Task;
 use crate::base::layout::Layout;
 use crate::fs::{BucketFs, FsConfig, Ownership, ReadConfig};
 use crate::fuse::{self, Expired, HandedOver};
@@ -150,14 +151,14 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
         Some(address) => Some(metrics::listen(address).await.map_err(StartError::Busy)?),
         None => None,
     };
-    let store = bucket::open(config).await?;
+    let stats = Arc::new(Stats::default());
+    let store = bucket::open(config, &stats).await?;
     let (endpoint, region) = (store.endpoint().to_owned(), store.region().to_owned());
 
     // From here on a signal must find somebody who unmounts.
     let mut signals = Signals::new()
         .map_err(|error| StartError::Internal(format!("signals cannot be received: {error}")))?;
-    let stats = Arc::new(Stats { hedges: store.hedges(), ..Stats::default() });
-    let fs = stack(Arc::new(store), config, stats).map_err(|error| {
+    let fs = stack(Arc::new(store), config, stats.clone()).map_err(|error| {
         StartError::Internal(format!("address space for the cache cannot be reserved: {error}"))
     })?;
     let socket = Socket::open(&config.mountpoint)
@@ -188,7 +189,7 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
         let address = port.local_addr().ok().map(|address| address.to_string());
         tracing::info!("metrics are at http://{}/metrics", address.as_deref().unwrap_or_default());
         settings.metrics = address;
-        Task::spawn(metrics::serve(port, metrics::Source::new(fs.clone(), config)))
+        Task::spawn(metrics::serve(port, metrics::Exporter::new(fs.clone(), config)))
     });
     let asked_to_unmount = Arc::new(Notify::new());
     let _control = socket.map(|socket| {
@@ -221,19 +222,7 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), StartError> {
     service::stopping();
     drop((rates, watchdog));
     unmount(mounted, config).await?;
-    let stats = fs.stats();
-    tracing::info!(
-        reads = stats.reads.get(),
-        bytes_served = stats.bytes_served.get(),
-        gets = stats.gets.get(),
-        bytes_fetched = stats.bytes_fetched.get(),
-        evictions = stats.evictions.get(),
-        siblings_ahead = stats.siblings_ahead.get(),
-        siblings_used = stats.siblings_used.get(),
-        siblings_wasted = stats.siblings_wasted.get(),
-        "unmounted {}",
-        config.mountpoint.display(),
-    );
+    stats.snapshot().log_unmounted(&config.mountpoint);
     Ok(())
 }
 
@@ -341,21 +330,6 @@ async fn unmount(mounted: Arc<fuse::Mounted>, config: &Config) -> Result<(), Sta
     )))
 }
 
-/// Something that runs beside the mount; it ends when this is dropped.
-struct Task(tokio::task::AbortHandle);
-
-impl Task {
-    fn spawn(task: impl Future<Output = ()> + Send + 'static) -> Self {
-        Self(tokio::spawn(task).abort_handle())
-    }
-}
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 /// Pages of one listing in flight at once. At 40 ms a page 16 list 400,000 names in 1.5 s; with 32
 /// it would be 1.1 s for half again as many requests in vain (simulated: `namespace/split`).
 const PAGES_AT_ONCE: usize = 16;
@@ -373,8 +347,7 @@ pub fn stack(
         deadline: config.io_timeout,
         ..RetryPolicy::default()
     };
-    let retrying = Retrying::new(store, policy).counting(stats.clone());
-    let store: Arc<dyn ObjectStore> = Arc::new(retrying);
+    let store: Arc<dyn ObjectStore> = Arc::new(Retrying::new(store, policy, stats.clone()));
     let names = NamesConfig {
         root_prefix: config.prefix.clone(),
         metadata_ttl: config.metadata_ttl,

@@ -1,5 +1,7 @@
 //! Pure: numbers and names as text for people.
 
+use std::time::Duration;
+
 /// A time, in the unit that leaves at least one digit before the point.
 pub(crate) fn seconds(seconds: f64) -> String {
     if seconds >= 1.0 {
@@ -20,6 +22,12 @@ pub(crate) fn bytes(bytes: u64) -> String {
     let bytes = bytes as f64;
     let unit = units.iter().find(|&&(unit, _)| bytes >= unit);
     unit.map_or_else(|| format!("{bytes} B"), |(unit, name)| format!("{:.1} {name}", bytes / unit))
+}
+
+/// The time since a start, in whole seconds.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // never negative
+pub(crate) fn uptime(seconds: f64) -> humantime::FormattedDuration {
+    humantime::format_duration(Duration::from_secs(seconds.max(0.0) as u64))
 }
 
 /// A share in percent; "none" of nothing.

@@ -27,7 +27,7 @@ use tokio::runtime::Handle;
 use super::notify::forget_name;
 use super::waiter::Waiter;
 use crate::fs::{Attributes, BucketFs, DirectoryEntry, FsError, Kind, ReadKind, StatfsValues};
-use crate::stats::{Operation, Stats};
+use crate::stats::Operation;
 
 /// Inode numbers are never reused while mounted, so one generation does.
 const GENERATION: Generation = Generation(0);
@@ -57,7 +57,7 @@ impl Adapter {
     /// thread until it must wait, because a task switch costs more than a cached read. A panic drops
     /// the reply, which fuser turns into EIO, and ends neither the thread nor the mount.
     fn answer(&self, operation: Operation, request: impl Future<Output = ()> + Send + 'static) {
-        let answering = Stats::answering(self.fs.stats().clone(), operation);
+        let answering = self.fs.stats().answering(operation);
         let mut request = Box::pin(async move {
             let _answering = answering;
             request.await;
@@ -135,7 +135,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let _answering = Stats::answering(&**self.fs.stats(), Operation::Getattr);
+        let _answering = self.fs.stats().answering(Operation::Getattr);
         match self.fs.attributes(ino.0) {
             Ok(entry) => reply.attr(&entry.attributes_ttl, &file_attr(&entry.attributes)),
             Err(error) => reply.error(errno(&self.fs, &error)),

@@ -94,16 +94,10 @@ struct Slot<'a> {
 
 impl Retrying {
     /// Wraps a store that tries once.
-    pub fn new(store: Arc<dyn ObjectStore>, policy: RetryPolicy) -> Self {
+    pub fn new(store: Arc<dyn ObjectStore>, policy: RetryPolicy, stats: Arc<Stats>) -> Self {
         let most = policy.max_connections.clamp(1, Semaphore::MAX_PERMITS);
         let [permits, gets, overdue] = [most, most - most / 8, most].map(Semaphore::new);
-        let (throttle, stats) = (Throttle::new(), Arc::default());
-        Self { store, policy, permits, gets, overdue, throttle, stats }
-    }
-
-    /// Counts what it does here.
-    pub fn counting(self, stats: Arc<Stats>) -> Self {
-        Self { stats, ..self }
+        Self { store, policy, permits, gets, overdue, throttle: Throttle::new(), stats }
     }
 
     /// Waits before the next attempt, which is counted; or gives the error back.

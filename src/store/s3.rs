@@ -19,7 +19,7 @@ use super::{
     ObjectVersion, StoreError,
 };
 use crate::app::config::StoreConfig;
-use crate::stats::Counter;
+use crate::stats::Stats;
 
 mod checksum;
 mod checkup;
@@ -67,16 +67,18 @@ impl S3Store {
     ///
     /// Fails with [`StoreError::NoCredentials`], within some seconds.
     pub async fn connect(bucket: &str, config: &StoreConfig) -> Result<Self, StoreError> {
-        Self::connect_in(bucket, config, None).await
+        Self::connect_in(bucket, config, None, &Arc::default()).await
     }
 
-    /// The same, in a region that the bucket has named ([`StoreError::WrongRegion`]).
+    /// The same, in a region that the bucket has named ([`StoreError::WrongRegion`]); second
+    /// requests are counted in `stats`.
     pub async fn connect_in(
         bucket: &str,
         config: &StoreConfig,
         region: Option<&str>,
+        stats: &Arc<Stats>,
     ) -> Result<Self, StoreError> {
-        Ok(Self::new(bucket, config, connect::connect(config, region, None).await?))
+        Ok(Self::new(bucket, config, connect::connect(config, region, None, stats).await?))
     }
 
     /// The same with these keys, whatever the environment says.
@@ -85,7 +87,11 @@ impl S3Store {
         config: &StoreConfig,
         keys: &Keys,
     ) -> Result<Self, StoreError> {
-        Ok(Self::new(bucket, config, connect::connect(config, None, Some(keys)).await?))
+        Ok(Self::new(
+            bucket,
+            config,
+            connect::connect(config, None, Some(keys), &Arc::default()).await?,
+        ))
     }
 
     fn new(bucket: &str, config: &StoreConfig, connected: connect::Connected) -> Self {
@@ -104,11 +110,6 @@ impl S3Store {
     /// Where requests go, for people.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
-    }
-
-    /// Requests that were sent a second time because the first was slow.
-    pub fn hedges(&self) -> Arc<Counter> {
-        self.direct.wire.hedges()
     }
 
     /// Asks for one key under a prefix, once; whether there is any. Says more about a failure than

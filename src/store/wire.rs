@@ -27,7 +27,7 @@ mod head;
 mod hedge;
 mod pool;
 
-use crate::stats::Counter;
+use crate::stats::Stats;
 pub(super) use body::Body;
 use connection::Connection;
 use dial::Dialer;
@@ -79,7 +79,7 @@ pub(super) struct Wire {
     pool: Arc<Pool>,
     /// None when nothing is sent a second time.
     hedging: Option<Hedging>,
-    hedges: Arc<Counter>,
+    stats: Arc<Stats>,
 }
 
 impl fmt::Debug for Wire {
@@ -90,15 +90,9 @@ impl fmt::Debug for Wire {
 
 impl Wire {
     /// A client that makes TLS sessions with these settings.
-    pub(super) fn new(tls: rustls::ClientConfig, hedging: bool) -> Self {
-        let (pool, hedges) = (Arc::default(), Arc::default());
+    pub(super) fn new(tls: rustls::ClientConfig, hedging: bool, stats: Arc<Stats>) -> Self {
         let hedging = hedging.then(Hedging::default);
-        Self { dialer: Dialer::new(tls), pool, hedging, hedges }
-    }
-
-    /// Requests that were sent a second time.
-    pub(super) fn hedges(&self) -> Arc<Counter> {
-        Arc::clone(&self.hedges)
+        Self { dialer: Dialer::new(tls), pool: Arc::default(), hedging, stats }
     }
 
     /// Sends a request to the host of its URI; the response's head must come within `limit`,
@@ -139,7 +133,7 @@ impl Wire {
             Err(_elapsed) if !hedging.may() => first.await,
             Err(_elapsed) => {
                 tracing::debug!(?kind, ?patience, "no first byte: asking a second time");
-                self.hedges.add(1);
+                self.stats.hedges.add(1);
                 let mut second = pin!(self.exchange_anew(message));
                 tokio::select! {
                     // The other one may still be answered.

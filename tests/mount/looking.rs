@@ -168,6 +168,9 @@ fn metrics_are_what_prometheus_reads_and_what_the_server_counted() {
     assert!(value("fasts3_fuse_operations_in_flight{operation=\"read\"}") < 0.5);
     assert!(value("fasts3_memory_used_bytes") <= value("fasts3_memory_budget_bytes"));
     assert!(value("process_resident_memory_bytes") > 1e6);
+    let version = status["settings"]["version"].as_str().unwrap();
+    let info = format!("fasts3_mount_info{{version=\"{version}\",");
+    assert!(text.contains(&info), "with the commit, as everywhere: {info} in {text}");
     let (head, _) = http(address, "/");
     assert!(head.starts_with("HTTP/1.1 404 "), "{head}");
 }

@@ -1,11 +1,13 @@
 //! The first requests: does the bucket answer, and where does it live?
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::StartError;
 use crate::app::config::Config;
+use crate::stats::Stats;
 use crate::store::StoreError;
 use crate::store::s3::S3Store;
 
@@ -17,9 +19,9 @@ const RETRY_FOR: Duration = Duration::from_secs(3);
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
 
 /// A store that has answered a listing of one key.
-pub(crate) async fn open(config: &Config) -> Result<S3Store, StartError> {
+pub(crate) async fn open(config: &Config, stats: &Arc<Stats>) -> Result<S3Store, StartError> {
     let named = config.store.endpoint_url.as_deref().unwrap_or("AWS");
-    match timeout_at(Instant::now() + LIMIT, open_anywhere(config)).await {
+    match timeout_at(Instant::now() + LIMIT, open_anywhere(config, stats)).await {
         Ok(opened) => opened,
         Err(_elapsed) => Err(StartError::Slow {
             endpoint: named.to_owned(),
@@ -29,8 +31,8 @@ pub(crate) async fn open(config: &Config) -> Result<S3Store, StartError> {
 }
 
 /// In the region the configuration tells of, or else once more where the bucket says it is.
-async fn open_anywhere(config: &Config) -> Result<S3Store, StartError> {
-    let (store, told) = match open_in(config, None).await? {
+async fn open_anywhere(config: &Config, stats: &Arc<Stats>) -> Result<S3Store, StartError> {
+    let (store, told) = match open_in(config, None, stats).await? {
         Opened::Here(store) => return Ok(store),
         Opened::Elsewhere(store, told) => (store, told),
     };
@@ -43,7 +45,7 @@ async fn open_anywhere(config: &Config) -> Result<S3Store, StartError> {
         return Err(StartError::WrongRegion { bucket, region: None });
     };
     tracing::info!("bucket {bucket} is in {region}, not in {}: asking there", store.region());
-    match open_in(config, Some(&region)).await? {
+    match open_in(config, Some(&region), stats).await? {
         Opened::Here(store) => Ok(store),
         Opened::Elsewhere(_, told) => {
             Err(StartError::WrongRegion { bucket, region: told.or(Some(region)) })
@@ -57,9 +59,13 @@ enum Opened {
     Elsewhere(S3Store, Option<String>),
 }
 
-async fn open_in(config: &Config, region: Option<&str>) -> Result<Opened, StartError> {
+async fn open_in(
+    config: &Config,
+    region: Option<&str>,
+    stats: &Arc<Stats>,
+) -> Result<Opened, StartError> {
     let named = config.store.endpoint_url.as_deref().unwrap_or("AWS");
-    let store = S3Store::connect_in(&config.bucket, &config.store, region)
+    let store = S3Store::connect_in(&config.bucket, &config.store, region, stats)
         .await
         .map_err(|error| StartError::of(error, &config.bucket, named))?;
     let retry_until = Instant::now() + RETRY_FOR;

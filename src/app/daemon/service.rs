@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use nix::sys::statvfs::statvfs;
 use sd_notify::NotifyState;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
+use crate::app::task::Task;
 use crate::base::mountinfo;
 use crate::fs::BucketFs;
-use crate::stats::Stats;
+use crate::stats::Snapshot;
 
 /// While the start goes on, the manager hears of it so often, and each time that it may still take
 /// [`STARTING_FOR`]. The start itself is bounded: `bucket::open`.
@@ -22,24 +23,15 @@ const STARTING_FOR: Duration = Duration::from_secs(10);
 /// Between two STATUS lines, over which their rates are taken.
 const STATUS_PAUSE: Duration = Duration::from_secs(5);
 
-/// A task that ends when this is dropped.
-pub(super) struct Task(JoinHandle<()>);
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 /// Keeps the manager from giving up on a start that still asks the store.
 pub(super) fn starting(asked: String) -> Task {
-    Task(tokio::spawn(async move {
+    Task::spawn(async move {
         let longer = u32::try_from(STARTING_FOR.as_micros()).unwrap_or(u32::MAX);
         loop {
             tell(&[NotifyState::ExtendTimeoutUsec(longer), NotifyState::Status(&asked)]);
             sleep(STARTING_PAUSE).await;
         }
-    }))
+    })
 }
 
 /// The mount is there and answers.
@@ -60,20 +52,20 @@ pub(super) fn failed(sentence: &str) {
 /// Says every few seconds what the mount does, while that changes.
 pub(super) fn telling(fs: Arc<BucketFs>) -> Option<Task> {
     std::env::var_os("NOTIFY_SOCKET")?;
-    Some(Task(tokio::spawn(async move {
-        let (mut last, mut since) = (Totals::of(fs.stats()), Instant::now());
+    Some(Task::spawn(async move {
+        let (mut last, mut since) = (fs.stats().snapshot(), Instant::now());
         let mut said = String::new();
         loop {
             sleep(STATUS_PAUSE).await;
-            let (now, at) = (Totals::of(fs.stats()), Instant::now());
-            let status = now.status(&last, at - since);
+            let (now, at) = (fs.stats().snapshot(), Instant::now());
+            let status = status(&now, &last, at - since);
             if status != said {
                 tell(&[NotifyState::Status(&status)]);
                 said = status;
             }
             (last, since) = (now, at);
         }
-    })))
+    }))
 }
 
 /// Feeds the manager's watchdog, where one is set, as long as the mount answers.
@@ -83,7 +75,7 @@ pub(super) fn telling(fs: Arc<BucketFs>) -> Option<Task> {
 /// Without a mountpoint that can be asked there is no proof but that this task runs.
 pub(super) fn watched(mountpoint: Option<PathBuf>) -> Option<Task> {
     let patience = sd_notify::watchdog_enabled()?;
-    Some(Task(tokio::spawn(async move {
+    Some(Task::spawn(async move {
         loop {
             let answer = match &mountpoint {
                 Some(mountpoint) => answers(mountpoint).await,
@@ -96,7 +88,7 @@ pub(super) fn watched(mountpoint: Option<PathBuf>) -> Option<Task> {
             // Two may be late.
             sleep(patience / 3).await;
         }
-    })))
+    }))
 }
 
 /// Whether the mount answers the kernel. Waits for ever if it is silent.
@@ -112,42 +104,25 @@ fn tell(states: &[NotifyState<'_>]) {
     }
 }
 
-/// What the rates are made of.
-struct Totals {
-    bytes_served: u64,
-    bytes_fetched: u64,
-    gets: u64,
-}
-
-impl Totals {
-    fn of(stats: &Stats) -> Self {
-        Self {
-            bytes_served: stats.bytes_served.get(),
-            bytes_fetched: stats.bytes_fetched.get(),
-            gets: stats.gets.get(),
-        }
+/// The STATUS line: rates over `elapsed`, or the totals if nothing was read in it.
+fn status(now: &Snapshot, before: &Snapshot, elapsed: Duration) -> String {
+    let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
+    let done = now.since(before);
+    let [served, fetched, gets] = [done.bytes_served, done.bytes_fetched, done.gets]
+        .map(|count| count.saturating_mul(1000) / millis);
+    if (served, fetched, gets) == (0, 0, 0) {
+        return format!(
+            "idle; {} MB read and {} MB fetched with {} GETs since the mount",
+            now.bytes_served / 1_000_000,
+            now.bytes_fetched / 1_000_000,
+            now.gets,
+        );
     }
-
-    fn status(&self, before: &Self, elapsed: Duration) -> String {
-        let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
-        let rate = |now: u64, before: u64| now.saturating_sub(before).saturating_mul(1000) / millis;
-        let served = rate(self.bytes_served, before.bytes_served);
-        let fetched = rate(self.bytes_fetched, before.bytes_fetched);
-        let gets = rate(self.gets, before.gets);
-        if (served, fetched, gets) == (0, 0, 0) {
-            return format!(
-                "idle; {} MB read and {} MB fetched with {} GETs since the mount",
-                self.bytes_served / 1_000_000,
-                self.bytes_fetched / 1_000_000,
-                self.gets,
-            );
-        }
-        format!(
-            "reading: {} MB/s to programs, {} MB/s from the store, {gets} GETs/s",
-            tenths(served),
-            tenths(fetched),
-        )
-    }
+    format!(
+        "reading: {} MB/s to programs, {} MB/s from the store, {gets} GETs/s",
+        tenths(served),
+        tenths(fetched),
+    )
 }
 
 /// In millions, with one decimal.
@@ -165,21 +140,22 @@ pub(super) fn host_sees(device: &str) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stats::Stats;
 
     #[test]
     fn rates_are_of_the_time_between_and_silence_is_told_as_totals() {
         let stats = Stats::default();
-        let before = Totals::of(&stats);
+        let before = stats.snapshot();
         stats.bytes_served.add(9_000_000);
         stats.bytes_fetched.add(1_250_000);
         stats.gets.add(10);
-        let after = Totals::of(&stats);
+        let after = stats.snapshot();
         assert_eq!(
-            after.status(&before, Duration::from_secs(5)),
+            status(&after, &before, Duration::from_secs(5)),
             "reading: 1.8 MB/s to programs, 0.2 MB/s from the store, 2 GETs/s"
         );
         assert_eq!(
-            after.status(&after, Duration::from_secs(5)),
+            status(&after, &after, Duration::from_secs(5)),
             "idle; 9 MB read and 1 MB fetched with 10 GETs since the mount"
         );
     }

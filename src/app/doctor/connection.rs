@@ -115,7 +115,8 @@ pub(super) async fn refused(config: &Config, error: &StartError, report: &mut Di
         return;
     }
     // This sends no request.
-    let connected = S3Store::connect_in(&config.bucket, &config.store, None);
+    let stats = std::sync::Arc::default();
+    let connected = S3Store::connect_in(&config.bucket, &config.store, None, &stats);
     let Ok(Ok(store)) = timeout(LONGEST_STEP, connected).await else { return };
     credentials(&store, report).await;
     clock(&store, report).await;

@@ -45,7 +45,7 @@ impl Scripted {
     }
 
     fn under(self: &Arc<Self>, policy: RetryPolicy) -> Retrying {
-        Retrying::new(Arc::clone(self) as Arc<dyn ObjectStore>, policy)
+        Retrying::new(Arc::clone(self) as Arc<dyn ObjectStore>, policy, Arc::default())
     }
 
     fn calls(&self) -> usize {

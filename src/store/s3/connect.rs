@@ -26,6 +26,7 @@ use super::errors::credentials_failure;
 use super::http::{self, Trust};
 use super::renewal::Renewing;
 use crate::app::config::{Hedging, PathStyle, StoreConfig};
+use crate::stats::Stats;
 use crate::store::StoreError;
 use crate::store::wire::Wire;
 
@@ -56,14 +57,15 @@ pub(super) async fn connect(
     config: &StoreConfig,
     region: Option<&str>,
     keys: Option<&Keys>,
+    stats: &Arc<Stats>,
 ) -> Result<Connected, StoreError> {
     let wrong = |cause: String| StoreError::Unavailable(cause);
     let roots = Trust::Roots(config.ca_bundle.as_deref());
     // Credentials are never fetched from an unverified peer, whatever is said of the store.
     let hedging = config.hedging == Hedging::Auto;
-    let verified = http::wire(&roots, hedging).map_err(wrong)?;
+    let verified = http::wire(&roots, hedging, stats).map_err(wrong)?;
     let to_store = if config.no_verify_tls {
-        http::wire(&Trust::Anybody, hedging).map_err(wrong)?
+        http::wire(&Trust::Anybody, hedging, stats).map_err(wrong)?
     } else {
         Arc::clone(&verified)
     };

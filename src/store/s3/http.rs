@@ -26,6 +26,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_t
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
+use crate::stats::Stats;
 use crate::store::wire::{Body, CallError, Wire};
 
 /// From the request to the head of its response, connecting included. AWS advises to retry rather
@@ -51,8 +52,12 @@ impl Answered {
 }
 
 /// A client with one pool of connections, which sends again what is not answered in time, or not.
-pub(super) fn wire(trust: &Trust<'_>, hedging: bool) -> Result<Arc<Wire>, String> {
-    Ok(Arc::new(Wire::new(tls_config(trust)?, hedging)))
+pub(super) fn wire(
+    trust: &Trust<'_>,
+    hedging: bool,
+    stats: &Arc<Stats>,
+) -> Result<Arc<Wire>, String> {
+    Ok(Arc::new(Wire::new(tls_config(trust)?, hedging, Arc::clone(stats))))
 }
 
 /// The same as the SDK sees it.

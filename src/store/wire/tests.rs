@@ -90,7 +90,7 @@ fn wire() -> Wire {
         .unwrap()
         .with_root_certificates(rustls::RootCertStore::empty())
         .with_no_client_auth();
-    Wire::new(tls, true)
+    Wire::new(tls, true, Arc::default())
 }
 
 /// The response and its whole body, streamed.

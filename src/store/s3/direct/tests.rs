@@ -28,7 +28,7 @@ fn version(key: &str) -> ObjectVersion {
 
 /// A client as `connect` makes it, but for what is set on the builder.
 fn gets(endpoint: &str, payer: bool, set: impl FnOnce(Builder) -> Builder) -> Direct {
-    let wire = http::wire(&Trust::Anybody, true).unwrap();
+    let wire = http::wire(&Trust::Anybody, true, &Arc::default()).unwrap();
     let builder = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .http_client(http::client(Arc::clone(&wire)))

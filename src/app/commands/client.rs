@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use super::{Command, Reply, directories, socket_name};
 use crate::app::command_error::CommandError;
 use crate::app::config;
+use crate::app::control::{Command, Reply, directories, socket_name};
 use crate::base::mountinfo::{self, Mount};
 
 /// A daemon that is alive answers at once.
@@ -21,7 +21,7 @@ const LONGEST_PATH: Duration = Duration::from_secs(5);
 const LONGEST_UNMOUNT: Duration = Duration::from_secs(30);
 
 /// The mounts of this program, as the kernel lists them.
-pub(crate) fn mounts() -> Vec<PathBuf> {
+pub(super) fn mounts() -> Vec<PathBuf> {
     of_mountinfo(&std::fs::read("/proc/self/mountinfo").unwrap_or_default())
 }
 
@@ -31,7 +31,7 @@ fn of_mountinfo(mountinfo: &[u8]) -> Vec<PathBuf> {
 }
 
 /// The mount that a path is in, of those listed, and where in it.
-pub(crate) fn mount_of(path: &Path, mounts: &[PathBuf]) -> Option<PathBuf> {
+pub(super) fn mount_of(path: &Path, mounts: &[PathBuf]) -> Option<PathBuf> {
     let inside = mounts.iter().filter(|mount| path.starts_with(mount));
     inside.max_by_key(|mount| mount.components().count()).cloned()
 }
@@ -40,7 +40,7 @@ pub(crate) fn mount_of(path: &Path, mounts: &[PathBuf]) -> Option<PathBuf> {
 ///
 /// A mount whose daemon hangs answers no question about itself, so none is asked where the path says
 /// enough.
-pub(crate) fn check_mount(mountpoint: &Path) -> Result<PathBuf, CommandError> {
+pub(super) fn check_mount(mountpoint: &Path) -> Result<PathBuf, CommandError> {
     // It is mounted where this process need not see it; its socket will tell.
     if config::descriptor(mountpoint).is_some() {
         return Ok(mountpoint.to_owned());
@@ -93,7 +93,7 @@ fn resolved(path: PathBuf, mountpoint: &Path) -> Result<PathBuf, CommandError> {
 }
 
 /// Asks the daemon of a mountpoint.
-pub(crate) fn ask(mountpoint: &Path, command: Command) -> Result<Reply, CommandError> {
+pub(super) fn ask(mountpoint: &Path, command: Command) -> Result<Reply, CommandError> {
     ask_at(&check_mount(mountpoint)?, command)
 }
 
@@ -166,7 +166,7 @@ fn connect(mountpoint: &Path) -> Result<UnixStream, CommandError> {
 }
 
 /// Ends a mount and waits until it is gone.
-pub(crate) fn unmount(mountpoint: &Path) -> Result<(), CommandError> {
+pub(super) fn unmount(mountpoint: &Path) -> Result<(), CommandError> {
     let real = check_mount(mountpoint)?;
     ask_at(&real, Command::Unmount)?;
     let begun = Instant::now();

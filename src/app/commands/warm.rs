@@ -39,29 +39,29 @@ const TICK: Duration = Duration::from_millis(200);
 
 /// What was read.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Report {
+pub(super) struct Report {
     /// Files that were read whole.
-    pub(crate) files: u64,
+    pub(super) files: u64,
     /// Bytes that were read.
-    pub(crate) bytes: u64,
+    pub(super) bytes: u64,
     /// Files and directories that could not be read.
-    pub(crate) errors: u64,
+    pub(super) errors: u64,
     /// The first of these, with the reason.
-    pub(crate) first_error: Option<String>,
+    pub(super) first_error: Option<String>,
     /// How long it took.
-    pub(crate) seconds: f64,
+    pub(super) seconds: f64,
     /// More was read than the machine has memory for, so the first of it is gone again.
-    pub(crate) more_than_memory: bool,
+    pub(super) more_than_memory: bool,
 }
 
 impl Report {
     /// 74, `EX_IOERR`, when anything could not be read.
-    pub(crate) fn code(&self) -> u8 {
+    pub(super) fn code(&self) -> u8 {
         if self.errors == 0 { 0 } else { 74 }
     }
 
     /// For people.
-    pub(crate) fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let errors = match self.errors {
             0 => String::new(),
             errors => format!("; {errors} could not be read"),
@@ -107,7 +107,7 @@ impl Shared {
 }
 
 /// Reads what is named, `jobs` files at a time.
-pub(crate) fn run(paths: Vec<PathBuf>, jobs: usize, json: bool) -> Result<Report, CommandError> {
+pub(super) fn run(paths: Vec<PathBuf>, jobs: usize, json: bool) -> Result<Report, CommandError> {
     let paths = named(paths)?;
     let mounts = mounts();
     if let Some(path) = paths.iter().find(|path| !is_inside(path, &mounts)) {

@@ -1,0 +1,101 @@
+//! `fasts3-mount status`: a mount's settings and totals, as text for people.
+
+use std::fmt::Write as _;
+
+use crate::app::config;
+use crate::app::control::status::{Status, Totals};
+use crate::base::text::{bytes, percent, seconds, uptime};
+use crate::stats::Durations;
+
+/// A line for each fact.
+pub(super) fn text(status: &Status) -> String {
+    let Status { settings, totals: Totals { counters, memory_used_bytes, resident_bytes }, .. } =
+        status;
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<18}{value}");
+    };
+    let uptime = uptime(status.uptime_seconds);
+    line("mount", format!("{} on {}", settings.source, settings.mountpoint));
+    line("store", format!("{}, region {}", settings.endpoint, settings.region));
+    line("daemon", format!("{}, process {}, for {uptime}", settings.version, settings.pid));
+    let ttl = settings.metadata_ttl_seconds.map_or("for ever".to_owned(), |ttl| format!("{ttl} s"));
+    line("names believed", format!("{ttl}, absence {} s", settings.negative_ttl_seconds));
+    line(
+        "requests of",
+        format!(
+            "up to {}, {} at once, chunks of {}",
+            config::size(settings.part_bytes),
+            settings.max_connections,
+            config::size(settings.chunk_bytes),
+        ),
+    );
+    line("metrics", settings.metrics.clone().unwrap_or_else(|| "not served".to_owned()));
+    line(
+        "memory",
+        format!(
+            "{} of {} used, {} resident",
+            bytes(*memory_used_bytes),
+            config::size(settings.memory_budget_bytes),
+            bytes(*resident_bytes),
+        ),
+    );
+    line(
+        "read",
+        format!(
+            "{} in {} reads, {} of them without waiting",
+            bytes(counters.bytes_served),
+            counters.reads,
+            percent(counters.reads.saturating_sub(counters.reads_waited), counters.reads),
+        ),
+    );
+    line(
+        "fetched",
+        format!(
+            "{}, {} of it ahead; {} given up unread",
+            bytes(counters.bytes_fetched),
+            percent(counters.bytes_ahead, counters.bytes_fetched),
+            bytes(counters.bytes_unread),
+        ),
+    );
+    line(
+        "siblings ahead",
+        format!(
+            "{} files, {} used, {} wasted",
+            counters.siblings_ahead, counters.siblings_used, counters.siblings_wasted
+        ),
+    );
+    for (kind, requests) in &status.requests {
+        let outcomes = list(requests.outcomes.iter().map(|(name, count)| (*count, name)));
+        let latency = latency(&requests.took);
+        line(kind, format!("{outcomes}; {} in flight{latency}", requests.in_flight));
+    }
+    line("first byte", latency(&status.first_byte).trim_start_matches("; ").to_owned());
+    line(
+        "trouble",
+        format!(
+            "{} retries, {} hedges, {} times throttled",
+            counters.retries, counters.hedges, counters.throttled
+        ),
+    );
+    for (name, operation) in &status.operations {
+        let (count, latency) = (operation.took.count(), latency(&operation.took));
+        line(name, format!("{count}; {} waiting{latency}", operation.in_flight));
+    }
+    line("errors", list(status.errors.iter().map(|(name, count)| (*count, name))));
+    text
+}
+
+/// "3 this, 4 that", or "none".
+pub(super) fn list<'a>(counts: impl Iterator<Item = (u64, &'a String)>) -> String {
+    let counts: Vec<_> = counts.map(|(count, name)| format!("{count} {name}")).collect();
+    if counts.is_empty() { "none".to_owned() } else { counts.join(", ") }
+}
+
+fn latency(took: &Durations) -> String {
+    if took.count() == 0 {
+        return String::new();
+    }
+    let [median, p99] = [0.5, 0.99].map(|share| seconds(took.quantile(share)));
+    format!("; half within {median}, 99 % within {p99}")
+}

@@ -1,0 +1,129 @@
+//! Numbers that only grow, each declared once: what the layers add to, what status tells, what
+//! metrics export and what the last line of the log says all come from one list.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use serde::{Deserialize, Serialize};
+
+/// A number that many threads add to.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, amount: u64) {
+        self.0.fetch_add(amount, Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// A counter as metrics export it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Series {
+    /// Without the `_total` at its end. Series of one name follow each other.
+    pub metric: &'static str,
+    /// The label that tells the series of one metric apart.
+    pub label: Option<(&'static str, &'static str)>,
+    /// A sentence; that of a metric's first series is the metric's.
+    pub help: &'static str,
+    pub value: u64,
+}
+
+/// Each line: the name; in brackets the metric, if it is exported as it is, and a label; a sentence.
+macro_rules! counters {
+    ($($name:ident [$($metric:literal $($label:ident = $value:literal)?)?] $help:literal;)*) => {
+        /// What the layers add to.
+        #[derive(Debug, Default)]
+        pub struct Counters {
+            $(#[doc = $help] pub $name: Counter,)*
+        }
+
+        /// The counters at one moment.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(default)]
+        pub struct Snapshot {
+            $(#[doc = $help] pub $name: u64,)*
+        }
+
+        impl Counters {
+            pub fn snapshot(&self) -> Snapshot {
+                Snapshot { $($name: self.$name.get(),)* }
+            }
+        }
+
+        impl Snapshot {
+            /// What was added after `earlier`.
+            #[must_use]
+            pub fn since(&self, earlier: &Self) -> Self {
+                Self { $($name: self.$name.saturating_sub(earlier.$name),)* }
+            }
+
+            /// The exported counters, in the order of their declaration.
+            pub fn series(&self) -> Vec<Series> {
+                vec![$($(Series {
+                    metric: $metric,
+                    label: [$((stringify!($label), $value))?].first().copied(),
+                    help: $help,
+                    value: self.$name,
+                },)?)*]
+            }
+
+            /// The last line of a mount's log.
+            pub fn log_unmounted(&self, mountpoint: &Path) {
+                tracing::info!($($name = self.$name,)* "unmounted {}", mountpoint.display());
+            }
+        }
+    };
+}
+
+counters! {
+    reads ["fasts3_reads"] "Reads that were answered with bytes.";
+    reads_waited ["fasts3_reads_waited"]
+        "Reads that had to wait for bytes; the others were cache hits.";
+    bytes_served ["fasts3_served_bytes"] "Object bytes given to the kernel.";
+    gets [] "Range GETs sent on behalf of the cache, retries not counted.";
+    bytes_fetched [] "Object bytes that arrived.";
+    bytes_ahead [] "Object bytes that arrived and were readahead when they were asked for.";
+    evictions ["fasts3_evicted_chunks"] "Chunks that were given up for others.";
+    bytes_unread ["fasts3_evicted_unread_bytes"]
+        "Bytes that were given up in blocks which the page cache had not taken to their ends.";
+    siblings_ahead ["fasts3_sibling_files" state = "ahead"]
+        "Small files that were read ahead because their siblings were read.";
+    siblings_used ["fasts3_sibling_files" state = "used"] "Those of them that were read.";
+    siblings_wasted ["fasts3_sibling_files" state = "wasted"]
+        "Those of them that were given up before they were read, or passed by.";
+    siblings_ahead_bytes ["fasts3_sibling_bytes" state = "ahead"] "The bytes of these files.";
+    siblings_used_bytes ["fasts3_sibling_bytes" state = "used"] "The bytes of those that were read.";
+    siblings_wasted_bytes ["fasts3_sibling_bytes" state = "wasted"]
+        "The bytes of those that were not.";
+    listed ["fasts3_listed_entries"] "Keys and common prefixes on pages of listings.";
+    retries ["fasts3_store_retries"] "Requests that were sent again after a failure.";
+    hedges ["fasts3_store_hedges"]
+        "Requests that were sent a second time because the first was slow.";
+    throttled ["fasts3_store_throttled"]
+        "Times that requests were held back because the store asked to slow down.";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_is_in_the_snapshot_and_among_the_series_that_it_declares() {
+        let counters = Counters::default();
+        counters.gets.add(3);
+        let before = counters.snapshot();
+        counters.gets.add(4);
+        counters.siblings_used.add(5);
+        let now = counters.snapshot();
+        assert_eq!((now.gets, now.since(&before).gets), (7, 4));
+        assert_eq!(before.since(&now), Snapshot::default(), "never less than nothing");
+        let added: Vec<_> = now.series().into_iter().filter(|series| series.value > 0).collect();
+        let used = ("fasts3_sibling_files", Some(("state", "used")), 5);
+        assert_eq!(added.len(), 1, "GETs are exported as durations: {added:?}");
+        assert_eq!((added[0].metric, added[0].label, added[0].value), used);
+    }
+}

@@ -1,0 +1,116 @@
+//! The kernel's requests, by kind.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{Counter, Histogram, Stats};
+
+/// The kernel's requests that are answered with more than a constant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Lookup,
+    Getattr,
+    Read,
+    Readdir,
+    Readdirplus,
+    Getxattr,
+}
+
+impl Operation {
+    pub const ALL: [Self; 6] =
+        [Self::Lookup, Self::Getattr, Self::Read, Self::Readdir, Self::Readdirplus, Self::Getxattr];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lookup => "lookup",
+            Self::Getattr => "getattr",
+            Self::Read => "read",
+            Self::Readdir => "readdir",
+            Self::Readdirplus => "readdirplus",
+            Self::Getxattr => "getxattr",
+        }
+    }
+}
+
+/// Errors that programs see. An errno that is not listed counts as the last.
+const ERRNOS: [(i32, &str); 11] = [
+    (libc::ENOENT, "ENOENT"),
+    (libc::ENOTDIR, "ENOTDIR"),
+    (libc::EISDIR, "EISDIR"),
+    (libc::ENAMETOOLONG, "ENAMETOOLONG"),
+    (libc::EACCES, "EACCES"),
+    (libc::ESTALE, "ESTALE"),
+    (libc::ETIMEDOUT, "ETIMEDOUT"),
+    (libc::EINTR, "EINTR"),
+    (libc::ENODATA, "ENODATA"),
+    (libc::EOPNOTSUPP, "EOPNOTSUPP"),
+    (libc::EIO, "EIO"),
+];
+
+/// The kernel's requests, by kind.
+#[derive(Debug, Default)]
+pub struct Operations {
+    took: [Histogram; Operation::ALL.len()],
+    begun: [Counter; Operation::ALL.len()],
+    errors: [Counter; ERRNOS.len()],
+}
+
+impl Operations {
+    pub fn took(&self, operation: Operation) -> &Histogram {
+        &self.took[operation as usize]
+    }
+
+    /// Requests of a kind that wait for their answer.
+    pub fn in_flight(&self, operation: Operation) -> u64 {
+        let ended = self.took[operation as usize].count();
+        self.begun[operation as usize].get().saturating_sub(ended)
+    }
+
+    /// Counts a request that was answered with an error.
+    pub fn failed(&self, errno: i32) {
+        let known = ERRNOS.iter().position(|&(number, _)| number == errno);
+        self.errors[known.unwrap_or(ERRNOS.len() - 1)].add(1);
+    }
+
+    /// The number of requests that were answered with each errno.
+    pub fn errors(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        ERRNOS.iter().zip(&self.errors).map(|(&(_, name), count)| (name, count.get()))
+    }
+}
+
+impl Stats {
+    /// Notes a request of the kernel; dropping the result notes its answer.
+    pub fn answering(self: &Arc<Self>, operation: Operation) -> Answering {
+        self.fuse.begun[operation as usize].add(1);
+        Answering { stats: Arc::clone(self), operation, begun: Instant::now() }
+    }
+}
+
+/// A request of the kernel that is being answered.
+#[derive(Debug)]
+pub struct Answering {
+    stats: Arc<Stats>,
+    operation: Operation,
+    begun: Instant,
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.stats.fuse.took(self.operation).add(self.begun.elapsed());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_errno_that_nobody_expected_counts_as_an_error() {
+        let operations = Operations::default();
+        operations.failed(libc::ESTALE);
+        operations.failed(libc::ENOSPC);
+        let errors: Vec<_> = operations.errors().filter(|&(_, count)| count > 0).collect();
+        assert_eq!(errors, [("ESTALE", 1), ("EIO", 1)]);
+    }
+}

@@ -1,0 +1,160 @@
+//! Requests to the store, by kind and outcome.
+
+use tokio::time::Instant;
+
+use super::{Counter, Histogram};
+
+/// Kinds of requests to the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestKind {
+    Get,
+    Head,
+    List,
+}
+
+impl RequestKind {
+    pub const ALL: [Self; 3] = [Self::Get, Self::Head, Self::List];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+            Self::List => "LIST",
+        }
+    }
+}
+
+/// How a request to the store ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Ok,
+    /// There is no such key.
+    NotFound,
+    /// The object is another version by now.
+    Changed,
+    /// Refused, or there are no credentials.
+    Denied,
+    Archived,
+    Throttled,
+    /// The store failed or could not be reached.
+    Unavailable,
+    TimedOut,
+    /// The answer makes no sense.
+    Protocol,
+    /// The bucket is not there, or elsewhere.
+    Bucket,
+    /// Cut off: the deadline passed, or another answer came first.
+    Abandoned,
+}
+
+impl Outcome {
+    pub const ALL: [Self; 11] = [
+        Self::Ok,
+        Self::NotFound,
+        Self::Changed,
+        Self::Denied,
+        Self::Archived,
+        Self::Throttled,
+        Self::Unavailable,
+        Self::TimedOut,
+        Self::Protocol,
+        Self::Bucket,
+        Self::Abandoned,
+    ];
+
+    /// As a label of metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::NotFound => "not_found",
+            Self::Changed => "changed",
+            Self::Denied => "denied",
+            Self::Archived => "archived",
+            Self::Throttled => "throttled",
+            Self::Unavailable => "unavailable",
+            Self::TimedOut => "timed_out",
+            Self::Protocol => "protocol",
+            Self::Bucket => "bucket",
+            Self::Abandoned => "abandoned",
+        }
+    }
+}
+
+/// Requests to the store, by kind and outcome.
+#[derive(Debug, Default)]
+pub struct Requests {
+    took: [[Histogram; Outcome::ALL.len()]; RequestKind::ALL.len()],
+    begun: [Counter; RequestKind::ALL.len()],
+}
+
+impl Requests {
+    /// Notes the begin of a request; dropping the result notes its end.
+    pub fn begin(&self, kind: RequestKind) -> RequestInFlight<'_> {
+        self.begun[kind as usize].add(1);
+        RequestInFlight { requests: self, kind, outcome: Outcome::Abandoned, begun: Instant::now() }
+    }
+
+    /// The durations of those of a kind that had this outcome.
+    pub fn took(&self, kind: RequestKind, outcome: Outcome) -> &Histogram {
+        &self.took[kind as usize][outcome as usize]
+    }
+
+    /// Those of a kind that have ended.
+    pub fn ended(&self, kind: RequestKind) -> u64 {
+        self.took[kind as usize].iter().map(Histogram::count).sum()
+    }
+
+    /// Those of a kind that are in flight.
+    pub fn in_flight(&self, kind: RequestKind) -> u64 {
+        // The ends first: what begins meanwhile must not make it negative.
+        let ended = self.ended(kind);
+        self.begun[kind as usize].get().saturating_sub(ended)
+    }
+}
+
+/// A request to the store in flight; it ends when this is dropped.
+#[derive(Debug)]
+pub struct RequestInFlight<'a> {
+    requests: &'a Requests,
+    kind: RequestKind,
+    outcome: Outcome,
+    begun: Instant,
+}
+
+impl RequestInFlight<'_> {
+    pub fn end(mut self, outcome: Outcome) {
+        self.outcome = outcome;
+    }
+}
+
+impl Drop for RequestInFlight<'_> {
+    fn drop(&mut self) {
+        self.requests.took(self.kind, self.outcome).add(self.begun.elapsed());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_is_in_flight_until_it_ends_and_abandoned_if_it_does_not() {
+        let requests = Requests::default();
+        let (one, two) = (requests.begin(RequestKind::Get), requests.begin(RequestKind::Get));
+        assert_eq!(requests.in_flight(RequestKind::Get), 2);
+        assert_eq!(requests.in_flight(RequestKind::List), 0);
+        tokio::time::advance(20 * MS).await;
+        one.end(Outcome::Ok);
+        drop(two);
+        assert_eq!(requests.in_flight(RequestKind::Get), 0);
+        for (outcome, count) in [(Outcome::Ok, 1), (Outcome::Abandoned, 1), (Outcome::Denied, 0)] {
+            assert_eq!(requests.took(RequestKind::Get, outcome).count(), count, "{outcome:?}");
+        }
+        let seconds = requests.took(RequestKind::Get, Outcome::Ok).counts().seconds;
+        assert!((seconds - 0.02).abs() < 1e-9, "{seconds}");
+    }
+}
