@@ -87,6 +87,9 @@ def arguments():
                       help="products of this name; may be repeated [default: all there are]")
     what.add_argument("--ours", action="store_true",
                       help="only fasts3-mount and the local disk that it is held against")
+    what.add_argument("--before", metavar="BINARY", type=os.path.abspath,
+                      help="another build of fasts3-mount, measured in turns with this one; "
+                           "a table of ratios follows")
     what.add_argument("--repeat", type=int, metavar="N",
                       help="rounds [default: 3; with --quick 2 on other networks than s3]")
     what.add_argument("--quick", action="store_true",
@@ -109,10 +112,14 @@ def arguments():
     args.subject = args.subject or list(SUBJECTS)
     if unknown := set(args.subject) - set(SUBJECTS):
         parser.error(f"no such subject: {', '.join(unknown)}; there are: {', '.join(SUBJECTS)}")
+    if args.before:
+        products.compare_with(args.before)
     if unknown := set(args.product or []) - set(products.available()):
         parser.error(f"not here: {', '.join(unknown)}; here: {', '.join(products.available())}")
     if args.ours:
         args.product = [*(args.product or []), products.OURS, products.LOCAL]
+    if args.before and args.product:
+        args.product.append(products.BEFORE)
     return args
 
 
@@ -143,6 +150,8 @@ def main():
             write(results, args.update_docs and complete)
             for network in results["networks"]:
                 print(f"\nNetwork {network['name']}\n\n{report.table(network, subject)}")
+                if args.before:
+                    print(f"\nThis build and the one before\n\n{report.builds_table(network)}")
             print(f"\nThe targets of {subject}\n\n{report.bars_table(results['bars'])}")
 
 

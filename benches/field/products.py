@@ -7,6 +7,7 @@ of a daemon's log).
 """
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ import processes
 import servers
 
 OURS = "fasts3-mount"
+BEFORE = "build before"
 LOCAL = "local disk"
 
 
@@ -32,8 +34,8 @@ def memory_budget_bytes(options):
     return min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4, 8 << 30)
 
 
-def ours(server, mountpoint, scratch, options):
-    binary = prepare.TARGET / "release" / "fasts3-mount"
+def ours(server, mountpoint, scratch, options, binary=None):
+    binary = binary or prepare.TARGET / "release" / "fasts3-mount"
     return [binary, servers.BUCKET, mountpoint, "--endpoint-url", server.endpoint,
             "--log-level", "warn", *options]
 
@@ -81,9 +83,14 @@ CLIENTS = {"boto3 get": "get", "boto3 download": "download", "boto3": "boto3",
            "s3fs/fsspec": "fsspec"}
 
 
+def compare_with(binary):
+    """Makes another build of fasts3-mount a product of its own."""
+    MOUNTS[BEFORE] = functools.partial(ours, binary=binary)
+
+
 def available():
     """The products that this machine has."""
-    mounts = [name for name in MOUNTS if name == OURS or shutil.which(PROGRAMS.get(name, name))]
+    mounts = [name for name in MOUNTS if name in (OURS, BEFORE) or shutil.which(PROGRAMS.get(name, name))]
     return [*mounts, *CLIENTS, LOCAL]
 
 

@@ -1,6 +1,7 @@
 """Results as tables, a picture, and a page of benches/results."""
 
 import math
+import statistics
 from html import escape
 
 import bars
@@ -91,6 +92,32 @@ def columns(rows):
 
 def table(network, subject):
     return columns(list(lines(network, subject)))
+
+
+def builds_table(network):
+    """This build against the one before, phase by phase: how many times as fast by the medians, the
+    range of that round by round, and the requests of both."""
+    rows, ratios = [["workload", "times as fast", "round by round", "requests", "before"]], []
+    for phase in network["phases"]:
+        ours, before = (phase["products"].get(n, {}) for n in (products.OURS, products.BEFORE))
+        if "value" not in ours or "value" not in before:
+            continue
+        ratio = speed(phase, ours) / speed(phase, before)
+        ratios.append(ratio)
+        rounds = [(_rate(phase, one) / _rate(phase, other))
+                  for one, other in zip(ours["samples"], before["samples"])
+                  if not one["error"] and not other["error"]]
+        rows.append([phase["name"], f"{ratio:.3f}", f"{min(rounds):.2f}–{max(rounds):.2f}",
+                     f"{ours['requests']:,}", f"{before['requests']:,}"])
+    if ratios:
+        rows.append(["median of all", f"{statistics.median(ratios):.3f}", "", "", ""])
+    return columns(rows)
+
+
+def _rate(phase, sample):
+    """What one sample did in a second."""
+    done = sample["bytes"] if phase["rate"] == "MB" else 1 if phase["rate"] in TIMES else sample["items"]
+    return done / sample["seconds"]
 
 
 def bars_rows(judged):

@@ -60,7 +60,7 @@ class Workload:
 
     def takes(self, product):
         if self.only_ours:
-            return product == products.OURS
+            return product in (products.OURS, products.BEFORE)
         if self.no_local and product == products.LOCAL:
             return False
         return product in self.clients or product not in products.CLIENTS
