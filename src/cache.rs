@@ -149,7 +149,7 @@ impl ChunkCache {
     /// Populates the memory of the first chunks in the background, and from then on returns idle
     /// memory to the system.
     pub(crate) fn keep_ready(&self) {
-        let ready_bytes = READY_BYTES.min(self.0.arena.budget() / 4);
+        let ready_bytes = READY_BYTES.min(self.0.arena.usage().budget / 4);
         let shared = self.0.clone();
         self.0.runtime.spawn_blocking(move || {
             shared.arena.make_ready(ready_bytes);
@@ -166,12 +166,12 @@ impl ChunkCache {
 
     /// Bytes that chunks hold or await.
     pub(crate) fn used_bytes(&self) -> u64 {
-        self.0.arena.used()
+        self.0.arena.usage().used
     }
 
     /// The bound on [`Self::used_bytes`].
     pub(crate) fn budget_bytes(&self) -> u64 {
-        self.0.arena.budget()
+        self.0.arena.usage().budget
     }
 
     /// Evicts every chunk that is not leased.
@@ -318,14 +318,15 @@ impl ChunkCache {
         let len = self.0.layout.chunk_len(source.meta.version.size_bytes, index);
         let largest_part = self.0.layout.largest_part_bytes;
         let first_part = largest_part.min(len as u64);
+        let usage = self.0.arena.usage();
         // Only for a stream: a small object would replace the previous small object, which is spent
         // later than any stream and would so be evicted although the budget is not nearly full.
         let recycles = len as u64 > largest_part
             && self.0.spent_bytes.load(Ordering::Relaxed) > 0
-            && self.0.arena.idle() < first_part;
+            && usage.idle < first_part;
         // Room that is made now is where the chunk will be: in memory that is populated already. If
         // none can be made, none is needed yet.
-        if self.0.arena.available() < first_part {
+        if usage.available() < first_part {
             let _ = self.0.evict_oldest(&mut chunks);
         } else if recycles {
             let is_spent = |chunk: &Chunk| chunk.is_spent() && self.0.stream_bytes(chunk) > 0;

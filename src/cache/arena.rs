@@ -1,17 +1,17 @@
 //! Memory for chunks: one mapping, reserved at start and recycled, and the state of every block
-//! in it. The one file that may say `unsafe`.
+//! in it. The only file of the core with `unsafe`.
 //!
-//! Why not `Vec<u8>`: fresh memory costs 0.3 to 0.7 CPU seconds a GB in page faults, more than
+//! `Vec<u8>` would not do: fresh memory costs 0.3 to 0.7 CPU seconds a GB in page faults, more than
 //! receiving the bytes does, and network bytes must land where a reply is cut from, next to each
 //! other.
 //!
-//! What makes it sound, and is kept by this file alone:
+//! It is sound because of four rules, which this file alone keeps:
 //!
-//! - A block is empty, being fetched or ready ([`States`]). It ceases to be empty only under the
-//!   lock of [`Arena::slots`], when one [`BlockWriter`] takes it; so no two writers share a block.
+//! - A block is empty, being fetched or ready ([`States`]). It stops being empty only under the lock
+//!   of [`Arena::slots`], when one [`BlockWriter`] takes it; so no two writers share a block.
 //! - Only its writer writes to a block, and only until it is ready.
 //! - The writer publishes a block with `Release`, and [`Memory::bytes`] reads it only after it
-//!   has seen it ready with `Acquire`. It stays so as long as its [`Memory`] lives.
+//!   has seen it ready with `Acquire`. It stays ready as long as its [`Memory`] lives.
 //! - A [`Memory`] owns its slot alone, from [`Arena::memory`] to its drop, and both writers and
 //!   readers of it keep it alive.
 
@@ -28,15 +28,14 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::slots::{Charged, Full, Slot, Slots};
+use super::slots::{Charged, Full, Slot, Slots, Usage};
 use super::states::States;
 use crate::base::layout::Layout;
 
-/// A huge page of x86-64, and of arm64 with small pages of 4 KiB. Elsewhere the system makes of it
-/// what it can.
+/// A huge page of x86-64, and of arm64 with small pages of 4 KiB. Elsewhere it is only an alignment.
 const HUGE_BYTES: usize = 2 << 20;
 
-/// A mapping of address space, and who has which part of it.
+/// A mapping of address space, and the slots that it is divided into.
 #[derive(Debug)]
 pub(super) struct Arena {
     /// Where offsets count from: a multiple of [`HUGE_BYTES`] inside the mapping.
@@ -46,18 +45,18 @@ pub(super) struct Arena {
     page_bytes: usize,
     layout: Layout,
     slots: Mutex<Slots>,
-    /// Bytes that writers were given, ever.
+    /// Bytes that all writers have received.
     received: AtomicU64,
 }
 
 // SAFETY: the pointer is to a mapping that lives as long as the arena and is not tied to a
-// thread; who may touch which bytes is settled above.
+// thread; the rules above say which code may touch which bytes.
 unsafe impl Send for Arena {}
 // SAFETY: as above.
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// Reserves address space; memory comes as it is touched, up to `budget_bytes`.
+    /// Reserves address space. Memory is added as it is touched, up to `budget_bytes`.
     pub(super) fn reserve(layout: Layout, budget_bytes: u64) -> std::io::Result<Arc<Self>> {
         // Tests have blocks smaller than a page. Their memory is not handed back, only counted.
         let granule = layout.block_bytes.min(4096);
@@ -81,20 +80,21 @@ impl Arena {
             return Err(std::io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast::<u8>()).ok_or(std::io::ErrorKind::OutOfMemory)?;
-        // SAFETY: our own mapping. Huge pages would make one touched block of 128 KiB cost 2 MiB
-        // that nobody counts, so they are asked for where whole ones are charged only
-        // ([`Memory::populate`]); object bytes do not belong into core files. Both are requests
-        // that an odd kernel may refuse, which costs us nothing but them.
+        // SAFETY: our own mapping. With huge pages one touched block of 128 KiB would cost 2 MiB that
+        // is not counted, so they are enabled only where whole ones are charged
+        // ([`Memory::populate`]). Object bytes do not belong into core files. A kernel may refuse
+        // either advice; nothing depends on it.
         let page = unsafe {
             libc::madvise(base.as_ptr().cast(), mapped_bytes, libc::MADV_NOHUGEPAGE);
             libc::madvise(base.as_ptr().cast(), mapped_bytes, libc::MADV_DONTDUMP);
             libc::sysconf(libc::_SC_PAGESIZE)
         };
         let page_bytes = usize::try_from(page).unwrap_or(4096);
-        // Offsets in the arena say where huge pages begin. There is one more of them mapped.
+        // Multiples of HUGE_BYTES in the arena are huge pages in memory: one more of them is mapped.
         // SAFETY: less than a huge page further, so still inside the mapping.
         let start = unsafe { base.add(base.align_offset(HUGE_BYTES)) };
-        let (slots, received) = (Mutex::new(slots), AtomicU64::new(0));
+        let slots = Mutex::new(slots);
+        let received = AtomicU64::new(0);
         let mapping = base;
         Ok(Arc::new(Self { start, mapping, mapped_bytes, page_bytes, layout, slots, received }))
     }
@@ -106,28 +106,12 @@ impl Arena {
         Ok(Arc::new(Memory { arena: self.clone(), slot, len, states, progress: Notify::new() }))
     }
 
-    /// Bytes that can be charged in all.
-    pub(super) fn budget(&self) -> u64 {
-        self.slots.lock().budget()
+    pub(super) fn usage(&self) -> Usage {
+        self.slots.lock().usage()
     }
 
-    /// Bytes that can still be charged.
-    pub(super) fn available(&self) -> u64 {
-        self.slots.lock().available()
-    }
-
-    /// Bytes that are charged: those that blocks hold or await.
-    pub(super) fn used(&self) -> u64 {
-        self.slots.lock().used()
-    }
-
-    /// Bytes that have memory behind them and hold nothing.
-    pub(super) fn idle(&self) -> u64 {
-        self.slots.lock().idle()
-    }
-
-    /// Puts so much memory where the first large chunks will be, as far as nobody is using it yet.
-    /// It takes a tenth of a second or more.
+    /// Populates `bytes` of memory where the first large chunks will be, unless it is in use. Takes a
+    /// tenth of a second or more.
     pub(super) fn make_ready(self: &Arc<Self>, bytes: u64) {
         let Ok(chunk) = usize::try_from(self.layout.chunk_bytes) else { return };
         let mut ready = Vec::new();
@@ -141,24 +125,23 @@ impl Arena {
             left -= bytes.end;
             ready.push((writers, memory));
         }
-        // The first is to be taken first, so it is given back last.
+        // Slots are reused last in, first out.
         while ready.pop().is_some() {}
     }
 
-    /// Hands memory that holds nothing back to the system, but for so much.
-    pub(super) fn release_idle(&self, keep: u64) {
+    /// Returns idle memory to the system, except `keep_bytes` of it.
+    pub(super) fn release_idle(&self, keep_bytes: u64) {
         let mut slots = self.slots.lock();
-        for range in slots.take_idle(keep) {
+        for range in slots.take_idle(keep_bytes) {
             self.release(&range);
         }
     }
 
-    /// Bytes that writers were given, ever.
     pub(super) fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
     }
 
-    /// Hands the memory behind these addresses back to the system.
+    /// Returns the memory of these addresses to the system.
     fn release(&self, bytes: &Range<u64>) {
         let (Ok(start), Ok(end)) = (usize::try_from(bytes.start), usize::try_from(bytes.end))
         else {
@@ -168,8 +151,8 @@ impl Arena {
         let end = end / self.page_bytes * self.page_bytes;
         if start < end {
             debug_assert!(end <= self.mapped_bytes - HUGE_BYTES);
-            // SAFETY: inside the mapping, and idle: no block there is charged, so nobody reads
-            // or writes it. Its contents may go.
+            // SAFETY: inside the mapping, and idle: no block there is charged, so no writer or reader
+            // uses it. Its contents are not needed.
             unsafe {
                 let at = self.start.as_ptr().add(start);
                 libc::madvise(at.cast(), end - start, libc::MADV_DONTNEED);
@@ -180,8 +163,8 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        // SAFETY: our own mapping, of this length; every `Memory` keeps the arena alive, so
-        // nobody has a pointer into it any more.
+        // SAFETY: our own mapping, of this length. Every `Memory` keeps the arena alive, so no pointer
+        // into it is left.
         unsafe {
             libc::munmap(self.mapping.as_ptr().cast(), self.mapped_bytes);
         }
@@ -195,12 +178,11 @@ pub(super) struct Memory {
     slot: Slot,
     len: usize,
     states: States,
-    /// Told whenever a block has become ready, or empty again.
+    /// Notified whenever a block has become ready, or empty again.
     progress: Notify,
 }
 
 impl Memory {
-    /// How many bytes the chunk has.
     pub(super) fn len(&self) -> usize {
         self.len
     }
@@ -210,46 +192,42 @@ impl Memory {
         self.arena.layout.block_bytes(&(block..block + 1), self.len).end
     }
 
-    /// How many blocks the chunk has.
     pub(super) fn blocks(&self) -> usize {
         self.states.len()
     }
 
-    /// Told whenever a block has become ready, or empty again.
     pub(super) fn progress(&self) -> &Notify {
         &self.progress
     }
 
-    /// The bytes of a range, when all of its blocks are ready.
+    /// The bytes of a range if all of its blocks are ready.
     pub(super) fn bytes(&self, range: Range<usize>) -> Option<&[u8]> {
         assert!(range.start <= range.end && range.end <= self.len, "inside the chunk");
         if !self.is_ready(self.arena.layout.blocks(&range)) {
             return None;
         }
-        // SAFETY: inside our slot. All the blocks were written whole before they were published
-        // as ready, which we have seen with Acquire, and they stay as they are as long as `self`
-        // lives.
+        // SAFETY: inside our slot. All the blocks were written whole before they were published as
+        // ready, which we have seen with Acquire, and they do not change as long as `self` lives.
         Some(unsafe {
             std::slice::from_raw_parts(self.pointer(range.start), range.end - range.start)
         })
     }
 
-    /// Whether all blocks of this run are ready.
     pub(super) fn is_ready(&self, blocks: Range<usize>) -> bool {
         self.states.are_ready(blocks)
     }
 
-    /// Whether a block of this run is neither ready nor awaited.
+    /// A block of this run is neither ready nor being fetched.
     pub(super) fn has_empty(&self, blocks: Range<usize>) -> bool {
         self.states.have_empty(blocks)
     }
 
-    /// Takes all empty blocks of a run, charged on the budget: a writer for each part of each
-    /// stretch of them. All or, when the budget is full, none.
+    /// Takes all empty blocks of a run and charges them on the budget: a writer for each part of each
+    /// stretch of them. Takes none if the budget has no room for all.
     pub(super) fn claim(self: &Arc<Self>, blocks: Range<usize>) -> Result<Vec<BlockWriter>, Full> {
         let layout = self.arena.layout;
         let mut slots = self.arena.slots.lock();
-        // Blocks become empty and cease to be so only under this lock.
+        // Blocks become empty, and stop being empty, only under this lock.
         let mut stretches: Vec<Range<usize>> = Vec::new();
         for block in blocks.filter(|&block| self.states.is_empty(block)) {
             match stretches.last_mut() {
@@ -267,17 +245,14 @@ impl Memory {
             for part in layout.parts(stretch, layout.largest_part_bytes) {
                 self.states.take(part.clone());
                 let bytes = layout.block_bytes(&part, self.len);
-                let (at, next) = (bytes.start, part.start);
-                let memory = self.clone();
-                let first_byte = None;
                 writers.push(BlockWriter {
-                    memory,
+                    memory: self.clone(),
+                    at: bytes.start,
                     bytes,
-                    at,
+                    next: part.start,
                     blocks: part,
-                    next,
                     fresh,
-                    first_byte,
+                    first_byte: None,
                 });
             }
         }
@@ -290,8 +265,8 @@ impl Memory {
         self.slot.offset + bytes.start as u64..self.slot.offset + bytes.end as u64
     }
 
-    /// Has the system put memory behind these bytes of the chunk, which are charged, all at once:
-    /// page by page, as they are written to, costs a trap each. Where whole huge pages fit, these.
+    /// Has the system provide memory for these bytes of the chunk, which are charged, all at once: each
+    /// page that is first touched by a write costs a trap. Uses huge pages where whole ones fit.
     pub(super) fn populate(&self, bytes: &Range<usize>) {
         assert!(bytes.start <= bytes.end && bytes.end <= self.len, "inside the chunk");
         let advise = |unit: usize, advice: libc::c_int| {
@@ -299,8 +274,8 @@ impl Memory {
             let inside = start.align_offset(unit);
             let len = (bytes.end - bytes.start).saturating_sub(inside) / unit * unit;
             if len > 0 {
-                // SAFETY: inside our slot. Neither advice changes a byte, whoever reads or writes
-                // there, and a kernel that does not know it refuses, which costs us nothing but it.
+                // SAFETY: inside our slot. No advice used here changes a byte, and a kernel that does
+                // not know one refuses it; nothing depends on it.
                 unsafe {
                     libc::madvise(start.add(inside).cast(), len, advice);
                 }
@@ -308,7 +283,7 @@ impl Memory {
         };
         advise(HUGE_BYTES, libc::MADV_HUGEPAGE);
         advise(self.arena.page_bytes, libc::MADV_POPULATE_WRITE);
-        // Huge pages that are there stay; none is made for a single block that comes here later.
+        // Existing huge pages stay; none is made for a single block that is written here later.
         advise(HUGE_BYTES, libc::MADV_NOHUGEPAGE);
     }
 
@@ -332,10 +307,10 @@ impl Drop for Memory {
     }
 }
 
-/// The one right to fill a run of blocks: a cursor that network bytes are put into.
+/// The exclusive right to fill a run of blocks: a cursor that network bytes are written to.
 ///
-/// Each time it passes the end of a block, that block is ready. When it is dropped, the blocks
-/// it has not filled are empty again, and no longer charged.
+/// When it passes the end of a block, that block is ready. When it is dropped, the blocks that it has
+/// not filled are empty again, and no longer charged.
 #[derive(Debug)]
 pub(super) struct BlockWriter {
     memory: Arc<Memory>,
@@ -346,39 +321,36 @@ pub(super) struct BlockWriter {
     blocks: Range<usize>,
     /// The first block that is not ready.
     next: usize,
-    /// There may be no memory behind the blocks yet.
+    /// The blocks may have no memory yet.
     fresh: bool,
-    /// When the first byte was put.
     first_byte: Option<Instant>,
 }
 
 impl BlockWriter {
-    /// The bytes of the chunk that are to be written.
+    /// The bytes of the chunk that it fills.
     pub(super) fn bytes(&self) -> &Range<usize> {
         &self.bytes
     }
 
-    /// The blocks to be filled.
     pub(super) fn blocks(&self) -> &Range<usize> {
         &self.blocks
     }
 
-    /// The memory that it writes to.
     pub(super) fn memory(&self) -> &Arc<Memory> {
         &self.memory
     }
 
-    /// There may be no memory behind the blocks yet.
+    /// The blocks may have no memory yet.
     pub(super) fn is_fresh(&self) -> bool {
         self.fresh
     }
 
-    /// When the first byte was written, if one was.
+    /// When the first byte was received.
     pub(super) fn first_byte(&self) -> Option<Instant> {
         self.first_byte
     }
 
-    /// How many bytes have been written.
+    /// Number of bytes received.
     pub(super) fn written(&self) -> usize {
         self.at - self.bytes.start
     }
@@ -461,14 +433,14 @@ mod tests {
         let arena = arena(64);
         let memory = arena.memory(16).unwrap();
         let mut writer = memory.claim(0..2).unwrap().remove(0);
-        assert_eq!(arena.used(), 8);
+        assert_eq!(arena.usage().used, 8);
         writer.put_slice(b"abcdef");
         drop(writer);
-        assert_eq!(arena.used(), 4);
+        assert_eq!(arena.usage().used, 4);
         assert_eq!(memory.bytes(0..4), Some(&b"abcd"[..]));
         assert!(memory.has_empty(1..2));
         drop(memory);
-        assert_eq!(arena.used(), 0);
+        assert_eq!(arena.usage().used, 0);
     }
 
     #[test]
@@ -519,6 +491,6 @@ mod tests {
         assert!(
             small.iter().all(|memory| memory.bytes(0..128 << 10).unwrap().iter().all(|&b| b == 7))
         );
-        assert_eq!(arena.used(), 1 << 20);
+        assert_eq!(arena.usage().used, 1 << 20);
     }
 }

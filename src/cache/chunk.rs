@@ -1,5 +1,5 @@
-//! What is known of one chunk beside its bytes: who waits for which blocks, which the kernel's page
-//! cache has taken, and why parts of it could not be fetched lately.
+//! The state of one chunk besides its bytes: blocks that readers wait for, blocks that the kernel's
+//! page cache has taken, and recent failures of fetches.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -17,11 +17,12 @@ use crate::store::StoreError;
 /// A chunk of an object.
 pub(super) struct Chunk {
     memory: Arc<Memory>,
-    failures: Mutex<Failures>,
-    /// For each block, whether a reader has ever had to wait for it; told when one does.
+    failures: Mutex<RecentFailures>,
+    /// Blocks that a reader has ever waited for.
     waited_for: Box<[AtomicBool]>,
+    /// Notified when a reader begins to wait for blocks.
     wanted: Notify,
-    /// For each block, whether the page cache has taken its end; and how many it has not.
+    /// Blocks whose end the page cache has taken, and the number of the others.
     taken: Box<[AtomicBool]>,
     not_taken: AtomicUsize,
     /// Changed under the lock of the cache's chunks.
@@ -47,21 +48,20 @@ impl Chunk {
         &self.memory
     }
 
-    pub(super) fn failures(&self) -> &Mutex<Failures> {
+    pub(super) fn failures(&self) -> &Mutex<RecentFailures> {
         &self.failures
     }
 
-    /// Told when a reader begins to wait for blocks.
     pub(super) fn wanted(&self) -> &Notify {
         &self.wanted
     }
 
-    /// The page cache has taken all of it.
+    /// The page cache has taken all of its bytes.
     pub(super) fn is_spent(&self) -> bool {
         self.spent.load(Ordering::Relaxed)
     }
 
-    /// It is spent from here on; whether it was not before.
+    /// Marks it as spent. False if it was already.
     pub(super) fn spend(&self) -> bool {
         !self.spent.swap(true, Ordering::Relaxed)
     }
@@ -69,25 +69,25 @@ impl Chunk {
     /// The page cache has lost it again.
     pub(super) fn unspend(&self) {
         self.spent.store(false, Ordering::Relaxed);
-        // First the number: who takes a block meanwhile counts from it.
+        // First the number: a concurrent `take` counts from it.
         self.not_taken.store(self.taken.len(), Ordering::Relaxed);
         self.taken.iter().for_each(|taken| taken.store(false, Ordering::Release));
     }
 
-    /// The page cache takes these bytes; whether it has now taken all of the chunk. Who reads a
+    /// The page cache takes these bytes. True if it has now taken all of the chunk. A reader of a
     /// block's end has mostly read its beginning.
     pub(super) fn take(&self, blocks: &Range<usize>, bytes: &Range<usize>) -> bool {
         let mut ended = blocks.clone();
         if self.memory.block_end(blocks.end - 1) > bytes.end {
             ended.end -= 1;
         }
-        // Acquire and Release: who sees a block given back sees the number with all of them.
+        // Acquire, with the Release of `unspend`: a cleared flag is seen only with the reset number.
         let is_new = |block: &&AtomicBool| !block.swap(true, Ordering::Acquire);
         let new = self.taken[ended].iter().filter(is_new).count();
         new > 0 && self.not_taken.fetch_sub(new, Ordering::Relaxed) == new
     }
 
-    /// Bytes that are here and that the page cache has not taken to the ends of their blocks.
+    /// Bytes of ready blocks whose ends the page cache has not taken.
     pub(super) fn unread_bytes(&self) -> u64 {
         if self.not_taken.load(Ordering::Relaxed) == 0 {
             return 0;
@@ -99,7 +99,7 @@ impl Chunk {
         unread.map(|(block, _)| (self.memory.block_end(block) - start(block)) as u64).sum()
     }
 
-    /// A reader waits for these blocks: their fetch must not wait for its turn.
+    /// A reader waits for these blocks: their fetch is demand from now on.
     pub(super) fn want(&self, blocks: &Range<usize>) {
         for block in &self.waited_for[blocks.clone()] {
             block.store(true, Ordering::Release);
@@ -112,45 +112,51 @@ impl Chunk {
     }
 }
 
-/// The last few failed fetches of a chunk: for those who waited for them, and for a moment for
-/// everybody. The kernel asks for each page of a failed readahead once more, and what has failed
-/// until its deadline would cost another one.
+/// The last few failed fetches of a chunk: for the readers that waited for them, and for a moment
+/// for all readers. The kernel requests each page of a failed readahead once more, and a fetch that
+/// failed at its deadline would take another deadline.
 #[derive(Default)]
-pub(super) struct Failures {
+pub(super) struct RecentFailures {
     count: u64,
-    recent: VecDeque<Failure>,
+    recent: VecDeque<FetchFailure>,
 }
 
-struct Failure {
+struct FetchFailure {
     number: u64,
     blocks: Range<usize>,
     error: StoreError,
     at: Instant,
 }
 
-impl Failures {
-    /// Who waits finds the failure before eight others have followed; if not, it tries itself.
+impl RecentFailures {
+    /// A waiting reader finds its failure before eight others have followed; if not, it tries itself.
     const KEPT: usize = 8;
-    /// How long a failure is everybody's.
+    /// A failure is reported to all readers for this long.
     const REMEMBERED: Duration = Duration::from_secs(1);
 
     pub(super) fn add(&mut self, blocks: Range<usize>, error: StoreError) {
         self.count += 1;
-        self.recent.push_back(Failure { number: self.count, blocks, error, at: Instant::now() });
+        self.recent.push_back(FetchFailure {
+            number: self.count,
+            blocks,
+            error,
+            at: Instant::now(),
+        });
         if self.recent.len() > Self::KEPT {
             self.recent.pop_front();
         }
     }
 
-    /// How many there have been.
+    /// Number of failures so far.
     pub(super) fn count(&self) -> u64 {
         self.count
     }
 
-    /// The latest failure of any of these blocks that is after the first `since` ones, or fresh.
+    /// The latest failure of any of these blocks that came after the first `since` ones, or is recent.
     pub(super) fn find(&self, since: u64, blocks: &Range<usize>) -> Option<StoreError> {
-        let counts =
-            |failure: &&Failure| failure.number > since || failure.at.elapsed() < Self::REMEMBERED;
+        let counts = |failure: &&FetchFailure| {
+            failure.number > since || failure.at.elapsed() < Self::REMEMBERED
+        };
         let overlaps = |other: &Range<usize>| other.start < blocks.end && blocks.start < other.end;
         let mut latest = self.recent.iter().rev().take_while(counts);
         latest.find(|failure| overlaps(&failure.blocks)).map(|failure| failure.error.clone())

@@ -10,10 +10,11 @@ use tokio::time::{Instant, timeout};
 use super::Purpose;
 use super::arena::BlockWriter;
 use super::chunk::Chunk;
-use super::gate::{OVERDUE, Pass};
+use super::gate::Pass;
 use super::lease::Lease;
 use super::pace::Timing;
 use crate::store::StoreError;
+use crate::store::retry::OVERDUE;
 
 /// Sends one GET into one run of blocks. However it ends, dropping the writer leaves each block
 /// ready or empty.

@@ -1,12 +1,16 @@
-//! Who may send a GET: readers before readahead, always, within one number of connections.
+//! The order in which GETs are sent: readers before readahead, always, within one number of
+//! connections.
 //!
-//! A GET that is overdue steps aside: it counts no more, up to as many as count at all, and its object
-//! gets no further places while more than half of them are taken. So readers of objects that the store
-//! does not give wait for each other, and for nobody else.
+//! A GET that takes longer than [`OVERDUE`] gives up its place; at most as many GETs may be outside
+//! of the count as inside. While half of the places are taken, an object that has such a GET gets no
+//! new ones. So an object that the store does not deliver delays only its own readers.
+//!
+//! This is the admission of a GET with all its attempts, by purpose and object, which the layers below
+//! do not know. Each attempt is admitted again in `store/retry/admission.rs`, below the pauses between
+//! attempts, where LISTs and HEADs compete with it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -14,10 +18,8 @@ use tokio::time::Instant;
 
 use super::pace::{NetworkPace, Pace, Timing};
 use super::{ObjectId, Purpose};
-
-/// A GET that takes so long steps aside. The largest is done in a fraction of it, or its connection
-/// gives less than 8 MB/s, for which a few more in flight do no harm.
-pub(super) const OVERDUE: Duration = Duration::from_secs(2);
+#[cfg(doc)]
+use crate::store::retry::OVERDUE;
 
 /// Lets GETs through.
 #[derive(Debug)]
@@ -32,10 +34,10 @@ struct Inside {
     /// GETs in flight, and how many of them are readahead.
     all: usize,
     ahead: usize,
-    /// Those who wait, in the order in which they came.
+    /// Those that wait, in the order of their arrival.
     demand: VecDeque<(ObjectId, oneshot::Sender<Pass>)>,
     readahead: VecDeque<(u64, ObjectId, oneshot::Sender<Pass>)>,
-    /// GETs that are overdue and have stepped aside, all of them and by object.
+    /// GETs that have stepped aside, all of them and by object.
     aside: usize,
     overdue: HashMap<ObjectId, usize>,
     pace: Pace,
@@ -44,7 +46,7 @@ struct Inside {
 /// The right to have one GET in flight; ends when it is dropped.
 #[derive(Debug)]
 pub(super) struct Pass {
-    /// `None` once it has been given back by other means.
+    /// `None` once it has been given back without a drop.
     gate: Option<Arc<Gate>>,
     purpose: Purpose,
     object: ObjectId,
@@ -52,8 +54,8 @@ pub(super) struct Pass {
 }
 
 impl Gate {
-    /// A gate for so many GETs at once. Readahead never takes the last quarter of them, so that a
-    /// reader in need mostly finds one.
+    /// A gate for `most` GETs at once. Readahead never takes the last quarter of the places, so that
+    /// a reader mostly finds one free.
     pub(super) fn new(most: usize) -> Arc<Self> {
         let inside = Inside {
             all: 0,
@@ -67,7 +69,7 @@ impl Gate {
         Arc::new(Self { inside: Mutex::new(inside), most: most.max(1) })
     }
 
-    /// Waits until a GET of so many bytes of an object may be sent.
+    /// Waits until a GET of `bytes` bytes of an object may be sent.
     pub(super) async fn enter(
         self: &Arc<Self>,
         purpose: Purpose,
@@ -92,10 +94,10 @@ impl Gate {
             }
             granted
         };
-        granted.await.expect("whoever waits is let in before the gate is gone")
+        granted.await.expect("the gate lets in all that wait before it is dropped")
     }
 
-    /// Learns from a GET that has ended well; `received` bytes have come in all.
+    /// Learns from a GET that has succeeded; `received` bytes have been received in all.
     pub(super) fn learn(&self, timing: Timing, received: u64) {
         self.inside.lock().pace.add(timing, received, Instant::now());
     }
@@ -112,7 +114,7 @@ impl Gate {
         inside.pace.connections(bytes).min(self.most - self.most / 4)
     }
 
-    /// Whether an object may have a place: not if it keeps those it has, when places are short.
+    /// There is a place, and the object may have it: not if it has overdue GETs and places are short.
     fn admits_demand(&self, inside: &Inside, object: ObjectId) -> bool {
         let short = inside.all >= self.most.div_ceil(2);
         inside.all < self.most && !(short && inside.overdue.contains_key(&object))
@@ -122,7 +124,7 @@ impl Gate {
         self.admits_demand(inside, object) && inside.ahead < self.most_ahead(inside, bytes)
     }
 
-    /// Which of the readers who wait goes next, if one may go.
+    /// Index of the waiting reader that is admitted next, if one can be.
     fn first_demand(&self, inside: &Inside) -> Option<usize> {
         if inside.all >= self.most {
             return None;
@@ -136,7 +138,7 @@ impl Gate {
         Pass { gate: Some(self.clone()), purpose, object, aside: false }
     }
 
-    /// Lets in whoever may now go. Whoever has gone away while waiting is passed over.
+    /// Admits all that can be admitted now. Those that were cancelled while waiting are skipped.
     fn let_in(self: &Arc<Self>, inside: &mut Inside) {
         while let Some(first) = self.first_demand(inside) {
             let (object, grant) = inside.demand.remove(first).expect("it was just found there");
@@ -154,7 +156,7 @@ impl Gate {
 }
 
 impl Pass {
-    /// Makes room for others, as far as there is some.
+    /// Gives up the place but keeps the right, if there is room outside of the count.
     pub(super) fn step_aside(&mut self) {
         let Some(gate) = &self.gate else { return };
         let mut inside = gate.inside.lock();

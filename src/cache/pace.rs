@@ -1,61 +1,60 @@
-//! What the network was seen to give, and what follows from it: how many GETs of readahead are
-//! worth having in flight, and how large they should be. Pure; time comes in as an argument.
+//! The network as measured, and two conclusions from it: how many GETs of readahead are worth having
+//! in flight, and how large they should be. Pure; time comes in as an argument.
 //!
-//! Three measurements: the time to a first byte (the least seen lately), what one connection moves
-//! (the most), and what all of them move together (the most). The least and the most, as BBR
-//! measures a path: a busy moment says nothing about what the network can do.
+//! Three measurements: the time to a first byte (the least seen lately), the rate of one connection
+//! (the most), and the rate of all of them together (the most). The least and the most, as BBR
+//! measures a path: a busy moment says nothing about the capacity of the network.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A connection is worth having as long as they are fewer than what was seen to be moved needs, and
-/// a quarter more: so the number grows as long as more of them move more, and stops there.
+/// Connections are worth having up to the number that the highest rate seen needs, and a quarter
+/// more: so the number grows as long as more of them are faster together, and stops there.
 const PROBE: f64 = 1.25;
 
-/// As many GETs of readahead as this are always let go: before anything is known, and after a slow
-/// program has asked for so little that nothing can be known from it. 32 connections of 90 MB/s behind
-/// 15 ms move 2.2 GB/s in the parts of 4 MiB that four streams ask for.
+/// This many GETs of readahead are always admitted: before anything is measured, and after a slow
+/// program has requested too little to measure anything. 32 connections of 90 MB/s behind 15 ms move
+/// 2.2 GB/s in the parts of 4 MiB that four streams request.
 const LEAST_CONNECTIONS: usize = 32;
 
-/// As many bytes as this are always let go, however small their GETs: files of 100 KB want every
-/// connection there is.
+/// This many bytes are always admitted, however small their GETs: files of 100 KB need every
+/// connection.
 const LEAST_BYTES: u64 = 16 << 20;
 
-/// A part takes so many times longer than its first byte, or so much of a connection's time is lost
-/// (a fifth).
+/// A part takes this many times as long as its first byte, or more than a fifth of a connection's
+/// time is lost.
 const PART_PER_WAIT: f64 = 4.0;
 
-/// Goodput is measured over this long at least.
+/// The shortest sample of the goodput.
 const SAMPLE: Duration = Duration::from_millis(100);
 
-/// A longer one holds a time in which nobody asked for anything.
+/// A longer sample contains a time without requests.
 const LONGEST_SAMPLE: Duration = Duration::from_millis(500);
 
 /// Shorter bodies say more about the machine than about the connection.
 const TELLING_BODY_BYTES: u64 = 1 << 20;
 
-/// What was measured counts for this long, and half as long again at most.
+/// A measurement counts for this long, and at most for twice as long.
 const MEMORY: Duration = Duration::from_secs(10);
 
-/// What was measured lately.
+/// Recent measurements.
 #[derive(Debug)]
 pub(super) struct Pace {
     first_byte: Best,
     connection: Best,
     together: Best,
-    /// When the goodput sample under way began, and how many bytes had come by then.
+    /// When the current goodput sample began, and the bytes received until then.
     sample: (Instant, u64),
 }
 
-/// One GET that has ended well.
+/// One GET that has succeeded.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timing {
     /// From the request to the first byte.
     pub(super) first_byte: Duration,
     /// From the first byte to the last.
     pub(super) body: Duration,
-    /// How many bytes.
     pub(super) bytes: u64,
 }
 
@@ -74,10 +73,10 @@ impl Pace {
         Self { first_byte: new(), connection: new(), together: new(), sample: (now, 0) }
     }
 
-    /// A GET has ended; `received` bytes have come in all, by whatever GET. GETs that end together
-    /// may say so in another order than they counted.
+    /// A GET has ended; all GETs together have received `received` bytes. GETs that end at the same time
+    /// may report in another order than they counted.
     pub(super) fn add(&mut self, timing: Timing, received: u64, now: Instant) {
-        // The least time is the most of its inverse.
+        // The least time is the greatest inverse.
         self.first_byte.add(1.0 / timing.first_byte.as_secs_f64().max(1e-6), now);
         if timing.bytes >= TELLING_BODY_BYTES {
             self.connection.add(per_second(timing.bytes, timing.body), now);
@@ -92,14 +91,14 @@ impl Pace {
         }
     }
 
-    /// How many GETs of so many bytes each may be in flight.
+    /// The number of GETs of `bytes` bytes that may be in flight.
     pub(super) fn connections(&self, bytes: u64) -> usize {
         let small = usize::try_from(LEAST_BYTES / bytes.max(1)).unwrap_or(usize::MAX);
         self.needed(bytes).max(LEAST_CONNECTIONS).max(small)
     }
 
-    /// How many of them are needed to move as much as was moved, and some more; 0 if unknown.
-    // The conversion saturates, and what it gives is held to a small number.
+    /// The number of them that the highest rate seen needs, and some more; 0 if unknown.
+    // The conversion saturates, and the callers bound its result.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     pub(super) fn needed(&self, bytes: u64) -> usize {
         let Some((wait, rate)) = self.of_a_connection() else { return 0 };
@@ -121,7 +120,7 @@ impl Pace {
     }
 }
 
-/// The most of what was seen lately: in this period or the one before.
+/// The highest value of this period and the one before.
 #[derive(Debug)]
 struct Best {
     now: f64,
@@ -146,7 +145,7 @@ fn per_second(bytes: u64, time: Duration) -> f64 {
     as_f64(bytes) / time.as_secs_f64().max(1e-6)
 }
 
-/// Exact up to 2^53, which no rate here comes near.
+/// Exact up to 2^53, far above any rate here.
 #[allow(clippy::cast_precision_loss)]
 fn as_f64(bytes: u64) -> f64 {
     bytes as f64

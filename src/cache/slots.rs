@@ -1,68 +1,85 @@
-//! Pure accounting of the arena's address space and of the memory behind it.
+//! Pure accounting of the arena's address space and of its memory.
 //!
 //! Address space is plentiful and memory is not, so the two are kept apart. A *slot* is address
 //! space for one chunk, of a power-of-two size class; slots of a class are recycled last in, first
 //! out, so that the next chunk finds memory that is already faulted in. Memory is counted in
 //! granules (pages): *used* while a block holds or awaits bytes in it, *idle* when it is resident
 //! but holds nothing. Used and idle together never exceed the budget: idle memory elsewhere is
-//! handed back to the system before new memory is touched.
+//! returned to the system before new memory is touched.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// How much address space a class may take, in budgets. Chunks of 128 MiB that hold a single
-/// block each use 1,024 times the address space that they use memory; at 64, a mount with 8 GiB
-/// holds 4,096 such chunks before the oldest must go.
+/// Address space of a class, in budgets. Chunks of 128 MiB that hold a single block each use 1,024
+/// times as much address space as memory; at 64, a mount with 8 GiB holds 4,096 such chunks before
+/// the oldest is evicted.
 const SPREAD: u64 = 64;
 
-/// The budget cannot hold that much more at the moment.
+/// The budget, or a class of slots, has no room at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Full;
 
 /// Address space for one chunk.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Slot {
-    /// Where it begins, in bytes from the arena's beginning.
+    /// In bytes from the arena's beginning.
     pub(super) offset: u64,
     class: usize,
 }
 
-/// What charging memory has brought about.
+/// The consequences of charging memory.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Charged {
-    /// Some of it was not idle: there may be no memory behind it yet.
+    /// Some of it was not idle, so it may have no memory yet.
     pub(super) fresh: bool,
-    /// Idle ranges that must be handed back to the system before this memory is touched.
+    /// Idle ranges that must be returned to the system before this memory is touched.
     pub(super) release: Vec<Range<u64>>,
 }
 
-/// Who has which address space, and which of it has memory behind it.
+/// The account in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Usage {
+    /// The most that can be charged.
+    pub(super) budget: u64,
+    /// Charged: blocks hold or await them.
+    pub(super) used: u64,
+    /// Resident, but holds nothing.
+    pub(super) idle: u64,
+}
+
+impl Usage {
+    pub(super) fn available(&self) -> u64 {
+        self.budget - self.used
+    }
+}
+
+/// The slots that are taken, and the addresses that have memory.
 #[derive(Debug)]
 pub(super) struct Slots {
     granule: u64,
-    /// Memory is handed back in multiples of this, as far as there is as much of it.
+    /// Memory is returned in multiples of this, if that much is idle.
     release_bytes: u64,
     budget: u64,
     /// By size: class `n` holds slots of `granule << n` bytes.
-    classes: Vec<Class>,
+    classes: Vec<SizeClass>,
     used: u64,
-    idle: Runs,
+    idle: AddressSet,
 }
 
 #[derive(Debug)]
-struct Class {
+struct SizeClass {
     offset: u64,
     slots: u64,
-    /// Slots never handed out begin here.
+    /// Slots from here on were never taken.
     fresh: u64,
-    /// Slots handed back, the warmest last.
+    /// Slots given back, the most recent last.
     free: Vec<u64>,
 }
 
 impl Slots {
-    /// Plans an arena for chunks of up to `chunk` bytes, awaited in blocks of `block`, with
-    /// memory for `budget`; all of it in granules of `granule`, a power of two. Slots that can
-    /// hold a huge page, of `huge` bytes, begin at a multiple of it.
+    /// Plans an arena for chunks of up to `chunk` bytes in blocks of `block` bytes, with `budget` bytes
+    /// of memory, counted in granules of `granule` bytes, a power of two. Slots that can hold a huge
+    /// page, of `huge` bytes, begin at a multiple of it.
     pub(super) fn new(chunk: u64, block: u64, granule: u64, huge: u64, budget: u64) -> Self {
         let mut classes = Vec::new();
         let mut offset: u64 = 0;
@@ -74,17 +91,17 @@ impl Slots {
             if size >= huge {
                 offset = offset.next_multiple_of(huge);
             }
-            classes.push(Class { offset, slots, fresh: 0, free: Vec::new() });
+            classes.push(SizeClass { offset, slots, fresh: 0, free: Vec::new() });
             offset += size * slots;
             if size >= chunk {
-                let idle = Runs::default();
+                let idle = AddressSet::default();
                 return Self { granule, release_bytes: huge, budget, classes, used: 0, idle };
             }
             size *= 2;
         }
     }
 
-    /// How much address space the plan needs.
+    /// Address space that all slots need.
     pub(super) fn address_bytes(&self) -> u64 {
         self.classes
             .last()
@@ -95,7 +112,7 @@ impl Slots {
     pub(super) fn take(&mut self, len: u64) -> Result<Slot, Full> {
         let class = len.div_ceil(self.granule).next_power_of_two().ilog2() as usize;
         let size = self.granule << class;
-        let Class { offset, slots, fresh, free } = &mut self.classes[class];
+        let SizeClass { offset, slots, fresh, free } = &mut self.classes[class];
         let index = match free.pop() {
             Some(index) => index,
             None if *fresh < *slots => {
@@ -133,7 +150,7 @@ impl Slots {
         Ok(Charged { fresh, release })
     }
 
-    /// Takes what is idle, but for so much, to be handed back to the system. The largest slots,
+    /// Takes all idle ranges except `keep` bytes, to be returned to the system. The largest slots,
     /// which are the last, keep theirs.
     pub(super) fn take_idle(&mut self, keep: u64) -> Vec<Range<u64>> {
         let (mut taken, mut left) = (Vec::new(), self.idle.bytes.saturating_sub(keep));
@@ -147,11 +164,6 @@ impl Slots {
         taken
     }
 
-    /// Bytes that have memory behind them and hold nothing.
-    pub(super) fn idle(&self) -> u64 {
-        self.idle.bytes
-    }
-
     /// Ends the charge of these addresses. Their memory stays, idle.
     pub(super) fn discharge(&mut self, bytes: &Range<u64>) {
         let bytes = self.granules(bytes);
@@ -159,19 +171,8 @@ impl Slots {
         self.idle.insert(bytes);
     }
 
-    /// Bytes that can be charged in all.
-    pub(super) fn budget(&self) -> u64 {
-        self.budget
-    }
-
-    /// Bytes that can still be charged.
-    pub(super) fn available(&self) -> u64 {
-        self.budget - self.used
-    }
-
-    /// Bytes that are charged.
-    pub(super) fn used(&self) -> u64 {
-        self.used
+    pub(super) fn usage(&self) -> Usage {
+        Usage { budget: self.budget, used: self.used, idle: self.idle.bytes }
     }
 
     /// Blocks begin at multiples of the granule; the last of a chunk ends anywhere.
@@ -183,12 +184,12 @@ impl Slots {
 
 /// A set of addresses as disjoint runs that do not touch: start to end.
 #[derive(Debug, Default)]
-struct Runs {
+struct AddressSet {
     runs: BTreeMap<u64, u64>,
     bytes: u64,
 }
 
-impl Runs {
+impl AddressSet {
     fn insert(&mut self, run: Range<u64>) {
         if run.is_empty() {
             return;
@@ -235,11 +236,12 @@ impl Runs {
         self.runs.first_key_value().map(|(&start, &end)| start..end)
     }
 
-    /// Takes `bytes` out, from the end: the largest classes, whose runs are the longest.
+    /// Removes `bytes` from the end: the largest classes, whose runs are the longest.
     fn pop(&mut self, mut bytes: u64) -> Vec<Range<u64>> {
         let mut popped = Vec::new();
         while bytes > 0 {
-            let (start, end) = self.runs.pop_last().expect("no more is asked for than is idle");
+            let (start, end) =
+                self.runs.pop_last().expect("the caller removes no more than is idle");
             let from = start.max(end.saturating_sub(bytes));
             if start < from {
                 self.runs.insert(start, from);

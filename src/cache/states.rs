@@ -1,26 +1,27 @@
-//! The states of a chunk's blocks, which say who may touch the bytes behind them. Readers take no
+//! The states of a chunk's blocks, which say which threads may touch their bytes. Readers take no
 //! lock.
 //!
 //! - Under a lock of the owner, an empty block is taken by one writer, and given back by it.
-//! - The writer of a block that is being fetched writes to its bytes, and nobody else touches them.
+//! - The writer of a block that is being fetched writes to its bytes, and no other thread touches
+//!   them.
 //! - It publishes the block with `Release`, and a reader that has seen it ready with `Acquire` sees
-//!   all of its bytes. What is ready stays so.
+//!   all of its bytes. A ready block stays ready.
 //!
-//! `tests/block_states.rs` has loom try every order in which threads may do this, which is why the
-//! atomics come from above.
+//! In `tests/block_states.rs` loom tries every order in which threads may do this, which is why the
+//! atomics come from the parent module.
 
 use std::ops::Range;
 
 use super::atomic::{AtomicU8, Ordering};
 
-/// Holds nothing and costs nothing.
+/// Holds nothing and is not charged.
 const EMPTY: u8 = 0;
 /// Charged on the budget; its writer awaits the bytes.
 const FETCHING: u8 = 1;
 /// Charged on the budget; holds the object's bytes.
 const READY: u8 = 2;
 
-/// A state for each block.
+/// One state for each block.
 #[derive(Debug)]
 pub(super) struct States(Box<[AtomicU8]>);
 
@@ -30,27 +31,26 @@ impl States {
         Self((0..blocks).map(|_| AtomicU8::new(EMPTY)).collect())
     }
 
-    /// How many blocks there are.
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether all blocks of this run are ready, and their bytes may be read from here on.
+    /// All blocks of this run are ready, and their bytes may be read from now on.
     pub(super) fn are_ready(&self, blocks: Range<usize>) -> bool {
         self.0[blocks].iter().all(|state| state.load(Ordering::Acquire) == READY)
     }
 
-    /// Whether a block of this run is neither ready nor awaited.
+    /// A block of this run is neither ready nor being fetched.
     pub(super) fn have_empty(&self, blocks: Range<usize>) -> bool {
         self.0[blocks].iter().any(|state| state.load(Ordering::Acquire) == EMPTY)
     }
 
-    /// Whether it may be taken: only under the lock does that stay so.
+    /// It may be taken. Stays so only under the lock.
     pub(super) fn is_empty(&self, block: usize) -> bool {
         self.0[block].load(Ordering::Relaxed) == EMPTY
     }
 
-    /// Under the lock: these empty blocks have a writer from here on.
+    /// Under the lock: these empty blocks have a writer from now on.
     pub(super) fn take(&self, blocks: Range<usize>) {
         for state in &self.0[blocks] {
             state.store(FETCHING, Ordering::Relaxed);

@@ -1,8 +1,8 @@
-//! Whether the bytes of an answer have begun to come: said where they are received (`wire`), heard
-//! where requests in flight are counted (`retry`).
+//! A flag for each request: bytes of its body have been received. Set where they are received
+//! (`wire`), read where requests in flight are counted (`retry/admission.rs`).
 //!
-//! Between the two lie the trait and the SDK, which have no word for it, but one task: so it is kept
-//! with that. Who is silent later is given up where it is noticed, within seconds.
+//! Between the two is the trait, which has no word for it, but they run in one task: so the flag is
+//! local to the task. A body that falls silent later fails where that is noticed, within seconds.
 
 use std::cell::Cell;
 
@@ -10,17 +10,17 @@ tokio::task_local! {
     static BEGUN: Cell<bool>;
 }
 
-/// Runs a request, inside of which [`has_begun`] tells of its answer.
+/// Runs a request. Inside of it, [`has_begun`] tells about its body.
 pub(super) async fn watched<T>(request: impl Future<Output = T>) -> T {
     BEGUN.scope(Cell::new(false), request).await
 }
 
-/// Bytes of a body came. Nobody need be watching.
+/// Bytes of a body were received. Does nothing if the request is not watched.
 pub(super) fn begins() {
     let _ = BEGUN.try_with(|begun| begun.set(true));
 }
 
-/// Whether any have come, of the request that is being watched.
+/// Bytes of the watched request's body have been received.
 pub(super) fn has_begun() -> bool {
     BEGUN.try_with(Cell::get).unwrap_or(false)
 }

@@ -1,37 +1,30 @@
-//! The owner of retries: backoff, deadlines, resumption, and how many requests are sent, at once and
-//! in a second.
+//! The owner of retries: backoff, deadlines, resumption. [`Admission`] limits the attempts that are
+//! sent, at once and in a second.
 //!
-//! Every store below this layer tries once. What is transient ([`StoreError::is_transient`]) is
-//! asked for again until the deadline, an answer that makes no sense only a few times, and one that
-//! was refused for its signature once; a body that broke half way goes on from where it stopped.
-//! What is silent is asked for a second time below, where silence is noticed (`store/wire/hedge.rs`).
+//! Every store below this layer tries once. A transient failure ([`StoreError::is_transient`]) is
+//! retried until the deadline, an answer that makes no sense only a few times, and a refused
+//! signature once; a body that broke half way is resumed where it stopped. A silent request is sent a
+//! second time below, where silence is noticed (`store/wire/hedge.rs`).
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::ops::Range;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::BufMut;
-use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
     Class, ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError, check_page,
-    flow,
 };
 use crate::stats::Stats;
 
+mod admission;
 mod throttle;
 
-use throttle::Throttle;
-
-/// A request that has brought no byte for so long holds no place that others need. It counts
-/// elsewhere, up to as many as may be in flight at all. One whose body flows keeps its place, however
-/// long it takes, or a slow network would have twice as many in flight; and a body that falls silent
-/// is given up below, after as long.
-const OVERDUE: Duration = Duration::from_secs(2);
+use admission::Admission;
+pub(crate) use admission::OVERDUE;
 
 /// When to try again, and when to give up.
 #[derive(Clone, Copy, Debug)]
@@ -42,26 +35,27 @@ pub struct RetryPolicy {
     pub first_pause_throttled: Duration,
     /// The same after an answer that made no sense.
     pub first_pause_nonsense: Duration,
-    /// So many such answers in a row are the store's last word: what it says wrongly five times it
-    /// will say again, and a listing that leads nowhere must not be asked for until the deadline.
+    /// The operation fails after this many such answers in a row: a store that has answered wrongly
+    /// five times will do so again, and a listing that leads nowhere must not be retried until the
+    /// deadline.
     pub nonsense: u32,
-    /// No pause of ours is longer; the store may ask for a longer one.
+    /// The longest pause, unless the store asks for a longer one.
     pub longest_pause: Duration,
-    /// An operation that has not got on for so long fails with its last error.
+    /// An operation without progress for this long fails with its last error.
     pub deadline: Duration,
     /// Requests in flight at once, at least 1.
     pub max_connections: usize,
 }
 
 impl Default for RetryPolicy {
-    /// A connection that broke is worth trying at once; a store that throttles needs time, and AWS
-    /// documents seconds for its partitions to split. 30 s is the design's deadline: less than what
-    /// people wait for before they kill a job, more than any failover of a store.
+    /// A broken connection is worth retrying at once; a store that throttles needs time, and AWS
+    /// documents seconds for its partitions to split. The deadline of 30 s is shorter than people wait
+    /// before they kill a job, and longer than any failover of a store.
     fn default() -> Self {
         Self {
             first_pause: Duration::from_millis(50),
             first_pause_throttled: Duration::from_millis(200),
-            // Five answers within 3 s: time for a proxy on the way to come to its senses.
+            // Five answers within 3 s: time for a proxy on the way to recover.
             first_pause_nonsense: Duration::from_millis(200),
             nonsense: 5,
             longest_pause: Duration::from_secs(5),
@@ -75,70 +69,22 @@ impl Default for RetryPolicy {
 pub struct Retrying {
     store: Arc<dyn ObjectStore>,
     policy: RetryPolicy,
-    /// One permit is one request in flight. None is held while pausing.
-    permits: Semaphore,
-    /// For bytes, of these: the others are left to names, so that an `ls` need not wait for GETs.
-    gets: Semaphore,
-    /// Requests that are [`OVERDUE`].
-    overdue: Semaphore,
-    throttle: Throttle,
+    admission: Admission,
     stats: Arc<Stats>,
-}
-
-/// Room for one request.
-struct Slot<'a> {
-    store: &'a Retrying,
-    /// Gone when the request stepped aside.
-    _permits: [Option<SemaphorePermit<'a>>; 2],
 }
 
 impl Retrying {
     /// Wraps a store that tries once.
     pub fn new(store: Arc<dyn ObjectStore>, policy: RetryPolicy, stats: Arc<Stats>) -> Self {
-        let most = policy.max_connections.clamp(1, Semaphore::MAX_PERMITS);
-        let [permits, gets, overdue] = [most, most - most / 8, most].map(Semaphore::new);
-        Self { store, policy, permits, gets, overdue, throttle: Throttle::new(), stats }
+        let admission = Admission::new(policy.max_connections, stats.clone());
+        Self { store, policy, admission, stats }
     }
 
-    /// Waits before the next attempt, which is counted; or gives the error back.
+    /// Waits before the next attempt, which is counted; or returns the error.
     async fn pause(&self, tries: &mut Tries<'_>, error: StoreError) -> Result<(), StoreError> {
         tries.pause_after(error).await?;
         self.stats.retries.add(1);
         Ok(())
-    }
-
-    /// Waits until a request may be sent.
-    async fn slot(&self, is_get: bool) -> Slot<'_> {
-        if let Some(turn) = self.throttle.turn() {
-            self.stats.throttled.add(1);
-            sleep_until(turn).await;
-        }
-        let closed = "the semaphore is never closed";
-        let get = if is_get { Some(self.gets.acquire().await.expect(closed)) } else { None };
-        let any = self.permits.acquire().await.expect(closed);
-        Slot { store: self, _permits: [get, Some(any)] }
-    }
-}
-
-impl Slot<'_> {
-    /// Sends the request. When it is silent it makes room for others, as far as there is some.
-    async fn hold<T>(
-        self,
-        request: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, StoreError> {
-        let store = self.store;
-        let answer = flow::watched(async {
-            let mut request = pin!(request);
-            if let Ok(answer) = timeout(OVERDUE, &mut request).await {
-                return answer;
-            }
-            let aside = (!flow::has_begun()).then(|| store.overdue.try_acquire().ok()).flatten();
-            let _held = aside.is_none().then_some(self);
-            request.await
-        });
-        let answer = answer.await;
-        store.throttle.answered(matches!(answer, Err(StoreError::Throttled { .. })));
-        answer
     }
 }
 
@@ -147,8 +93,8 @@ impl ObjectStore for Retrying {
     async fn list_page(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
         let mut tries = Tries::new(&self.policy, "list", &request.prefix, 0);
         loop {
-            let slot = self.slot(false).await;
-            let page = tries.within(slot.hold(self.store.list_page(request))).await;
+            let place = self.admission.place(false).await;
+            let page = tries.within(place.hold(self.store.list_page(request))).await;
             let checked = page.and_then(|page| check_page(request, &page).map(|()| page));
             match checked {
                 Ok(page) => return Ok(page),
@@ -160,16 +106,16 @@ impl ObjectStore for Retrying {
     async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
         let mut tries = Tries::new(&self.policy, "head", key, 0);
         loop {
-            let slot = self.slot(false).await;
-            match tries.within(slot.hold(self.store.head(key))).await {
+            let place = self.admission.place(false).await;
+            match tries.within(place.hold(self.store.head(key))).await {
                 Ok(head) => return Ok(head),
                 Err(error) => self.pause(&mut tries, error).await?,
             }
         }
     }
 
-    /// A body that still flows at the deadline is asked for anew from the byte reached: one request
-    /// more in 30 s, for a bound on every wait that needs no look into the store below.
+    /// A body that still flows at the deadline is requested again from the byte reached: one request
+    /// more in 30 s bounds every wait, whatever the store below does.
     async fn get_range(
         &self,
         version: &ObjectVersion,
@@ -180,16 +126,16 @@ impl ObjectStore for Retrying {
         let mut rest = range;
         loop {
             let room = into.remaining_mut();
-            let slot = self.slot(true).await;
+            let place = self.admission.place(true).await;
             let attempt = self.store.get_range(version, rest.clone(), &mut *into);
-            let got = tries.within(slot.hold(attempt)).await;
+            let got = tries.within(place.hold(attempt)).await;
             let Err(error) = got else { return Ok(()) };
             let taken = room.saturating_sub(into.remaining_mut());
             if taken > 0 {
                 tries.progressed();
                 rest.start += taken as u64;
                 if rest.is_empty() {
-                    // What was taken is right, and it is all; only the end was not.
+                    // All bytes were received; only the end of the body failed.
                     tracing::debug!(key = version.key, %error, "ignored after the last byte");
                     return Ok(());
                 }
@@ -211,9 +157,9 @@ struct Tries<'a> {
     total: u32,
     /// Answers without sense since the last progress.
     nonsense: u32,
-    /// Whether it was signed anew since the last progress.
+    /// It was signed again since the last progress.
     signed_anew: bool,
-    /// Set with the first permit: waiting for other requests is no failure of the store.
+    /// Set when the first attempt is admitted: waiting for our own requests does not count.
     deadline: Option<Instant>,
 }
 
@@ -235,12 +181,12 @@ impl<'a> Tries<'a> {
         }
     }
 
-    /// Starts the clock, once.
+    /// Sets the deadline at the first call.
     fn begin(&mut self) -> Instant {
         *self.deadline.get_or_insert_with(|| Instant::now() + self.policy.deadline)
     }
 
-    /// One attempt, that ends at the deadline.
+    /// One attempt, which ends at the deadline.
     async fn within<T>(
         &mut self,
         attempt: impl Future<Output = Result<T, StoreError>>,
@@ -250,16 +196,16 @@ impl<'a> Tries<'a> {
         })
     }
 
-    /// Bytes came: the deadline and the pauses begin anew.
+    /// Bytes were received: the deadline and the pauses start again.
     fn progressed(&mut self) {
         self.deadline = Some(Instant::now() + self.policy.deadline);
         (self.failures, self.nonsense, self.signed_anew) = (0, 0, false);
     }
 
-    /// Waits before the next attempt; or gives the error back when there is to be none.
+    /// Waits before the next attempt; or returns the error if there is none.
     async fn pause_after(&mut self, error: StoreError) -> Result<(), StoreError> {
         if let StoreError::SignatureRefused(cause) = error {
-            // By now the store below has other credentials, or another idea of the time.
+            // The store below has renewed its credentials or corrected its clock since.
             if std::mem::replace(&mut self.signed_anew, true) {
                 return Err(self.lost(StoreError::Denied(cause)));
             }
@@ -272,7 +218,7 @@ impl<'a> Tries<'a> {
         let deadline = self.begin();
         let mut pause = self.pause(&error);
         if let StoreError::Throttled { retry_after: Some(named) } = error {
-            // Not beyond the deadline: the last moment before it is for one more attempt.
+            // Not beyond the deadline: one more attempt must be possible before it.
             let last = (deadline - Instant::now()).saturating_sub(self.policy.first_pause);
             pause = pause.max(named.min(last));
         }
@@ -289,8 +235,8 @@ impl<'a> Tries<'a> {
         Ok(())
     }
 
-    /// What no further attempt cures. Of these only a denial is worth a line: the others are about one
-    /// object, and whoever reads it hears of it.
+    /// Logs an error that no further attempt cures, but only a denial: the others concern one object,
+    /// and its reader gets the error.
     fn lost(&self, error: StoreError) -> StoreError {
         if matches!(error, StoreError::Denied(_)) {
             let Self { operation, key, .. } = self;
@@ -299,8 +245,8 @@ impl<'a> Tries<'a> {
         error
     }
 
-    /// Between a half and the whole of the doubled pause: many readers that failed together do not
-    /// come back together, and a test sees the same pauses every time.
+    /// Between a half and the whole of the doubled pause, by a hash: readers that failed together do
+    /// not retry together, and tests repeat exactly.
     fn pause(&self, error: &StoreError) -> Duration {
         let first = match error.class() {
             Class::Throttled => self.policy.first_pause_throttled,

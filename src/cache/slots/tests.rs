@@ -48,7 +48,7 @@ fn warm_memory_costs_nothing_and_cold_memory_is_paid_by_idle_memory() {
     assert_eq!(charge(&mut slots, a.offset..a.offset + 16), Ok(charged(true)));
     slots.discharge(&(a.offset..a.offset + 16));
     assert_eq!(charge(&mut slots, a.offset..a.offset + 8), Ok(charged(false)));
-    assert_eq!((slots.used(), slots.available(), slots.idle()), (8, 56, 8));
+    assert_eq!((slots.usage().used, slots.usage().available(), slots.usage().idle), (8, 56, 8));
     // 8 used and 8 idle of 64: 48 more fit beside the idle ones.
     for at in [b.offset, b.offset + 16, b.offset + 32] {
         assert_eq!(charge(&mut slots, at..at + 16), Ok(charged(true)));
@@ -66,7 +66,7 @@ fn chunks_that_fill_half_of_their_slots_fill_the_budget() {
         let slot = slots.take(9).unwrap();
         charge(&mut slots, slot.offset..slot.offset + 9).unwrap();
     }
-    assert_eq!(slots.available(), 0);
+    assert_eq!(slots.usage().available(), 0);
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn all_that_is_idle_can_go_at_once() {
     slots.discharge(&(a.offset..a.offset + 4));
     assert_eq!(slots.take_idle(4), []);
     assert_eq!(slots.take_idle(0).first(), Some(&(a.offset..a.offset + 4)));
-    assert_eq!((slots.used(), slots.idle()), (4, 0));
+    assert_eq!((slots.usage().used, slots.usage().idle), (4, 0));
     assert!(charge(&mut slots, a.offset..a.offset + 4).unwrap().fresh);
 }
 
@@ -115,7 +115,7 @@ proptest! {
                 resident.extend(granules);
             }
             prop_assert!(resident.len() * 4 <= 48);
-            prop_assert_eq!(slots.used(), used.len() as u64 * 4);
+            prop_assert_eq!(slots.usage().used, used.len() as u64 * 4);
             prop_assert_eq!(slots.idle.bytes, (resident.len() - used.len()) as u64 * 4);
         }
     }

@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::*;
+use crate::store::flow;
 use crate::store::{ListEntry, ListFrom, Nonsense, ObjectDetails, ObjectMeta};
 
 /// The object of these tests.

@@ -1,0 +1,85 @@
+//! How many attempts are sent to the store: at once, and in a second.
+//!
+//! Each attempt is admitted, below the pauses between attempts, so that no pause holds a connection.
+//! Which GET comes first is decided above the retries, by purpose and object, in `cache/gate.rs`. Both
+//! take a request for overdue after [`OVERDUE`].
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{sleep_until, timeout};
+
+use super::throttle::Throttle;
+use crate::stats::Stats;
+use crate::store::{StoreError, flow};
+
+/// A GET of the cache that takes longer gives up its place at the cache's gate, and a request that has
+/// received no byte until then gives up its place here; at most as many may be outside of the count
+/// as inside. The largest GET takes a fraction of it, or its connection gives less than 8 MB/s.
+///
+/// A request whose body flows keeps its place here, or a slow network would have twice as many in
+/// flight. A body that falls silent fails below, after as long.
+pub(crate) const OVERDUE: Duration = Duration::from_secs(2);
+
+/// Limits the requests in flight, and holds them back while the store throttles.
+pub(super) struct Admission {
+    /// One permit is one request in flight.
+    requests: Semaphore,
+    /// For GETs, of these: an eighth is left to names, so that `ls` does not wait for GETs.
+    gets: Semaphore,
+    /// Requests outside of the count.
+    overdue: Semaphore,
+    throttle: Throttle,
+    stats: Arc<Stats>,
+}
+
+/// The right to send one request.
+pub(super) struct Place<'a> {
+    admission: &'a Admission,
+    _permits: [Option<SemaphorePermit<'a>>; 2],
+}
+
+impl Admission {
+    pub(super) fn new(max_connections: usize, stats: Arc<Stats>) -> Self {
+        let most = max_connections.clamp(1, Semaphore::MAX_PERMITS);
+        let [requests, gets, overdue] = [most, most - most / 8, most].map(Semaphore::new);
+        Self { requests, gets, overdue, throttle: Throttle::new(), stats }
+    }
+
+    /// Waits until a request may be sent.
+    pub(super) async fn place(&self, is_get: bool) -> Place<'_> {
+        if let Some(turn) = self.throttle.turn() {
+            self.stats.throttled.add(1);
+            sleep_until(turn).await;
+        }
+        let closed = "the semaphore is never closed";
+        let get = if is_get { Some(self.gets.acquire().await.expect(closed)) } else { None };
+        let any = self.requests.acquire().await.expect(closed);
+        Place { admission: self, _permits: [get, Some(any)] }
+    }
+}
+
+impl Place<'_> {
+    /// Sends the request. Gives up the place if it is overdue and there is room outside of the count.
+    pub(super) async fn hold<T>(
+        self,
+        request: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let admission = self.admission;
+        let answer = flow::watched(async {
+            let mut request = pin!(request);
+            if let Ok(answer) = timeout(OVERDUE, &mut request).await {
+                return answer;
+            }
+            let aside =
+                (!flow::has_begun()).then(|| admission.overdue.try_acquire().ok()).flatten();
+            let _held = aside.is_none().then_some(self);
+            request.await
+        });
+        let answer = answer.await;
+        admission.throttle.answered(matches!(answer, Err(StoreError::Throttled { .. })));
+        answer
+    }
+}
