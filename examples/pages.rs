@@ -12,12 +12,14 @@ use std::path::Path;
 
 use clap_complete::Shell;
 use clap_mangen::Man;
+use fasts3_mount::app::exit::{EXITS, ExitMeaning};
 
 /// The sections that clap does not know. See man-pages(7) for the order of sections.
 const MORE: &str = include_str!("../packaging/fasts3-mount.1.in");
-/// The same of the words that ask a mount, and of the one that tries a store.
-const MORE_OF_WORDS: &str = include_str!("../packaging/words.1.in");
+/// The same of the subcommands.
+const MORE_OF_SUBCOMMANDS: &str = include_str!("../packaging/subcommands.1.in");
 const MORE_OF_DOCTOR: &str = include_str!("../packaging/doctor.1.in");
+const EXIT_CODES: &str = "@EXIT_CODES@\n";
 
 fn main() -> Result<(), Box<dyn Error>> {
     let folder = std::env::args_os().nth(1).ok_or("give the folder to write to")?;
@@ -33,15 +35,25 @@ fn main() -> Result<(), Box<dyn Error>> {
     let bash = folder.join("fasts3-mount.bash");
     let text = fs::read_to_string(&bash)?;
     fs::write(&bash, text.replace("fasts3__subcmd__mount", "fasts3__mount"))?;
-    // The synopsis of a mount has no place for a word.
+    // The synopsis of a mount has no place for a subcommand.
     let mount = fasts3_mount::app::config::command();
-    write_page(Man::new(mount), Some(&Man::new(whole.clone())), MORE, folder)?;
+    let more = MORE.replace(EXIT_CODES, &exit_codes(|exit| exit.mount));
+    write_page(Man::new(mount), Some(&Man::new(whole.clone())), &more, folder)?;
     whole.build();
-    for word in whole.get_subcommands() {
-        let more = if word.get_name() == "doctor" { MORE_OF_DOCTOR } else { MORE_OF_WORDS };
-        write_page(Man::new(word.clone()), None, more, folder)?;
+    let more = MORE_OF_SUBCOMMANDS.replace(EXIT_CODES, &exit_codes(|exit| exit.command));
+    for subcommand in whole.get_subcommands() {
+        let more = if subcommand.get_name() == "doctor" { MORE_OF_DOCTOR } else { &more };
+        write_page(Man::new(subcommand.clone()), None, more, folder)?;
     }
     Ok(())
+}
+
+/// A line for each code that has a meaning.
+fn exit_codes(meaning: impl Fn(&ExitMeaning) -> &'static str) -> String {
+    let rows = EXITS.iter().map(|exit| (exit.code, meaning(exit))).filter(|row| !row.1.is_empty());
+    let lines: Vec<_> =
+        rows.map(|(code, text)| format!("{code}  {}\n", text.replace('-', "\\-"))).collect();
+    lines.concat()
 }
 
 /// For zsh, where a word would be completed behind a bucket and a mountpoint if it were one
@@ -69,17 +81,17 @@ fn zsh() -> Result<String, Box<dyn Error>> {
     );
     let words = clap::Command::new("fasts3-mount-word").subcommands(words);
     let words = generate(words.disable_help_subcommand(true), "fasts3-mount-word")?;
-    // Without what says whose completion it is.
+    // Without the line that names the command to complete.
     let (_, words) = words.split_once('\n').ok_or("no first line")?;
     let (words, _) = words.split_once("\nif [ ").ok_or("no last lines")?;
     let (head, mount) = mount.split_once("_fasts3-mount() {\n").ok_or("no function")?;
     Ok(format!("{head}{words}\n{first}{mount}"))
 }
 
-/// A page, with the words of another if it is to name them.
+/// A page, with the subcommands of another if it is to list them.
 fn write_page(
     page: Man,
-    words: Option<&Man>,
+    subcommands: Option<&Man>,
     more: &str,
     folder: &Path,
 ) -> Result<(), Box<dyn Error>> {
@@ -91,8 +103,8 @@ fn write_page(
     page.render_synopsis_section(&mut text)?;
     page.render_description_section(&mut text)?;
     page.render_options_section(&mut text)?;
-    if let Some(words) = words {
-        words.render_subcommands_section(&mut text)?;
+    if let Some(subcommands) = subcommands {
+        subcommands.render_subcommands_section(&mut text)?;
     }
     text.write_all(more.as_bytes())?;
     fs::write(folder.join(page.get_filename()), text)?;

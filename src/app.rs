@@ -5,6 +5,7 @@
 //! - [`daemon`]: checks, assembles the stack, mounts, waits for a signal, unmounts.
 //! - [`control`]: the socket at which a mount is asked, and its clients.
 //! - [`doctor`]: examines a store and a machine.
+//! - [`exit`]: the exit codes.
 //! - [`metrics`]: the counters as Prometheus text, over HTTP.
 
 pub(crate) mod command_error;
@@ -13,5 +14,6 @@ pub mod config;
 pub(crate) mod control;
 pub mod daemon;
 pub(crate) mod doctor;
+pub mod exit;
 pub(crate) mod metrics;
 pub(crate) mod task;

@@ -178,7 +178,7 @@ fn help_groups_the_options_and_shows_each_default() {
         "Cache and reading:",
         "Names:",
         "Permissions:",
-        "Looking inside:",
+        "Monitoring:",
         "Logging:",
         "Process:",
     ];

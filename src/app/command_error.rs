@@ -1,36 +1,41 @@
-//! Why a subcommand failed.
+//! Why the program, or one of its subcommands, ends without success.
 
-/// One sentence, and the exit code of the process, one of `sysexits(3)`.
+use crate::app::exit::Exit;
+
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{sentence}")]
 pub(crate) struct CommandError {
+    pub(crate) exit: Exit,
+    /// What is wrong, and what to do about it.
     pub(crate) sentence: String,
-    pub(crate) code: u8,
 }
 
 impl CommandError {
-    /// 64, `EX_USAGE`: the command line is wrong.
+    pub(crate) fn new(exit: Exit, sentence: impl Into<String>) -> Self {
+        Self { exit, sentence: sentence.into() }
+    }
+
     pub(crate) fn usage(sentence: impl Into<String>) -> Self {
-        Self { sentence: sentence.into(), code: 64 }
+        Self::new(Exit::Usage, sentence)
     }
 
-    /// 66, `EX_NOINPUT`: no mount of this program is there.
+    /// No mount of this program is there.
     pub(crate) fn no_mount(sentence: impl Into<String>) -> Self {
-        Self { sentence: sentence.into(), code: 66 }
+        Self::new(Exit::NoInput, sentence)
     }
 
-    /// 69, `EX_UNAVAILABLE`: the daemon does not answer.
+    /// The daemon does not answer.
     pub(crate) fn no_daemon(sentence: impl Into<String>) -> Self {
-        Self { sentence: sentence.into(), code: 69 }
+        Self::new(Exit::Unavailable, sentence)
     }
 
-    /// 70, `EX_SOFTWARE`: the answer makes no sense, or the request failed.
+    /// A fault of this program or of the machine; or the daemon refuses.
     pub(crate) fn failed(sentence: impl Into<String>) -> Self {
-        Self { sentence: sentence.into(), code: 70 }
+        Self::new(Exit::Software, sentence)
     }
 
-    /// 77, `EX_NOPERM`: the mount is another user's.
+    /// The mount belongs to another user.
     pub(crate) fn not_allowed(sentence: impl Into<String>) -> Self {
-        Self { sentence: sentence.into(), code: 77 }
+        Self::new(Exit::NoPerm, sentence)
     }
 }

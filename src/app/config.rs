@@ -20,64 +20,57 @@ mod memory;
 
 pub(crate) use helper::MountCall;
 
-/// Everything the daemon needs to know, valid by construction in [`parse`].
+/// Everything that the daemon needs to know, valid by construction in [`parse`].
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The bucket's name.
     pub bucket: String,
     /// Empty, or a key prefix that ends with `/`: the root of the mount.
     pub prefix: String,
-    /// Where to mount.
     pub mountpoint: PathBuf,
-    /// The mountpoint is `/dev/fd/N`, this N: whoever starts the program has mounted, and that is the
-    /// descriptor of `/dev/fuse` by which the mount is served.
+    /// The mountpoint is `/dev/fd/N`, this N: the process that starts the program has mounted, and
+    /// this is the descriptor of `/dev/fuse` by which the mount is served.
     pub descriptor: Option<RawFd>,
-    /// How to reach the store.
     pub store: StoreConfig,
-    /// The one bound on cached and in-flight object bytes.
+    /// The bound on cached and in-flight object bytes.
     pub memory_budget_bytes: u64,
-    /// Chunk size, a multiple of the 128 KiB block.
+    /// A multiple of the 128 KiB block.
     pub chunk_bytes: u64,
-    /// Size of one range GET of a sequential stream, a multiple of the block, at most a chunk.
+    /// One range GET of a sequential stream: a multiple of the block, at most a chunk.
     pub part_bytes: u64,
-    /// How far the kernel reads ahead of a file; 0 leaves it to the kernel.
+    /// 0 keeps the kernel's default.
     pub kernel_readahead_bytes: u64,
-    /// Requests in flight at once, at least 1.
+    /// Requests in flight, at least 1.
     pub max_connections: usize,
-    /// An operation that has not got on for so long fails; at least 1 s.
+    /// An operation without progress for this time fails; at least 1 s.
     pub io_timeout: Duration,
-    /// The bound on complete listings that are kept, the one in use excepted.
+    /// The bound on listings.
     pub names_budget_bytes: u64,
-    /// How long names are believed; `None` is for ever.
+    /// `None` is indefinite.
     pub metadata_ttl: Option<Duration>,
-    /// How long the absence of a name is believed.
     pub negative_ttl: Duration,
-    /// Owner of every file.
     pub uid: u32,
-    /// Group of every file.
     pub gid: u32,
-    /// Permission bits of files, e.g. 0o444.
     pub file_mode: u16,
-    /// Permission bits of directories, e.g. 0o555.
     pub dir_mode: u16,
-    /// Who may use the mount.
     pub access: Access,
-    /// Where metrics are served; nowhere unless set.
     pub metrics_listen: Option<SocketAddr>,
-    /// Whether programs in the mount cannot be executed.
     pub no_exec: bool,
-    /// Go on in the background once mounted.
+    /// Continue in the background once mounted.
     pub daemon: bool,
-    /// What is logged, and how.
     pub log: LogConfig,
 }
 
 impl Config {
-    /// The part of it that the mount needs.
-    pub fn mount_options(&self) -> MountOptions {
+    /// `s3://bucket/prefix/`
+    pub fn source(&self) -> String {
+        format!("s3://{}/{}", self.bucket, self.prefix)
+    }
+
+    /// A mount on this path: that of a mount that was handed over is known late.
+    pub fn mount_options(&self, mountpoint: PathBuf) -> MountOptions {
         MountOptions {
-            mountpoint: self.mountpoint.clone(),
-            source: format!("s3://{}/{}", self.bucket, self.prefix),
+            mountpoint,
+            source: self.source(),
             access: self.access,
             no_exec: self.no_exec,
             kernel_readahead_bytes: self.kernel_readahead_bytes,
@@ -130,16 +123,13 @@ pub enum PathStyle {
     Never,
 }
 
-/// What is logged, and how.
 #[derive(Clone, Debug)]
 pub struct LogConfig {
     /// Directives of `tracing_subscriber::EnvFilter`.
     pub filter: String,
-    /// How a line looks.
     pub format: LogFormat,
 }
 
-/// How a log line looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
     /// For people.
@@ -149,40 +139,42 @@ pub enum LogFormat {
     Json,
 }
 
-/// Why there is no [`Config`].
+/// The reason why there is no [`Config`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NoConfig {
-    /// `--help` or `--version` was asked for: print this to standard output and end well.
-    Shown(String),
+pub enum NotParsed {
+    /// `--help` or `--version`: a text for standard output, and a successful end.
+    Help(String),
     /// One sentence that names the option and says what is wrong with it.
     Wrong(String),
 }
 
-/// A random fault of a mapped file fetches as much, so more only costs.
+/// A random fault of a mapped file fetches this much, so a larger value would only cost.
 const MAX_KERNEL_READAHEAD_BYTES: u64 = 16 << 20;
-/// Below a second a lost packet is an error; who waits for an hour may as well wait for ever.
+/// Min 1 s: less would turn one lost packet into an error. Max 1 h: more is no different from no
+/// timeout.
 const IO_TIMEOUTS: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_hours(1);
-/// Parts that must fit into the budget together: two being read and two ahead of them. With less
-/// a stream would wait for its own readahead.
+/// Parts that must fit into the budget together: two being read and two ahead of them. With less, a
+/// stream would wait for its own readahead.
 const PARTS_IN_BUDGET: u64 = 4;
-/// Below this nothing but the smallest files would stay cached.
+/// Below this only the smallest files would stay cached.
 const MIN_BUDGET_BYTES: u64 = 16 << 20;
 /// A chunk is also the readahead window of a stream; 1 GiB in flight is beyond any network card.
 const MAX_CHUNK_BYTES: u64 = 1 << 30;
 
 /// Reads the arguments (the program's name first) and the environment, and checks everything.
-pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Config, NoConfig> {
-    validate(parse_as::<args::Args>(arguments)?).map_err(NoConfig::Wrong)
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Config, NotParsed> {
+    let args::Args { bucket, mountpoint, options } = parse_as(arguments)?;
+    validate(bucket, &mountpoint, options).map_err(NotParsed::Wrong)
 }
 
-/// What clap makes of the arguments. A variable without a value counts as not set, as in a systemd
-/// `EnvironmentFile` with every line present.
+/// Parses the arguments. A variable without a value counts as not set, as in a systemd
+/// `EnvironmentFile` with every line present; an option without a value is an error.
 pub(crate) fn parse_as<Parsed: clap::Parser>(
     arguments: impl IntoIterator<Item = OsString>,
-) -> Result<Parsed, NoConfig> {
+) -> Result<Parsed, NotParsed> {
     let parsed = without_blanks(Parsed::command()).try_get_matches_from(arguments);
-    parsed.and_then(|found| Parsed::from_arg_matches(&found)).map_err(|error| no_config(&error))
+    parsed.and_then(|found| Parsed::from_arg_matches(&found)).map_err(|error| not_parsed(&error))
 }
 
 fn without_blanks(command: clap::Command) -> clap::Command {
@@ -197,7 +189,7 @@ fn without_blanks(command: clap::Command) -> clap::Command {
     command.mut_args(without).mut_subcommands(without_blanks)
 }
 
-/// What mount(8) asks for, if the program was called by its helper's name, `mount.fasts3`.
+/// The request of mount(8), if the program was called by the name of its helper, `mount.fasts3`.
 pub(crate) fn mount_call(arguments: &[OsString]) -> Option<Result<MountCall, String>> {
     helper::is_called(arguments.first()).then(|| helper::parse(arguments.iter().skip(1).cloned()))
 }
@@ -207,21 +199,24 @@ pub fn command() -> clap::Command {
     args::Args::command()
 }
 
-/// clap's message in one line: what stands above its first empty line.
-fn no_config(error: &clap::Error) -> NoConfig {
+/// The message of clap in one line: the text above its first empty line.
+fn not_parsed(error: &clap::Error) -> NotParsed {
     if !error.use_stderr() {
-        return NoConfig::Shown(error.render().to_string());
+        return NotParsed::Help(error.render().to_string());
     }
     let text = error.render().to_string();
     let lines: Vec<&str> =
         text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
     let sentence = lines.join(" ");
-    NoConfig::Wrong(sentence.strip_prefix("error: ").unwrap_or(&sentence).to_owned())
+    NotParsed::Wrong(sentence.strip_prefix("error: ").unwrap_or(&sentence).to_owned())
 }
 
-pub(crate) fn validate(args: args::Args) -> Result<Config, String> {
-    let args::Args { bucket, mountpoint, store, cache, names, permissions, looking, log, process } =
-        args;
+pub(crate) fn validate(
+    bucket: args::BucketPrefix,
+    mountpoint: &Path,
+    options: args::MountArgs,
+) -> Result<Config, String> {
+    let args::MountArgs { store, cache, names, permissions, monitoring, log, process } = options;
     let budget_bytes = cache.memory_budget.unwrap_or_else(|| {
         // On a very small machine the default still has to hold what the other defaults need.
         memory::default_budget_bytes().max(cache.part_size.saturating_mul(PARTS_IN_BUDGET))
@@ -245,10 +240,10 @@ pub(crate) fn validate(args: args::Args) -> Result<Config, String> {
         (false, true) => Access::OwnerAndRoot,
         (false, false) => Access::Owner,
     };
-    let mountpoint = std::path::absolute(&mountpoint)
-        .map_err(|error| format!("the mountpoint cannot be told: {error}"))?;
+    let mountpoint = std::path::absolute(mountpoint)
+        .map_err(|error| format!("the path of the mountpoint cannot be found: {error}"))?;
     let descriptor = descriptor(&mountpoint);
-    // Whom a mount admits was said when it was made.
+    // The access to a mount that was handed over was decided when it was made.
     if descriptor.is_none() {
         check_access(access)?;
     }
@@ -272,7 +267,7 @@ pub(crate) fn validate(args: args::Args) -> Result<Config, String> {
         file_mode: permissions.file_mode,
         dir_mode: permissions.dir_mode,
         access,
-        metrics_listen: looking.metrics_listen,
+        metrics_listen: monitoring.metrics_listen,
         no_exec: permissions.no_exec,
         daemon: process.daemon,
         log: LogConfig { filter: log.log_level.0, format: log.log_format },
@@ -348,8 +343,7 @@ fn check_sizes(budget_bytes: u64, chunk_bytes: u64, part_bytes: u64) -> Result<(
     Ok(())
 }
 
-/// fusermount3 lets an ordinary user share a mount only when the machine's owner has said so; root
-/// needs no leave.
+/// fusermount3 lets an ordinary user share a mount only if /etc/fuse.conf allows it.
 fn check_access(access: Access) -> Result<(), String> {
     let option = match access {
         Access::Owner => return Ok(()),
@@ -371,15 +365,14 @@ fn user_allow_other(fuse_conf: &str) -> bool {
     fuse_conf.lines().any(|line| line.trim() == "user_allow_other")
 }
 
-/// The N of `/dev/fd/N`. Nothing can be mounted there, so it is free to mean something else, and
-/// means in libfuse what it means here.
+/// The N of `/dev/fd/N`, which no file system can be mounted on; it has the same meaning in libfuse.
 pub(crate) fn descriptor(mountpoint: &Path) -> Option<RawFd> {
     let digits = mountpoint.strip_prefix("/dev/fd").ok()?.to_str()?;
     let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     if is_number { digits.parse().ok() } else { None }
 }
 
-/// A size as people write it, exact.
+/// A size in the largest binary unit of which it is a multiple.
 pub(crate) fn size(bytes: u64) -> String {
     [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")]
         .into_iter()
@@ -391,14 +384,14 @@ pub(crate) fn size(bytes: u64) -> String {
 mod tests {
     use super::*;
 
-    fn config(arguments: &[&str]) -> Result<Config, NoConfig> {
+    fn config(arguments: &[&str]) -> Result<Config, NotParsed> {
         let all = ["fasts3-mount", "bucket", "/mnt"].into_iter().chain(arguments.iter().copied());
         parse(all.map(OsString::from))
     }
 
     fn wrong(arguments: &[&str]) -> String {
         match config(arguments) {
-            Err(NoConfig::Wrong(sentence)) => sentence,
+            Err(NotParsed::Wrong(sentence)) => sentence,
             other => panic!("{arguments:?} gave {other:?}"),
         }
     }

@@ -25,8 +25,7 @@ use diagnosis::Diagnosis;
 
 /// Examines everything. `quick` measures for a shorter time.
 pub(crate) async fn run(config: &Config, quick: bool) -> Diagnosis {
-    let source = format!("s3://{}/{}", config.bucket, config.prefix);
-    let mut report = Diagnosis { source, ..Diagnosis::default() };
+    let mut report = Diagnosis { source: config.source(), ..Diagnosis::default() };
     let connections = daemon::connections(config.max_connections);
     machine::look(config, &connections, &mut report);
     if let Some(url) = &config.store.endpoint_url {

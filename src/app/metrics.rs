@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -58,12 +59,12 @@ pub(crate) struct Exporter {
 
 impl Exporter {
     /// The exporter of a mount that starts now.
-    pub(crate) fn new(fs: Arc<BucketFs>, config: &Config) -> Self {
+    pub(crate) fn new(fs: Arc<BucketFs>, config: &Config, mountpoint: &Path) -> Self {
         let info = [
             ("version", crate::VERSION.to_owned()),
             ("bucket", config.bucket.clone()),
             ("prefix", config.prefix.clone()),
-            ("mountpoint", config.mountpoint.display().to_string()),
+            ("mountpoint", mountpoint.display().to_string()),
         ];
         Self { fs, info: Arc::new(info), started: SystemTime::now() }
     }

@@ -30,7 +30,13 @@ impl InProcess {
         let context = runtime.enter();
         let fs = daemon::stack(store, &config, Arc::default()).unwrap();
         drop(context);
-        let mounted = fuse::mount(&fs, &config.mount_options(), None, runtime.handle()).unwrap();
+        let mounted = fuse::mount(
+            &fs,
+            &config.mount_options(config.mountpoint.clone()),
+            None,
+            runtime.handle(),
+        )
+        .unwrap();
         Self { mounted, fs, folder, _runtime: runtime }
     }
 

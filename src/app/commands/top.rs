@@ -51,7 +51,7 @@ impl Watched<'_> {
         let ended = format!("the mount on {} has ended", self.mountpoint.display());
         let ended = CommandError::no_mount(ended);
         let now = status(self.mountpoint)
-            .map_err(|error| if error.code == ended.code { ended } else { error })?;
+            .map_err(|error| if error.exit == ended.exit { ended } else { error })?;
         let rates = Rates::between(&self.last, &now);
         self.last = now;
         Ok(rates)

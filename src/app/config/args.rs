@@ -12,235 +12,241 @@ use clap::{ArgAction, Args as Group, Parser};
 
 use super::{Hedging, LogFormat, PathStyle};
 
-/// What else there is, for those who look here.
-const WORDS: &str = "\
-Words that are no mount, as the first argument (a bucket called like one is written s3://status):
-  status MOUNTPOINT    settings, and what was done
-  top MOUNTPOINT       what is being done, live
-  warm PATH...         read files and directories ahead
-  drop MOUNTPOINT      forget names and bytes
+const COMMANDS: &str = "\
+Commands (to mount a bucket with one of these names, write s3://status):
+  status MOUNTPOINT    show settings and totals
+  top MOUNTPOINT       show current activity, live
+  warm PATH...         read files and directories in advance
+  drop MOUNTPOINT      forget cached names and bytes
   unmount MOUNTPOINT   end a mount
-  doctor BUCKET        try the store and say what is wrong or slow
+  doctor BUCKET        test the store and this machine, and report what is wrong or slow
 Each has its own --help.";
 
 /// Mounts an S3 bucket read-only, so that any program reads objects with plain open().
 ///
-/// Every option can also be given by an environment variable, shown in brackets; an option on the
-/// command line wins. Sizes are written like 512MiB or 4GiB (K, M, G mean KiB, MiB, GiB; MB and GB
-/// are decimal), durations like 500ms, 60s or 5m.
+/// Each option can also be set by the environment variable shown in brackets; the command line takes
+/// precedence. Sizes are written like 512MiB or 4GiB (K, M, G mean KiB, MiB, GiB; MB and GB are
+/// decimal), durations like 500ms, 60s or 5m.
 #[derive(Debug, Parser)]
-#[command(name = "fasts3-mount", version = crate::VERSION, max_term_width = 100, after_help = WORDS)]
+#[command(name = "fasts3-mount", version = crate::VERSION, max_term_width = 100, after_help = COMMANDS)]
 pub(crate) struct Args {
-    /// What to mount: bucket, bucket/prefix or s3://bucket/prefix/
+    /// Bucket to mount: bucket, bucket/prefix or s3://bucket/prefix/
     #[arg(value_name = "BUCKET")]
-    pub(crate) bucket: Bucket,
+    pub(crate) bucket: BucketPrefix,
 
-    /// Where to mount it: an existing directory; or /dev/fd/N, a mount that the caller has made
+    /// Existing directory to mount on; or /dev/fd/N, a mount that the calling process has made
     #[arg(value_name = "MOUNTPOINT")]
     pub(crate) mountpoint: PathBuf,
 
     #[command(flatten)]
-    pub(crate) store: StoreArgs,
+    pub(crate) options: MountArgs,
+}
+
+/// The options of a mount, which are those of the doctor, too.
+#[derive(Debug, Group)]
+pub(crate) struct MountArgs {
     #[command(flatten)]
-    pub(crate) cache: CacheArgs,
+    pub(super) store: StoreArgs,
     #[command(flatten)]
-    pub(crate) names: NameArgs,
+    pub(super) cache: CacheArgs,
     #[command(flatten)]
-    pub(crate) permissions: PermissionArgs,
+    pub(super) names: NameArgs,
     #[command(flatten)]
-    pub(crate) looking: LookingArgs,
+    pub(super) permissions: PermissionArgs,
     #[command(flatten)]
-    pub(crate) log: LogArgs,
+    pub(super) monitoring: MonitoringArgs,
     #[command(flatten)]
-    pub(crate) process: ProcessArgs,
+    pub(super) log: LogArgs,
+    #[command(flatten)]
+    pub(super) process: ProcessArgs,
 }
 
 #[derive(Debug, Group)]
 #[command(next_help_heading = "Store")]
-pub(crate) struct StoreArgs {
-    /// The store's address [default: from the AWS configuration, or AWS itself]
+pub(super) struct StoreArgs {
+    /// Address of the store [default: from the AWS configuration, otherwise AWS]
     #[arg(long, value_name = "URL", env = "FASTS3_ENDPOINT_URL", value_parser = endpoint_url)]
-    pub(crate) endpoint_url: Option<String>,
+    pub(super) endpoint_url: Option<String>,
 
-    /// The bucket's region [default: from the AWS configuration, corrected by the bucket's answer]
+    /// Region of the bucket [default: from the AWS configuration, corrected by the bucket's answer]
     #[arg(long, value_name = "REGION", env = "FASTS3_REGION",
           value_parser = NonEmptyStringValueParser::new())]
-    pub(crate) region: Option<String>,
+    pub(super) region: Option<String>,
 
     /// Profile of the AWS configuration files [default: AWS_PROFILE, or "default"]
     #[arg(long, value_name = "NAME", env = "FASTS3_PROFILE",
           value_parser = NonEmptyStringValueParser::new())]
-    pub(crate) profile: Option<String>,
+    pub(super) profile: Option<String>,
 
-    /// Send requests unsigned, for public buckets [default: false]
+    /// Send unsigned requests, for public buckets [default: false]
     #[arg(long, env = "FASTS3_NO_SIGN_REQUEST", value_parser = BoolishValueParser::new(),
           action = ArgAction::SetTrue)]
-    pub(crate) no_sign_request: bool,
+    pub(super) no_sign_request: bool,
 
     /// Agree to pay for the requests to a requester-pays bucket [default: false]
     #[arg(long, env = "FASTS3_REQUESTER_PAYS", value_parser = BoolishValueParser::new(),
           action = ArgAction::SetTrue)]
-    pub(crate) requester_pays: bool,
+    pub(super) requester_pays: bool,
 
-    /// Bucket in the URL's path rather than its host; auto: when the endpoint is an address or a
-    /// host outside AWS
+    /// Put the bucket into the path of URLs instead of the host name; auto: if the endpoint is an IP
+    /// address or a host outside AWS
     #[arg(long, value_name = "WHEN", env = "FASTS3_PATH_STYLE", default_value = "auto")]
-    pub(crate) path_style: PathStyle,
+    pub(super) path_style: PathStyle,
 
-    /// PEM file of certificates to trust besides the system's [default: AWS_CA_BUNDLE]
+    /// PEM file of certificates to trust in addition to the system's [default: AWS_CA_BUNDLE]
     #[arg(long, value_name = "FILE", env = "FASTS3_CA_BUNDLE")]
-    pub(crate) ca_bundle: Option<PathBuf>,
+    pub(super) ca_bundle: Option<PathBuf>,
 
-    /// Accept any TLS certificate of the store: anybody on the way can read and alter the data
-    /// [default: false]
+    /// Accept any TLS certificate: others on the network can then read and alter the data [default:
+    /// false]
     #[arg(long, env = "FASTS3_NO_VERIFY_TLS", value_parser = BoolishValueParser::new(),
           action = ArgAction::SetTrue)]
-    pub(crate) no_verify_tls: bool,
+    pub(super) no_verify_tls: bool,
 
-    /// When to send a request a second time because its answer is late, which costs the store up to
-    /// 5 % more requests
+    /// Send a request a second time if its answer is late; auto learns when, and adds at most 5 % of
+    /// requests
     #[arg(long, value_name = "WHEN", env = "FASTS3_HEDGING", default_value = "auto")]
-    pub(crate) hedging: Hedging,
+    pub(super) hedging: Hedging,
 }
 
 #[derive(Debug, Group)]
 #[command(next_help_heading = "Cache and reading")]
-pub(crate) struct CacheArgs {
-    /// The one bound on cached and in-flight bytes [default: a quarter of the memory of the machine
-    /// or its cgroup, at most 8GiB]
+pub(super) struct CacheArgs {
+    /// Limit of cached and in-flight object bytes [default: a quarter of the memory of the machine or
+    /// its cgroup, at most 8GiB]
     #[arg(long, value_name = "SIZE", env = "FASTS3_MEMORY_BUDGET", value_parser = size)]
-    pub(crate) memory_budget: Option<u64>,
+    pub(super) memory_budget: Option<u64>,
 
-    /// Unit of the cache, and how far a stream reads ahead
+    /// Unit of the cache, and the largest readahead of a stream
     #[arg(long, value_name = "SIZE", env = "FASTS3_CHUNK_SIZE", default_value = "128MiB",
           value_parser = size)]
-    pub(crate) chunk_size: u64,
+    pub(super) chunk_size: u64,
 
-    /// Size of one request of a sequential stream; twice that where the first byte takes long
+    /// Size of one request of a sequential stream; doubled where the first byte takes long
     #[arg(long, value_name = "SIZE", env = "FASTS3_PART_SIZE", default_value = "8MiB",
           value_parser = size)]
-    pub(crate) part_size: u64,
+    pub(super) part_size: u64,
 
-    /// How far the kernel reads ahead of a file, if root may set it; 0 leaves the kernel's 128KiB
+    /// Readahead of the kernel, which only root can set; 0 keeps the kernel's default of 128KiB
     #[arg(long, value_name = "SIZE", env = "FASTS3_KERNEL_READAHEAD", default_value = "1MiB",
           value_parser = size)]
-    pub(crate) kernel_readahead: u64,
+    pub(super) kernel_readahead: u64,
 
-    /// An operation that has not got on for so long fails; until then it is retried
+    /// Fail an operation after this long without progress; until then it is retried
     #[arg(long, value_name = "DURATION", env = "FASTS3_IO_TIMEOUT", default_value = "30s",
           value_parser = duration)]
-    pub(crate) io_timeout: Duration,
+    pub(super) io_timeout: Duration,
 
-    /// Requests in flight at once
+    /// Largest number of requests in flight
     #[arg(long, value_name = "NUMBER", env = "FASTS3_MAX_CONNECTIONS", default_value = "128",
           value_parser = clap::value_parser!(u16).range(1..=4096))]
-    pub(crate) max_connections: u16,
+    pub(super) max_connections: u16,
 }
 
 #[derive(Debug, Group)]
 #[command(next_help_heading = "Names")]
-pub(crate) struct NameArgs {
-    /// How long a listing is believed: a duration, or indefinite
+pub(super) struct NameArgs {
+    /// Lifetime of cached names and attributes: a duration, or indefinite
     #[arg(long, value_name = "DURATION", env = "FASTS3_METADATA_TTL", default_value = "60s")]
-    pub(crate) metadata_ttl: Ttl,
+    pub(super) metadata_ttl: Ttl,
 
-    /// How long the absence of a name is believed
+    /// Lifetime of the cached answer that a name does not exist
     #[arg(long, value_name = "DURATION", env = "FASTS3_NEGATIVE_TTL", default_value = "5s",
           value_parser = duration)]
-    pub(crate) negative_ttl: Duration,
+    pub(super) negative_ttl: Duration,
 
-    /// Memory for listings, some 70 bytes a name; those that were not used for longest go first
+    /// Limit of memory for listings, about 70 bytes a name; the least recently used are dropped first
     #[arg(long, value_name = "SIZE", env = "FASTS3_NAMES_BUDGET", default_value = "1GiB",
           value_parser = size)]
-    pub(crate) names_budget: u64,
+    pub(super) names_budget: u64,
 }
 
 #[derive(Debug, Group)]
 #[command(next_help_heading = "Permissions")]
-pub(crate) struct PermissionArgs {
-    /// Owner of every file [default: the caller]
+pub(super) struct PermissionArgs {
+    /// Owner of all files [default: the calling user]
     #[arg(long, value_name = "ID", env = "FASTS3_UID")]
-    pub(crate) uid: Option<u32>,
+    pub(super) uid: Option<u32>,
 
-    /// Group of every file [default: the caller's]
+    /// Group of all files [default: the calling user's]
     #[arg(long, value_name = "ID", env = "FASTS3_GID")]
-    pub(crate) gid: Option<u32>,
+    pub(super) gid: Option<u32>,
 
     /// Permission bits of files, octal
     #[arg(long, value_name = "MODE", env = "FASTS3_FILE_MODE", default_value = "0444",
           value_parser = mode)]
-    pub(crate) file_mode: u16,
+    pub(super) file_mode: u16,
 
     /// Permission bits of directories, octal
     #[arg(long, value_name = "MODE", env = "FASTS3_DIR_MODE", default_value = "0555",
           value_parser = mode)]
-    pub(crate) dir_mode: u16,
+    pub(super) dir_mode: u16,
 
-    /// Let every user of the machine use the mount [default: false]
+    /// Let all users of the machine use the mount [default: false]
     #[arg(long, env = "FASTS3_ALLOW_OTHER", value_parser = BoolishValueParser::new(),
           action = ArgAction::SetTrue, conflicts_with = "allow_root")]
-    pub(crate) allow_other: bool,
+    pub(super) allow_other: bool,
 
-    /// Let root use the mount besides the caller [default: false]
+    /// Let root use the mount in addition to the calling user [default: false]
     #[arg(long, env = "FASTS3_ALLOW_ROOT", value_parser = BoolishValueParser::new(),
           action = ArgAction::SetTrue)]
-    pub(crate) allow_root: bool,
+    pub(super) allow_root: bool,
 
-    /// Keep programs in the mount from being executed [default: false]
+    /// Forbid executing programs in the mount [default: false]
     #[arg(long, env = "FASTS3_NO_EXEC", value_parser = BoolishValueParser::new(),
           action = ArgAction::SetTrue)]
-    pub(crate) no_exec: bool,
+    pub(super) no_exec: bool,
 }
 
 #[derive(Debug, Group)]
-#[command(next_help_heading = "Looking inside")]
-pub(crate) struct LookingArgs {
-    /// Serve metrics for Prometheus here, at /metrics: a port of the loopback, or an address and a
-    /// port [default: nowhere]
+#[command(next_help_heading = "Monitoring")]
+pub(super) struct MonitoringArgs {
+    /// Serve Prometheus metrics at /metrics on this port of the loopback, or on this address and port
+    /// [default: not served]
     #[arg(long, value_name = "ADDRESS", env = "FASTS3_METRICS_LISTEN", value_parser = listen_address)]
-    pub(crate) metrics_listen: Option<SocketAddr>,
+    pub(super) metrics_listen: Option<SocketAddr>,
 }
 
 #[derive(Debug, Group)]
 #[command(next_help_heading = "Logging")]
-pub(crate) struct LogArgs {
-    /// error, warn, info, debug or trace; or directives such as fasts3_mount=debug,hyper=info
+pub(super) struct LogArgs {
+    /// Level: error, warn, info, debug or trace; or directives like fasts3_mount=debug,hyper=info
     #[arg(long, value_name = "LEVEL", env = "FASTS3_LOG_LEVEL", default_value = "info")]
-    pub(crate) log_level: LogLevel,
+    pub(super) log_level: LogLevel,
 
-    /// How a log line looks
+    /// Format of log lines
     #[arg(long, value_name = "FORMAT", env = "FASTS3_LOG_FORMAT", default_value = "text")]
-    pub(crate) log_format: LogFormat,
+    pub(super) log_format: LogFormat,
 }
 
 #[derive(Debug, Group)]
 #[command(next_help_heading = "Process")]
-pub(crate) struct ProcessArgs {
-    /// Return when the mount is usable, and go on in the background [default: false]
+pub(super) struct ProcessArgs {
+    /// Return when the mount is usable, and continue in the background [default: false]
     #[arg(long, env = "FASTS3_DAEMON", value_parser = BoolishValueParser::new(),
           action = ArgAction::SetTrue)]
-    pub(crate) daemon: bool,
+    pub(super) daemon: bool,
 }
 
-/// A bucket and the prefix under which it is mounted.
+/// A bucket, and the prefix that is the root of the mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Bucket {
+pub(crate) struct BucketPrefix {
     pub(crate) name: String,
     /// Empty, or ends with `/`.
     pub(crate) prefix: String,
 }
 
-impl FromStr for Bucket {
+impl FromStr for BucketPrefix {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let path = text.strip_prefix("s3://").unwrap_or(text);
         if path.starts_with("arn:") {
-            return Err("an ARN is not supported, give the access point's alias".to_owned());
+            return Err("an ARN is not supported; give the access point's alias".to_owned());
         }
         let (name, prefix) = path.split_once('/').unwrap_or((path, ""));
         if name.ends_with("--x-s3") {
-            return Err("a directory bucket needs sessions of its own and is not supported".into());
+            return Err("directory buckets are not supported".into());
         }
         // The general rules for bucket names, and the letters that old buckets of us-east-1 and
         // other makers' stores allow: the store has the last word.
@@ -260,7 +266,7 @@ impl FromStr for Bucket {
     }
 }
 
-/// A prefix must be a path itself, or nothing below it could ever be shown.
+/// The prefix must be a valid path itself: otherwise no key below it could be shown.
 fn root_prefix(prefix: &str) -> Result<String, String> {
     if prefix.is_empty() {
         return Ok(String::new());
@@ -312,7 +318,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         .map_err(|_| "a duration is written with its unit, like 500ms, 60s or 5m".to_owned())
 }
 
-/// Whoever gives a port only does not mean to show it to the network.
+/// A port alone is one of the loopback: metrics are not meant for the network.
 fn listen_address(text: &str) -> Result<SocketAddr, String> {
     let port = text.strip_prefix(':').unwrap_or(text);
     match port.parse() {
@@ -323,7 +329,7 @@ fn listen_address(text: &str) -> Result<SocketAddr, String> {
     }
 }
 
-/// A duration, or for ever.
+/// A duration; `None` is indefinite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ttl(pub(crate) Option<Duration>);
 
@@ -347,7 +353,7 @@ fn mode(text: &str) -> Result<u16, String> {
         .filter(|&mode| mode <= 0o777)
         .ok_or("permission bits are written in octal, 0000 to 0777")?;
     if mode & 0o222 != 0 {
-        return Err("the mount is read-only, so nobody can have permission to write".to_owned());
+        return Err("the mount is read-only, so there is no permission to write".to_owned());
     }
     Ok(mode)
 }
@@ -412,7 +418,7 @@ mod tests {
             ("arn:aws:s3:eu-west-1:1:accesspoint/x", None),
             ("data--use1-az4--x-s3", None),
         ] {
-            let parsed = text.parse::<Bucket>();
+            let parsed = text.parse::<BucketPrefix>();
             let shown = parsed.as_ref().ok().map(|b| (b.name.as_str(), b.prefix.as_str()));
             assert_eq!(shown, want, "{text}: {parsed:?}");
         }
@@ -491,7 +497,7 @@ mod tests {
         use proptest::prelude::*;
 
         use super::*;
-        use crate::app::config::NoConfig;
+        use crate::app::config::NotParsed;
         use crate::testing::fuzz;
 
         /// No text makes a parser of options panic, and what is taken means what it says.
@@ -502,14 +508,14 @@ mod tests {
                  https?://[a-z@:/?.]{0,12}|\\[?[0-9.:]{0,20}\\]?:?[0-9]{0,6}",
             );
             fuzz::each(text, |text| {
-                if let Ok(bucket) = text.parse::<Bucket>() {
+                if let Ok(bucket) = text.parse::<BucketPrefix>() {
                     prop_assert!((3..=63).contains(&bucket.name.len()));
                     prop_assert!(bucket.prefix.is_empty() || bucket.prefix.ends_with('/'));
                     let path = format!("/{}", bucket.prefix);
                     prop_assert!(!path.contains("//"), "{}", path);
                     // Written as a URL it is the same.
                     let url = format!("s3://{}/{}", bucket.name, bucket.prefix);
-                    prop_assert_eq!(url.parse::<Bucket>(), Ok(bucket));
+                    prop_assert_eq!(url.parse::<BucketPrefix>(), Ok(bucket));
                 }
                 if let Ok(mode) = mode(&text) {
                     prop_assert_eq!(mode & !0o555, 0);
@@ -574,7 +580,7 @@ mod tests {
                         prop_assert!(config.chunk_bytes <= config.memory_budget_bytes);
                     }
                     Err(refused) => {
-                        let NoConfig::Wrong(sentence) = refused else {
+                        let NotParsed::Wrong(sentence) = refused else {
                             return Err(TestCaseError::fail("nobody asked for help"));
                         };
                         prop_assert!(!sentence.is_empty() && sentence.len() < 1000, "{}", sentence);

@@ -2,15 +2,17 @@
 
 use std::path::Path;
 
+use crate::base::proc;
+
 /// Most of the machine belongs to the training script; beyond 8 GiB the page cache serves a second
 /// epoch better than a second copy of the bytes here.
 const MOST_BYTES: u64 = 8 << 30;
-/// When nothing can be found out.
+/// Assumed when neither is known.
 const UNKNOWN_BYTES: u64 = 1 << 30;
 
 /// A quarter of the memory of the machine or the cgroup, at most 8 GiB, in whole MiB.
 pub(super) fn default_budget_bytes() -> u64 {
-    let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| total(&text));
+    let machine = proc::machine_memory_bytes();
     let cgroup = std::fs::read_to_string("/proc/self/cgroup")
         .ok()
         .and_then(|text| cgroup_limit(&text, Path::new("/sys/fs/cgroup")));
@@ -18,17 +20,10 @@ pub(super) fn default_budget_bytes() -> u64 {
     (available / 4).clamp(super::MIN_BUDGET_BYTES, MOST_BYTES) >> 20 << 20
 }
 
-/// `MemTotal` of /proc/meminfo, in bytes.
-fn total(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
-}
-
-/// The least limit of the process's own memory cgroup and those above it, version 2 or 1.
+/// The smallest limit of the memory cgroup of this process and those above it, version 2 or 1.
 ///
 /// In a container without a cgroup namespace the path is the host's and the files lie at the root
-/// of what is mounted here; so folders that are not there are passed over.
+/// of what is mounted here; so folders that do not exist are skipped.
 fn cgroup_limit(proc_self_cgroup: &str, root: &Path) -> Option<u64> {
     let mut least: Option<u64> = None;
     for line in proc_self_cgroup.lines() {
@@ -42,8 +37,8 @@ fn cgroup_limit(proc_self_cgroup: &str, root: &Path) -> Option<u64> {
             continue;
         };
         for folder in Path::new(path.trim_start_matches('/')).ancestors() {
-            // "max" is no number, and version 1 writes a number beyond any machine: both are
-            // without effect on the minimum.
+            // "max" is not a number, and version 1 writes a number above the memory of any machine:
+            // neither has an effect on the minimum.
             let limit = std::fs::read_to_string(root.join(folder).join(file))
                 .ok()
                 .and_then(|text| text.trim().parse().ok());
@@ -77,12 +72,6 @@ mod tests {
         assert_eq!(limit("3:cpu:/x\n2:memory:/docker/1\n0::/a/b\n"), Some(500));
         assert_eq!(limit("3:cpu,memory:/docker/1\n"), Some(500));
         assert_eq!(limit("nonsense"), None);
-    }
-
-    #[test]
-    fn meminfo_is_in_kib() {
-        assert_eq!(total("MemTotal:       16 kB\nMemFree: 1 kB\n"), Some(16 * 1024));
-        assert_eq!(total("MemFree: 1 kB\n"), None);
     }
 
     #[test]

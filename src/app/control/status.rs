@@ -10,7 +10,7 @@ use crate::app::config::Config;
 use crate::base::layout::Layout;
 use crate::base::proc::resident_bytes;
 use crate::fs::BucketFs;
-use crate::fuse::Access;
+use crate::fuse::{Access, MountOptions};
 use crate::stats::{Busiest, Durations, Operation, Outcome, RequestKind, Snapshot};
 
 /// The busiest files and threads that are told. More than `top` shows: it compares two moments, and
@@ -66,7 +66,13 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// The settings of a mount that begins now.
-    pub(crate) fn new(config: &Config, layout: &Layout, endpoint: &str, region: &str) -> Self {
+    pub(crate) fn new(
+        config: &Config,
+        options: &MountOptions,
+        layout: &Layout,
+        endpoint: &str,
+        region: &str,
+    ) -> Self {
         let access = match config.access {
             Access::Owner => "owner",
             Access::OwnerAndRoot => "owner and root",
@@ -75,8 +81,8 @@ impl Settings {
         Self {
             version: crate::VERSION.to_owned(),
             pid: std::process::id(),
-            source: config.mount_options().source,
-            mountpoint: config.mountpoint.display().to_string(),
+            source: options.source.clone(),
+            mountpoint: options.mountpoint.display().to_string(),
             endpoint: endpoint.to_owned(),
             region: region.to_owned(),
             memory_budget_bytes: config.memory_budget_bytes,

@@ -13,8 +13,9 @@ use std::process::{Command, Stdio};
 
 use nix::unistd::{User, chdir, dup2_stderr, dup2_stdout, getuid, setsid};
 
+use super::Ended;
 use super::logging::stderr_is_file;
-use super::{Ended, StartError};
+use crate::app::command_error::CommandError;
 
 /// Tells the process that it is the one that goes on.
 const CHILD: &str = "FASTS3_MOUNT_TELLS_STDOUT";
@@ -29,7 +30,7 @@ pub(super) fn is_child() -> bool {
 /// program's own, its name first.
 pub(super) fn start(arguments: &[OsString]) -> Result<(), Ended> {
     let internal = |what: &str, error: std::io::Error| {
-        Ended::Error(StartError::Internal(format!("the daemon cannot be {what}: {error}")))
+        CommandError::failed(format!("the daemon cannot be {what}: {error}"))
     };
     let program = std::env::current_exe().map_err(|error| internal("found", error))?;
     let mut command = Command::new(program);
@@ -51,10 +52,11 @@ pub(super) fn start(arguments: &[OsString]) -> Result<(), Ended> {
     }
     let status = child.wait().map_err(|error| internal("waited for", error))?;
     match status.code().and_then(|code| u8::try_from(code).ok()) {
-        Some(code) if code != 0 => Err(Ended::Told(code)),
-        _ => Err(Ended::Error(StartError::Internal(format!(
-            "the daemon ended before the mount was usable: {status}"
-        )))),
+        Some(code) if code != 0 => Err(Ended::Reported(code)),
+        _ => {
+            let cause = format!("the daemon ended before the mount was usable: {status}");
+            Err(CommandError::failed(cause).into())
+        }
     }
 }
 
@@ -62,9 +64,9 @@ pub(super) fn start(arguments: &[OsString]) -> Result<(), Ended> {
 ///
 /// Not earlier: under systemd's automount the kernel lets only processes of its process group pass
 /// to a mountpoint that is being mounted, and a session of our own is another group.
-pub(super) fn leave() -> Result<(), StartError> {
+pub(super) fn leave() -> Result<(), CommandError> {
     let internal = |error: std::io::Error| {
-        StartError::Internal(format!("the mount cannot go on in the background: {error}"))
+        CommandError::failed(format!("the mount cannot continue in the background: {error}"))
     };
     // Fails only for the leader of a group, who has left already.
     let _ = setsid();

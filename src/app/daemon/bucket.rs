@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::StartError;
+use crate::app::command_error::CommandError;
 use crate::app::config::Config;
+use crate::app::exit::Exit;
 use crate::stats::Stats;
-use crate::store::StoreError;
 use crate::store::s3::S3Store;
+use crate::store::{Nonsense, StoreError};
 
 /// Every failure is told within 10 s; the rest is for starting and ending the process.
 const LIMIT: Duration = Duration::from_secs(9);
@@ -19,19 +20,20 @@ const RETRY_FOR: Duration = Duration::from_secs(3);
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
 
 /// A store that has answered a listing of one key.
-pub(crate) async fn open(config: &Config, stats: &Arc<Stats>) -> Result<S3Store, StartError> {
+pub(crate) async fn open(config: &Config, stats: &Arc<Stats>) -> Result<S3Store, CommandError> {
     let named = config.store.endpoint_url.as_deref().unwrap_or("AWS");
     match timeout_at(Instant::now() + LIMIT, open_anywhere(config, stats)).await {
         Ok(opened) => opened,
-        Err(_elapsed) => Err(StartError::Slow {
-            endpoint: named.to_owned(),
-            cause: format!("nothing came within {} s", LIMIT.as_secs()),
-        }),
+        Err(_elapsed) => {
+            let silence =
+                StoreError::TimedOut(format!("nothing came within {} s", LIMIT.as_secs()));
+            Err(not_opened(silence, &config.bucket, named))
+        }
     }
 }
 
 /// In the region the configuration tells of, or else once more where the bucket says it is.
-async fn open_anywhere(config: &Config, stats: &Arc<Stats>) -> Result<S3Store, StartError> {
+async fn open_anywhere(config: &Config, stats: &Arc<Stats>) -> Result<S3Store, CommandError> {
     let (store, told) = match open_in(config, None, stats).await? {
         Opened::Here(store) => return Ok(store),
         Opened::Elsewhere(store, told) => (store, told),
@@ -40,16 +42,15 @@ async fn open_anywhere(config: &Config, stats: &Arc<Stats>) -> Result<S3Store, S
         Some(region) => Some(region),
         None => store.bucket_region().await,
     };
-    let bucket = config.bucket.clone();
+    let bucket = &config.bucket;
+    let elsewhere = |region| not_opened(StoreError::WrongRegion(region), bucket, store.endpoint());
     let Some(region) = region.filter(|region| region != store.region()) else {
-        return Err(StartError::WrongRegion { bucket, region: None });
+        return Err(elsewhere(None));
     };
     tracing::info!("bucket {bucket} is in {region}, not in {}: asking there", store.region());
     match open_in(config, Some(&region), stats).await? {
         Opened::Here(store) => Ok(store),
-        Opened::Elsewhere(_, told) => {
-            Err(StartError::WrongRegion { bucket, region: told.or(Some(region)) })
-        }
+        Opened::Elsewhere(_, told) => Err(elsewhere(told.or(Some(region)))),
     }
 }
 
@@ -63,11 +64,11 @@ async fn open_in(
     config: &Config,
     region: Option<&str>,
     stats: &Arc<Stats>,
-) -> Result<Opened, StartError> {
+) -> Result<Opened, CommandError> {
     let named = config.store.endpoint_url.as_deref().unwrap_or("AWS");
     let store = S3Store::connect_in(&config.bucket, &config.store, region, stats)
         .await
-        .map_err(|error| StartError::of(error, &config.bucket, named))?;
+        .map_err(|error| not_opened(error, &config.bucket, named))?;
     let retry_until = Instant::now() + RETRY_FOR;
     let mut signed_anew = false;
     loop {
@@ -90,9 +91,84 @@ async fn open_in(
             error => error.is_transient(),
         };
         if !transient || Instant::now() + RETRY_PAUSE >= retry_until {
-            return Err(StartError::of(failure, &config.bucket, store.endpoint()));
+            return Err(not_opened(failure, &config.bucket, store.endpoint()));
         }
         tracing::debug!(?failure, "the first listing failed, trying again");
         sleep(RETRY_PAUSE).await;
+    }
+}
+
+/// What a failure of the first requests means for the start of the daemon.
+fn not_opened(error: StoreError, bucket: &str, endpoint: &str) -> CommandError {
+    let (exit, sentence) = match error {
+        StoreError::NoSuchBucket => (
+            Exit::NoInput,
+            format!("there is no bucket {bucket} at {endpoint}; check its name and --endpoint-url"),
+        ),
+        StoreError::Denied(cause) | StoreError::SignatureRefused(cause) => (
+            Exit::NoPerm,
+            format!(
+                "access to bucket {bucket} is denied: {cause}; check the credentials, and that they \
+                 allow s3:ListBucket and s3:GetObject"
+            ),
+        ),
+        StoreError::NoCredentials(cause) => (
+            Exit::Config,
+            format!(
+                "no credentials were found ({cause}); set AWS_ACCESS_KEY_ID and \
+                 AWS_SECRET_ACCESS_KEY, choose a --profile, or give --no-sign-request for a public \
+                 bucket"
+            ),
+        ),
+        StoreError::WrongRegion(region) => {
+            let region = region.as_deref().unwrap_or("the store does not say which");
+            let sentence =
+                format!("bucket {bucket} is in another region ({region}); give it with --region");
+            (Exit::DataErr, sentence)
+        }
+        StoreError::Throttled { .. } | StoreError::TimedOut(_) => {
+            let cause = match error {
+                StoreError::TimedOut(cause) => cause,
+                StoreError::Throttled { retry_after: None } => "it asks to slow down".to_owned(),
+                error => error.to_string(),
+            };
+            let sentence =
+                format!("the store at {endpoint} did not answer in time: {cause}; try again later");
+            (Exit::TempFail, sentence)
+        }
+        StoreError::Unreachable(cause) => {
+            let check = what_to_check(&cause);
+            (Exit::NoHost, format!("cannot connect to {endpoint}: {cause}; check {check}"))
+        }
+        StoreError::Unavailable(cause) => {
+            let sentence = format!("the store at {endpoint} is failing: {cause}; try again later");
+            (Exit::Unavailable, sentence)
+        }
+        // None but the first of these is an answer to a listing of one key.
+        StoreError::Nonsense(_)
+        | StoreError::NotFound
+        | StoreError::Changed
+        | StoreError::Archived => {
+            let cause = match error {
+                StoreError::Nonsense(Nonsense::Protocol(cause)) => cause,
+                error => error.to_string(),
+            };
+            let sentence = format!(
+                "{endpoint} does not answer like an S3 store: {cause}; check --endpoint-url"
+            );
+            (Exit::Protocol, sentence)
+        }
+    };
+    CommandError::new(exit, sentence)
+}
+
+fn what_to_check(cause: &str) -> &'static str {
+    // rustls names the certificate in each of its errors about one.
+    if cause.contains("certificate") {
+        "the certificate, or trust it with --ca-bundle"
+    } else if cause.starts_with("TLS: ") {
+        "--endpoint-url, and that a server at that port speaks https"
+    } else {
+        "--endpoint-url and the network"
     }
 }

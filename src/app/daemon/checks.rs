@@ -9,15 +9,16 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::statvfs::statvfs;
 
-use super::StartError;
+use crate::app::command_error::CommandError;
+use crate::app::exit::Exit;
 use crate::base::mountinfo::{self, Mount};
 use crate::fuse;
 
 /// Whether `/dev/fuse` is there and opens.
-pub(crate) fn fuse_device() -> Result<(), StartError> {
+pub(crate) fn fuse_device() -> Result<(), CommandError> {
     match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
         Ok(_device) => Ok(()),
-        Err(error) => Err(StartError::NoFuse(no_device(&error))),
+        Err(error) => Err(CommandError::new(Exit::OsErr, no_device(&error))),
     }
 }
 
@@ -38,13 +39,13 @@ fn no_device(error: &Error) -> String {
 
 /// Whether something can be mounted here. What a daemon of ours that died has left is taken away;
 /// everybody else's is left alone.
-pub(super) fn mountpoint(path: &Path) -> Result<(), StartError> {
+pub(super) fn mountpoint(path: &Path) -> Result<(), CommandError> {
     match usable(path) {
-        Err(StartError::Stale { .. }) if is_our_stale_mount(path) => {
+        Err(error) if error.exit == Exit::IoErr && is_our_stale_mount(path) => {
             let shown = path.display();
             free(path).map_err(|error| {
                 tracing::warn!("the stale mount on {shown} could not be freed: {error}");
-                StartError::Stale { mountpoint: shown.to_string() }
+                stale(path)
             })?;
             tracing::warn!("{shown} was what a daemon that died has left: it is freed");
             usable(path)
@@ -118,25 +119,27 @@ pub(super) fn no_core_files() {
     }
 }
 
-fn usable(path: &Path) -> Result<(), StartError> {
+fn usable(path: &Path) -> Result<(), CommandError> {
     let shown = path.display();
     let real = path.canonicalize().map_err(|error| unusable(path, &error))?;
     let metadata = real.metadata().map_err(|error| unusable(path, &error))?;
     if !metadata.is_dir() {
-        return Err(StartError::NoMountpoint(format!(
-            "mountpoint {shown} is not a directory; give an existing directory"
-        )));
+        return Err(CommandError::new(
+            Exit::OsFile,
+            format!("mountpoint {shown} is not a directory; give an existing directory"),
+        ));
     }
     let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
     if let Some(Mount { kind, .. }) = mounted(&mounts, &real) {
         // The attributes of a dead mount's root may be cached; how full it is never is.
         if statvfs(&real).err() == Some(Errno::ENOTCONN) {
-            return Err(StartError::Stale { mountpoint: shown.to_string() });
+            return Err(stale(path));
         }
-        return Err(StartError::Busy(format!(
+        let sentence = format!(
             "mountpoint {shown} is in use: a {kind} file system is mounted there; unmount it, or \
              give another directory"
-        )));
+        );
+        return Err(CommandError::new(Exit::CantCreat, sentence));
     }
     if real.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
         tracing::warn!("mountpoint {shown} is not empty: its files are hidden while mounted");
@@ -144,18 +147,29 @@ fn usable(path: &Path) -> Result<(), StartError> {
     Ok(())
 }
 
-fn unusable(path: &Path, error: &Error) -> StartError {
+fn unusable(path: &Path, error: &Error) -> CommandError {
     let shown = path.display();
     // "Transport endpoint is not connected": the kernel's answer for a mount without its daemon.
     if error.raw_os_error() == Some(libc::ENOTCONN) {
-        return StartError::Stale { mountpoint: shown.to_string() };
+        return stale(path);
     }
-    StartError::NoMountpoint(match error.kind() {
+    let sentence = match error.kind() {
         ErrorKind::NotFound => {
             format!("mountpoint {shown} does not exist; create it with `mkdir -p {shown}`")
         }
         _ => format!("mountpoint {shown} cannot be used: {error}; give an existing directory"),
-    })
+    };
+    CommandError::new(Exit::OsFile, sentence)
+}
+
+/// The mount of a daemon that died.
+fn stale(path: &Path) -> CommandError {
+    let sentence = format!(
+        "{0} is a stale mount: its daemon has died; free it with `fusermount3 -u {0}`, or as root \
+         `umount -l {0}`",
+        path.display()
+    );
+    CommandError::new(Exit::IoErr, sentence)
 }
 
 /// What is mounted on a path; none for an automount point, whose purpose is to be mounted on.
@@ -196,11 +210,13 @@ mod tests {
         assert_eq!(mountpoint(folder.path()), Ok(()));
         let file = folder.path().join("file");
         std::fs::write(&file, "").unwrap();
-        assert!(matches!(mountpoint(&file), Err(StartError::NoMountpoint(_))));
-        assert!(matches!(mountpoint(&file.join("x")), Err(StartError::NoMountpoint(_))));
+        assert!(matches!(mountpoint(&file), Err(error) if error.exit == Exit::OsFile));
+        assert!(matches!(mountpoint(&file.join("x")), Err(error) if error.exit == Exit::OsFile));
         let missing = mountpoint(&folder.path().join("none")).unwrap_err().to_string();
         assert!(missing.contains("mkdir -p"), "{missing}");
-        assert!(matches!(mountpoint(Path::new("/proc")), Err(StartError::Busy(_))));
+        assert!(
+            matches!(mountpoint(Path::new("/proc")), Err(error) if error.exit == Exit::CantCreat)
+        );
         let stale = unusable(Path::new("/mnt"), &Error::from_raw_os_error(libc::ENOTCONN));
         assert!(stale.to_string().contains("umount -l /mnt"), "{stale}");
     }

@@ -18,7 +18,8 @@ use rustix::net::{
     recvmsg, socketpair,
 };
 
-use super::StartError;
+use crate::app::command_error::CommandError;
+use crate::app::exit::Exit;
 use crate::base::mountinfo;
 use crate::fuse::HandedOver;
 
@@ -26,16 +27,17 @@ use crate::fuse::HandedOver;
 const FUSE_DEVICE: (u64, u64) = (10, 229);
 
 /// Takes the descriptor of a mount that no process serves yet; the number is free afterwards.
-pub(super) fn take(number: RawFd) -> Result<HandedOver, StartError> {
+pub(super) fn take(number: RawFd) -> Result<HandedOver, CommandError> {
     let wrong = |what: &str| {
-        StartError::NoMountpoint(format!(
-            "mountpoint /dev/fd/{number} {what}; whoever starts this program must open /dev/fuse, \
-                 mount it with mount(2) and the option fd=, and leave it open"
-        ))
+        let sentence = format!(
+            "mountpoint /dev/fd/{number} {what}; the process that starts this program must open \
+             /dev/fuse, mount it with mount(2) and the option fd=, and leave it open"
+        );
+        CommandError::new(Exit::OsFile, sentence)
     };
     check_kind(number).map_err(|what| wrong(&what))?;
     let internal = |error: std::io::Error| {
-        StartError::Internal(format!("descriptor {number} cannot be used: {error}"))
+        CommandError::failed(format!("descriptor {number} cannot be used: {error}"))
     };
     let device = owned(number).map_err(internal)?;
     // A program that this one starts must not hold the mount when this one has died.
@@ -128,7 +130,7 @@ mod tests {
         let file = File::open("/dev/null").unwrap();
         let number = file.as_raw_fd();
         let said = |number| match take(number) {
-            Err(StartError::NoMountpoint(sentence)) => sentence,
+            Err(error) if error.exit == Exit::OsFile => error.sentence,
             Err(other) => panic!("{other}"),
             Ok(_) => panic!("taken"),
         };

@@ -10,8 +10,9 @@ use tokio::time::{Instant, timeout};
 
 use super::diagnosis::{Diagnosis, Severity, because};
 use super::requests::ask;
+use crate::app::command_error::CommandError;
 use crate::app::config::Config;
-use crate::app::daemon::StartError;
+use crate::app::exit::Exit;
 use crate::store::StoreError;
 use crate::store::s3::S3Store;
 
@@ -102,16 +103,16 @@ async fn connections(name: &str, addresses: &[SocketAddr], report: &mut Diagnosi
 }
 
 /// The bucket was not opened: why, and what else may be the cause of it.
-pub(super) async fn refused(config: &Config, error: &StartError, report: &mut Diagnosis) {
-    let topic = match error {
-        StartError::Unreachable { cause, .. } if cause.starts_with("TLS: ") => "TLS",
-        StartError::NoCredentials { .. } => "credentials",
-        StartError::WrongRegion { .. } => "region",
+pub(super) async fn refused(config: &Config, error: &CommandError, report: &mut Diagnosis) {
+    let topic = match error.exit {
+        Exit::NoHost if error.sentence.contains(": TLS: ") => "TLS",
+        Exit::Config => "credentials",
+        Exit::DataErr => "region",
         _ => "bucket",
     };
-    report.fail(topic, error.code(), error.to_string());
+    report.fail(topic, error);
     // Without a connection, or without keys to sign with, there is nothing more to ask.
-    if matches!(error, StartError::Unreachable { .. } | StartError::NoCredentials { .. }) {
+    if matches!(error.exit, Exit::NoHost | Exit::Config) {
         return;
     }
     // This sends no request.

@@ -5,10 +5,12 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::measurements::Measurements;
+use crate::app::command_error::CommandError;
+use crate::app::exit::Exit;
 use crate::store::{Class, StoreError};
 
 /// The store's behaviour is wrong: the exit code of an endpoint that is not an S3 store.
-const WRONG: u8 = 76;
+const WRONG: u8 = Exit::Protocol.code();
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -57,10 +59,10 @@ impl Diagnosis {
 
     /// A mount would not start, but end with this code. The first such code is kept: later ones may
     /// be consequences of it.
-    pub(super) fn fail(&mut self, topic: &'static str, code: u8, sentence: impl Into<String>) {
-        self.wrong(topic, sentence);
+    pub(super) fn fail(&mut self, topic: &'static str, error: &CommandError) {
+        self.wrong(topic, &error.sentence);
         if matches!(self.exit_code, 0 | WRONG) {
-            self.exit_code = code;
+            self.exit_code = error.exit.code();
         }
     }
 
@@ -129,6 +131,10 @@ pub(super) fn because(what: &str, error: &StoreError) -> String {
 mod tests {
     use super::*;
 
+    fn fail(diagnosis: &mut Diagnosis, exit: Exit) {
+        diagnosis.fail("b", &CommandError::new(exit, ""));
+    }
+
     #[test]
     fn the_exit_code_is_that_of_the_first_thing_that_would_end_the_mount() {
         let code = |add: fn(&mut Diagnosis)| {
@@ -140,13 +146,13 @@ mod tests {
             ((|diagnosis| diagnosis.ok("a", "")) as fn(&mut Diagnosis), 0),
             (|diagnosis| diagnosis.slow("a", ""), 0),
             (|diagnosis| diagnosis.wrong("a", ""), WRONG),
-            (|diagnosis| diagnosis.fail("a", 68, ""), 68),
+            (|diagnosis| fail(diagnosis, Exit::NoHost), 68),
             // A behaviour that is wrong does not keep the mount from starting: the other does.
             (
                 |diagnosis| {
                     diagnosis.wrong("a", "");
-                    diagnosis.fail("b", 71, "");
-                    diagnosis.fail("c", 68, "");
+                    fail(diagnosis, Exit::OsErr);
+                    fail(diagnosis, Exit::NoHost);
                     diagnosis.wrong("d", "");
                 },
                 71,

@@ -1,8 +1,10 @@
 //! What the machine allows: kernel, FUSE, privileges, limits.
 
 use super::diagnosis::Diagnosis;
+use crate::app::command_error::CommandError;
 use crate::app::config::{self, Config};
-use crate::app::daemon::{self, Connections, StartError};
+use crate::app::daemon::{self, Connections};
+use crate::app::exit::Exit;
 
 pub(super) fn look(config: &Config, connections: &Connections, report: &mut Diagnosis) {
     let kernel = read("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".to_owned());
@@ -22,7 +24,7 @@ pub(super) fn look(config: &Config, connections: &Connections, report: &mut Diag
             });
             report.ok("FUSE", format!("/dev/fuse opens{limit}"));
         }
-        Err(error) => report.fail("FUSE", error.code(), error.to_string()),
+        Err(error) => report.fail("FUSE", &error),
     }
     privileges(config, report);
     let budget = config::size(config.memory_budget_bytes);
@@ -45,8 +47,7 @@ fn privileges(config: &Config, report: &mut Diagnosis) {
         .any(|folder| folder.join("fusermount3").is_file());
     if !has_helper {
         let what = "an ordinary user cannot mount without fusermount3; install the package fuse3";
-        let error = StartError::NoFuse(what.to_owned());
-        return report.fail("rights", error.code(), what);
+        return report.fail("rights", &CommandError::new(Exit::OsErr, what));
     }
     report.slow(
         "rights",

@@ -1,0 +1,251 @@
+//! A mount that is served: how it is made, becomes usable, is announced, and ends.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
+
+use super::logging::Logs;
+use super::signals::{SignalRequest, Signals};
+use super::{background, layout, service, stack};
+use crate::app::command_error::CommandError;
+use crate::app::config::{self, Config};
+use crate::app::control::status::Settings;
+use crate::app::control::{self, Socket};
+use crate::app::exit::Exit;
+use crate::app::metrics;
+use crate::app::task::Task;
+use crate::fs::BucketFs;
+use crate::fuse::{self, Expired, HandedOver, MountOptions, Mounted};
+use crate::stats::Stats;
+use crate::store::s3::S3Store;
+
+/// After a lazy unmount, files that are still open are served for this time.
+const DRAIN: Duration = Duration::from_secs(2);
+/// A new mount answers at once; this is for a busy machine.
+const FIRST_ANSWER: Duration = Duration::from_secs(30);
+/// SIGHUP: after this time other signals are taken again, although the kernel is still being told.
+const LONGEST_TELLING: Duration = Duration::from_secs(10);
+
+pub(super) struct Running<'a> {
+    config: &'a Config,
+    pub(super) fs: Arc<BucketFs>,
+    mounted: Arc<Mounted>,
+    options: MountOptions,
+    endpoint: String,
+    region: String,
+    socket: Option<Socket>,
+    /// The control socket was asked to unmount.
+    unmount: Arc<Notify>,
+}
+
+impl<'a> Running<'a> {
+    /// Assembles the layers and mounts, where the configuration says or where the mount that was
+    /// handed over already is.
+    pub(super) fn mount(
+        config: &'a Config,
+        store: S3Store,
+        stats: Arc<Stats>,
+        handed_over: Option<HandedOver>,
+    ) -> Result<Self, CommandError> {
+        let seen_at = handed_over.as_ref().and_then(|mount| mount.mountpoint.clone());
+        let options = config.mount_options(seen_at.unwrap_or_else(|| config.mountpoint.clone()));
+        let (endpoint, region) = (store.endpoint().to_owned(), store.region().to_owned());
+        let fs = stack(Arc::new(store), config, stats).map_err(|error| {
+            CommandError::failed(format!("address space for the cache cannot be reserved: {error}"))
+        })?;
+        let socket = Socket::open(&options.mountpoint)
+            .inspect_err(|error| {
+                tracing::warn!(
+                    "no control socket, so `status` and the like will not work: {error}"
+                );
+            })
+            .ok();
+        let mounted = fuse::mount(&fs, &options, handed_over, &Handle::current())
+            .map_err(|error| refused(&options.mountpoint, &error))?;
+        let (mounted, unmount) = (Arc::new(mounted), Arc::new(Notify::new()));
+        Ok(Self { config, fs, mounted, options, endpoint, region, socket, unmount })
+    }
+
+    /// Returns when the mount has answered the kernel: the path at which it may be asked again. A
+    /// mount that was handed over may be at no path here, or closed to this user.
+    pub(super) async fn usable(&self) -> Result<Option<PathBuf>, CommandError> {
+        let mountpoint = &self.options.mountpoint;
+        if config::descriptor(mountpoint).is_some() {
+            return Ok(None);
+        }
+        let may_be_closed = self.mounted.handed_over();
+        let failure = tokio::select! {
+            answer = service::answers(mountpoint) => match answer {
+                Ok(()) => return Ok(Some(mountpoint.clone())),
+                Err(error) if may_be_closed && error.kind() == ErrorKind::PermissionDenied => {
+                    return Ok(None);
+                }
+                Err(error) => error.to_string(),
+            },
+            () = self.mounted.ended() => "it was unmounted".to_owned(),
+            () = tokio::time::sleep(FIRST_ANSWER) => {
+                format!("silence for {} s", FIRST_ANSWER.as_secs())
+            }
+        };
+        let shown = mountpoint.display();
+        let sentence =
+            format!("the mount on {shown} does not answer: {failure}; check dmesg, and try again");
+        Err(CommandError::new(Exit::OsErr, sentence))
+    }
+
+    /// Says what is mounted, and serves metrics and the control socket until the result is dropped.
+    pub(super) fn serve(&mut self, port: Option<TcpListener>) -> impl Sized + use<> {
+        let Self { config, fs, options, endpoint, region, .. } = self;
+        let layout = layout(config);
+        let mut settings = Settings::new(config, options, &layout, endpoint, region);
+        tracing::info!(
+            endpoint,
+            region,
+            memory_budget = config::size(config.memory_budget_bytes),
+            chunk_size = config::size(layout.chunk_bytes),
+            part_size = config::size(layout.largest_part_bytes),
+            max_connections = config.max_connections,
+            metadata_ttl = ttl(config),
+            version = crate::VERSION,
+            "mounted {} on {}",
+            options.source,
+            options.mountpoint.display(),
+        );
+        let metrics = port.map(|port| {
+            let address = port.local_addr().ok().map(|address| address.to_string());
+            let shown = address.as_deref().unwrap_or_default();
+            tracing::info!("metrics are at http://{shown}/metrics");
+            settings.metrics = address;
+            let exporter = metrics::Exporter::new(fs.clone(), config, &options.mountpoint);
+            Task::spawn(metrics::serve(port, exporter))
+        });
+        let control = self.socket.take().map(|socket| {
+            tracing::debug!("the control socket is {}", socket.path().display());
+            let (fs, mounted) = (self.fs.clone(), self.mounted.clone());
+            let unmount = self.unmount.clone();
+            let (file, serving) = socket.serve(control::Target { fs, mounted, settings, unmount });
+            (file, Task::spawn(serving))
+        });
+        (metrics, control)
+    }
+
+    /// Tells that the mount is usable, after which the process may be in the background.
+    pub(super) fn ready(&self) -> Result<(), CommandError> {
+        let hidden = self.is_hidden_from_the_host();
+        if background::is_child() {
+            background::leave()?;
+        }
+        let (source, shown) = (&self.options.source, self.options.mountpoint.display());
+        let hidden = if hidden { ", but not for the host" } else { "" };
+        service::ready(&format!("mounted {source} on {shown}{hidden}"));
+        Ok(())
+    }
+
+    fn is_hidden_from_the_host(&self) -> bool {
+        // Where that cannot be known there is no warning.
+        if self.mounted.device_number().and_then(service::host_sees) != Some(false) {
+            return false;
+        }
+        tracing::warn!(
+            "the mount on {} is in a mount namespace that process 1 does not see: only processes \
+             started from here can use it; a unit must not have PrivateTmp=, PrivateMounts=, \
+             ProtectSystem= or ProtectHome=, and a container needs shared mount propagation",
+            self.options.mountpoint.display()
+        );
+        true
+    }
+
+    /// Answers signals, until one of them, the control socket or the kernel ends the mount.
+    pub(super) async fn until_the_end(&self, signals: &mut Signals, logs: &Logs) {
+        loop {
+            tokio::select! {
+                () = self.unmount.notified() => {
+                    return tracing::info!("the control socket: unmounting");
+                }
+                request = signals.next() => match request {
+                    SignalRequest::End(name) => return tracing::info!("{name}: unmounting"),
+                    SignalRequest::DropNames => self.drop_names().await,
+                    SignalRequest::LogMore => logs.louder(),
+                    SignalRequest::LogAsConfigured => logs.as_given(),
+                },
+                () = self.mounted.ended() => return tracing::info!("unmounted from outside"),
+            }
+        }
+    }
+
+    /// Makes all names unknown, to this program and to the kernel.
+    async fn drop_names(&self) {
+        let (fs, mounted) = (self.fs.clone(), self.mounted.clone());
+        let telling = spawn_blocking(move || mounted.expire_names(&fs.drop_names(), || fs.known()));
+        // The kernel may be waiting for a lookup that waits for the store; other signals must not.
+        let Ok(told) = tokio::time::timeout(LONGEST_TELLING, telling).await else {
+            return tracing::warn!(
+                "SIGHUP: all names are asked for anew; the kernel is still being told"
+            );
+        };
+        match told {
+            Ok(Expired::AtOnce) => tracing::info!("SIGHUP: all names are asked for anew"),
+            Ok(Expired::OneByOne { names, all }) => tracing::info!(
+                names,
+                all,
+                "SIGHUP: all names are asked for anew; the kernel was told of each file by itself, \
+                 as before Linux 6.16 it must be"
+            ),
+            Err(panicked) => tracing::error!("SIGHUP: {panicked}"),
+        }
+    }
+
+    /// Unmounts, and gives readers that are waiting some time for their answers.
+    pub(super) async fn unmount(self) -> Result<(), CommandError> {
+        let shown = self.options.mountpoint.display();
+        if self.mounted.handed_over() {
+            if !self.mounted.has_ended() {
+                tracing::info!("the mount stays, dead, until whoever has made it unmounts it");
+            }
+        } else {
+            let unmounting = self.mounted.clone();
+            // Unmounting waits for the kernel, which may be waiting for a reply from this runtime.
+            let unmounted = spawn_blocking(move || unmounting.unmount()).await;
+            let failed = |failure: &dyn std::fmt::Display| {
+                CommandError::failed(format!(
+                    "{shown} cannot be unmounted: {failure}; free it with `umount -l`"
+                ))
+            };
+            unmounted.map_err(|panicked| failed(&panicked))?.map_err(|error| failed(&error))?;
+            // After a lazy unmount the session ends with the last open file, if ever.
+            let _ = tokio::time::timeout(DRAIN, self.mounted.ended()).await;
+        }
+        self.fs.stats().snapshot().log_unmounted(&self.options.mountpoint);
+        Ok(())
+    }
+}
+
+fn ttl(config: &Config) -> String {
+    let shown = |ttl| humantime::format_duration(ttl).to_string();
+    config.metadata_ttl.map_or_else(|| "indefinite".to_owned(), shown)
+}
+
+fn refused(mountpoint: &Path, error: &std::io::Error) -> CommandError {
+    let shown = mountpoint.display();
+    // Where the kernel refuses, fusermount3 is tried: this is the error of not finding it.
+    let (cause, remedy) = if error.kind() == ErrorKind::NotFound {
+        let cause = "this process may not mount, and fusermount3 is not installed".to_owned();
+        let remedy = "install the package fuse3, or in a container start it with `--cap-add \
+                      SYS_ADMIN --device /dev/fuse`";
+        (cause, remedy)
+    } else if nix::unistd::geteuid().is_root() {
+        let remedy = "in a container, start it with `--cap-add SYS_ADMIN --device /dev/fuse`";
+        (error.to_string(), remedy)
+    } else {
+        let remedy = "an ordinary user needs fusermount3, of the package fuse3, and a mountpoint of \
+                      their own";
+        (error.to_string(), remedy)
+    };
+    CommandError::new(Exit::OsErr, format!("mounting on {shown} was refused: {cause}; {remedy}"))
+}
