@@ -7,6 +7,27 @@
 
 use std::ops::Deref;
 
+/// An enum whose values are labels of metrics and keys of status.
+macro_rules! labels {
+    ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $value:ident = $label:literal,)* }) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name {
+            $($(#[$doc])* $value,)*
+        }
+
+        impl $name {
+            pub const ALL: [Self; [$($label),*].len()] = [$(Self::$value),*];
+
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$value => $label,)*
+                }
+            }
+        }
+    };
+}
+
 mod busiest;
 mod counters;
 mod histogram;

@@ -1,21 +1,16 @@
 //! The control socket: what other programs may ask of a running mount, and its answers.
 //!
-//! Each mount has a socket of its own in the runtime directory, named after the mountpoint, mode
-//! 0600; who connects must be the user of the daemon, or root. One line of JSON goes in, a
-//! [`Command`], and one comes back, a [`Reply`]. The other end is
-//! `app/commands/client.rs`.
+//! Each mount has a socket of its own in the runtime directory ([`paths`]), mode 0600; the peer must
+//! be the user of the daemon, or root. One line of JSON goes in, a [`Command`], and one comes back, a
+//! [`Reply`]. The other end is `app/commands/client.rs`.
 
-use std::ffi::OsString;
-use std::fmt::Write as _;
 use std::fs::{DirBuilder, Permissions};
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;
@@ -27,44 +22,34 @@ use crate::app::{config, task};
 use crate::fs::BucketFs;
 use crate::fuse::Mounted;
 
+pub(crate) mod paths;
 pub(crate) mod status;
 
-/// Who asks is served within this time, and one who says nothing is sent away.
+/// A peer that has not sent its line within this time is sent away.
 const LONGEST_QUESTION: Duration = Duration::from_secs(5);
 /// A longer line is no command.
 const LONGEST_LINE: u64 = 4096;
-/// Where the sockets of root's mounts are.
-const SYSTEM: &str = "/run/fasts3-mount";
-/// Below the runtime directory of a user.
-const OF_USER: &str = "fasts3-mount";
 
-/// What may be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
 pub(crate) enum Command {
-    /// Settings and totals.
     Status,
     /// Forget names and bytes.
     Drop,
-    /// End the mount.
     Unmount,
 }
 
-/// What comes back.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Reply {
-    /// Settings and totals.
     Status(Box<Status>),
-    /// What was forgotten.
     Dropped(Dropped),
-    /// The mount ends now.
+    /// The unmount begins now.
     Unmounting,
-    /// Why it cannot be done.
+    /// The reason, in a sentence.
     Refused(String),
 }
 
-/// What was forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Dropped {
     /// Files and directories that the kernel knew by name.
@@ -73,49 +58,45 @@ pub(crate) struct Dropped {
     pub(crate) bytes: u64,
 }
 
-/// A mount as the control socket sees it.
+/// A mount, as its control socket needs it.
 pub(crate) struct Target {
-    /// The file system.
     pub(crate) fs: Arc<BucketFs>,
-    /// The mount.
     pub(crate) mounted: Arc<Mounted>,
-    /// What does not change while it lives.
     pub(crate) settings: Settings,
-    /// Told when the mount is to end.
+    /// Notified to end the mount.
     pub(crate) unmount: Arc<Notify>,
 }
 
-/// The socket of a mount.
 #[derive(Debug)]
 pub(crate) struct Socket {
     listener: UnixListener,
     file: SocketFile,
 }
 
-/// Its file, which goes when this is dropped.
+/// The socket's file; dropping this removes it.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,
-    /// Which file of this name is ours: a later daemon of the same mountpoint makes another.
+    /// Tells it from the file of the same name that a later daemon of the mountpoint makes.
     inode: u64,
 }
 
 impl Socket {
-    /// Makes the socket of a mountpoint. A daemon that died may have left one, which is replaced.
+    /// Makes the socket of a mountpoint. One that a dead daemon has left is replaced.
     pub(crate) fn open(mountpoint: &Path) -> Result<Self, String> {
-        let folder = own_directory(|name| std::env::var_os(name))?;
+        let folder = paths::own_directory(|name| std::env::var_os(name))?;
         let shown = folder.display();
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&folder)
             .map_err(|error| format!("{shown} cannot be made: {error}"))?;
-        // Of a mount that is seen elsewhere only, the name is all there is.
+        // A mount that this process does not see is known by the name that was given.
         let mountpoint = match config::descriptor(mountpoint) {
             Some(_) => mountpoint.to_owned(),
             None => mountpoint.canonicalize().map_err(|error| error.to_string())?,
         };
-        let path = folder.join(socket_name(&mountpoint));
+        let path = folder.join(paths::socket_name(&mountpoint));
         let shown = path.display();
         let failed = |error: std::io::Error| format!("{shown} cannot be made: {error}");
         match std::fs::remove_file(&path) {
@@ -130,7 +111,6 @@ impl Socket {
         Ok(Self { listener, file: SocketFile { path, inode } })
     }
 
-    /// Where it is.
     pub(crate) fn path(&self) -> &Path {
         &self.file.path
     }
@@ -180,7 +160,7 @@ async fn talk(connection: UnixStream, target: &Target) -> std::io::Result<()> {
     timeout(LONGEST_QUESTION, from.read_line(&mut line)).await??;
     let command = serde_json::from_str::<Command>(&line);
     let reply = match &command {
-        // The file's mode says so too; but not in the moment before it is set.
+        // The file's mode says so too, except in the moment before it is set.
         _ if peer != own && peer != 0 => {
             Reply::Refused("only root and the user of the daemon may ask".to_owned())
         }
@@ -202,8 +182,8 @@ async fn talk(connection: UnixStream, target: &Target) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The order matters: what the kernel is told to forget, it asks for again, and is then to find
-/// nothing old here.
+/// First here, then in the kernel: it asks again for what it is told to forget, and must find nothing
+/// old here.
 async fn drop_all(target: &Target) -> Reply {
     let (held, _) = target.fs.memory_bytes();
     let directories = target.fs.drop_names();
@@ -211,9 +191,9 @@ async fn drop_all(target: &Target) -> Reply {
     let known = target.fs.known();
     let names = known.len();
     let mounted = target.mounted.clone();
-    // The kernel waits for reads that are under way, which this thread must not.
+    // The kernel waits for reads in progress, which this thread must not.
     let told = spawn_blocking(move || {
-        // Before Linux 6.16 of each name by itself, which is done in any case.
+        // No names: before Linux 6.16 it is told of each by itself, which `forget` does anyway.
         let _ = mounted.expire_names(&directories, Vec::new);
         mounted.forget(&known);
     });
@@ -226,98 +206,9 @@ async fn drop_all(target: &Target) -> Reply {
     Reply::Dropped(Dropped { names, bytes })
 }
 
-/// Where a daemon makes its socket: where its service manager says, or where such things are.
-fn own_directory(variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, String> {
-    if let Some(folder) = of_service(&variable) {
-        return Ok(folder);
-    }
-    if nix::unistd::geteuid().is_root() {
-        return Ok(SYSTEM.into());
-    }
-    of_user(&variable).ok_or_else(|| "XDG_RUNTIME_DIR is not set".to_owned())
-}
-
-/// Where the socket of a mount may be, whoever mounted it.
-pub(crate) fn directories(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
-    let mut folders: Vec<PathBuf> = of_service(&variable).into_iter().collect();
-    folders.push(SYSTEM.into());
-    folders.extend(of_user(&variable));
-    if nix::unistd::geteuid().is_root() {
-        let users = std::fs::read_dir("/run/user").into_iter().flatten().flatten();
-        folders.extend(users.map(|user| user.path().join(OF_USER)));
-    }
-    // A service may have a folder of its own below: RuntimeDirectory=fasts3-mount/%i.
-    let below = |folder: &PathBuf| {
-        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path())
-    };
-    let instances: Vec<_> = folders.iter().flat_map(below).collect();
-    folders.extend(instances);
-    folders
-}
-
-/// systemd's `RuntimeDirectory=`, of which there may be several.
-fn of_service(variable: &impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
-    let all = variable("RUNTIME_DIRECTORY")?;
-    let first = all.as_bytes().split(|&byte| byte == b':').next()?;
-    (!first.is_empty()).then(|| PathBuf::from(std::ffi::OsStr::from_bytes(first)))
-}
-
-fn of_user(variable: &impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
-    let folder = variable("XDG_RUNTIME_DIR").filter(|folder| !folder.is_empty())?;
-    Some(PathBuf::from(folder).join(OF_USER))
-}
-
-/// The name of the socket of a mountpoint, whose path has no symbolic links: readable, and short
-/// whatever the path, for a socket's path may have 107 bytes.
-pub(crate) fn socket_name(path: &Path) -> String {
-    let last = path.file_name().unwrap_or_default().to_string_lossy();
-    let letter = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
-    let mut name: String = last.chars().take(24).map(letter).collect();
-    name.push('-');
-    for byte in &Sha256::digest(path.as_os_str().as_bytes())[..8] {
-        let _ = write!(name, "{byte:02x}");
-    }
-    name.push_str(".sock");
-    name
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn environment(pairs: &[(&str, &str)]) -> impl Fn(&str) -> Option<OsString> {
-        let owned: Vec<_> = pairs.iter().map(|&(k, v)| (k.to_owned(), OsString::from(v))).collect();
-        move |name| owned.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
-    }
-
-    #[test]
-    fn the_service_manager_says_where_the_socket_is() {
-        let own = |pairs: &[(&str, &str)]| own_directory(environment(pairs));
-        let service = ("RUNTIME_DIRECTORY", "/run/a:/run/b");
-        assert_eq!(own(&[service]), Ok("/run/a".into()));
-        let user = ("XDG_RUNTIME_DIR", "/run/user/1000");
-        let want = if nix::unistd::geteuid().is_root() {
-            SYSTEM.into()
-        } else {
-            PathBuf::from("/run/user/1000/fasts3-mount")
-        };
-        assert_eq!(own(&[("RUNTIME_DIRECTORY", ""), user]), Ok(want));
-        let all = directories(environment(&[service, user]));
-        for folder in ["/run/a", SYSTEM, "/run/user/1000/fasts3-mount"] {
-            assert!(all.contains(&folder.into()), "{folder}");
-        }
-    }
-
-    #[test]
-    fn every_mountpoint_has_a_socket_name_of_its_own_that_is_short() {
-        let name = |path: &str| socket_name(&Path::new("/mnt").join(path));
-        let (one, two) = (name("a/data"), name("b/data"));
-        assert_ne!(one, two);
-        assert!(one.starts_with("data-") && one.contains(".sock"), "{one}");
-        let odd = name(&format!("ä\n {}", "x".repeat(200)));
-        assert!(odd.len() < 50 && odd.is_ascii() && !odd.contains('\n'), "{odd}");
-    }
 
     #[test]
     fn commands_are_lines_of_json() {

@@ -213,16 +213,16 @@ impl Mounted {
         if there.is_none_or(|mount| mount.device != *device_number) {
             return Ok(());
         }
-        match umount2(mountpoint, MntFlags::empty()) {
-            // EINVAL: it was unmounted in this moment.
-            Ok(()) | Err(Errno::EINVAL) => Ok(()),
+        let unmounted = match umount2(mountpoint, MntFlags::empty()) {
             Err(Errno::EBUSY) => {
                 tracing::info!("the mount is busy: unmounting lazily");
-                match umount2(mountpoint, MntFlags::MNT_DETACH) {
-                    Ok(()) | Err(Errno::EINVAL) => Ok(()),
-                    Err(error) => Err(error.into()),
-                }
+                umount2(mountpoint, MntFlags::MNT_DETACH)
             }
+            outcome => outcome,
+        };
+        match unmounted {
+            // EINVAL: it was unmounted in this moment.
+            Ok(()) | Err(Errno::EINVAL) => Ok(()),
             Err(Errno::EPERM) => unmount_by_helper(mountpoint),
             Err(error) => Err(error.into()),
         }

@@ -1,28 +1,32 @@
-//! Who waits for an answer, and whether a signal would end that wait if the kernel let it.
+//! The thread that waits for a reply, and whether a signal would end its wait if the kernel let it.
 //!
-//! A thread that waits for a reply to a request in the hands of a daemon sits there until the reply
-//! comes, even when it is killed. The kernel tells the daemon (`FUSE_INTERRUPT`), but fuser 0.18
-//! answers that itself, with ENOSYS. So what waits for long looks at the thread: one that is to end
-//! sleeps with a signal pending that would wake it anywhere else, and `/proc` shows that. The reply
-//! is EINTR then.
+//! A thread whose request is in the hands of a daemon sleeps until the reply comes, even when it is
+//! killed. The kernel tells the daemon (`FUSE_INTERRUPT`), but fuser 0.18 answers that itself, with
+//! ENOSYS. So a request that takes long looks at its thread in `/proc`: a thread that should end
+//! sleeps uninterruptibly with a signal pending that would wake it anywhere else. The reply is EINTR
+//! then.
 //!
-//! Whatever cannot be seen, be the thread in another PID namespace, hidden or gone, is left to wait:
-//! what a thread has asked for may be waited for by another (asynchronous I/O).
+//! A thread that cannot be seen (in another PID namespace, hidden, or gone) is left to wait: another
+//! thread may need the reply (asynchronous I/O).
 
 use std::fs;
 use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
 
+use libc::{
+    SIGABRT, SIGBUS, SIGFPE, SIGHUP, SIGILL, SIGINT, SIGKILL, SIGQUIT, SIGSEGV, SIGSYS, SIGTERM,
+    SIGTRAP, SIGXCPU, SIGXFSZ,
+};
 use tokio::time::sleep;
 
 use crate::base::proc;
 use crate::fs::FsError;
 
-/// Who waits no longer than this is not looked at, which is nearly everybody: a round trip to a store
-/// takes 20 to 200 ms.
+/// The wait before the first look. Most requests end before it: a round trip to a store takes 20 to
+/// 200 ms.
 const FIRST_LOOK: Duration = Duration::from_millis(500);
-/// From then on. A look takes 15 µs, so ten thousand who wait take a sixth of a core.
+/// Between two looks. One takes 15 µs, so 10,000 waiting threads cost a sixth of a core.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Bits of the masks in `/proc/TID/status`.
@@ -35,38 +39,30 @@ const fn bits(signals: &[i32]) -> u64 {
     mask
 }
 
-/// Every fatal signal is made into this one for each thread of the process, but for [`DUMPING`].
-const KILL: u64 = bits(&[libc::SIGKILL]);
-/// Asks a program to end: whoever catches it wants to hear of it at once. Others that are caught
-/// (timers, children, windows) say nothing about the wait, and few programs expect EINTR for them.
-const ENDING: u64 = bits(&[libc::SIGINT, libc::SIGTERM, libc::SIGQUIT, libc::SIGHUP]);
-/// Dumps core, if it is not caught. The kernel waits for the thread to take it itself.
-const DUMPING: u64 = bits(&[
-    libc::SIGQUIT,
-    libc::SIGILL,
-    libc::SIGTRAP,
-    libc::SIGABRT,
-    libc::SIGBUS,
-    libc::SIGFPE,
-    libc::SIGSEGV,
-    libc::SIGSYS,
-    libc::SIGXCPU,
-    libc::SIGXFSZ,
-]);
+/// The kernel turns every fatal signal, except [`DUMPING`], into this one for each thread of the
+/// process.
+const KILL: u64 = bits(&[SIGKILL]);
+/// Requests to end. A program that catches one wants to hear of it at once. Other signals that are
+/// caught (timers, children, windows) say nothing about the wait, and few programs expect EINTR for
+/// them.
+const ENDING: u64 = bits(&[SIGINT, SIGTERM, SIGQUIT, SIGHUP]);
+/// Signals that dump core if they are not caught. The kernel waits until the thread takes them itself.
+const DUMPING: u64 =
+    bits(&[SIGQUIT, SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS, SIGXCPU, SIGXFSZ]);
 
-/// The thread that waits for the answer to a request.
+/// The thread that waits for the reply to a request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Waiter {
     thread: u32,
 }
 
 impl Waiter {
-    /// By its number in the namespace of the mount; 0 if it has none there.
+    /// `thread` is its number in the PID namespace of the mount, or 0 if it has none there.
     pub(super) fn new(thread: u32) -> Self {
         Self { thread }
     }
 
-    /// Has the work done for it: unless it is to end before. Then the work is dropped half way.
+    /// Runs the work, unless the thread should end before: then the work is dropped half way.
     pub(super) async fn waits_for<T>(
         self,
         work: impl Future<Output = Result<T, FsError>>,
@@ -75,14 +71,15 @@ impl Waiter {
         tokio::select! {
             biased;
             done = &mut work => done,
-            () = self.is_to_end() => Err(FsError::Interrupted),
+            () = self.ends() => Err(FsError::Interrupted),
         }
     }
 
-    async fn is_to_end(self) {
+    /// Returns when the thread should end.
+    async fn ends(self) {
         sleep(FIRST_LOOK).await;
-        while let Some(is_to_end) = self.look() {
-            if is_to_end {
+        while let Some(should_end) = self.look() {
+            if should_end {
                 return;
             }
             sleep(LOOK_EVERY).await;
@@ -90,19 +87,19 @@ impl Waiter {
         std::future::pending::<()>().await;
     }
 
-    /// `None` if it is not to be seen.
+    /// `None` if it cannot be seen.
     fn look(self) -> Option<bool> {
         if self.thread == 0 {
             return None;
         }
-        // Of threads too, which the folder does not list.
+        // It works for every thread, although the folder lists processes only.
         let status = fs::read_to_string(format!("/proc/{}/status", self.thread)).ok()?;
         is_to_end(&status)
     }
 }
 
-/// Whether a thread sleeps where signals do not wake it, and one is pending that would end it or its
-/// program; `None` if this is not a thread's status.
+/// The thread sleeps where signals do not wake it, and a pending one would end it or its program.
+/// `None` if this is not a thread's status.
 fn is_to_end(status: &str) -> Option<bool> {
     let mask = |name| u64::from_str_radix(proc::field(status, name)?, 16).ok();
     let sleeps = proc::field(status, "State")?.starts_with('D');

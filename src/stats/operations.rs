@@ -6,47 +6,26 @@ use tokio::time::Instant;
 
 use super::{Counter, Histogram, Stats};
 
-/// The kernel's requests that are answered with more than a constant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operation {
-    Lookup,
-    Getattr,
-    Read,
-    Readdir,
-    Readdirplus,
-    Getxattr,
-}
-
-impl Operation {
-    pub const ALL: [Self; 6] =
-        [Self::Lookup, Self::Getattr, Self::Read, Self::Readdir, Self::Readdirplus, Self::Getxattr];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Lookup => "lookup",
-            Self::Getattr => "getattr",
-            Self::Read => "read",
-            Self::Readdir => "readdir",
-            Self::Readdirplus => "readdirplus",
-            Self::Getxattr => "getxattr",
-        }
+labels! {
+    /// The kernel's requests that are answered with more than a constant.
+    Operation {
+        Lookup = "lookup",
+        Getattr = "getattr",
+        Read = "read",
+        Readdir = "readdir",
+        Readdirplus = "readdirplus",
+        Getxattr = "getxattr",
     }
 }
 
+macro_rules! errnos {
+    ($($name:ident)*) => { [$((libc::$name, stringify!($name))),*] };
+}
+
 /// Errors that programs see. An errno that is not listed counts as the last.
-const ERRNOS: [(i32, &str); 11] = [
-    (libc::ENOENT, "ENOENT"),
-    (libc::ENOTDIR, "ENOTDIR"),
-    (libc::EISDIR, "EISDIR"),
-    (libc::ENAMETOOLONG, "ENAMETOOLONG"),
-    (libc::EACCES, "EACCES"),
-    (libc::ESTALE, "ESTALE"),
-    (libc::ETIMEDOUT, "ETIMEDOUT"),
-    (libc::EINTR, "EINTR"),
-    (libc::ENODATA, "ENODATA"),
-    (libc::EOPNOTSUPP, "EOPNOTSUPP"),
-    (libc::EIO, "EIO"),
-];
+const ERRNOS: [(i32, &str); 11] = errnos! {
+    ENOENT ENOTDIR EISDIR ENAMETOOLONG EACCES ESTALE ETIMEDOUT EINTR ENODATA EOPNOTSUPP EIO
+};
 
 /// The kernel's requests, by kind.
 #[derive(Debug, Default)]

@@ -4,79 +4,34 @@ use tokio::time::Instant;
 
 use super::{Counter, Histogram};
 
-/// Kinds of requests to the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RequestKind {
-    Get,
-    Head,
-    List,
-}
-
-impl RequestKind {
-    pub const ALL: [Self; 3] = [Self::Get, Self::Head, Self::List];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Get => "GET",
-            Self::Head => "HEAD",
-            Self::List => "LIST",
-        }
+labels! {
+    RequestKind {
+        Get = "GET",
+        Head = "HEAD",
+        List = "LIST",
     }
 }
 
-/// How a request to the store ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    Ok,
-    /// There is no such key.
-    NotFound,
-    /// The object is another version by now.
-    Changed,
-    /// Refused, or there are no credentials.
-    Denied,
-    Archived,
-    Throttled,
-    /// The store failed or could not be reached.
-    Unavailable,
-    TimedOut,
-    /// The answer makes no sense.
-    Protocol,
-    /// The bucket is not there, or elsewhere.
-    Bucket,
-    /// Cut off: the deadline passed, or another answer came first.
-    Abandoned,
-}
-
-impl Outcome {
-    pub const ALL: [Self; 11] = [
-        Self::Ok,
-        Self::NotFound,
-        Self::Changed,
-        Self::Denied,
-        Self::Archived,
-        Self::Throttled,
-        Self::Unavailable,
-        Self::TimedOut,
-        Self::Protocol,
-        Self::Bucket,
-        Self::Abandoned,
-    ];
-
-    /// As a label of metrics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::NotFound => "not_found",
-            Self::Changed => "changed",
-            Self::Denied => "denied",
-            Self::Archived => "archived",
-            Self::Throttled => "throttled",
-            Self::Unavailable => "unavailable",
-            Self::TimedOut => "timed_out",
-            Self::Protocol => "protocol",
-            Self::Bucket => "bucket",
-            Self::Abandoned => "abandoned",
-        }
+labels! {
+    /// How a request to the store ended.
+    Outcome {
+        Ok = "ok",
+        NotFound = "not_found",
+        /// The object is another version by now.
+        Changed = "changed",
+        /// Refused, or there are no credentials.
+        Denied = "denied",
+        Archived = "archived",
+        Throttled = "throttled",
+        /// The store failed or could not be reached.
+        Unavailable = "unavailable",
+        TimedOut = "timed_out",
+        /// The answer makes no sense.
+        Protocol = "protocol",
+        /// The bucket is not there, or elsewhere.
+        Bucket = "bucket",
+        /// Cut off: the deadline passed, or another answer came first.
+        Abandoned = "abandoned",
     }
 }
 

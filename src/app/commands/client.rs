@@ -1,4 +1,4 @@
-//! The other end of the control socket: finds the mount, asks, and shows the answer.
+//! The other end of the control socket: finds the mount and asks its daemon.
 
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::os::unix::net::UnixStream;
@@ -8,16 +8,17 @@ use std::time::{Duration, Instant};
 
 use crate::app::command_error::CommandError;
 use crate::app::config;
-use crate::app::control::{Command, Reply, directories, socket_name};
+use crate::app::control::paths::{directories, socket_name};
+use crate::app::control::{Command, Reply};
 use crate::base::mountinfo::{self, Mount};
 
 /// A daemon that is alive answers at once.
 const LONGEST_ANSWER: Duration = Duration::from_secs(5);
-/// But for a drop, which waits for reads that wait for the store.
+/// A drop waits for reads that wait for the store.
 const LONGEST_DROP: Duration = Duration::from_secs(45);
-/// To find out where a path leads, other file systems are asked, which may hang.
+/// Resolving a path asks other file systems, which may hang.
 const LONGEST_PATH: Duration = Duration::from_secs(5);
-/// A busy mount is detached, so an unmount takes what the daemon's last requests take.
+/// A busy mount is detached, so an unmount takes as long as the daemon's last requests.
 const LONGEST_UNMOUNT: Duration = Duration::from_secs(30);
 
 /// The mounts of this program, as the kernel lists them.
@@ -25,12 +26,11 @@ pub(super) fn mounts() -> Vec<PathBuf> {
     of_mountinfo(&std::fs::read("/proc/self/mountinfo").unwrap_or_default())
 }
 
-/// The mountpoints of those that are ours.
 fn of_mountinfo(mountinfo: &[u8]) -> Vec<PathBuf> {
     mountinfo::mounts(mountinfo).filter(Mount::is_ours).map(|mount| mount.path).collect()
 }
 
-/// The mount that a path is in, of those listed, and where in it.
+/// The mount that a path is in, of those listed.
 pub(super) fn mount_of(path: &Path, mounts: &[PathBuf]) -> Option<PathBuf> {
     let inside = mounts.iter().filter(|mount| path.starts_with(mount));
     inside.max_by_key(|mount| mount.components().count()).cloned()
@@ -38,10 +38,9 @@ pub(super) fn mount_of(path: &Path, mounts: &[PathBuf]) -> Option<PathBuf> {
 
 /// Checks that this program is mounted there; gives its path without symbolic links.
 ///
-/// A mount whose daemon hangs answers no question about itself, so none is asked where the path says
-/// enough.
+/// A mount whose daemon hangs answers no system call, so none is made where the path says enough.
 pub(super) fn check_mount(mountpoint: &Path) -> Result<PathBuf, CommandError> {
-    // It is mounted where this process need not see it; its socket will tell.
+    // This process need not see the mount; its socket will tell.
     if config::descriptor(mountpoint).is_some() {
         return Ok(mountpoint.to_owned());
     }
@@ -134,27 +133,25 @@ fn ask_at(mountpoint: &Path, command: Command) -> Result<Reply, CommandError> {
 fn connect(mountpoint: &Path) -> Result<UnixStream, CommandError> {
     let shown = mountpoint.display();
     let name = socket_name(mountpoint);
+    let folders = directories(|name| std::env::var_os(name));
+    let listed: Vec<_> = folders.iter().map(|folder| folder.display().to_string()).collect();
     let mut none = CommandError::no_daemon(format!(
         "the daemon of {shown} has no control socket in any of {}; was it started with another \
          RUNTIME_DIRECTORY or XDG_RUNTIME_DIR?",
-        directories(|name| std::env::var_os(name))
-            .iter()
-            .map(|folder| folder.display().to_string())
-            .collect::<Vec<_>>()
-            .join(", "),
+        listed.join(", "),
     ));
-    for folder in directories(|name| std::env::var_os(name)) {
+    for folder in folders {
         let path = folder.join(&name);
-        match UnixStream::connect(&path) {
+        match UnixStream::connect(&path).map_err(|error| error.kind()) {
             Ok(connection) => return Ok(connection),
-            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            Err(ErrorKind::PermissionDenied) => {
                 none = CommandError::not_allowed(format!(
                     "the mount on {shown} is another user's; ask as that user or as root"
                 ));
             }
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            Err(ErrorKind::ConnectionRefused) => {
                 none = CommandError::no_daemon(format!(
-                    "nobody answers at {}: the daemon of {shown} is gone; free its mount with \
+                    "nothing answers at {}: the daemon of {shown} is gone; free its mount with \
                      `fusermount3 -u {shown}`, or as root `umount -l {shown}`",
                     path.display()
                 ));

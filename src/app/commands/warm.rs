@@ -1,9 +1,8 @@
 //! `fasts3-mount warm`: reads files before programs want them.
 //!
-//! It reads through the mount, as a program does, so what it reads is where a program finds it: in
-//! the kernel's page cache, and small files in the daemon's memory too. Another way, to have the
-//! daemon fetch without a reader, would fill its memory only, which is smaller and the second place
-//! where a read looks.
+//! It reads through the mount, as a program does, so the bytes are where a program finds them: in
+//! the kernel's page cache, and small files in the daemon's memory too. A daemon that fetched without
+//! a reader would fill its memory only, which is smaller and the second place where a read looks.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -11,7 +10,7 @@ use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -23,44 +22,41 @@ use super::client::{mount_of, mounts};
 use crate::app::command_error::CommandError;
 use crate::base::proc::machine_memory_bytes;
 use crate::base::text::{bytes, on_one_line, seconds};
+use crate::stats::Counter;
 
 /// The kernel's largest request.
 const READ_BYTES: usize = 1 << 20;
-/// Files that are found and not yet read.
+/// Files that are found and not yet read, at most.
 const WAITING: usize = 4096;
 /// Errors that are shown one by one; the rest are counted.
 const SHOWN: u64 = 20;
-/// The beginning of the line, with nothing on it.
-const ERASED: &str = "\r\x1b[K";
-/// A terminal that does not tell its width.
+/// Returns to the beginning of the line and erases it.
+const ERASE: &str = "\r\x1b[K";
+/// The width of a terminal that does not tell it.
 const COLUMNS: u16 = 80;
-/// How often the progress is shown anew.
+/// The longest time between two updates of the progress.
 const TICK: Duration = Duration::from_millis(200);
 
 /// What was read.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Report {
-    /// Files that were read whole.
-    pub(super) files: u64,
-    /// Bytes that were read.
-    pub(super) bytes: u64,
+pub(super) struct Warmed {
+    /// Files that were read to their ends.
+    files: u64,
+    bytes: u64,
     /// Files and directories that could not be read.
-    pub(super) errors: u64,
-    /// The first of these, with the reason.
-    pub(super) first_error: Option<String>,
-    /// How long it took.
-    pub(super) seconds: f64,
-    /// More was read than the machine has memory for, so the first of it is gone again.
-    pub(super) more_than_memory: bool,
+    errors: u64,
+    first_error: Option<String>,
+    seconds: f64,
+    /// More than the machine has memory for, so the first of the bytes are gone again.
+    more_than_memory: bool,
 }
 
-impl Report {
-    /// 74, `EX_IOERR`, when anything could not be read.
+impl Warmed {
+    /// 74, `EX_IOERR`, if there were errors.
     pub(super) fn code(&self) -> u8 {
         if self.errors == 0 { 0 } else { 74 }
     }
 
-    /// For people.
     pub(super) fn text(&self) -> String {
         let errors = match self.errors {
             0 => String::new(),
@@ -81,33 +77,23 @@ impl Report {
     }
 }
 
-/// Everything that the threads share.
+/// Shared by all threads.
 #[derive(Default)]
-struct Shared {
-    found_files: AtomicU64,
-    found_bytes: AtomicU64,
-    files: AtomicU64,
-    bytes: AtomicU64,
-    errors: AtomicU64,
+struct Progress {
+    found_files: Counter,
+    found_bytes: Counter,
+    files: Counter,
+    bytes: Counter,
+    errors: Counter,
     first_error: Mutex<Option<String>>,
-    /// Everything was found.
+    /// All files have been found.
     walked: AtomicBool,
-    /// There is a line of progress, over which errors are written.
-    shows: bool,
+    /// It is shown on a line of the terminal, over which errors are written.
+    shown: bool,
 }
 
-impl Shared {
-    fn failed(&self, path: &Path, error: &std::io::Error) {
-        let text = format!("{}: {error}", on_one_line(&path.to_string_lossy()));
-        if self.errors.fetch_add(1, Relaxed) < SHOWN {
-            eprintln!("{}{text}", if self.shows { ERASED } else { "" });
-        }
-        self.first_error.lock().get_or_insert(text);
-    }
-}
-
-/// Reads what is named, `jobs` files at a time.
-pub(super) fn run(paths: Vec<PathBuf>, jobs: usize, json: bool) -> Result<Report, CommandError> {
+/// Reads files and directories, `jobs` files at a time.
+pub(super) fn run(paths: Vec<PathBuf>, jobs: usize, json: bool) -> Result<Warmed, CommandError> {
     let paths = named(paths)?;
     let mounts = mounts();
     if let Some(path) = paths.iter().find(|path| !is_inside(path, &mounts)) {
@@ -115,62 +101,51 @@ pub(super) fn run(paths: Vec<PathBuf>, jobs: usize, json: bool) -> Result<Report
         return Err(CommandError::no_mount(format!("{shown} is not inside a fasts3-mount")));
     }
     let begun = Instant::now();
-    let shows = !json && std::io::stderr().is_terminal();
-    let shared = Arc::new(Shared { shows, ..Shared::default() });
+    let shown = !json && std::io::stderr().is_terminal();
+    let progress = &Progress { shown, ..Progress::default() };
     let (send, receive) = sync_channel(WAITING);
     let receive = Arc::new(Mutex::new(receive));
-    let walker = {
-        let shared = shared.clone();
-        std::thread::spawn(move || {
+    std::thread::scope(|scope| {
+        let walker = scope.spawn(move || {
             for path in &paths {
-                walk(path, &send, &shared);
+                walk(path, &send, progress);
             }
-            shared.walked.store(true, Relaxed);
-        })
-    };
-    let readers: Vec<_> = (0..jobs.max(1))
-        .map(|_| {
-            let (shared, receive) = (shared.clone(), receive.clone());
-            std::thread::spawn(move || read_all(&receive, &shared))
-        })
-        .collect();
-    while readers.iter().any(|reader| !reader.is_finished()) {
-        std::thread::sleep(TICK.min(begun.elapsed() / 4 + Duration::from_millis(1)));
-        if shows {
-            let columns = terminal::size().map_or(COLUMNS, |(columns, _)| columns);
-            // A line that breaks could not be erased.
-            let line = progress(&shared, begun.elapsed());
-            let line: String = line.chars().take(usize::from(columns.saturating_sub(1))).collect();
-            eprint!("{ERASED}{line}");
-            let _ = std::io::stderr().flush();
+            progress.walked.store(true, Relaxed);
+        });
+        let reader = |_| {
+            let receive = receive.clone();
+            scope.spawn(move || read_all(&receive, progress))
+        };
+        let readers: Vec<_> = (0..jobs.max(1)).map(reader).collect();
+        drop(receive);
+        while readers.iter().any(|reader| !reader.is_finished()) {
+            std::thread::sleep(TICK.min(begun.elapsed() / 4 + Duration::from_millis(1)));
+            progress.show(begun.elapsed());
         }
+        // A panic was printed by its thread; the bytes that it did not read are not counted.
+        for thread in readers.into_iter().chain([walker]) {
+            let _ = thread.join();
+        }
+    });
+    if shown {
+        eprint!("{ERASE}");
     }
-    // A panic was printed by the thread itself; what it has not read is missing from the count.
-    let _ = walker.join();
-    for reader in readers {
-        let _ = reader.join();
-    }
-    if shows {
-        eprint!("{ERASED}");
-    }
-    let errors = shared.errors.load(Relaxed);
+    let (read, errors) = (progress.bytes.get(), progress.errors.get());
     if errors > SHOWN {
         eprintln!("and {} more", errors - SHOWN);
     }
-    let read = shared.bytes.load(Relaxed);
-    let first_error = shared.first_error.lock().take();
-    Ok(Report {
-        files: shared.files.load(Relaxed),
+    Ok(Warmed {
+        files: progress.files.get(),
         bytes: read,
         errors,
-        first_error,
+        first_error: progress.first_error.lock().take(),
         seconds: begun.elapsed().as_secs_f64(),
         more_than_memory: machine_memory_bytes().is_some_and(|memory| read > memory),
     })
 }
 
-/// The paths of the command line, or those of standard input: one a line, or, if there is any NUL,
-/// one before each, for names with line breaks (`find -print0`).
+/// The paths of the command line, or those of standard input: one a line, or each ended by a NUL if
+/// there is any, for names with line breaks (`find -print0`).
 fn named(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, CommandError> {
     if !paths.is_empty() && paths != [Path::new("-")] {
         return Ok(paths);
@@ -193,85 +168,106 @@ fn listed(list: &[u8]) -> Vec<PathBuf> {
     paths.map(|path| PathBuf::from(OsStr::from_bytes(path))).collect()
 }
 
-/// Whether a path is in a mount; of one that does not exist, the directory it would be in.
+/// The path is in a mount, or would be if it existed.
 fn is_inside(path: &Path, mounts: &[PathBuf]) -> bool {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let known = absolute.ancestors().find_map(|path| path.canonicalize().ok());
     known.is_some_and(|path| mount_of(&path, mounts).is_some())
 }
 
-/// Hands out the files of a path.
-fn walk(path: &Path, found: &SyncSender<PathBuf>, shared: &Shared) {
+/// Sends the files of a path.
+fn walk(path: &Path, found: &SyncSender<PathBuf>, progress: &Progress) {
     let mut waiting = vec![path.to_owned()];
     while let Some(path) = waiting.pop() {
-        let metadata = match std::fs::metadata(&path) {
-            Ok(metadata) => metadata,
-            Err(error) => {
-                shared.failed(&path, &error);
+        let entries = match std::fs::metadata(&path) {
+            Ok(metadata) if metadata.is_file() => {
+                progress.found_files.add(1);
+                progress.found_bytes.add(metadata.len());
+                if found.send(path).is_err() {
+                    return;
+                }
                 continue;
             }
+            Ok(metadata) if metadata.is_dir() => std::fs::read_dir(&path),
+            Ok(_) => continue,
+            Err(error) => Err(error),
         };
-        if metadata.is_file() {
-            shared.found_files.fetch_add(1, Relaxed);
-            shared.found_bytes.fetch_add(metadata.len(), Relaxed);
-            if found.send(path).is_err() {
-                return;
-            }
-        } else if metadata.is_dir() {
-            match std::fs::read_dir(&path).and_then(Iterator::collect::<Result<Vec<_>, _>>) {
-                // The first name is to be popped first: names in order are read ahead.
-                Ok(entries) => waiting.extend(entries.iter().rev().map(std::fs::DirEntry::path)),
-                Err(error) => shared.failed(&path, &error),
-            }
+        match entries.and_then(Iterator::collect::<Result<Vec<_>, _>>) {
+            // The first name is popped first: names in order are read ahead.
+            Ok(entries) => waiting.extend(entries.iter().rev().map(std::fs::DirEntry::path)),
+            Err(error) => progress.failed(&path, &error),
         }
     }
 }
 
-fn read_all(files: &Mutex<Receiver<PathBuf>>, shared: &Shared) {
+fn read_all(files: &Mutex<Receiver<PathBuf>>, progress: &Progress) {
     let mut buffer = vec![0; READ_BYTES];
     loop {
         let next = files.lock().recv();
         let Ok(path) = next else { return };
-        match read(&path, &mut buffer, shared) {
-            Ok(()) => _ = shared.files.fetch_add(1, Relaxed),
-            Err(error) => shared.failed(&path, &error),
+        match read(&path, &mut buffer, &progress.bytes) {
+            Ok(()) => progress.files.add(1),
+            Err(error) => progress.failed(&path, &error),
         }
     }
 }
 
-fn read(path: &Path, buffer: &mut [u8], shared: &Shared) -> std::io::Result<()> {
+fn read(path: &Path, buffer: &mut [u8], bytes: &Counter) -> std::io::Result<()> {
     let mut file = File::open(path)?;
     loop {
         match file.read(buffer)? {
             0 => return Ok(()),
-            length => _ = shared.bytes.fetch_add(length as u64, Relaxed),
+            length => bytes.add(length as u64),
         }
     }
 }
 
-fn progress(shared: &Shared, elapsed: Duration) -> String {
-    let (files, read) = (shared.files.load(Relaxed), shared.bytes.load(Relaxed));
-    let (found_files, found) = (shared.found_files.load(Relaxed), shared.found_bytes.load(Relaxed));
-    let speed = rate(read, elapsed.as_secs_f64());
-    let walked = shared.walked.load(Relaxed);
-    let left = match found.saturating_sub(read).checked_div(speed) {
-        Some(seconds) if walked => {
-            format!("{} left", humantime::format_duration(Duration::from_secs(seconds)))
+impl Progress {
+    fn failed(&self, path: &Path, error: &std::io::Error) {
+        let text = format!("{}: {error}", on_one_line(&path.to_string_lossy()));
+        let mut first = self.first_error.lock();
+        if self.errors.get() < SHOWN {
+            eprintln!("{}{text}", if self.shown { ERASE } else { "" });
         }
-        _ => "looking for files".to_owned(),
-    };
-    let filled = usize::try_from((read * 20).checked_div(found).unwrap_or(0)).unwrap_or(0).min(20);
-    let bar = format!("{}{}", "#".repeat(filled), ".".repeat(20 - filled));
-    let errors = match shared.errors.load(Relaxed) {
-        0 => String::new(),
-        errors => format!(", {errors} errors"),
-    };
-    format!(
-        "[{bar}] {left}{errors}, {files} of {found_files} files, {} of {}, {}/s",
-        bytes(read),
-        bytes(found),
-        bytes(speed),
-    )
+        self.errors.add(1);
+        first.get_or_insert(text);
+    }
+
+    fn show(&self, elapsed: Duration) {
+        if self.shown {
+            let columns = terminal::size().map_or(COLUMNS, |(columns, _)| columns);
+            // A line that wraps could not be erased.
+            let width = usize::from(columns.saturating_sub(1));
+            let line: String = self.text(elapsed).chars().take(width).collect();
+            eprint!("{ERASE}{line}");
+            let _ = std::io::stderr().flush();
+        }
+    }
+
+    fn text(&self, elapsed: Duration) -> String {
+        let (read, found) = (self.bytes.get(), self.found_bytes.get());
+        let speed = rate(read, elapsed.as_secs_f64());
+        let left = match found.saturating_sub(read).checked_div(speed) {
+            Some(seconds) if self.walked.load(Relaxed) => {
+                format!("{} left", humantime::format_duration(Duration::from_secs(seconds)))
+            }
+            _ => "looking for files".to_owned(),
+        };
+        let filled = (read * 20).checked_div(found).unwrap_or(0).min(20);
+        let bar: String = (0..20).map(|cell| if cell < filled { '#' } else { '.' }).collect();
+        let errors = match self.errors.get() {
+            0 => String::new(),
+            errors => format!(", {errors} errors"),
+        };
+        format!(
+            "[{bar}] {left}{errors}, {} of {} files, {} of {}, {}/s",
+            self.files.get(),
+            self.found_files.get(),
+            bytes(read),
+            bytes(found),
+            bytes(speed),
+        )
+    }
 }
 
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
@@ -305,19 +301,19 @@ mod tests {
 
     #[test]
     fn the_progress_has_an_estimate_once_everything_was_found() {
-        let shared = Shared::default();
-        shared.found_files.store(4, Relaxed);
-        shared.found_bytes.store(40_000_000, Relaxed);
-        shared.files.store(1, Relaxed);
-        shared.bytes.store(10_000_000, Relaxed);
-        let half = progress(&shared, Duration::from_secs(2));
+        let progress = Progress::default();
+        progress.found_files.add(4);
+        progress.found_bytes.add(40_000_000);
+        progress.files.add(1);
+        progress.bytes.add(10_000_000);
+        let half = progress.text(Duration::from_secs(2));
         assert!(
             half.ends_with("looking for files, 1 of 4 files, 10.0 MB of 40.0 MB, 5.0 MB/s"),
             "{half}"
         );
-        shared.walked.store(true, Relaxed);
-        shared.errors.store(2, Relaxed);
-        let half = progress(&shared, Duration::from_secs(2));
+        progress.walked.store(true, Relaxed);
+        progress.errors.add(2);
+        let half = progress.text(Duration::from_secs(2));
         assert!(half.starts_with("[#####...............] 6s left, 2 errors, 1 of 4"), "{half}");
     }
 
