@@ -10,7 +10,7 @@ use crate::cache::{ChunkCache, Source};
 pub use crate::cache::{Data, ReadConfig, ReadKind};
 pub use crate::errno::FsError;
 pub use crate::names::KernelName;
-use crate::names::{Ino, Names, NamesConfig, Node, NodeKind, ScanEntry};
+use crate::names::{Ino, Inode, Names, NamesConfig, Node, ScanEntry};
 use crate::readahead::Readahead;
 use crate::stats::Stats;
 use crate::store::{ObjectStore, StoreError};
@@ -279,16 +279,24 @@ impl BucketFs {
 
     fn entry(&self, node: &Node) -> Entry {
         let Ownership { uid, gid, file_mode, dir_mode } = self.ownership;
-        let (kind, size_bytes, mtime, mode) = match &node.kind {
-            NodeKind::Directory { mtime } => (Kind::Directory, 0, *mtime, dir_mode),
-            NodeKind::File(object) => {
+        let (kind, size_bytes, mode) = match &node.inode {
+            Inode::Directory(_) => (Kind::Directory, 0, dir_mode),
+            Inode::File(object) => {
                 // Nobody can read it, and stat says so.
                 let mode = if object.archived { 0 } else { file_mode };
-                (Kind::File, object.version.size_bytes, object.last_modified, mode)
+                (Kind::File, object.version.size_bytes, mode)
             }
         };
         Entry {
-            attributes: Attributes { ino: node.ino, kind, size_bytes, mtime, mode, uid, gid },
+            attributes: Attributes {
+                ino: node.ino,
+                kind,
+                size_bytes,
+                mtime: node.mtime,
+                mode,
+                uid,
+                gid,
+            },
             name_ttl: node.name_ttl,
             attributes_ttl: node.attr_ttl,
         }

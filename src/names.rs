@@ -17,17 +17,12 @@
 
 use std::sync::Arc;
 
-use tokio::time::Instant;
-
-use self::asking::pages::Pages;
-use self::asking::shared::shut_down;
+use self::asking::shared::now;
 pub use self::asking::shared::{Names, NamesConfig};
 pub use self::entries::assembly::HiddenKeys;
 use self::entries::listing::Listing;
-use self::entries::node::InodeRef;
-pub use self::entries::node::{FOREVER, Ino, Inode, Node, NodeKind, ROOT};
-use self::known::directories::Resume;
-use self::known::progress::Onward;
+pub use self::entries::node::{FOREVER, Ino, Inode, Node, ROOT};
+use self::known::directory::{NameAnswer, Resume, ScanFrom};
 use self::rules::Asked;
 use self::scan::ScanPosition;
 pub use self::scan::{Scan, ScanEntry};
@@ -78,7 +73,7 @@ impl Names {
     /// Looks a name up; on success one kernel lookup is counted, which [`Self::forget`] takes back
     /// if the kernel is never told.
     pub async fn lookup(self: &Arc<Self>, parent: Ino, name: &[u8]) -> Result<Node, FsError> {
-        let flight = {
+        let lookup = {
             let mut state = self.state.lock();
             let prefix = state.known.directory(parent)?;
             let key = match rules::asked(&prefix, name) {
@@ -86,25 +81,22 @@ impl Names {
                 Asked::Nothing => return Err(FsError::NotFound { ttl: FOREVER }),
                 Asked::TooLong => return Err(FsError::NameTooLong),
             };
-            let now = Instant::now();
-            if let Some((found, ttl)) = state.known.believed(&prefix, name, &key, now) {
+            let now = now();
+            if let Some(answer) = state.known.answer(&prefix, name, &key, now) {
                 self.refresh(&mut state, &prefix, now);
-                return state.known.give(found, ttl, now);
+                return state.known.give(answer, now);
             }
-            self.point_flight(&mut state, &prefix, key, now)
+            self.point_lookup(&mut state, &prefix, key, now)
         };
-        let point = flight.land().await.ok_or_else(shut_down)??;
-        let now = Instant::now();
+        let point = lookup.outcome().await?;
+        let now = now();
         let ttl = point.expiry.remaining(now).unwrap_or_default();
-        self.known().give(point.found, ttl, now)
+        self.known().give(NameAnswer { found: point.found, ttl }, now)
     }
 
     /// Takes back so many lookups that the kernel has counted.
     pub fn forget(&self, ino: Ino, lookups: u64) {
-        let mut known = self.known();
-        if let Some(Inode::Directory(prefix)) = known.inodes.forget(ino, lookups) {
-            known.directories.release(&prefix, Instant::now());
-        }
+        self.known().forget(ino, lookups, now());
     }
 
     /// Attributes of an inode that the kernel knows. Sends no request.
@@ -112,28 +104,12 @@ impl Names {
         let mut known = self.known();
         let inode = known.inodes.get(ino).ok_or(FsError::Stale)?.clone();
         let name_ttl = self.config.metadata_ttl.unwrap_or(FOREVER);
-        Ok(known.node(ino, &inode, name_ttl, Instant::now()))
+        Ok(known.node(ino, inode, name_ttl, now()))
     }
 
     /// What an inode's number names.
     pub fn inode(&self, ino: Ino) -> Result<Inode, FsError> {
         self.known().inodes.get(ino).cloned().ok_or(FsError::Stale)
-    }
-
-    /// The keys that the directory `prefix` hides, one item a reason. Lists it for this, for nobody
-    /// keeps them: hardly anybody asks.
-    pub async fn hidden_keys(&self, prefix: &Arc<str>) -> Result<Vec<HiddenKeys>, FsError> {
-        let (page_keys, workers) = (self.config.page_keys, self.config.pages_at_once);
-        let start_after = self.state.lock().start_after;
-        let store = self.store.clone();
-        let mut pages = Pages::new(store, prefix.clone(), page_keys, workers, start_after);
-        loop {
-            let parts = pages.next().await;
-            self.state.lock().found_out(pages.start_after());
-            if parts?.is_none() {
-                return Ok(pages.rest().hidden);
-            }
-        }
     }
 
     /// The object behind a file's inode.
@@ -157,36 +133,37 @@ impl Names {
     pub async fn read_directory(self: &Arc<Self>, ino: Ino, cookie: u64) -> Result<Scan, FsError> {
         let position = ScanPosition::of_cookie(cookie);
         let dots = position.map_or(0, |position| position.dots);
-        let (numbers, growing, from) = {
+        let (numbers, progress, from) = {
             let mut state = self.state.lock();
             let prefix = state.known.directory(ino)?;
             let numbers = (ino, state.known.parent(ino, &prefix));
-            let now = Instant::now();
+            let now = now();
             if position.is_none() {
-                let (page_keys, ttl) = (self.config.page_keys, self.config.metadata_ttl);
-                let ahead = state.known.directories.walked_to(&prefix, page_keys, ttl, now);
+                let page_keys = self.config.page_keys;
+                let ahead = state.known.directories.walked_to(&prefix, page_keys, now);
                 self.list_ahead(&mut state, ahead, now);
                 self.refresh(&mut state, &prefix, now);
             }
-            let resume = match (position, state.known.directories.fresh(&prefix, now)) {
-                (Some(at), _) => state.known.directories.resume(&prefix, at.generation, at.entries),
+            let directories = &mut state.known.directories;
+            let resume = match (position, directories.believed_listing(&prefix, now)) {
+                (Some(at), _) => directories.resume(&prefix, at.generation, at.entries),
                 (None, Some((listing, _))) => Resume::At(listing, 0),
-                (None, None) => Resume::Relist(Onward::At(0)),
+                (None, None) => Resume::Relist(ScanFrom::Index(0)),
             };
             match resume {
                 Resume::At(listing, index) => {
                     let ttl = state.known.listing_ttl(&listing, now);
                     return Ok(Scan::new(listing, (dots, index), numbers, ttl));
                 }
-                Resume::In(growing, from) => (numbers, growing, from),
+                Resume::In(progress, from) => (numbers, progress, from),
                 Resume::Relist(from) => {
                     (numbers, self.listing_under_way(&mut state, &prefix, now), from)
                 }
                 Resume::Stale => return Err(FsError::Stale),
             }
         };
-        let (listing, index) = growing.read(&from).await.ok_or_else(shut_down)??;
-        let ttl = self.known().listing_ttl(&listing, Instant::now());
+        let (listing, index) = scan::read_on(progress, &from).await?;
+        let ttl = self.known().listing_ttl(&listing, now());
         Ok(Scan::new(listing, (dots, index), numbers, ttl))
     }
 
@@ -197,12 +174,13 @@ impl Names {
         let Some(Inode::File(meta)) = known.inodes.get(ino).cloned() else { return };
         let key = &meta.version.key;
         let Some((parent, name)) = rules::parent_and_name(key) else { return };
-        let believed = known.believed(parent, name.as_bytes(), key, Instant::now());
+        let believed = known.answer(parent, name.as_bytes(), key, now());
         // Then the new truth is known already: a file that is read on and on after its object has
         // changed must not cost its directory a listing each time.
-        let is_known = believed.is_some_and(|(found, _)| found.is_none_or(|(now, _)| now != ino));
+        let is_known =
+            believed.is_some_and(|answer| answer.found.is_none_or(|(now, _)| now != ino));
         if !is_known {
-            known.directories.drop_names(parent, Instant::now());
+            known.directories.drop_names(parent, now());
         }
     }
 
@@ -211,7 +189,7 @@ impl Names {
         let known = self.known();
         let Some(Inode::File(meta)) = known.inodes.get(ino) else { return None };
         let (parent, name) = rules::parent_and_name(&meta.version.key)?;
-        Some((known.inodes.number(InodeRef::Directory(parent))?, name.to_owned()))
+        Some((known.inodes.directory(parent)?, name.to_owned()))
     }
 
     /// The key of a file that the kernel knows, without the root's prefix.
@@ -225,9 +203,9 @@ impl Names {
     pub fn kernel_names(&self) -> Vec<KernelName> {
         let known = self.known();
         let names = known.inodes.known().filter_map(|(ino, inode)| {
-            let path = inode.by_ref().key();
+            let path = inode.key();
             let (parent, name) = rules::parent_and_name(path.strip_suffix('/').unwrap_or(path))?;
-            let parent = known.inodes.number(InodeRef::Directory(parent))?;
+            let parent = known.inodes.directory(parent)?;
             let is_directory = matches!(inode, Inode::Directory(_));
             Some(KernelName { ino, parent, name: name.to_owned(), is_directory })
         });
@@ -242,7 +220,7 @@ impl Names {
         object: &ObjectMeta,
     ) -> Option<SiblingPosition> {
         let (parent, name) = rules::parent_and_name(&object.version.key)?;
-        let (listing, _) = self.known().directories.fresh(parent, Instant::now())?;
+        let (listing, _) = self.known().directories.believed_listing(parent, now())?;
         let index = listing.find(name.as_bytes())?;
         (listing.ino(index) == ino).then_some(SiblingPosition { listing, index })
     }
@@ -255,6 +233,6 @@ impl Names {
     /// Drops what is believed of all names, negative answers included. Inodes stay: whoever has
     /// one open goes on reading the version it names.
     pub fn drop_names(&self) {
-        self.known().directories.drop_all_names(Instant::now());
+        self.known().directories.drop_all_names(now());
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fasts3_mount::errno::FsError;
-use fasts3_mount::names::{Ino, Names, NamesConfig, Node, NodeKind, ROOT};
+use fasts3_mount::names::{Ino, Inode, Names, NamesConfig, Node, ROOT};
 use fasts3_mount::store::StoreError;
 use fasts3_mount::testing::fault::{Fault, FaultyStore};
 use fasts3_mount::testing::memory::MemoryStore;
@@ -325,9 +325,9 @@ impl World {
 }
 
 fn kind(node: &Node) -> Kind {
-    match &node.kind {
-        NodeKind::Directory { .. } => Kind::Directory,
-        NodeKind::File(meta) => Kind::File(meta.version.etag.clone()),
+    match &node.inode {
+        Inode::Directory(_) => Kind::Directory,
+        Inode::File(meta) => Kind::File(meta.version.etag.clone()),
     }
 }
 

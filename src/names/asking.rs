@@ -2,7 +2,6 @@
 
 mod ahead;
 mod flat;
-mod flight;
 mod list;
 pub(super) mod pages;
 pub(super) mod plan;

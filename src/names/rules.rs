@@ -126,13 +126,28 @@ pub(crate) fn parent_and_name(key: &str) -> Option<(&str, &str)> {
     (!key.is_empty()).then(|| path.split_at(name_at))
 }
 
-/// N10: compares two entries, each a name and whether it is a directory.
-pub(crate) fn entry_order(a: (&[u8], bool), b: (&[u8], bool)) -> Ordering {
-    fn rest((name, directory): (&[u8], bool), from: usize) -> impl Iterator<Item = u8> + '_ {
-        name[from..].iter().copied().chain(directory.then_some(b'/'))
+/// N10: what a directory's entries are ordered by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct EntryKey<'a> {
+    pub(crate) name: &'a [u8],
+    pub(crate) is_directory: bool,
+}
+
+impl Ord for EntryKey<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        fn rest<'a>(key: &EntryKey<'a>, from: usize) -> impl Iterator<Item = u8> + 'a {
+            key.name[from..].iter().copied().chain(key.is_directory.then_some(b'/'))
+        }
+        let common = self.name.len().min(other.name.len());
+        let by_name = self.name[..common].cmp(&other.name[..common]);
+        by_name.then_with(|| rest(self, common).cmp(rest(other, common)))
     }
-    let common = a.0.len().min(b.0.len());
-    a.0[..common].cmp(&b.0[..common]).then_with(|| rest(a, common).cmp(rest(b, common)))
+}
+
+impl PartialOrd for EntryKey<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 fn hidden_name(name: &[u8]) -> Option<Hidden> {

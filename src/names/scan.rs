@@ -5,12 +5,19 @@
 //! positive as the signed offset that the kernel makes of it, and 0 is the beginning.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::time::{Duration, Instant};
-
-use super::asking::shared::Names;
+use super::asking::shared::{Names, now, shut_down};
 use super::entries::listing::Listing;
 use super::entries::node::{FOREVER, Ino, Inode, Node, ROOT};
+use super::known::directory::ScanFrom;
+use super::known::progress::{Progress, Shown};
+use super::rules::EntryKey;
+use crate::errno::FsError;
+
+/// Runs of a listing that one scan looks at in one piece: some thousand entries, more than any reply
+/// to the kernel holds.
+const RUNS_AT_ONCE: usize = 4;
 
 const DOTS: [&[u8]; 2] = [b".", b".."];
 
@@ -89,11 +96,31 @@ impl Scan {
             index: None,
         });
         let entries = (self.index..self.listing.len()).map(move |index| {
-            let ((name, is_directory), ino) = self.listing.entry(index);
+            let (EntryKey { name, is_directory }, ino) = self.listing.entry(index);
             let cookie = ScanPosition { generation, dots: DOTS.len(), entries: index + 1 }.cookie();
             ScanEntry { name, ino, is_directory, cookie, scan: self, index: Some(index) }
         });
         dots.chain(entries)
+    }
+}
+
+/// Waits for an entry behind a position of a listing under way, or for its end; gives a listing and
+/// an index in it.
+pub(super) async fn read_on(
+    progress: Progress,
+    from: &ScanFrom,
+) -> Result<(Arc<Listing>, usize), FsError> {
+    let mut cell = progress.subscribe();
+    let has_more =
+        |shown: &Shown| shown.outcome.is_some() || from.index(&shown.listing) < shown.listing.len();
+    let shown = cell.wait_for(has_more).await.map_err(|_| shut_down())?;
+    match &shown.outcome {
+        Some(Ok(listing)) => Ok((listing.clone(), from.index_in(listing, &shown.listing))),
+        Some(Err(error)) => Err(error.clone()),
+        None => {
+            let index = from.index(&shown.listing);
+            Ok((Arc::new(shown.listing.tail(index, RUNS_AT_ONCE)), index))
+        }
     }
 }
 
@@ -110,7 +137,7 @@ impl Names {
             let own = || Inode::Directory(listing.prefix().clone());
             (known.unwrap_or_else(own), self.config.metadata_ttl.unwrap_or(FOREVER))
         };
-        names.node(entry.ino, &inode, ttl, Instant::now())
+        names.node(entry.ino, inode, ttl, now())
     }
 
     /// Counts one kernel lookup of an entry that readdirplus has handed out; the kernel counts

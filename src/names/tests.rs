@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
-use super::asking::plan::StartAfter;
+use tokio::time::Instant;
+
+use super::asking::plan::ListingOrder;
 use super::*;
 use crate::store::StoreError;
 use crate::testing::fault::{BadPage, Fault, FaultyStore, Operation};
@@ -57,15 +59,15 @@ fn mount_with_ttl(keys: &[&str], ttl: Option<Duration>) -> Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            let (counted, there) = self.names.known().directories.held_bytes();
+            let (counted, there) = self.names.known().directories.charged_bytes();
             assert_eq!(counted, there, "bytes of names");
         }
     }
 }
 
 impl Mount {
-    fn held_bytes(&self) -> usize {
-        self.names.known().directories.held_bytes().0
+    fn charged_bytes(&self) -> usize {
+        self.names.known().directories.charged_bytes().0
     }
 
     async fn look(&self, path: &str) -> Result<Node, FsError> {
@@ -102,9 +104,10 @@ impl Mount {
     }
 
     fn mtime(&self, ino: Ino) -> SystemTime {
-        match self.names.attributes(ino).expect("known").kind {
-            NodeKind::Directory { mtime } => mtime,
-            NodeKind::File(_) => panic!("a file"),
+        let node = self.names.attributes(ino).expect("known");
+        match node.inode {
+            Inode::Directory(_) => node.mtime,
+            Inode::File(_) => panic!("a file"),
         }
     }
 

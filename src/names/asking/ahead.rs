@@ -7,34 +7,25 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
-use tokio::time::Instant;
-
-use super::list::show;
-use super::shared::Names;
-use crate::names::asking::flat::{Flat, Proved};
-use crate::names::asking::plan::StartAfter;
-use crate::names::asking::shared::State;
+use super::flat::{Flat, Proved};
+use super::plan::ListingOrder;
+use super::shared::{Names, State, now};
 use crate::names::entries::assembly::Rest;
-use crate::names::known::expiry::Expiry;
-use crate::names::known::progress::{Grower, Growing};
-use crate::names::known::walk::{Ahead, Run};
+use crate::names::known::progress::ListingWriter;
+use crate::names::known::walk::{Ahead, Neighbours};
 use crate::store::{ListFrom, ListPage, ListRequest, Nonsense, StoreError, check_page};
 
 /// Pages of one directory after which it is left out: it is worth a listing of its own.
 const LARGE_PAGES: usize = 2;
 
-/// Holders of a listing that nobody waits for: what is known of its directory, and the run.
-const HOLDERS: usize = 2;
-
-/// The listings of a run that have not come to an end.
-type Open = BTreeMap<Arc<str>, (Growing, Grower)>;
-
 /// A run under way.
-struct Running {
+struct AheadRun {
     names: Arc<Names>,
     parent: Arc<str>,
-    open: Open,
+    /// The listings that have not come to an end.
+    open: BTreeMap<Arc<str>, ListingWriter>,
     asked: Instant,
     epoch: u64,
     /// Keys in and below directories of the run that were seen whole, and how many these are.
@@ -49,28 +40,26 @@ impl Names {
                 Ahead::Single(directory) => {
                     self.listing_under_way(state, &directory, now);
                 }
-                Ahead::Run(_) if state.start_after == StartAfter::Unordered => {}
-                Ahead::Run(run) => {
-                    let epoch = state.known.directories.epoch();
-                    let expiry = Expiry::after(now, self.config.metadata_ttl);
-                    let Run { parent, directories, most_pages } = run;
+                Ahead::Together(_) if state.order == ListingOrder::Unordered => {}
+                Ahead::Together(Neighbours { parent, directories, most_pages }) => {
                     let Some(first) = directories.first().cloned() else { continue };
+                    let epoch = state.known.directories.epoch();
                     let open = directories.into_iter().map(|directory| {
-                        let listing = state.known.directories.listing_begins(&directory, expiry);
-                        (directory, listing)
+                        let writer = state.known.directories.begin(&directory, now);
+                        (directory, writer)
                     });
                     let (open, names) = (open.collect(), self.clone());
                     let (asked, measured) = (now, (0, 0));
-                    let run = Running { names, parent, open, asked, epoch, measured };
-                    tokio::spawn(run.run(first, most_pages));
+                    let run = AheadRun { names, parent, open, asked, epoch, measured };
+                    tokio::spawn(run.list(first, most_pages));
                 }
             }
         }
     }
 }
 
-impl Running {
-    async fn run(mut self, first: Arc<str>, most_pages: usize) {
+impl AheadRun {
+    async fn list(mut self, first: Arc<str>, most_pages: usize) {
         let mut flat = Flat::begun_behind(&self.parent);
         // Right before the first directory, so that no file before it is listed.
         let mut last = first.strip_suffix('/').unwrap_or(&first).to_owned();
@@ -81,7 +70,7 @@ impl Running {
                 Ok(page) => page,
                 Err(error) => {
                     if matches!(error, StoreError::Nonsense(Nonsense::Unordered(_))) {
-                        self.names.state.lock().found_out(StartAfter::Unordered);
+                        self.names.state.lock().found_out(ListingOrder::Unordered);
                     }
                     tracing::debug!(directory = &*self.parent, %error, "listing ahead failed");
                     break;
@@ -137,42 +126,34 @@ impl Running {
     fn ends(&mut self, proved: Vec<Proved>) {
         let mut state = self.names.state.lock();
         for proved in proved {
-            let Some((growing, grower)) = self.open.remove(&proved.prefix) else {
+            let Some(mut writer) = self.open.remove(&proved.prefix) else {
                 self.names.learn(&mut state, proved, self.asked, self.epoch);
                 continue;
             };
             self.measured.0 += proved.keys;
             self.measured.1 += 1;
-            let mut hint = 0;
-            for part in proved.parts {
-                show(&mut state, &growing, &grower, part, &mut hint);
-            }
-            self.names.listing_ends(&mut state, &growing, &grower, self.asked, Ok(proved.rest));
+            let Proved { runs, rest, .. } = proved;
+            self.names.show_whole(&mut state, &mut writer, runs, self.asked, rest);
         }
     }
 
-    /// Those among the directories left have no keys any more.
+    /// The directories left that are gone have no keys any more.
     fn are_gone(&mut self, is_gone: impl Fn(&str) -> bool) {
-        let gone: Vec<_> = self.open.keys().filter(|key| is_gone(key)).cloned().collect();
-        if gone.is_empty() {
-            return;
-        }
         let mut state = self.names.state.lock();
-        for (growing, grower) in gone.iter().filter_map(|directory| self.open.remove(directory)) {
+        for (_, writer) in self.open.extract_if(.., |directory, _| is_gone(directory)) {
             let rest = Rest { hidden: Vec::new(), exists: false };
-            self.names.listing_ends(&mut state, &growing, &grower, self.asked, Ok(rest));
+            self.names.listing_ends(&mut state, &writer, self.asked, Ok(rest));
         }
     }
 
     /// This directory is not listed by the run.
-    fn leave(&mut self, directory: &Arc<str>) {
-        let Some((growing, grower)) = self.open.remove(directory) else { return };
+    fn leave(&mut self, directory: &str) {
+        let Some(writer) = self.open.remove(directory) else { return };
         let mut state = self.names.state.lock();
-        if grower.receiver_count() > HOLDERS {
-            let (names, now) = (self.names.clone(), Instant::now());
-            tokio::spawn(names.list(directory.clone(), now, growing, grower, None));
+        if writer.has_readers() {
+            tokio::spawn(self.names.clone().list(writer, now(), None));
         } else {
-            state.known.withdraw(directory, &growing, Instant::now());
+            state.known.directories.withdraw(&writer, now());
         }
     }
 }

@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::names::entries::assembly::{Assembly, Rest};
-use crate::names::entries::run::Part;
+use crate::names::entries::run::EntryRun;
 use crate::names::rules;
 use crate::names::rules::Meaning;
 use crate::store::{ListEntry, ListPage, StoreError};
@@ -43,7 +43,7 @@ struct Open {
     entries: Vec<ListEntry>,
     /// The last thing that was rolled up.
     rolled_up: String,
-    parts: Vec<Part>,
+    runs: Vec<EntryRun>,
     keys: usize,
 }
 
@@ -52,7 +52,7 @@ struct Open {
 pub(crate) struct Proved {
     pub(crate) prefix: Arc<str>,
     /// Its entries, in pieces and without numbers.
-    pub(crate) parts: Vec<Part>,
+    pub(crate) runs: Vec<EntryRun>,
     /// What it does not show.
     pub(crate) rest: Rest,
     /// How many keys are in and below it.
@@ -168,7 +168,7 @@ impl Open {
             prefix,
             entries: Vec::new(),
             rolled_up: String::new(),
-            parts: Vec::new(),
+            runs: Vec::new(),
             keys: 0,
         }
     }
@@ -181,18 +181,18 @@ impl Open {
         let entries = std::mem::take(&mut self.entries);
         let all: Range<usize> = 0..entries.len();
         let page = ListPage { entries, next: None, undecodable: 0 };
-        let part = self.assembly.part(&page, all)?;
-        self.assembly.append(part)?;
-        self.parts.push(self.assembly.settled()?);
+        let run = self.assembly.run(&page, all)?;
+        self.assembly.append(run)?;
+        self.runs.push(self.assembly.settled()?);
         Ok(())
     }
 
     fn end(mut self) -> Result<Proved, StoreError> {
         self.flush()?;
-        self.parts.push(self.assembly.last()?);
-        self.parts.retain(|part| !part.is_empty());
-        let Self { prefix, parts, keys, .. } = self;
-        Ok(Proved { prefix, parts, rest: self.assembly.rest(), keys })
+        self.runs.push(self.assembly.last()?);
+        self.runs.retain(|run| !run.is_empty());
+        let Self { prefix, runs, keys, .. } = self;
+        Ok(Proved { prefix, runs, rest: self.assembly.rest(), keys })
     }
 }
 

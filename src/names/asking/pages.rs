@@ -9,28 +9,28 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
-use crate::names::asking::plan::{MAX_EMPTY_PAGES, Plan, RangeId, StartAfter};
+use crate::names::asking::plan::{ListingOrder, ListingPlan, MAX_EMPTY_PAGES, RangeId};
 use crate::names::entries::assembly::{Assembly, Rest};
-use crate::names::entries::run::Part;
+use crate::names::entries::run::EntryRun;
 use crate::store::{
     ListEntry, ListFrom, ListPage, ListRequest, Nonsense, ObjectStore, StoreError, check_page,
 };
 
-/// Entries of a part where it is not a page that makes it one.
-const PART_ENTRIES: usize = 1000;
+/// Entries of a run where it is not a page that makes it one.
+const RUN_ENTRIES: usize = 1000;
 
 /// The pages of one directory, under way. Dropping it cancels what is in flight.
 pub(crate) struct Pages {
     store: Arc<dyn ObjectStore>,
     prefix: Arc<str>,
     page_keys: u16,
-    plan: Plan,
+    plan: ListingPlan,
     /// A first page that need not be asked for.
     first: Option<ListPage>,
     /// Tasks of their own, for to parse a page is work for a core.
     flights: JoinSet<(RangeId, Result<ListPage, StoreError>)>,
     /// Entries that have come before those on their left.
-    early: HashMap<RangeId, Vec<Part>>,
+    early: HashMap<RangeId, Vec<EntryRun>>,
     assembly: Assembly,
     /// Some entries have been given out, which cannot be taken back.
     shown: bool,
@@ -46,12 +46,12 @@ impl Pages {
         prefix: Arc<str>,
         page_keys: u16,
         workers: usize,
-        start_after: StartAfter,
+        order: ListingOrder,
     ) -> Self {
         Self {
             store,
             page_keys,
-            plan: Plan::new(&prefix, page_keys, workers, start_after),
+            plan: ListingPlan::new(&prefix, page_keys, workers, order),
             first: None,
             flights: JoinSet::new(),
             early: HashMap::new(),
@@ -64,19 +64,19 @@ impl Pages {
 
     /// Begins with a first page that somebody has fetched and found good, of the same prefix and the
     /// same size.
-    pub(crate) fn begin_with(self, first: Option<ListPage>) -> Self {
-        Self { first, ..self }
+    pub(crate) fn begin_with(&mut self, first: Option<ListPage>) {
+        self.first = first;
     }
 
     /// What is known of the store by now.
-    pub(crate) fn start_after(&self) -> StartAfter {
-        self.plan.start_after()
+    pub(crate) fn order(&self) -> ListingOrder {
+        self.plan.order()
     }
 
     /// Memory of what has come and cannot be shown yet.
     pub(crate) fn memory_bytes(&self) -> usize {
         let early = self.early.values().flatten();
-        early.map(Part::memory_bytes).sum::<usize>() + self.assembly.memory_bytes()
+        early.map(EntryRun::memory_bytes).sum::<usize>() + self.assembly.memory_bytes()
     }
 
     /// Waits for a page and gives what can be shown now behind what could be before, in pieces of
@@ -84,12 +84,12 @@ impl Pages {
     ///
     /// Ends for every store that has an end: each page must lead on, or [`Nonsense::Protocol`]. A
     /// store that turns out to list in no order when something has been given out is an error, once:
-    /// [`Self::start_after`] knows it from then on.
-    pub(crate) async fn next(&mut self) -> Result<Option<Vec<Part>>, StoreError> {
+    /// [`Self::order`] knows it from then on.
+    pub(crate) async fn next(&mut self) -> Result<Option<Vec<EntryRun>>, StoreError> {
         if self.over {
             return Ok(None);
         }
-        let mut settled = if self.start_after() == StartAfter::Unordered {
+        let mut settled = if self.order() == ListingOrder::Unordered {
             self.all_sorted().await?
         } else {
             match self.next_in_order().await {
@@ -108,12 +108,12 @@ impl Pages {
                 settled => settled?,
             }
         };
-        settled.retain(|part| !part.is_empty());
+        settled.retain(|run| !run.is_empty());
         self.shown |= !settled.is_empty();
         Ok(Some(settled))
     }
 
-    async fn next_in_order(&mut self) -> Result<Vec<Part>, StoreError> {
+    async fn next_in_order(&mut self) -> Result<Vec<EntryRun>, StoreError> {
         let landed = match self.first.take() {
             Some(first) => self.plan.ask().map(|ask| (ask.range, first)),
             None => self.land().await?,
@@ -121,12 +121,12 @@ impl Pages {
         let Some((range, page)) = landed else { return Ok(Vec::new()) };
         self.assembly.count(&page);
         for (range, share) in self.plan.answer(range, &page)? {
-            self.early.entry(range).or_default().push(self.assembly.part(&page, share)?);
+            self.early.entry(range).or_default().push(self.assembly.run(&page, share)?);
         }
         let mut settled = Vec::new();
         while let Some((range, done)) = self.plan.leftmost() {
-            for part in self.early.remove(&range).unwrap_or_default() {
-                self.assembly.append(part)?;
+            for run in self.early.remove(&range).unwrap_or_default() {
+                self.assembly.append(run)?;
                 settled.push(self.assembly.settled()?);
             }
             if !done {
@@ -142,7 +142,7 @@ impl Pages {
     }
 
     /// Everything there is, whatever order it comes in.
-    async fn all_sorted(&mut self) -> Result<Vec<Part>, StoreError> {
+    async fn all_sorted(&mut self) -> Result<Vec<EntryRun>, StoreError> {
         let wrong = |what: &str| {
             Err(StoreError::nonsense(format!("{what} in the listing of {:?}", self.prefix)))
         };
@@ -174,10 +174,10 @@ impl Pages {
         let page = ListPage { entries, next: None, undecodable };
         self.assembly.count(&page);
         let mut settled = Vec::new();
-        for start in (0..page.entries.len()).step_by(PART_ENTRIES) {
-            let end = page.entries.len().min(start + PART_ENTRIES);
-            let part = self.assembly.part(&page, start..end)?;
-            self.assembly.append(part)?;
+        for start in (0..page.entries.len()).step_by(RUN_ENTRIES) {
+            let end = page.entries.len().min(start + RUN_ENTRIES);
+            let run = self.assembly.run(&page, start..end)?;
+            self.assembly.append(run)?;
             settled.push(self.assembly.settled()?);
         }
         settled.push(self.assembly.last()?);

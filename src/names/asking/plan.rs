@@ -66,18 +66,18 @@ const PATIENCE_PAGES: u32 = 8;
 /// sends some when it skips deleted versions; a broken store might send them for ever.
 pub(crate) const MAX_EMPTY_PAGES: u32 = 100;
 
-/// Whether a store begins a listing where it is told to.
+/// How a store lists.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum StartAfter {
+pub(crate) enum ListingOrder {
     /// Not tried yet.
     #[default]
-    Untried,
-    /// It does.
-    Works,
-    /// It does not, or does not answer: its listings are not split.
-    Fails,
-    /// It lists in no order, so that no key says where anything begins: its listings are fetched
-    /// whole and sorted, and a page proves nothing but what it shows.
+    Unknown,
+    /// In key order, and a listing begins where the request says.
+    Seekable,
+    /// In key order, but `start-after` is ignored or fails: listings are not split.
+    Sequential,
+    /// In no order, so that no key says where anything begins: listings are fetched whole and
+    /// sorted, and a page proves nothing but what it shows.
     Unordered,
 }
 
@@ -99,11 +99,11 @@ pub(crate) type Share = (RangeId, std::ops::Range<usize>);
 
 /// What is still to be listed of a prefix, and how.
 #[derive(Debug)]
-pub(crate) struct Plan {
+pub(crate) struct ListingPlan {
     prefix: String,
     page_keys: f64,
     workers: usize,
-    start_after: StartAfter,
+    order: ListingOrder,
     model: Model,
     /// In key order, side by side.
     ranges: Vec<Range>,
@@ -192,20 +192,15 @@ struct Width {
     ln_room: f64,
 }
 
-impl Plan {
+impl ListingPlan {
     /// Of everything behind `prefix`, `page_keys` entries a page and `workers` pages at a time.
-    pub(crate) fn new(
-        prefix: &str,
-        page_keys: u16,
-        workers: usize,
-        start_after: StartAfter,
-    ) -> Self {
+    pub(crate) fn new(prefix: &str, page_keys: u16, workers: usize, order: ListingOrder) -> Self {
         let whole = Range::new(RangeId(0), None, None, ListFrom::Start);
         Self {
             prefix: prefix.to_owned(),
             page_keys: f64::from(page_keys),
             workers,
-            start_after,
+            order,
             model: Model::new(),
             ranges: vec![whole],
             last_id: 0,
@@ -220,13 +215,13 @@ impl Plan {
     }
 
     /// What is known by now of the store.
-    pub(crate) fn start_after(&self) -> StartAfter {
-        self.start_after
+    pub(crate) fn order(&self) -> ListingOrder {
+        self.order
     }
 
     /// The store has turned out to list in no order: there is nothing to plan.
     pub(crate) fn is_unordered(&mut self) {
-        self.start_after = StartAfter::Unordered;
+        self.order = ListingOrder::Unordered;
     }
 
     /// The leftmost range, and whether it has all its entries.
@@ -273,8 +268,8 @@ impl Plan {
         self.ranges[at].in_flight = false;
         let is_probe = self.ranges[at].is_probe();
         if is_probe {
-            self.start_after = StartAfter::Works;
-        } else if self.start_after == StartAfter::Untried {
+            self.order = ListingOrder::Seekable;
+        } else if self.order == ListingOrder::Unknown {
             self.take_back(at, page);
         }
 
@@ -315,10 +310,10 @@ impl Plan {
         };
         // Who knows what a store says to a `start-after` that it does not know. If it would say the
         // same to anybody, the range on the left will hear it too.
-        let is_first = self.start_after == StartAfter::Untried && self.ranges[at].is_probe();
+        let is_first = self.order == ListingOrder::Unknown && self.ranges[at].is_probe();
         if is_first {
             self.join(at - 1);
-            self.start_after = StartAfter::Fails;
+            self.order = ListingOrder::Sequential;
         }
         is_first
     }
@@ -354,7 +349,7 @@ impl Plan {
         let reached = self.below(page).last().is_some_and(|last| *last >= end.as_str());
         let patience_ends = self.pages_since_probe >= PATIENCE_PAGES;
         if patience_ends {
-            self.start_after = StartAfter::Fails;
+            self.order = ListingOrder::Sequential;
         }
         if reached || patience_ends {
             self.join(at);
@@ -427,8 +422,8 @@ impl Plan {
 
     /// Cuts the range that seems to hold most, and gives the place of its right half.
     fn cut(&mut self) -> Option<usize> {
-        let untried = self.start_after == StartAfter::Untried;
-        if self.start_after == StartAfter::Fails || (untried && self.ranges.len() > 1) {
+        let untried = self.order == ListingOrder::Unknown;
+        if self.order == ListingOrder::Sequential || (untried && self.ranges.len() > 1) {
             return None;
         }
         let probing = self.ranges.iter().filter(|range| range.is_probe() && !range.done).count();

@@ -9,22 +9,20 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::time::{Instant, timeout};
+use tokio::sync::watch;
+use tokio::time::timeout;
 
-use super::flight::{Flight, Landing};
-use super::list::show;
-use super::shared::Names;
-use crate::names::asking::flat::{Flat, Proved};
-use crate::names::asking::plan::{Plan, StartAfter};
-use crate::names::asking::shared::{PointFlight, State};
+use super::flat::{Flat, Proved};
+use super::plan::{ListingOrder, ListingPlan};
+use super::shared::{Names, PointLookup, PointOutcome, State, now};
 use crate::names::entries::assembly::{Assembly, Rest};
-use crate::names::entries::node::{Inode, InodeRef};
-use crate::names::entries::run::Part;
-use crate::names::known::directories::FirstPage;
+use crate::names::entries::node::Inode;
+use crate::names::entries::run::EntryRun;
 use crate::names::known::expiry::Expiry;
-use crate::names::known::numbers::{Known, Point};
+use crate::names::known::numbers::PointAnswer;
+use crate::names::known::progress::ListingWriter;
 use crate::names::rules;
 use crate::store::{ListPage, ListRequest, Nonsense, ObjectStore, StoreError, check_page};
 
@@ -33,7 +31,7 @@ use crate::store::{ListPage, ListRequest, Nonsense, ObjectStore, StoreError, che
 const LEAST_PATIENCE: Duration = Duration::from_millis(2);
 
 /// What the store says of a key.
-struct Answer {
+struct StoreAnswer {
     found: Option<Inode>,
     /// The first page of all keys below it.
     flat: ListPage,
@@ -44,74 +42,65 @@ struct Answer {
 /// What is learnt from a directory's first page of its own.
 enum Own {
     Whole(Proved),
-    Beginning(Part),
+    Beginning(EntryRun),
 }
 
 impl Names {
-    /// The flight that finds out about a key; counts as a miss if it has to start.
-    pub(crate) fn point_flight(
+    /// The lookup that finds out about a key; counts as a miss if it has to start.
+    pub(crate) fn point_lookup(
         self: &Arc<Self>,
         state: &mut State,
         prefix: &Arc<str>,
         key: String,
         now: Instant,
-    ) -> PointFlight {
-        if let Some(flight) = state.lookups.get(&key)
-            && flight.is_alive()
-            && state.known.directories.is_current(prefix, flight.epoch())
+    ) -> PointLookup {
+        if let Some(lookup) = state.lookups.get(&key)
+            && lookup.is_alive()
+            && state.known.directories.is_current(prefix, lookup.epoch)
         {
-            return flight.clone();
+            return lookup.clone();
         }
-        let ttl = self.config.metadata_ttl;
         // Where there are thousands of files and no directory so far, one more file is likely, and
         // where nothing is believed, or a page proves nothing, there is nothing to learn.
-        let is_alone = ttl == Some(Duration::ZERO)
-            || state.start_after == StartAfter::Unordered
+        let is_alone = self.config.metadata_ttl == Some(Duration::ZERO)
+            || state.order == ListingOrder::Unordered
             || state.known.directories.begins_with_files(prefix, now);
         let page_keys = (!is_alone).then_some(self.config.page_keys);
-        let (flight, landing) = Flight::new(state.known.directories.epoch());
-        state.lookups.insert(key.clone(), flight.clone());
-        tokio::spawn(self.clone().look_up(
-            prefix.clone(),
-            key,
-            page_keys,
-            now,
-            landing,
-            flight.epoch(),
-        ));
-        if state.known.directories.missed(prefix, ttl) {
+        let epoch = state.known.directories.epoch();
+        let (lookup, outcome) = PointLookup::new(epoch);
+        state.lookups.insert(key.clone(), lookup.clone());
+        let question = Question { prefix: prefix.clone(), key, asked: now, epoch };
+        tokio::spawn(self.clone().look_up(question, page_keys, outcome));
+        if state.known.directories.missed(prefix) {
             self.listing_under_way(state, prefix, now);
         }
-        flight
+        lookup
     }
 
     async fn look_up(
         self: Arc<Self>,
-        prefix: Arc<str>,
-        key: String,
+        question: Question,
         mut page_keys: Option<u16>,
-        asked: Instant,
-        landing: Landing<Result<Point, StoreError>>,
-        epoch: u64,
+        outcome: watch::Sender<Option<PointOutcome>>,
     ) {
+        let Question { prefix, key, asked, epoch } = question;
         let mut answer = ask(&self.store, &key, page_keys).await;
         if matches!(answer, Err(StoreError::Nonsense(Nonsense::Unordered(_)))) {
-            self.state.lock().found_out(StartAfter::Unordered);
+            self.state.lock().found_out(ListingOrder::Unordered);
             page_keys = None;
             answer = ask(&self.store, &key, page_keys).await;
         }
         let mut state = self.state.lock();
-        if state.lookups.get(&key).is_some_and(|flight| flight.epoch() == epoch) {
+        if state.lookups.get(&key).is_some_and(|lookup| lookup.epoch == epoch) {
             state.lookups.remove(&key);
         }
-        let point = answer.map(|Answer { found, flat, own }| {
-            let ttl = if found.is_some() {
-                self.config.metadata_ttl
-            } else {
-                Some(self.config.negative_ttl)
+        let point = answer.map(|StoreAnswer { found, flat, own }| {
+            let ttl = match found {
+                Some(_) => self.config.metadata_ttl,
+                None => Some(self.config.negative_ttl),
             };
-            let found = found.map(|inode| (state.known.number(inode.by_ref()), inode));
-            let point = Point { found, expiry: Expiry::after(asked, ttl), epoch };
+            let found = found.map(|inode| (state.known.number(&inode), inode));
+            let point = PointAnswer { found, expiry: Expiry::after(asked, ttl), epoch };
             if state.known.directories.is_current(&prefix, epoch) {
                 state.known.points.put(key, point.clone());
             }
@@ -125,25 +114,43 @@ impl Names {
             point
         });
         drop(state);
-        landing.send_replace(Some(point));
+        outcome.send_replace(Some(point));
     }
 
     /// A directory is known completely, as it was `asked` for in `epoch`.
-    pub(crate) fn learn(&self, state: &mut State, proved: Proved, asked: Instant, epoch: u64) {
-        let Proved { prefix, parts, rest, .. } = proved;
-        let now = Instant::now();
-        let expiry = Expiry::after(asked, self.config.metadata_ttl);
+    pub(super) fn learn(&self, state: &mut State, proved: Proved, asked: Instant, epoch: u64) {
+        let Proved { prefix, runs, rest, .. } = proved;
         let directories = &mut state.known.directories;
-        if !directories.is_current(&prefix, epoch) || directories.needs_nothing(&prefix, now) {
+        if !directories.is_current(&prefix, epoch) || directories.needs_nothing(&prefix, now()) {
             return;
         }
-        let (growing, grower) = directories.listing_begins(&prefix, expiry);
-        let mut hint = 0;
-        for part in parts {
-            show(state, &growing, &grower, part, &mut hint);
-        }
-        self.listing_ends(state, &growing, &grower, asked, Ok(rest));
+        let mut writer = directories.begin(&prefix, asked);
+        self.show_whole(state, &mut writer, runs, asked, rest);
     }
+
+    /// Shows all entries of a directory that is known completely.
+    pub(super) fn show_whole(
+        &self,
+        state: &mut State,
+        writer: &mut ListingWriter,
+        runs: Vec<EntryRun>,
+        asked: Instant,
+        rest: Rest,
+    ) {
+        let mut hint = 0;
+        for run in runs {
+            state.known.show(writer, run, &mut hint, now());
+        }
+        self.listing_ends(state, writer, asked, Ok(rest));
+    }
+}
+
+/// What a lookup asks: a key, as a name in a directory.
+struct Question {
+    prefix: Arc<str>,
+    key: String,
+    asked: Instant,
+    epoch: u64,
 }
 
 /// Where answers to a question are remembered.
@@ -185,19 +192,15 @@ impl Learnt<'_> {
             Ok(Own::Whole(proved)) => {
                 self.names.learn(self.state, proved, self.asked, self.epoch);
             }
-            Ok(Own::Beginning(mut part)) => {
-                let now = Instant::now();
-                let directories = &self.state.known.directories;
-                if !directories.is_current(below, self.epoch)
-                    || directories.needs_nothing(below, now)
+            Ok(Own::Beginning(mut run)) => {
+                let (known, now) = (&mut self.state.known, now());
+                if !known.directories.is_current(below, self.epoch)
+                    || known.directories.needs_nothing(below, now)
                 {
                     return;
                 }
-                let first = FirstPage { page, asked: self.asked, epoch: self.epoch };
-                self.state.known.number_all(below, &mut part, &mut 0);
-                let Known { inodes, directories, .. } = &mut self.state.known;
-                let knows = |prefix: &str| inodes.number(InodeRef::Directory(prefix)).is_some();
-                directories.begins_with(below, first, part, now, knows);
+                known.number_all(below, &mut run, &mut 0);
+                known.directories.begins_with(below, (page, self.asked, self.epoch), run, now);
             }
             // A page that makes no sense is none.
             Err(_) => {}
@@ -211,9 +214,9 @@ impl Learnt<'_> {
             return;
         }
         let inode = Inode::Directory(directory.clone());
-        let number = self.state.known.number(inode.by_ref());
+        let number = self.state.known.number(&inode);
         let expiry = Expiry::after(self.asked, self.names.config.metadata_ttl);
-        let point = Point { found: Some((number, inode)), expiry, epoch: self.epoch };
+        let point = PointAnswer { found: Some((number, inode)), expiry, epoch: self.epoch };
         let key = directory.strip_suffix('/').unwrap_or(directory);
         self.state.known.points.put(key.to_owned(), point);
     }
@@ -227,8 +230,8 @@ async fn ask(
     store: &Arc<dyn ObjectStore>,
     key: &str,
     page_keys: Option<u16>,
-) -> Result<Answer, StoreError> {
-    let started = Instant::now();
+) -> Result<StoreAnswer, StoreError> {
+    let started = tokio::time::Instant::now();
     let below = rules::directory_prefix(key);
     let own = below.clone().zip(page_keys).map(|(prefix, keys)| {
         let store = store.clone();
@@ -262,11 +265,13 @@ async fn ask(
             }
             None => None,
         };
-        return Ok(Answer { found, flat, own });
+        return Ok(StoreAnswer { found, flat, own });
     }
     match file {
-        Ok(head) => Ok(Answer { found: Some(Inode::File(Arc::new(head.meta))), flat, own: None }),
-        Err(StoreError::NotFound) => Ok(Answer { found: None, flat, own: None }),
+        Ok(head) => {
+            Ok(StoreAnswer { found: Some(Inode::File(Arc::new(head.meta))), flat, own: None })
+        }
+        Err(StoreError::NotFound) => Ok(StoreAnswer { found: None, flat, own: None }),
         Err(error) => Err(error),
     }
 }
@@ -280,7 +285,7 @@ async fn first_page(
     page_keys: Option<u16>,
 ) -> Result<ListPage, StoreError> {
     let (max_keys, any_order) = (page_keys.unwrap_or(1), page_keys.is_none());
-    let mut plan = Plan::new(prefix, max_keys, 1, StartAfter::Fails);
+    let mut plan = ListingPlan::new(prefix, max_keys, 1, ListingOrder::Sequential);
     while let Some(ask) = plan.ask() {
         let prefix = prefix.to_owned();
         let request = ListRequest { prefix, delimited, from: ask.from, max_keys, any_order };
@@ -302,12 +307,12 @@ fn is_empty(page: &ListPage) -> bool {
 fn own_page(prefix: &Arc<str>, page: &ListPage) -> Result<Own, StoreError> {
     let mut assembly = Assembly::new(prefix.clone());
     assembly.count(page);
-    let part = assembly.part(page, 0..page.entries.len())?;
-    assembly.append(part)?;
+    let run = assembly.run(page, 0..page.entries.len())?;
+    assembly.append(run)?;
     if page.next.is_some() {
         return Ok(Own::Beginning(assembly.settled()?));
     }
-    let parts = vec![assembly.last()?];
+    let runs = vec![assembly.last()?];
     let rest: Rest = assembly.rest();
-    Ok(Own::Whole(Proved { prefix: prefix.clone(), parts, rest, keys: page.entries.len() }))
+    Ok(Own::Whole(Proved { prefix: prefix.clone(), runs, rest, keys: page.entries.len() }))
 }

@@ -3,18 +3,16 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use lru::LruCache;
 use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
-use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio::sync::{Semaphore, watch};
 
-use super::flight::Flight;
-use super::plan::StartAfter;
+use super::plan::ListingOrder;
 use crate::names::known::directories::Directories;
 use crate::names::known::inodes::Inodes;
-use crate::names::known::numbers::{Known, Point};
+use crate::names::known::numbers::{Known, PointAnswer};
 use crate::store::{ObjectStore, StoreError};
 
 /// Point answers that are kept, negative ones included: 100,000 of some 300 bytes are 30 MB.
@@ -45,30 +43,57 @@ pub struct NamesConfig {
     pub pages_at_once: usize,
 }
 
-pub(crate) type PointFlight = Flight<Result<Point, StoreError>>;
+/// A single lookup under way, for all callers that ask for the same key. Its task runs to its end
+/// even when every caller has gone, because what it learns is worth keeping.
+#[derive(Clone)]
+pub(crate) struct PointLookup {
+    /// Callers that come after the directory's names were dropped must not be told what was true
+    /// before.
+    pub(super) epoch: u64,
+    outcome: watch::Receiver<Option<PointOutcome>>,
+}
+
+pub(super) type PointOutcome = Result<PointAnswer, StoreError>;
+
+impl PointLookup {
+    pub(super) fn new(epoch: u64) -> (Self, watch::Sender<Option<PointOutcome>>) {
+        let (sender, outcome) = watch::channel(None);
+        (Self { epoch, outcome }, sender)
+    }
+
+    /// It will come to an outcome; a task that has died will not.
+    pub(super) fn is_alive(&self) -> bool {
+        self.outcome.has_changed().is_ok() || self.outcome.borrow().is_some()
+    }
+
+    pub(crate) async fn outcome(mut self) -> PointOutcome {
+        let outcome = self.outcome.wait_for(Option::is_some).await;
+        outcome.ok().and_then(|outcome| outcome.clone()).unwrap_or_else(|| Err(shut_down()))
+    }
+}
 
 /// Everything behind the one lock, which is never held across an `.await`.
 pub(crate) struct State {
     pub(crate) known: Known,
-    pub(crate) lookups: HashMap<String, PointFlight>,
+    pub(crate) lookups: HashMap<String, PointLookup>,
     /// What is known of the store.
-    pub(crate) start_after: StartAfter,
+    pub(crate) order: ListingOrder,
 }
 
 impl State {
     /// A listing has found out how the store lists. That it does not begin where it is told to is
     /// not remembered: it may have been busy or out of reach.
-    pub(crate) fn found_out(&mut self, start_after: StartAfter) {
-        match (self.start_after, start_after) {
-            (StartAfter::Untried, StartAfter::Works) => self.start_after = start_after,
-            (known, StartAfter::Unordered) if known != start_after => {
-                self.start_after = start_after;
+    pub(crate) fn found_out(&mut self, order: ListingOrder) {
+        match (self.order, order) {
+            (ListingOrder::Unknown, ListingOrder::Seekable) => self.order = order,
+            (known, ListingOrder::Unordered) if known != order => {
+                self.order = order;
                 tracing::info!(
                     "the store does not list in key order: its directories are listed one page after \
                      the other, and shown when all of their pages are there"
                 );
                 // Some of it may rest on an order that there was not.
-                self.known.directories.drop_all_names(Instant::now());
+                self.known.directories.drop_all_names(now());
             }
             _ => {}
         }
@@ -89,9 +114,13 @@ pub struct Names {
 impl Names {
     /// The names of the bucket behind `store`; asks nothing yet.
     pub fn new(store: Arc<dyn ObjectStore>, config: NamesConfig) -> Arc<Self> {
-        let (mounted_at, now) = (config.mounted_at, Instant::now());
-        let (bytes, ttl) = (config.listings_bytes, config.metadata_ttl);
-        let directories = Directories::new(mounted_at, now, bytes, ttl);
+        let directories = Directories::new(
+            config.root_prefix.as_str().into(),
+            config.mounted_at,
+            now(),
+            config.listings_bytes,
+            config.metadata_ttl,
+        );
         let state = State {
             known: Known {
                 inodes: Inodes::new(&config.root_prefix),
@@ -99,7 +128,7 @@ impl Names {
                 points: LruCache::new(MAX_POINT_ANSWERS),
             },
             lookups: HashMap::new(),
-            start_after: StartAfter::Untried,
+            order: ListingOrder::Unknown,
         };
         let refreshes = Arc::new(Semaphore::new(MOST_REFRESHES));
         Arc::new(Self { store, config, state: Mutex::new(state), refreshes })
@@ -108,6 +137,11 @@ impl Names {
     pub(crate) fn known(&self) -> MappedMutexGuard<'_, Known> {
         MutexGuard::map(self.state.lock(), |state| &mut state.known)
     }
+}
+
+/// The time that everything known is judged by: tokio's clock, which tests can pause.
+pub(crate) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 /// A task died before it had its answer.

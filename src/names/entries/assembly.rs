@@ -1,4 +1,4 @@
-//! From the pages of a listing to parts of a directory: what is shown, and what is hidden.
+//! From the pages of a listing to runs of a directory: what is shown, and what is hidden.
 //!
 //! A listing is all or nothing: a page that fails or makes no sense fails the whole, because a
 //! directory that silently lacks files is worse than an error.
@@ -7,11 +7,11 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::run::Part;
-use crate::names::rules::{self, Hidden, Meaning};
+use super::run::EntryRun;
+use crate::names::rules::{self, EntryKey, Hidden, Meaning};
 use crate::store::{ListEntry, ListPage, StoreError};
 
-/// A directory's entries on their way from pages to parts, and what cannot be shown.
+/// A directory's entries on their way from pages to runs, and what cannot be shown.
 ///
 /// An object is hidden by a directory of the same name (N3), which can stand far behind it: between
 /// `a` and `a/` there is room for every `a-…`. So an entry settles when what has come behind it is
@@ -20,7 +20,7 @@ use crate::store::{ListEntry, ListPage, StoreError};
 pub(crate) struct Assembly {
     prefix: Arc<str>,
     /// In key order, the first of them not settled.
-    open: Part,
+    open: EntryRun,
     /// Objects in `open` that a directory may still hide, each one's name a beginning of the next.
     unsettled: Vec<usize>,
     /// Objects in `open` that are hidden.
@@ -62,7 +62,7 @@ impl Assembly {
     pub(crate) fn new(prefix: Arc<str>) -> Self {
         Self {
             prefix,
-            open: Part::default(),
+            open: EntryRun::default(),
             unsettled: Vec::new(),
             shadowed: Vec::new(),
             shown: false,
@@ -79,19 +79,19 @@ impl Assembly {
     }
 
     /// Some entries of a checked page, to be appended when those before them have been.
-    pub(crate) fn part(
+    pub(crate) fn run(
         &mut self,
         page: &ListPage,
         share: Range<usize>,
-    ) -> Result<Part, StoreError> {
+    ) -> Result<EntryRun, StoreError> {
         let prefix = self.prefix.clone();
-        let mut part = Part::default();
+        let mut run = EntryRun::default();
         for entry in &page.entries[share] {
             let key = entry.key();
             match (rules::meaning(&prefix, entry), entry) {
-                (Some(Meaning::Directory(name)), _) => part.push(name, None)?,
+                (Some(Meaning::Directory(name)), _) => run.push(name, None)?,
                 (Some(Meaning::File(name)), ListEntry::Object(meta)) => {
-                    part.push(name, Some(meta))?;
+                    run.push(name, Some(meta))?;
                 }
                 (Some(Meaning::Marker), _) => self.marker = true,
                 (Some(Meaning::Hidden(reason)), _) => self.hide(reason, 1, Some(key)),
@@ -102,17 +102,17 @@ impl Assembly {
                 }
             }
         }
-        Ok(part)
+        Ok(run)
     }
 
     /// Appends what comes behind all that was appended.
-    pub(crate) fn append(&mut self, part: Part) -> Result<(), StoreError> {
+    pub(crate) fn append(&mut self, run: EntryRun) -> Result<(), StoreError> {
         let open = self.open.len();
-        self.open.append(part)?;
+        self.open.append(run)?;
         for index in open..self.open.len() {
-            let (name, is_directory) = self.open.place(index);
+            let EntryKey { name, is_directory } = self.open.key(index);
             while let Some(last) = self.unsettled.last() {
-                let (object, _) = self.open.place(*last);
+                let object = self.open.key(*last).name;
                 match name.strip_prefix(object) {
                     // `a` and `a-`: `a/` may follow.
                     Some([next, ..]) if *next < b'/' => break,
@@ -133,10 +133,10 @@ impl Assembly {
     }
 
     /// Takes what has settled.
-    pub(crate) fn settled(&mut self) -> Result<Part, StoreError> {
+    pub(crate) fn settled(&mut self) -> Result<EntryRun, StoreError> {
         let settled = self.unsettled.first().copied().unwrap_or(self.open.len());
         if settled == 0 {
-            return Ok(Part::default());
+            return Ok(EntryRun::default());
         }
         // In the order of their directories, which is not that of the objects: `a-/` < `a/`.
         self.shadowed.sort_unstable();
@@ -165,7 +165,7 @@ impl Assembly {
     }
 
     /// Takes what is left behind the last entry: nothing can hide it any more.
-    pub(crate) fn last(&mut self) -> Result<Part, StoreError> {
+    pub(crate) fn last(&mut self) -> Result<EntryRun, StoreError> {
         self.unsettled.clear();
         self.settled()
     }

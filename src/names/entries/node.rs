@@ -23,45 +23,24 @@ pub enum Inode {
     File(Arc<ObjectMeta>),
 }
 
-/// Borrowed [`Inode`]: what a number is sought for.
-#[derive(Clone, Copy, Debug)]
-pub enum InodeRef<'a> {
-    /// A directory, by its prefix.
-    Directory(&'a str),
-    /// A version of an object.
-    File(&'a ObjectMeta),
-}
-
 impl Inode {
-    /// Borrows it.
-    pub fn by_ref(&self) -> InodeRef<'_> {
-        match self {
-            Self::Directory(prefix) => InodeRef::Directory(prefix),
-            Self::File(meta) => InodeRef::File(meta),
-        }
-    }
-}
-
-impl<'a> InodeRef<'a> {
     /// The object's key, or the directory's prefix.
-    pub fn key(self) -> &'a str {
+    pub fn key(&self) -> &str {
         match self {
             Self::Directory(prefix) => prefix,
             Self::File(meta) => &meta.version.key,
         }
     }
 
-    /// Whether one number may name both.
+    /// One number may name both.
     ///
-    /// `LastModified` is not asked: stores round it differently in a listing and in a HEAD, and
+    /// `LastModified` is not compared: stores round it differently in a listing and in a HEAD, and
     /// bytes that were put again unchanged are worth keeping in the page cache.
-    pub fn is_same(self, other: InodeRef<'_>) -> bool {
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Directory(a), InodeRef::Directory(b)) => a == b,
-            (Self::File(a), InodeRef::File(b)) => {
-                a.version == b.version && a.archived == b.archived
-            }
-            _ => false,
+            (Self::Directory(a), Self::Directory(b)) => a == b,
+            (Self::File(a), Self::File(b)) => a.version == b.version && a.archived == b.archived,
+            (Self::Directory(_), Self::File(_)) | (Self::File(_), Self::Directory(_)) => false,
         }
     }
 }
@@ -69,25 +48,13 @@ impl<'a> InodeRef<'a> {
 /// An inode as the kernel is told of it.
 #[derive(Clone, Debug)]
 pub struct Node {
-    /// Its number.
     pub ino: Ino,
-    /// What it is.
-    pub kind: NodeKind,
+    pub inode: Inode,
+    /// `LastModified` of an object. A directory's changes whenever its listing may have changed.
+    pub mtime: SystemTime,
     /// How long the kernel may believe the *name* without asking.
     pub name_ttl: Duration,
-    /// How long the kernel may believe the attributes: practically for ever for a file, whose
-    /// inode names one version.
+    /// How long the kernel may believe the attributes: [`FOREVER`] for a file, whose inode names one
+    /// version.
     pub attr_ttl: Duration,
-}
-
-/// File or directory.
-#[derive(Clone, Debug)]
-pub enum NodeKind {
-    /// A directory; the mtime changes whenever its listing may have changed.
-    Directory {
-        /// Modification time.
-        mtime: SystemTime,
-    },
-    /// One version of one object.
-    File(Arc<ObjectMeta>),
 }

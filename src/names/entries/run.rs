@@ -4,16 +4,13 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::node::{Ino, Inode, InodeRef};
-use crate::names::rules;
+use super::node::{Ino, Inode};
+use crate::names::rules::EntryKey;
 use crate::store::{ObjectMeta, ObjectVersion, StoreError};
-
-/// What entries are ordered by: a name, and whether it is a directory's.
-pub(crate) type Place<'a> = (&'a [u8], bool);
 
 /// Entries in key order (N10).
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Part {
+pub(crate) struct EntryRun {
     /// Each entry's name, and behind it a file's `ETag`, in the order of the entries. One allocation
     /// for all, for a directory of a million files should not cost three million.
     bytes: Vec<u8>,
@@ -30,11 +27,11 @@ struct Record {
     etag: Etag,
     /// At most 255 (N7).
     name_bytes: u8,
-    kind: Kind,
+    kind: RecordKind,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum RecordKind {
     Directory,
     File,
     ArchivedFile,
@@ -119,32 +116,28 @@ fn digit(digit: u8) -> Option<u8> {
     }
 }
 
-impl Part {
-    /// Number of entries.
+impl EntryRun {
     pub(crate) fn len(&self) -> usize {
         self.records.len()
     }
 
-    /// Whether it has no entries.
     pub(crate) fn is_empty(&self) -> bool {
         self.records.is_empty()
     }
 
-    /// Memory that it takes.
     pub(crate) fn memory_bytes(&self) -> usize {
         self.records.capacity() * size_of::<Record>() + self.bytes.capacity()
     }
 
-    /// What an entry is ordered by.
-    pub(crate) fn place(&self, index: usize) -> Place<'_> {
+    pub(crate) fn key(&self, index: usize) -> EntryKey<'_> {
         let record = &self.records[index];
-        (self.texts(record).0, record.kind == Kind::Directory)
+        self.record_key(record)
     }
 
     /// A file's size; `None` for a directory, and for a file that cannot be read.
     pub(crate) fn file_bytes(&self, index: usize) -> Option<u64> {
         let record = &self.records[index];
-        (record.kind == Kind::File).then_some(record.size_bytes)
+        (record.kind == RecordKind::File).then_some(record.size_bytes)
     }
 
     /// An entry's inode number; 0 until it has one.
@@ -152,7 +145,6 @@ impl Part {
         self.records[index].ino
     }
 
-    /// Gives an entry its inode number.
     pub(crate) fn set_ino(&mut self, index: usize, ino: Ino) {
         self.records[index].ino = ino;
     }
@@ -162,7 +154,7 @@ impl Part {
         let record = &self.records[index];
         let (name, etag) = self.texts(record);
         let name = String::from_utf8_lossy(name);
-        if record.kind == Kind::Directory {
+        if record.kind == RecordKind::Directory {
             return Inode::Directory(format!("{prefix}{name}/").into());
         }
         Inode::File(Arc::new(ObjectMeta {
@@ -172,25 +164,25 @@ impl Part {
                 size_bytes: record.size_bytes,
             },
             last_modified: time(record.last_modified),
-            archived: record.kind == Kind::ArchivedFile,
+            archived: record.kind == RecordKind::ArchivedFile,
         }))
     }
 
     /// Whether an entry is the same thing as `of`, which has its name.
-    pub(crate) fn is(&self, index: usize, of: InodeRef<'_>) -> bool {
+    pub(crate) fn is(&self, index: usize, of: &Inode) -> bool {
         let record = &self.records[index];
         match (of, record.kind) {
-            (InodeRef::Directory(_), Kind::Directory) => true,
-            (InodeRef::File(meta), Kind::File | Kind::ArchivedFile) => {
+            (Inode::Directory(_), RecordKind::Directory) => true,
+            (Inode::File(meta), RecordKind::File | RecordKind::ArchivedFile) => {
                 meta.version.size_bytes == record.size_bytes
-                    && meta.archived == (record.kind == Kind::ArchivedFile)
+                    && meta.archived == (record.kind == RecordKind::ArchivedFile)
                     && record.etag.is(self.texts(record).1, &meta.version.etag)
             }
             _ => false,
         }
     }
 
-    /// Whether an entry and one of another part have the same name and name the same thing.
+    /// Whether an entry and one of another run have the same name and name the same thing.
     pub(crate) fn is_same(&self, index: usize, other: &Self, other_index: usize) -> bool {
         let (a, b) = (&self.records[index], &other.records[other_index]);
         a.kind == b.kind
@@ -199,7 +191,7 @@ impl Part {
             && self.texts(a) == other.texts(b)
     }
 
-    /// Whether an entry and one of another part show the same under the same number.
+    /// Whether an entry and one of another run show the same under the same number.
     pub(crate) fn shows_same(&self, index: usize, other: &Self, other_index: usize) -> bool {
         let (a, b) = (&self.records[index], &other.records[other_index]);
         a.ino == b.ino && a.kind == b.kind && self.texts(a).0 == other.texts(b).0
@@ -218,9 +210,9 @@ impl Part {
             etag,
             name_bytes: u8::try_from(name.len()).expect("longer names are hidden"),
             kind: match of {
-                None => Kind::Directory,
-                Some(meta) if meta.archived => Kind::ArchivedFile,
-                Some(_) => Kind::File,
+                None => RecordKind::Directory,
+                Some(meta) if meta.archived => RecordKind::ArchivedFile,
+                Some(_) => RecordKind::File,
             },
         });
         Ok(())
@@ -237,7 +229,7 @@ impl Part {
         Ok(())
     }
 
-    /// Appends all of another part, which comes behind.
+    /// Appends all of another run, which comes behind.
     pub(crate) fn append(&mut self, mut behind: Self) -> Result<(), StoreError> {
         if self.is_empty() {
             *self = behind;
@@ -280,13 +272,14 @@ impl Part {
         (&self.bytes[at..etag_at], &self.bytes[etag_at..etag_at + record.etag.bytes()])
     }
 
-    /// Where the first entry stands that is not before this place.
-    pub(crate) fn lower_bound(&self, place: Place<'_>) -> usize {
-        let is_before = |record: &Record| {
-            let own = (self.texts(record).0, record.kind == Kind::Directory);
-            rules::entry_order(own, place).is_lt()
-        };
-        self.records.partition_point(is_before)
+    fn record_key(&self, record: &Record) -> EntryKey<'_> {
+        let is_directory = record.kind == RecordKind::Directory;
+        EntryKey { name: self.texts(record).0, is_directory }
+    }
+
+    /// The index of the first entry that is not before this key.
+    pub(super) fn lower_bound(&self, key: EntryKey<'_>) -> usize {
+        self.records.partition_point(|record| self.record_key(record) < key)
     }
 }
 
@@ -323,30 +316,30 @@ mod tests {
 
     #[test]
     fn an_entry_takes_48_bytes_beside_its_name() {
-        let mut part = Part::default();
+        let mut run = EntryRun::default();
         let etag = "\"0123456789abcdef0123456789abcdef\"";
         for n in 0..1000 {
             let name = format!("{n:020}");
-            part.push(&name, Some(&meta(etag, SystemTime::UNIX_EPOCH))).expect("small");
+            run.push(&name, Some(&meta(etag, SystemTime::UNIX_EPOCH))).expect("small");
         }
-        part.shrink();
-        assert_eq!(part.memory_bytes(), 1000 * (20 + 48));
+        run.shrink();
+        assert_eq!(run.memory_bytes(), 1000 * (20 + 48));
     }
 
     #[test]
     fn parts_that_are_cut_and_joined_hold_what_they_held() {
-        let mut whole = Part::default();
+        let mut whole = EntryRun::default();
         for n in 0..6 {
             let file = meta(&"e".repeat(n), time(7));
             whole.push(&"n".repeat(n + 1), (n % 3 > 0).then_some(&file)).expect("small");
             whole.set_ino(n, n as Ino);
         }
         for at in 0..=6 {
-            let mut part = whole.clone();
-            let rest = part.split_off(at);
-            assert_eq!((part.len(), rest.len()), (at, 6 - at));
-            part.append(rest).expect("small");
-            assert_eq!((&part.bytes, &part.records), (&whole.bytes, &whole.records));
+            let mut run = whole.clone();
+            let rest = run.split_off(at);
+            assert_eq!((run.len(), rest.len()), (at, 6 - at));
+            run.append(rest).expect("small");
+            assert_eq!((&run.bytes, &run.records), (&whole.bytes, &whole.records));
         }
     }
 
@@ -366,25 +359,25 @@ mod tests {
             "é".repeat(40),
         ];
         let times = [0, 1, -1, 1_700_000_000, 253_402_300_799];
-        let mut part = Part::default();
+        let mut run = EntryRun::default();
         let metas: Vec<_> = etags
             .iter()
             .zip(times.iter().cycle())
             .map(|(etag, at)| meta(etag, time(*at)))
             .collect();
         for meta in &metas {
-            part.push("name", Some(meta)).expect("small");
+            run.push("name", Some(meta)).expect("small");
         }
         for (index, meta) in metas.iter().enumerate() {
-            let Inode::File(back) = part.inode(index, "d/") else { panic!("a file") };
+            let Inode::File(back) = run.inode(index, "d/") else { panic!("a file") };
             assert_eq!(*back, *meta);
             for (other, meta) in metas.iter().enumerate() {
-                assert_eq!(part.is(other, InodeRef::File(&back)), back.version == meta.version);
+                assert_eq!(run.is(other, &Inode::File(back.clone())), back.version == meta.version);
             }
         }
         let endless = meta(&"x".repeat(40_000), SystemTime::UNIX_EPOCH);
         assert!(matches!(
-            part.push("name", Some(&endless)),
+            run.push("name", Some(&endless)),
             Err(StoreError::Nonsense(Nonsense::Protocol(_)))
         ));
     }

@@ -1,72 +1,65 @@
-//! How much memory names take, within a bound, and which directory gives its up first. Pure.
+//! How much memory names take, within a limit, and which directory gives up its share first. Pure.
 //!
-//! Everything that is kept of directories is counted, whether it can be given up or not: listings, what
-//! has come of those under way, pages that a listing may begin with, and what is known of a directory
-//! beside all that. What can be given up goes in the order of last use until the rest fits.
+//! Everything that is known of directories is charged, whether it can be evicted or not: listings,
+//! finished and under way, first pages, and the records of the directories themselves. What can be
+//! evicted goes in the order of last use until the rest fits.
 
 use std::sync::Arc;
 
 use lru::LruCache;
 
-/// Memory of what is known of directories.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct NamesBudget {
     bytes: usize,
-    most: usize,
-    /// The directories that keep something that can be given up, by last use.
+    limit: usize,
+    /// Directories with something to evict, by last use.
     by_use: LruCache<Arc<str>, ()>,
 }
 
-impl Held {
-    /// Nothing yet, and not to be more than `most`.
-    pub(crate) fn within(most: usize) -> Self {
-        Self { bytes: 0, most, by_use: LruCache::unbounded() }
+impl NamesBudget {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { bytes: 0, limit, by_use: LruCache::unbounded() }
     }
 
-    /// The bound.
-    pub(crate) fn most(&self) -> usize {
-        self.most
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
     }
 
-    /// All that is held.
     #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// So much has come to it.
-    pub(crate) fn more(&mut self, bytes: usize) {
+    pub(crate) fn charge(&mut self, bytes: usize) {
         self.bytes += bytes;
     }
 
-    /// So much has been given up.
-    pub(crate) fn less(&mut self, bytes: usize) {
-        debug_assert!(bytes <= self.bytes, "what is given up was counted");
+    pub(crate) fn refund(&mut self, bytes: usize) {
+        debug_assert!(bytes <= self.bytes, "what is refunded was charged");
         self.bytes = self.bytes.saturating_sub(bytes);
     }
 
-    /// Whether something must be given up.
-    pub(crate) fn is_too_much(&self) -> bool {
-        self.bytes > self.most
+    pub(crate) fn is_exceeded(&self) -> bool {
+        self.bytes > self.limit
     }
 
-    /// This directory keeps something that can be given up, and was used now.
-    pub(crate) fn keeps(&mut self, directory: &Arc<str>) {
+    /// This directory has something to evict, and was used now.
+    pub(crate) fn insert(&mut self, directory: &Arc<str>) {
         self.by_use.put(directory.clone(), ());
     }
 
     /// It was used now.
-    pub(crate) fn used(&mut self, directory: &str) {
+    pub(crate) fn touch(&mut self, directory: &str) {
         self.by_use.promote(directory);
     }
 
-    /// It keeps nothing any more that can be given up.
-    pub(crate) fn keeps_nothing(&mut self, directory: &str) {
+    /// It has nothing left to evict.
+    pub(crate) fn remove(&mut self, directory: &str) {
         self.by_use.pop(directory);
     }
 
-    /// Of those that may give something up, the one that was not used for longest.
-    pub(crate) fn first_to_go(&self, may: impl Fn(&Arc<str>) -> bool) -> Option<Arc<str>> {
+    /// The least recently used directory that `may` be evicted.
+    pub(crate) fn evict_candidate(&self, may: impl Fn(&Arc<str>) -> bool) -> Option<Arc<str>> {
         self.by_use.iter().rev().map(|(directory, ())| directory).find(|key| may(key)).cloned()
     }
 }
@@ -77,21 +70,21 @@ mod tests {
 
     #[test]
     fn who_was_not_used_for_longest_goes_first_if_it_may() {
-        let mut held = Held::within(10);
+        let mut budget = NamesBudget::new(10);
         let [a, b, c] = ["a/", "b/", "c/"].map(Arc::<str>::from);
         for directory in [&a, &b, &c] {
-            held.keeps(directory);
-            held.more(5);
+            budget.insert(directory);
+            budget.charge(5);
         }
-        assert!(held.is_too_much());
-        held.used("a/");
-        held.used("never kept/");
-        assert_eq!(held.first_to_go(|_| true), Some(b.clone()));
-        assert_eq!(held.first_to_go(|key| *key != b), Some(c.clone()));
-        held.keeps_nothing("b/");
-        held.less(5);
-        assert!(!held.is_too_much());
-        assert_eq!(held.first_to_go(|_| true), Some(c));
-        assert_eq!(held.first_to_go(|_| false), None);
+        assert!(budget.is_exceeded());
+        budget.touch("a/");
+        budget.touch("never kept/");
+        assert_eq!(budget.evict_candidate(|_| true), Some(b.clone()));
+        assert_eq!(budget.evict_candidate(|key| *key != b), Some(c.clone()));
+        budget.remove("b/");
+        budget.refund(5);
+        assert!(!budget.is_exceeded());
+        assert_eq!(budget.evict_candidate(|_| true), Some(c));
+        assert_eq!(budget.evict_candidate(|_| false), None);
     }
 }

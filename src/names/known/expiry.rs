@@ -1,24 +1,22 @@
 //! Until when an answer is believed.
 
-use std::time::Duration;
-
-use tokio::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::names::entries::node::FOREVER;
 
-/// Until when an answer is believed.
+/// The end of an answer's life; `None` is never.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Expiry(pub(crate) Option<Instant>);
+pub(crate) struct Expiry(Option<Instant>);
 
 impl Expiry {
-    /// An answer to a request that was sent at `asked`; believed for ever without a `ttl`.
+    /// The answer to a request that was sent at `asked`; without a `ttl` it is believed forever.
     ///
-    /// Counted from the question, for the answer may have been true no longer than that.
+    /// Counted from the request, because the answer may have been true no longer than that.
     pub(crate) fn after(asked: Instant, ttl: Option<Duration>) -> Self {
         Self(ttl.and_then(|ttl| asked.checked_add(ttl)))
     }
 
-    /// How long it is still believed, `None` when it is not.
+    /// How long the answer is still believed; `None` once it is not.
     pub(crate) fn remaining(self, now: Instant) -> Option<Duration> {
         let Some(until) = self.0 else { return Some(FOREVER) };
         Some(until.saturating_duration_since(now)).filter(|left| !left.is_zero())

@@ -10,20 +10,20 @@ use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use crate::names::entries::node::{Ino, Inode, InodeRef, ROOT};
+use crate::names::entries::node::{Ino, Inode, ROOT};
 use crate::store::{ObjectMeta, ObjectVersion};
 
 /// Numbers that the kernel knows.
 #[derive(Debug)]
 pub(crate) struct Inodes {
     next: Ino,
-    known: HashMap<Ino, Known>,
+    known: HashMap<Ino, KnownInode>,
     directories: HashMap<Arc<str>, Ino>,
     files: HashMap<ByVersion, Ino>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct KnownInode {
     inode: Inode,
     lookups: u64,
 }
@@ -82,13 +82,18 @@ impl Inodes {
     }
 
     /// The number under which the kernel knows it.
-    pub(crate) fn number(&self, of: InodeRef<'_>) -> Option<Ino> {
-        let ino = *match of {
-            InodeRef::Directory(prefix) => self.directories.get(prefix),
-            InodeRef::File(meta) => self.files.get(&meta.version),
+    pub(crate) fn number(&self, of: &Inode) -> Option<Ino> {
+        let ino = match of {
+            Inode::Directory(prefix) => self.directory(prefix),
+            Inode::File(meta) => self.files.get(&meta.version).copied(),
         }?;
         // An object that was restored from the archive has kept its version.
-        self.get(ino).is_some_and(|inode| inode.by_ref().is_same(of)).then_some(ino)
+        self.get(ino).is_some_and(|inode| inode.is_same(of)).then_some(ino)
+    }
+
+    /// The number under which the kernel knows a directory.
+    pub(crate) fn directory(&self, prefix: &str) -> Option<Ino> {
+        self.directories.get(prefix).copied()
     }
 
     /// All directories that are known.
@@ -112,9 +117,11 @@ impl Inodes {
 
     /// Counts one lookup of a number that was issued for this inode.
     pub(crate) fn remember(&mut self, ino: Ino, inode: &Inode) {
-        let known =
-            self.known.entry(ino).or_insert_with(|| Known { inode: inode.clone(), lookups: 0 });
-        debug_assert!(known.inode.by_ref().is_same(inode.by_ref()), "a number names one thing");
+        let known = self
+            .known
+            .entry(ino)
+            .or_insert_with(|| KnownInode { inode: inode.clone(), lookups: 0 });
+        debug_assert!(known.inode.is_same(inode), "a number names one thing");
         known.lookups += 1;
         if known.lookups == 1 {
             match inode {
@@ -175,10 +182,10 @@ mod tests {
         inodes.remember(ino, &inode);
         inodes.remember(ino, &inode);
         assert!(inodes.forget(ino, 1).is_none());
-        assert_eq!(inodes.number(inode.by_ref()), Some(ino));
+        assert_eq!(inodes.number(&inode), Some(ino));
         assert!(inodes.forget(ino, 1).is_some());
         assert!(inodes.get(ino).is_none());
-        assert_eq!(inodes.number(inode.by_ref()), None);
+        assert_eq!(inodes.number(&inode), None);
         assert_ne!(inodes.issue(), ino);
     }
 
@@ -192,8 +199,8 @@ mod tests {
             ino
         });
         assert_ne!(numbers[0], numbers[1]);
-        assert_eq!(inodes.number(versions[0].by_ref()), Some(numbers[0]));
-        assert_eq!(inodes.number(versions[1].by_ref()), Some(numbers[1]));
+        assert_eq!(inodes.number(&versions[0]), Some(numbers[0]));
+        assert_eq!(inodes.number(&versions[1]), Some(numbers[1]));
     }
 
     #[test]
@@ -202,12 +209,12 @@ mod tests {
         let (cold, warm) = (file("k", "1", true), file("k", "1", false));
         let old = inodes.issue();
         inodes.remember(old, &cold);
-        assert_eq!(inodes.number(warm.by_ref()), None);
+        assert_eq!(inodes.number(&warm), None);
         let new = inodes.issue();
         inodes.remember(new, &warm);
-        assert_eq!(inodes.number(warm.by_ref()), Some(new));
+        assert_eq!(inodes.number(&warm), Some(new));
         inodes.forget(old, 1);
-        assert_eq!(inodes.number(warm.by_ref()), Some(new));
+        assert_eq!(inodes.number(&warm), Some(new));
     }
 
     #[test]
@@ -215,6 +222,6 @@ mod tests {
         let mut inodes = Inodes::new("p/");
         assert!(inodes.forget(ROOT, u64::MAX).is_none());
         assert!(matches!(inodes.get(ROOT), Some(Inode::Directory(prefix)) if &**prefix == "p/"));
-        assert_eq!(inodes.number(InodeRef::Directory("p/")), Some(ROOT));
+        assert_eq!(inodes.directory("p/"), Some(ROOT));
     }
 }

@@ -1,36 +1,36 @@
-//! What is known at this moment, behind the namespace's one lock; nothing here waits.
+//! Everything that is known, and which inode number an entry gets: the one that the kernel or any
+//! listing still has for the same thing, else a new one. Pure; nothing here waits.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
-use tokio::time::Instant;
 
+use super::directories::Directories;
+use super::directory::{Directory, NameAnswer};
+use super::expiry::Expiry;
+use super::inodes::Inodes;
+use super::progress::ListingWriter;
 use crate::errno::FsError;
 use crate::names::entries::listing::Listing;
-use crate::names::entries::node::{FOREVER, Ino, Inode, InodeRef, Node, NodeKind, ROOT};
-use crate::names::entries::run::Part;
-use crate::names::known::directories::Directories;
-use crate::names::known::expiry::Expiry;
-use crate::names::known::inodes::Inodes;
-use crate::names::known::progress::Growing;
+use crate::names::entries::node::{FOREVER, Ino, Inode, Node, ROOT};
+use crate::names::entries::run::EntryRun;
 use crate::names::rules;
 
-/// Names in a part that are looked for one by one: some 0.3 µs each, where to look through a
+/// Names in a run that are looked for one by one: some 0.3 µs each, where to look through a
 /// thousand answers costs 20.
 const FEW_NAMES: usize = 64;
 
-/// Everything that is known.
 pub(crate) struct Known {
     pub(crate) inodes: Inodes,
     pub(crate) directories: Directories,
-    /// What single lookups have found, by key (a directory's without its `/`).
-    pub(crate) points: LruCache<String, Point>,
+    /// Answers of single lookups, by key (a directory's without its `/`).
+    pub(crate) points: LruCache<String, PointAnswer>,
 }
 
 /// The answer of a single lookup.
 #[derive(Clone)]
-pub(crate) struct Point {
+pub(crate) struct PointAnswer {
     pub(crate) found: Option<(Ino, Inode)>,
     pub(crate) expiry: Expiry,
     pub(crate) epoch: u64,
@@ -49,50 +49,50 @@ impl Known {
     /// The number behind `..`. The kernel knows a directory's parent as long as the directory.
     pub(crate) fn parent(&self, ino: Ino, prefix: &str) -> Ino {
         let above = rules::parent_and_name(prefix).filter(|_| ino != ROOT);
-        above.and_then(|(above, _)| self.inodes.number(InodeRef::Directory(above))).unwrap_or(ROOT)
+        above.and_then(|(above, _)| self.inodes.directory(above)).unwrap_or(ROOT)
     }
 
-    /// What is believed of a name without asking, and for how long: of what it names, or that
-    /// there is no such name.
-    pub(crate) fn believed(
+    /// What is believed of a name without asking the store.
+    pub(crate) fn answer(
         &mut self,
         prefix: &str,
         name: &[u8],
         key: &str,
         now: Instant,
-    ) -> Option<(Option<(Ino, Inode)>, Duration)> {
-        if let Some((listing, ttl)) = self.directories.fresh(prefix, now) {
-            let found = listing.find(name).map(|at| (listing.ino(at), listing.inode(at)));
-            return Some((found, ttl));
-        }
-        if let Some(settled) = self.directories.settled(prefix, name, now) {
-            return Some(settled);
+    ) -> Option<NameAnswer> {
+        if let Some(answer) = self.directories.answer(prefix, name, now) {
+            return Some(answer);
         }
         let point = self.points.get(key)?;
         let ttl = point.expiry.remaining(now)?;
         let current = self.directories.is_current(prefix, point.epoch);
-        current.then(|| (point.found.clone(), ttl))
+        current.then(|| NameAnswer { found: point.found.clone(), ttl })
     }
 
-    /// Answers a lookup and counts it.
-    pub(crate) fn give(
-        &mut self,
-        found: Option<(Ino, Inode)>,
-        ttl: Duration,
-        now: Instant,
-    ) -> Result<Node, FsError> {
+    /// Answers a lookup of the kernel and counts it.
+    pub(crate) fn give(&mut self, answer: NameAnswer, now: Instant) -> Result<Node, FsError> {
+        let NameAnswer { found, ttl } = answer;
         let (ino, inode) = found.ok_or(FsError::NotFound { ttl })?;
         self.remember(ino, &inode);
-        // What the kernel knows by a number does not change, were it only a fraction of a second.
+        // What the kernel knows by a number never changes, not even by a fraction of a second.
         let inode = self.inodes.get(ino).cloned().unwrap_or(inode);
-        Ok(self.node(ino, &inode, ttl, now))
+        Ok(self.node(ino, inode, ttl, now))
     }
 
-    /// Counts one kernel lookup.
+    /// Counts one lookup of the kernel.
     pub(crate) fn remember(&mut self, ino: Ino, inode: &Inode) {
         self.inodes.remember(ino, inode);
         if let Inode::Directory(prefix) = inode {
-            self.directories.known(prefix);
+            self.directories.in_kernel(prefix);
+        }
+    }
+
+    /// Takes back lookups of the kernel.
+    pub(crate) fn forget(&mut self, ino: Ino, lookups: u64, now: Instant) {
+        if let Some(Inode::Directory(prefix)) = self.inodes.forget(ino, lookups)
+            && self.inodes.directory(&prefix).is_none()
+        {
+            self.directories.forgotten(&prefix, now);
         }
     }
 
@@ -100,87 +100,86 @@ impl Known {
     pub(crate) fn node(
         &mut self,
         ino: Ino,
-        inode: &Inode,
+        inode: Inode,
         name_ttl: Duration,
         now: Instant,
     ) -> Node {
-        match inode {
-            Inode::File(meta) => {
-                let kind = NodeKind::File(meta.clone());
-                Node { ino, kind, name_ttl, attr_ttl: FOREVER }
-            }
-            Inode::Directory(prefix) => {
-                let (mtime, attr_ttl) = self.directories.attributes(prefix, name_ttl, now);
-                Node { ino, kind: NodeKind::Directory { mtime }, name_ttl, attr_ttl }
-            }
-        }
-    }
-
-    /// A listing that was begun is not made after all, and nobody waits for it.
-    pub(crate) fn withdraw(&mut self, prefix: &str, growing: &Growing, now: Instant) {
-        self.directories.withdraw(prefix, growing);
-        if self.inodes.number(InodeRef::Directory(prefix)).is_none() {
-            self.directories.release(prefix, now);
-        }
+        let (mtime, attr_ttl) = match &inode {
+            Inode::File(meta) => (meta.last_modified, FOREVER),
+            Inode::Directory(prefix) => self.directories.attributes(prefix, name_ttl, now),
+        };
+        Node { ino, inode, mtime, name_ttl, attr_ttl }
     }
 
     /// How long the names of a listing are believed: not at all when there is a newer one.
     pub(crate) fn listing_ttl(&self, listing: &Listing, now: Instant) -> Duration {
-        let ttl = self.directories.ttl(listing.prefix(), listing.generation(), now);
-        ttl.unwrap_or_default()
+        let directory = self.directories.get(listing.prefix());
+        directory.and_then(|one| one.ttl(listing.generation(), now)).unwrap_or_default()
     }
 
-    /// Numbers the entries of the directory `prefix` that come behind those before; `hint`, 0 at
-    /// first, is where they are likely to stand in the newest listing.
-    pub(crate) fn number_all(&mut self, prefix: &str, part: &mut Part, hint: &mut usize) {
+    /// Gives the next entries of a listing their numbers and shows them. `hint`, 0 at first, is the
+    /// index in the newest listing where they are likely to stand.
+    pub(crate) fn show(
+        &mut self,
+        writer: &mut ListingWriter,
+        mut run: EntryRun,
+        hint: &mut usize,
+        now: Instant,
+    ) {
+        self.number_all(&writer.prefix, &mut run, hint);
+        self.directories.show(writer, run, now);
+    }
+
+    /// Numbers the entries of the directory `prefix` that come behind those before.
+    pub(crate) fn number_all(&mut self, prefix: &str, run: &mut EntryRun, hint: &mut usize) {
         let newest = self.directories.newest(prefix).cloned();
         // A few are looked for one by one, which costs less than to look through what is known.
         let any_held =
-            newest.is_some() || part.len() <= FEW_NAMES || self.may_hold_numbers_from(prefix, part);
-        let before = newest.or_else(|| self.directories.beginning(prefix).cloned());
-        for index in 0..part.len() {
-            let same = before.as_ref().and_then(|old| old.number_near(*hint, part, index));
+            newest.is_some() || run.len() <= FEW_NAMES || self.may_hold_numbers_from(prefix, run);
+        let before = newest.or_else(|| self.directories.partial_listing(prefix).cloned());
+        for index in 0..run.len() {
+            let same = before.as_ref().and_then(|old| old.number_near(*hint, run, index));
             let ino = if let Some(ino) = same {
                 *hint += 1;
                 ino
             } else {
                 let was_there = before.as_ref().is_some_and(|old| {
-                    *hint = old.behind(part.place(index));
-                    hint.checked_sub(1).is_some_and(|at| old.place(at) == part.place(index))
+                    *hint = old.behind(run.key(index));
+                    hint.checked_sub(1).is_some_and(|at| old.key(at) == run.key(index))
                 });
                 if any_held || was_there {
-                    self.number(part.inode(index, prefix).by_ref())
+                    self.number(&run.inode(index, prefix))
                 } else {
                     self.inodes.issue()
                 }
             };
-            part.set_ino(index, ino);
+            run.set_ino(index, ino);
         }
     }
 
-    /// Whether anybody but a listing may hold a number of something in this directory that stands
-    /// in this part or behind it. It costs less to ask that once than to look for a million names
-    /// that nobody knows; and what the kernel has read of this listing stands before.
-    fn may_hold_numbers_from(&self, prefix: &str, part: &Part) -> bool {
+    /// `false` only if nothing but a listing holds a number of this directory's entries from the
+    /// first of `run` on. It costs less to ask that once than to look for a million names that
+    /// nothing knows; and what the kernel has read of this listing stands before.
+    fn may_hold_numbers_from(&self, prefix: &str, run: &EntryRun) -> bool {
         const FEW: usize = 1000;
-        if part.is_empty() {
+        if run.is_empty() {
             return false;
         }
-        let (first, _) = part.place(0);
-        // Answers do not tell directories by their slash.
+        let first = run.key(0).name;
+        // Keys of answers do not tell directories by their slash.
         let is_behind = |key: &str| {
             key.strip_prefix(prefix)
                 .is_some_and(|name| name.bytes().chain([b'/']).ge(first.iter().copied()))
         };
-        self.directories.may_have_numbered(prefix)
+        self.directories.get(prefix).is_some_and(Directory::has_other_progress)
             || self.inodes.may_know_from(prefix, first)
             || self.points.len() > FEW
             || self.points.iter().any(|(key, _)| is_behind(key))
     }
 
-    /// The number of what a listing or a HEAD has shown: the one that anybody still holds for it,
-    /// else a new one.
-    pub(crate) fn number(&mut self, of: InodeRef<'_>) -> Ino {
+    /// The number of what a listing or a HEAD has shown: the one that is still held for it, else a
+    /// new one.
+    pub(crate) fn number(&mut self, of: &Inode) -> Ino {
         let key = of.key();
         let held = self.inodes.number(of).or_else(|| {
             let (directory, _) = rules::parent_and_name(key)?;
@@ -189,7 +188,7 @@ impl Known {
         let held = held.or_else(|| {
             let point = self.points.peek(key.strip_suffix('/').unwrap_or(key))?;
             let (ino, inode) = point.found.as_ref()?;
-            inode.by_ref().is_same(of).then_some(*ino)
+            inode.is_same(of).then_some(*ino)
         });
         held.unwrap_or_else(|| self.inodes.issue())
     }

@@ -1,112 +1,122 @@
-//! A listing that is being made: what there is of it can be read, and its end be waited for.
+//! A listing that is being made: its task writes into it, and all who want it read along.
+//!
+//! The writer and its readers share one cell. Readers need not hold the lock of the names; whoever
+//! waits for more subscribes to the cell. The task runs to its end even when every reader has gone,
+//! because what it learns is worth keeping.
 
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use super::expiry::Expiry;
 use crate::errno::FsError;
 use crate::names::entries::listing::Listing;
-use crate::names::known::expiry::Expiry;
+use crate::names::entries::run::EntryRun;
 
-/// Parts of a listing that one scan looks at in one piece: some thousand entries, more than any
-/// reply to the kernel holds.
-const PARTS_AT_ONCE: usize = 4;
-
-/// A listing under way, for all who want it. Its task runs to its end even when every caller has
-/// gone, for what it learns is worth keeping.
+/// A reader's end of a listing under way.
 #[derive(Clone, Debug)]
-pub(crate) struct Growing {
-    /// The epoch of the directory when it began: who comes after its names were dropped must not
-    /// be told what was true before.
-    pub(crate) epoch: u64,
+pub(crate) struct Progress {
     pub(crate) generation: u32,
-    /// Until when what it says is believed.
+    /// The directory's epoch when the listing began: callers that come after its names were dropped
+    /// must not be told what was true before.
+    pub(crate) epoch: u64,
     pub(crate) expiry: Expiry,
-    growth: watch::Receiver<Growth>,
+    cell: watch::Receiver<Shown>,
+}
+
+/// The task's end of a listing under way. Only [`Directory`](super::directory::Directory) writes
+/// through it, because what it shows is charged.
+#[derive(Debug)]
+pub(crate) struct ListingWriter {
+    pub(crate) prefix: Arc<str>,
+    pub(crate) generation: u32,
+    pub(crate) epoch: u64,
+    pub(crate) expiry: Expiry,
+    /// Generation of the listing before, as long as the entries shown are the same as there.
+    pub(super) same_as: Option<u32>,
+    cell: watch::Sender<Shown>,
 }
 
 /// How far a listing has come.
 #[derive(Debug)]
-pub(crate) struct Growth {
+pub(crate) struct Shown {
     /// A correct beginning.
     pub(crate) listing: Listing,
-    /// What became of it: itself, or another one with what has meanwhile been found out.
+    /// Memory of entries that have come and cannot be shown before others.
+    waiting_bytes: usize,
+    /// The listing that scans go on in: itself, or the one that it turned out to be equal to, or a
+    /// newer one.
     pub(crate) outcome: Option<Result<Arc<Listing>, FsError>>,
 }
 
-/// Where its task tells how far it has come.
-pub(crate) type Grower = watch::Sender<Growth>;
-
-/// Where a scan goes on.
-#[derive(Clone, Debug)]
-pub(crate) enum Onward {
-    /// At an entry by its index.
-    At(usize),
-    /// Behind an entry that was in another listing: its name, and whether it is a directory.
-    Behind(Vec<u8>, bool),
-}
-
-impl Growing {
-    /// A listing that begins in `epoch`.
-    pub(crate) fn new(listing: Listing, epoch: u64, expiry: Expiry) -> (Self, Grower) {
-        let generation = listing.generation();
-        let (grower, growth) = watch::channel(Growth { listing, outcome: None });
-        (Self { epoch, generation, expiry, growth }, grower)
-    }
-
-    /// Whether a caller of this epoch may wait for it: not if it began in another one, nor if its
-    /// task has died and left the slot as if nobody were at work.
-    pub(crate) fn takes_on(&self, epoch: u64) -> bool {
-        self.epoch == epoch && (self.growth.has_changed().is_ok() || self.is_over())
-    }
-
-    /// Whether it has come to an end.
-    pub(crate) fn is_over(&self) -> bool {
-        self.growth.borrow().outcome.is_some()
-    }
-
-    /// What there is of it now.
-    pub(crate) fn now(&self) -> watch::Ref<'_, Growth> {
-        self.growth.borrow()
-    }
-
-    /// Waits for an entry behind a position, or the end of all; gives a listing and an index in it.
-    /// `None` if the task died, which it does only when the runtime shuts down.
-    pub(crate) async fn read(
-        mut self,
-        from: &Onward,
-    ) -> Option<Result<(Arc<Listing>, usize), FsError>> {
-        let has_more =
-            |growth: &Growth| growth.outcome.is_some() || growth.index(from) < growth.listing.len();
-        let growth = self.growth.wait_for(has_more).await.ok()?;
-        Some(match &growth.outcome {
-            Some(Ok(listing)) => Ok((listing.clone(), growth.index_in(listing, from))),
-            Some(Err(error)) => Err(error.clone()),
-            None => {
-                let index = growth.index(from);
-                Ok((Arc::new(growth.listing.tail(index, PARTS_AT_ONCE)), index))
-            }
-        })
+impl Shown {
+    pub(super) fn memory_bytes(&self, of: impl Fn(&Listing) -> usize) -> usize {
+        of(&self.listing) + self.waiting_bytes
     }
 }
 
-impl Growth {
-    /// Where a scan goes on in what there is.
-    fn index(&self, from: &Onward) -> usize {
-        match from {
-            Onward::At(index) => *index,
-            Onward::Behind(name, directory) => self.listing.behind((name, *directory)),
-        }
+impl Progress {
+    /// A caller of this epoch may wait for it. A task that has died is at work no more.
+    pub(super) fn is_under_way(&self, epoch: u64) -> bool {
+        self.epoch == epoch && self.cell.has_changed().is_ok() && !self.is_over()
     }
 
-    /// Where it goes on in what became of it.
-    fn index_in(&self, listing: &Listing, from: &Onward) -> usize {
-        match from {
-            Onward::At(index) if listing.generation() == self.listing.generation() => *index,
-            Onward::At(index) => {
-                index.checked_sub(1).map_or(0, |last| listing.behind(self.listing.place(last)))
+    pub(super) fn is_over(&self) -> bool {
+        self.cell.borrow().outcome.is_some()
+    }
+
+    pub(crate) fn shown(&self) -> watch::Ref<'_, Shown> {
+        self.cell.borrow()
+    }
+
+    pub(crate) fn subscribe(self) -> watch::Receiver<Shown> {
+        self.cell
+    }
+}
+
+impl ListingWriter {
+    pub(super) fn new(listing: Listing, epoch: u64, expiry: Expiry, same_as: Option<u32>) -> Self {
+        let (prefix, generation) = (listing.prefix().clone(), listing.generation());
+        let shown = Shown { listing, waiting_bytes: 0, outcome: None };
+        let cell = watch::Sender::new(shown);
+        Self { prefix, generation, epoch, expiry, same_as, cell }
+    }
+
+    /// Another reader's end.
+    pub(crate) fn progress(&self) -> Progress {
+        let Self { generation, epoch, expiry, .. } = *self;
+        Progress { generation, epoch, expiry, cell: self.cell.subscribe() }
+    }
+
+    pub(crate) fn shown(&self) -> watch::Ref<'_, Shown> {
+        self.cell.borrow()
+    }
+
+    /// Somebody waits for it beside its directory.
+    pub(crate) fn has_readers(&self) -> bool {
+        self.cell.receiver_count() > 1
+    }
+
+    pub(super) fn push(&self, run: EntryRun) {
+        self.cell.send_modify(|shown| shown.listing.push(Arc::new(run)));
+    }
+
+    pub(super) fn set_waiting_bytes(&self, bytes: usize) {
+        self.cell.send_if_modified(|shown| {
+            shown.waiting_bytes = bytes;
+            false
+        });
+    }
+
+    /// Ends the listing for all who read along. One that has failed is emptied: a scan in the middle
+    /// of it gets the error.
+    pub(super) fn end(&self, outcome: Result<Arc<Listing>, FsError>) {
+        self.cell.send_modify(|shown| {
+            if outcome.is_err() {
+                shown.listing = Listing::new(self.prefix.clone(), self.generation);
+                shown.waiting_bytes = 0;
             }
-            Onward::Behind(name, directory) => listing.behind((name, *directory)),
-        }
+            shown.outcome = Some(outcome);
+        });
     }
 }

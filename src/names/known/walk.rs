@@ -55,12 +55,12 @@ pub(crate) enum Ahead {
     /// A directory.
     Single(Arc<str>),
     /// Neighbours, together.
-    Run(Run),
+    Together(Neighbours),
 }
 
 /// Directories to be listed in pages without a delimiter.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Run {
+pub(crate) struct Neighbours {
     pub(crate) parent: Arc<str>,
     /// In key order, at least two.
     pub(crate) directories: Vec<Arc<str>>,
@@ -78,7 +78,7 @@ pub(crate) trait Surroundings {
 
 /// Sizes that bound a walk.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Bounds {
+pub(crate) struct WalkLimits {
     pub(crate) page_keys: u16,
     pub(crate) listings_bytes: usize,
 }
@@ -89,7 +89,7 @@ impl Walk {
         &mut self,
         listing: &Listing,
         at: usize,
-        bounds: Bounds,
+        limits: WalkLimits,
         around: &impl Surroundings,
     ) -> Vec<Ahead> {
         let same = self.generation == listing.generation();
@@ -108,8 +108,8 @@ impl Walk {
             return Vec::new();
         }
         let doubled = 1_usize.checked_shl(self.steps - 1).unwrap_or(usize::MAX);
-        let page_keys = usize::from(bounds.page_keys);
-        let affordable = bounds.listings_bytes / 4 / KEY_BYTES / page_keys;
+        let page_keys = usize::from(limits.page_keys);
+        let affordable = limits.listings_bytes / 4 / KEY_BYTES / page_keys;
         let pages = doubled.min(MOST_PAGES).min(affordable);
         let keys_each = self.keys_each.unwrap_or_else(|| guess(listing, at, around));
         // A page for less than two directories saves nothing.
@@ -137,7 +137,7 @@ impl Walk {
             chosen.extend(match unknown.len() {
                 0 => None,
                 1 => unknown.pop().map(Ahead::Single),
-                _ => Some(Ahead::Run(Run {
+                _ => Some(Ahead::Together(Neighbours {
                     parent: listing.prefix().clone(),
                     directories: unknown,
                     most_pages: 2 * run_pages,
@@ -158,7 +158,7 @@ impl Walk {
 /// Indices of the directories from an index on.
 fn directories(listing: &Listing, from: usize) -> impl Iterator<Item = usize> {
     let within = from..listing.len().min(from.saturating_add(NEXT_WITHIN));
-    within.filter(|index| listing.is_directory(*index))
+    within.filter(|index| listing.key(*index).is_directory)
 }
 
 /// The next directories that so many keys are enough for, with the files between them; at least
@@ -181,7 +181,7 @@ fn neighbours(listing: &Listing, from: usize, keys: usize, keys_each: usize) -> 
 /// Keys in a directory, by what the last ones have.
 fn guess(listing: &Listing, at: usize, around: &impl Surroundings) -> usize {
     let before = (at.saturating_sub(NEXT_WITHIN)..at).rev();
-    let before = before.filter(|index| listing.is_directory(*index)).take(3);
+    let before = before.filter(|index| listing.key(*index).is_directory).take(3);
     let entries: Vec<_> =
         before.filter_map(|index| around.entries(&path(listing, index))).collect();
     if entries.is_empty() {
@@ -191,5 +191,5 @@ fn guess(listing: &Listing, at: usize, around: &impl Surroundings) -> usize {
 }
 
 fn path(listing: &Listing, index: usize) -> Arc<str> {
-    format!("{}{}/", listing.prefix(), String::from_utf8_lossy(listing.name(index))).into()
+    format!("{}{}/", listing.prefix(), String::from_utf8_lossy(listing.key(index).name)).into()
 }

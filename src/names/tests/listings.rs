@@ -143,7 +143,7 @@ async fn readdirplus_counts_a_lookup_for_each_entry_but_the_dots() {
         let is_dot = entry.name.starts_with(b".");
         let name_ttl = if is_dot { TTL } else { TTL / 4 * 3 };
         assert_eq!((node.ino, node.name_ttl), (entry.ino, name_ttl));
-        assert_eq!(entry.is_directory, matches!(node.kind, NodeKind::Directory { .. }));
+        assert_eq!(entry.is_directory, matches!(node.inode, Inode::Directory(_)));
         mount.names.remember(&entry);
     }
     for entry in scan.iter().skip(2) {
@@ -165,7 +165,7 @@ async fn listings_are_thrown_away_by_last_use_when_there_are_too_many() {
     // Two misses have listed the root, which goes when others are used. Room for two listings of one
     // entry, beside what is known of the directories themselves.
     let [one, root] = [all[0], ROOT].map(|directory| listing_bytes(&roomy, directory));
-    let most = roomy.held_bytes() - root - one;
+    let most = roomy.charged_bytes() - root - one;
     assert!(root < 2 * one, "{root} {one}");
     let mount = mount_with(&keys, |config| config.listings_bytes = most);
     let [a, b, c] = three(&mount).await;
@@ -213,7 +213,7 @@ async fn a_listing_under_way_makes_others_go_and_works_though_it_is_larger_than_
     let [a, big] = [mount.ino("a").await, mount.ino("big").await];
     mount.list(a).await.expect("listed");
     settle().await;
-    assert!(mount.held_bytes() <= most);
+    assert!(mount.charged_bytes() <= most);
     let mtime = mount.mtime(a);
     mount.faults.delay(Operation::List, Duration::from_secs(1));
     let (names, first) = (mount.names.clone(), mount.names.clone());
@@ -223,7 +223,7 @@ async fn a_listing_under_way_makes_others_go_and_works_though_it_is_larger_than_
     assert_eq!(mount.mtime(a), mtime, "there is room yet");
     // Of 40 pages, 20 have come.
     pass(Duration::from_secs(17)).await;
-    assert!(mount.held_bytes() > most, "what is in use stays");
+    assert!(mount.charged_bytes() > most, "what is in use stays");
     assert!(mount.mtime(a) > mtime, "what is not has gone");
     assert_eq!(mount.list(big).await.expect("listed").len(), 400);
     let requests = mount.requests();
@@ -231,7 +231,7 @@ async fn a_listing_under_way_makes_others_go_and_works_though_it_is_larger_than_
     assert!(names.lookup(big, b"399").await.is_ok());
     assert_eq!(mount.requests(), requests, "it is kept as long as it is in use");
     mount.list(a).await.expect("listed");
-    assert!(mount.held_bytes() <= most, "now another is");
+    assert!(mount.charged_bytes() <= most, "now another is");
 }
 
 #[tokio::test(start_paused = true)]
@@ -246,7 +246,7 @@ async fn first_pages_are_counted_and_go_first() {
         let mount = mount_with(&keys, |config| config.listings_bytes = most);
         let [_, _] = [mount.ino("d").await, mount.ino("e").await];
         settle().await;
-        let held = mount.held_bytes();
+        let held = mount.charged_bytes();
         let before = mount.requests().0;
         let d = mount.ino("d").await;
         assert_eq!(mount.list(d).await.expect("listed").len(), 1200);

@@ -24,7 +24,7 @@ async fn two_thousand_files_cost_two_lists_and_no_head() {
     assert_eq!(mount.list(directory).await.expect("listed").len(), 2000);
     for key in &keys {
         let node = mount.names.lookup(directory, &key.as_bytes()[2..]).await.expect("exists");
-        assert!(matches!(node.kind, NodeKind::File(meta) if meta.version.key == *key));
+        assert!(matches!(node.inode, Inode::File(meta) if meta.version.key == *key));
     }
     // The lookup has brought the first page.
     assert_eq!((lists, mount.requests()), (2, (3, heads)));
@@ -142,10 +142,10 @@ async fn what_a_lookup_has_seen_has_the_numbers_that_the_listing_gives() {
 async fn n3_the_directory_wins() {
     let mount = mount(&["a", "a-b", "a/x"]);
     let node = mount.look("a").await.expect("exists");
-    assert!(matches!(node.kind, NodeKind::Directory { .. }));
+    assert!(matches!(node.inode, Inode::Directory(_)));
     assert_eq!(mount.list(ROOT).await, Ok(vec!["a-b".to_owned(), "a".to_owned()]));
     let listed = mount.look("a").await.expect("exists");
-    assert!(matches!(listed.kind, NodeKind::Directory { .. }));
+    assert!(matches!(listed.inode, Inode::Directory(_)));
     assert_eq!(listed.ino, node.ino);
 }
 
@@ -174,8 +174,8 @@ async fn the_directory_wins_whichever_answer_comes_first() {
         mount.faults.delay(slow, Duration::from_secs(2));
         mount.faults.delay(quick, Duration::from_secs(1));
         let [a, f] = [mount.look("a").await, mount.look("f").await];
-        assert!(matches!(a.expect("exists").kind, NodeKind::Directory { .. }));
-        assert!(matches!(f.expect("exists").kind, NodeKind::File(_)));
+        assert!(matches!(a.expect("exists").inode, Inode::Directory(_)));
+        assert!(matches!(f.expect("exists").inode, Inode::File(_)));
         mount.names.drop_names();
         mount.faults.fail_next(Operation::List, StoreError::Throttled { retry_after: None });
         assert_eq!(mount.look("f").await.unwrap_err(), FsError::Io);
@@ -379,7 +379,7 @@ async fn a_directory_that_becomes_a_file_is_a_new_inode() {
     mount.memory.put("d", "");
     mount.names.drop_names();
     let node = mount.look("d").await.expect("exists");
-    assert!(node.ino != d && matches!(node.kind, NodeKind::File(_)));
+    assert!(node.ino != d && matches!(node.inode, Inode::File(_)));
     assert!(matches!(mount.list(d).await, Err(FsError::NotFound { .. })));
     assert!(is_absent(&mount.names.lookup(d, b"1").await));
 }

@@ -166,9 +166,9 @@ async fn a_walk_of_trees_has_what_is_below_them_listed_too() {
         let entries = mount.scan(directory, 0).await.expect("listed").split_off(2);
         for (name, ..) in entries.iter().rev() {
             let node = mount.names.lookup(directory, name.as_bytes()).await.expect("exists");
-            match node.kind {
-                NodeKind::Directory { .. } => open.push(node.ino),
-                NodeKind::File(_) => files += 1,
+            match node.inode {
+                Inode::Directory(_) => open.push(node.ino),
+                Inode::File(_) => files += 1,
             }
         }
     }
@@ -194,7 +194,7 @@ async fn a_store_that_lists_in_no_order_shows_the_same_as_one_that_does() {
     let (ordered, mount) = (mount_with(&keys, ten), mount_with(&keys, ten));
     mount.memory.list_in_no_order();
     let directory = mount.ino("d").await;
-    assert_eq!(mount.names.state.lock().start_after, StartAfter::Unordered);
+    assert_eq!(mount.names.state.lock().order, ListingOrder::Unordered);
     // The lookup has found it out, so every page of 80 names comes once.
     let before = mount.requests();
     let listed = mount.list(directory).await.expect("listed");
@@ -238,7 +238,7 @@ async fn a_page_in_no_order_proves_a_directory_and_nothing_else() {
     mount.memory.list_in_no_order();
     // The lookup that finds it out asks anew.
     mount.ino("d").await;
-    assert_eq!(mount.names.state.lock().start_after, StartAfter::Unordered);
+    assert_eq!(mount.names.state.lock().order, ListingOrder::Unordered);
     assert_eq!(mount.requests(), (3, 2));
     // And so does the next, for nothing of before is believed; from then on it is one of each.
     mount.ino("d").await;
@@ -249,6 +249,6 @@ async fn a_page_in_no_order_proves_a_directory_and_nothing_else() {
     assert!(is_absent(&mount.look("d/no").await));
     settle().await;
     let known = mount.names.known();
-    assert!(known.directories.beginning("d/").is_none());
+    assert!(known.directories.partial_listing("d/").is_none());
     assert!(known.points.peek("d/07d/0").is_none() && known.points.peek("d/08d").is_none());
 }

@@ -7,7 +7,7 @@ use proptest::test_runner::RngSeed;
 
 use super::*;
 use crate::names::asking::pages::Pages;
-use crate::names::asking::plan::StartAfter;
+use crate::names::asking::plan::ListingOrder;
 use crate::names::entries::assembly::HiddenKeys;
 use crate::names::entries::listing::Listing;
 use crate::names::entries::node::Inode;
@@ -23,10 +23,10 @@ enum Entry {
     File(ObjectMeta),
 }
 
-fn seen(prefix: &str, parts: Vec<Part>, rest: Rest) -> Seen {
+fn seen(prefix: &str, runs: Vec<EntryRun>, rest: Rest) -> Seen {
     let mut listing = Listing::new(prefix.into(), 1);
-    for part in parts {
-        listing.push(Arc::new(part));
+    for run in runs {
+        listing.push(Arc::new(run));
     }
     let entry = |index| match listing.inode(index) {
         Inode::Directory(prefix) => Entry::Directory(prefix.to_string()),
@@ -37,12 +37,12 @@ fn seen(prefix: &str, parts: Vec<Part>, rest: Rest) -> Seen {
 
 /// The same by a listing of its own.
 async fn listed(store: Arc<MemoryStore>, prefix: &str) -> Seen {
-    let mut pages = Pages::new(store, prefix.into(), 1000, 1, StartAfter::Fails);
-    let mut parts = Vec::new();
+    let mut pages = Pages::new(store, prefix.into(), 1000, 1, ListingOrder::Sequential);
+    let mut runs = Vec::new();
     while let Some(more) = pages.next().await.expect("complete") {
-        parts.extend(more);
+        runs.extend(more);
     }
-    seen(prefix, parts, pages.rest())
+    seen(prefix, runs, pages.rest())
 }
 
 /// Every directory that can be reached.
@@ -129,8 +129,8 @@ proptest! {
                 let proved: BTreeMap<_, _> = proved
                     .into_iter()
                     .map(|proved| {
-                        let Proved { prefix, parts, rest, .. } = proved;
-                        (prefix.to_string(), seen(&prefix, parts, rest))
+                        let Proved { prefix, runs, rest, .. } = proved;
+                        (prefix.to_string(), seen(&prefix, runs, rest))
                     })
                     .collect();
                 assert_eq!(count, proved.len(), "each of them once");
@@ -162,9 +162,9 @@ proptest! {
                 }
             }
             proved.extend(flat.end().expect("complete"));
-            for Proved { prefix, parts, rest, .. } in proved {
+            for Proved { prefix, runs, rest, .. } in proved {
                 assert!(!prefix.is_empty() && left.as_deref() != Some(&*prefix), "{prefix:?}");
-                let seen = seen(&prefix, parts, rest);
+                let seen = seen(&prefix, runs, rest);
                 assert_eq!(Some(&seen), expected.get(&*prefix), "{prefix:?}, left {left:?}");
             }
         });
@@ -193,7 +193,7 @@ fn directories_are_told_apart_sixteen_levels_deep() {
         }
         let proved = flat.end().expect("good");
         assert_eq!(proved.len(), 1 + DEEPEST);
-        assert!(proved.iter().all(|proved| proved.parts[0].len() == 1));
+        assert!(proved.iter().all(|proved| proved.runs[0].len() == 1));
     });
 }
 

@@ -9,9 +9,12 @@ use proptest::test_runner::RngSeed;
 use super::*;
 use crate::names::entries::assembly::HiddenKeys;
 use crate::names::entries::listing::Listing;
+use crate::names::rules::EntryKey;
 use crate::store::{ListFrom, ObjectHead, ObjectVersion};
 use crate::testing::fault::{Fault, FaultyStore, Operation};
 use crate::testing::memory::MemoryStore;
+
+mod entries;
 
 type Listed = (Vec<(String, bool)>, Vec<HiddenKeys>, bool);
 
@@ -21,7 +24,7 @@ async fn list(
     page_keys: u16,
     workers: usize,
 ) -> Result<Listed, StoreError> {
-    list_as(store, prefix, page_keys, workers, StartAfter::Untried).await.0
+    list_as(store, prefix, page_keys, workers, ListingOrder::Unknown).await.0
 }
 
 /// The listing, and what is known of the store then.
@@ -30,32 +33,32 @@ async fn list_as(
     prefix: &str,
     page_keys: u16,
     workers: usize,
-    start_after: StartAfter,
-) -> (Result<Listed, StoreError>, StartAfter) {
-    let mut pages = Pages::new(store, prefix.into(), page_keys, workers, start_after);
+    order: ListingOrder,
+) -> (Result<Listed, StoreError>, ListingOrder) {
+    let mut pages = Pages::new(store, prefix.into(), page_keys, workers, order);
     let mut listing = Listing::new(prefix.into(), 1);
     loop {
         match pages.next().await {
-            Ok(Some(parts)) => {
-                for part in parts {
-                    listing.push(Arc::new(part));
+            Ok(Some(runs)) => {
+                for run in runs {
+                    listing.push(Arc::new(run));
                 }
             }
             Ok(None) => break,
-            Err(error) => return (Err(error), pages.start_after()),
+            Err(error) => return (Err(error), pages.order()),
         }
     }
-    let start_after = pages.start_after();
+    let order = pages.order();
     let rest = pages.rest();
     let entry = |index| {
-        let (name, directory) = listing.place(index);
-        (String::from_utf8_lossy(name).into_owned(), directory)
+        let EntryKey { name, is_directory } = listing.key(index);
+        (String::from_utf8_lossy(name).into_owned(), is_directory)
     };
     let entries: Vec<_> = (0..listing.len()).map(entry).collect();
     for (index, (name, _)) in entries.iter().enumerate() {
         assert_eq!(listing.find(name.as_bytes()), Some(index));
     }
-    (Ok((entries, rest.hidden, rest.exists)), start_after)
+    (Ok((entries, rest.hidden, rest.exists)), order)
 }
 
 fn store(keys: &BTreeSet<String>) -> (Arc<MemoryStore>, Arc<FaultyStore>) {
@@ -135,13 +138,13 @@ proptest! {
                 let expected = list(plain, prefix, page_keys, 1).await;
                 let (memory, unordered) = store(&keys);
                 memory.list_in_no_order();
-                let known = list_as(unordered.clone(), prefix, page_keys, workers, StartAfter::Unordered);
+                let known = list_as(unordered.clone(), prefix, page_keys, workers, ListingOrder::Unordered);
                 assert_eq!(known.await.0, expected);
-                let untried = list_as(unordered, prefix, page_keys, 1, StartAfter::Untried);
-                let (listed, start_after) = untried.await;
+                let untried = list_as(unordered, prefix, page_keys, 1, ListingOrder::Unknown);
+                let (listed, order) = untried.await;
                 match listed {
                     Err(StoreError::Nonsense(Nonsense::Unordered(_) | Nonsense::Backwards(_))) => {
-                        assert_eq!(start_after, StartAfter::Unordered);
+                        assert_eq!(order, ListingOrder::Unordered);
                     }
                     listed => assert_eq!(listed, expected),
                 }
@@ -217,14 +220,14 @@ async fn a_store_that_ignores_start_after_is_listed_sequentially_with_one_reques
     for never_answers in [false, true] {
         let (below, _) = store(&keys);
         let store = Arc::new(IgnoresStartAfter { below: below.clone(), never_answers });
-        let mut pages = Pages::new(store, "".into(), 10, 16, StartAfter::Untried);
+        let mut pages = Pages::new(store, "".into(), 10, 16, ListingOrder::Unknown);
         let started = tokio::time::Instant::now();
         let mut entries = 0;
-        while let Some(parts) = pages.next().await.expect("a good page") {
-            entries += parts.iter().map(Part::len).sum::<usize>();
+        while let Some(runs) = pages.next().await.expect("a good page") {
+            entries += runs.iter().map(EntryRun::len).sum::<usize>();
         }
         assert_eq!(entries, 1000);
-        assert_eq!(pages.start_after(), StartAfter::Fails);
+        assert_eq!(pages.order(), ListingOrder::Sequential);
         assert_eq!(below.counts().lists, 100 + u64::from(!never_answers));
         assert_eq!(started.elapsed(), Duration::from_secs(1));
     }

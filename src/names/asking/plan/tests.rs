@@ -22,7 +22,7 @@ impl Cost {
 
 /// Lists `keys` with so many workers and checks that all of them are found, in order.
 fn play(keys: &[String], page_keys: u16, workers: usize) -> Cost {
-    let mut plan = Plan::new("", page_keys, workers, StartAfter::Untried);
+    let mut plan = ListingPlan::new("", page_keys, workers, ListingOrder::Unknown);
     let size = usize::from(page_keys);
     let (mut now, mut requests) = (0.0_f64, 0);
     let mut flights: Vec<(f64, Ask)> = Vec::new();

@@ -1,11 +1,9 @@
 //! What is shown and what is hidden, by listings of whole directories.
 
-use crate::names::asking::pages::Pages;
-use crate::names::asking::plan::StartAfter;
 use super::*;
-use crate::store::ObjectStore;
-use crate::testing::fault::{BadPage, Fault, FaultyStore, Operation};
-use crate::testing::memory::MemoryStore;
+use crate::names::entries::node::Inode;
+use crate::names::rules::Hidden;
+use crate::testing::fault::BadPage;
 
 struct Complete {
     listing: Listing,
@@ -18,16 +16,16 @@ async fn list(
     prefix: &str,
     page_keys: u16,
 ) -> Result<Complete, StoreError> {
-    let mut pages = Pages::new(store, prefix.into(), page_keys, 1, StartAfter::Untried);
+    let mut pages = Pages::new(store, prefix.into(), page_keys, 1, ListingOrder::Unknown);
     let mut listing = Listing::new(prefix.into(), 1);
     let mut ino = 1;
-    while let Some(parts) = pages.next().await? {
-        for mut part in parts {
-            for index in 0..part.len() {
+    while let Some(runs) = pages.next().await? {
+        for mut run in runs {
+            for index in 0..run.len() {
                 ino += 1;
-                part.set_ino(index, ino);
+                run.set_ino(index, ino);
             }
-            listing.push(Arc::new(part));
+            listing.push(Arc::new(run));
         }
     }
     let Rest { hidden, exists } = pages.rest();
@@ -37,8 +35,9 @@ async fn list(
 fn names(listing: &Listing) -> Vec<String> {
     (0..listing.len())
         .map(|index| {
-            let slash = if listing.is_directory(index) { "/" } else { "" };
-            format!("{}{slash}", String::from_utf8_lossy(listing.name(index)))
+            let EntryKey { name, is_directory } = listing.key(index);
+            let slash = if is_directory { "/" } else { "" };
+            format!("{}{slash}", String::from_utf8_lossy(name))
         })
         .collect()
 }
@@ -77,11 +76,11 @@ async fn entries_give_back_what_was_listed() {
     assert!(matches!(listing.inode(0), Inode::File(file) if *file == cold));
     assert!(matches!(listing.inode(1), Inode::File(file) if *file == meta));
     assert!(matches!(listing.inode(2), Inode::Directory(prefix) if &*prefix == "d/x/"));
-    assert_eq!(listing.number(InodeRef::File(&meta)), Some(listing.ino(1)));
-    assert_eq!(listing.number(InodeRef::Directory("d/x/")), Some(listing.ino(2)));
+    assert_eq!(listing.number(&Inode::File(meta.clone().into())), Some(listing.ino(1)));
+    assert_eq!(listing.number(&Inode::Directory("d/x/".into())), Some(listing.ino(2)));
     let other = store.put("d/f", "four");
-    assert_eq!(listing.number(InodeRef::File(&other)), None);
-    assert_eq!(listing.number(InodeRef::Directory("d/f/")), None);
+    assert_eq!(listing.number(&Inode::File(other.clone().into())), None);
+    assert_eq!(listing.number(&Inode::Directory("d/f/".into())), None);
 }
 
 #[tokio::test]
@@ -112,7 +111,10 @@ async fn a_page_that_repeats_its_token_is_an_error_never_a_loop() {
         let store = Arc::new(FaultyStore::new(store(&["d/1", "d/2", "d/3"])));
         store.hook(move |_| Fault::Page(bad));
         let listed = list(store.clone(), "d/", 1).await.map(|complete| complete.listing.len());
-        assert!(matches!(listed, Err(StoreError::Nonsense(Nonsense::Protocol(_)))), "{bad:?}: {listed:?}");
+        assert!(
+            matches!(listed, Err(StoreError::Nonsense(Nonsense::Protocol(_)))),
+            "{bad:?}: {listed:?}"
+        );
     }
 }
 

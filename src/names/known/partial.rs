@@ -1,0 +1,92 @@
+//! The first page of a directory that has more, as a lookup has seen it. It answers lookups and
+//! lends its numbers; a listing that begins soon goes on from it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::expiry::Expiry;
+use crate::names::entries::listing::Listing;
+use crate::store::{ListEntry, ListPage};
+
+/// A listing goes on from no older page, because a store may forget what its token meant; nor from
+/// one that has spent a quarter of its life, because the listing is believed no longer than it.
+const PAGE_LASTS: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub(crate) struct Partial {
+    listing: Arc<Listing>,
+    /// `None` if the directory's names were dropped; it goes on lending its numbers.
+    expiry: Option<Expiry>,
+    only_files: bool,
+    /// The page as it came, and the memory that it takes.
+    page: Option<(ListPage, usize)>,
+    asked: Instant,
+    epoch: u64,
+}
+
+impl Partial {
+    /// `listing` holds the entries that `page` shows for certain.
+    pub(super) fn new(
+        listing: Listing,
+        page: ListPage,
+        asked: Instant,
+        epoch: u64,
+        expiry: Expiry,
+    ) -> Self {
+        let only_files = (0..listing.len()).all(|index| !listing.key(index).is_directory);
+        let bytes = page_bytes(&page);
+        let (listing, page) = (Arc::new(listing), Some((page, bytes)));
+        Self { listing, expiry: Some(expiry), only_files, page, asked, epoch }
+    }
+
+    pub(crate) fn listing(&self) -> &Arc<Listing> {
+        &self.listing
+    }
+
+    pub(super) fn asked(&self) -> Instant {
+        self.asked
+    }
+
+    /// How long it is still believed.
+    pub(super) fn remaining(&self, now: Instant) -> Option<Duration> {
+        self.expiry?.remaining(now)
+    }
+
+    /// It is believed, and shows no directory.
+    pub(super) fn shows_only_files(&self, now: Instant) -> bool {
+        self.only_files && self.remaining(now).is_some()
+    }
+
+    pub(super) fn has_page(&self) -> bool {
+        self.page.is_some()
+    }
+
+    pub(super) fn take_page(&mut self) -> Option<ListPage> {
+        self.page.take().map(|(page, _)| page)
+    }
+
+    /// A listing of this epoch may begin with its page.
+    pub(super) fn is_young(&self, now: Instant, ttl: Option<Duration>, epoch: u64) -> bool {
+        let age = now - self.asked;
+        ttl.is_none_or(|ttl| age < ttl / 4) && age < PAGE_LASTS && self.epoch >= epoch
+    }
+
+    pub(super) fn drop_names(&mut self) {
+        self.expiry = None;
+    }
+
+    pub(super) fn memory_bytes(&self, of: impl Fn(&Listing) -> usize) -> usize {
+        of(&self.listing) + self.page.as_ref().map_or(0, |(_, bytes)| *bytes)
+    }
+}
+
+fn page_bytes(page: &ListPage) -> usize {
+    let entry = |entry: &ListEntry| {
+        let texts = match entry {
+            ListEntry::Object(meta) => meta.version.key.len() + meta.version.etag.len(),
+            ListEntry::Prefix(prefix) => prefix.len(),
+        };
+        size_of::<ListEntry>() + texts
+    };
+    size_of::<ListPage>() + page.entries.iter().map(entry).sum::<usize>()
+}
