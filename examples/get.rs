@@ -18,9 +18,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytesize::ByteSize;
-use fasts3_mount::app::config::StoreConfig;
 use fasts3_mount::store::ObjectStore as _;
-use fasts3_mount::store::s3::S3Store;
+use fasts3_mount::store::s3::{S3Store, StoreConfig};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 

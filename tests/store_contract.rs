@@ -8,9 +8,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use fasts3_mount::app::config::StoreConfig;
 use fasts3_mount::store::retry::{RetryPolicy, Retrying};
-use fasts3_mount::store::s3::{Keys, S3Store};
+use fasts3_mount::store::s3::{Keys, S3Store, StoreConfig};
 use fasts3_mount::store::{
     ListEntry, ListFrom, ListPage, ListRequest, Nonsense, ObjectStore, ObjectVersion, StoreError,
     check_page,

@@ -13,6 +13,7 @@ use clap::CommandFactory as _;
 
 use crate::base::layout::BLOCK_BYTES;
 use crate::fuse::{Access, MountOptions};
+use crate::store::s3::StoreConfig;
 
 pub(crate) mod args;
 mod helper;
@@ -76,51 +77,6 @@ impl Config {
             kernel_readahead_bytes: self.kernel_readahead_bytes,
         }
     }
-}
-
-/// How to reach the store.
-#[derive(Clone, Debug, Default)]
-pub struct StoreConfig {
-    /// The store's address; when absent, that of the AWS configuration, and AWS itself.
-    pub endpoint_url: Option<String>,
-    /// Region, when not left to the usual chain.
-    pub region: Option<String>,
-    /// Profile of the AWS configuration files.
-    pub profile: Option<String>,
-    /// Send requests without a signature.
-    pub no_sign_request: bool,
-    /// Let the requester pay.
-    pub requester_pays: bool,
-    /// Bucket in the path rather than in the host name.
-    pub path_style: PathStyle,
-    /// PEM file of further root certificates.
-    pub ca_bundle: Option<PathBuf>,
-    /// Accept any certificate.
-    pub no_verify_tls: bool,
-    /// When a request is sent a second time because its answer is late.
-    pub hedging: Hedging,
-}
-
-/// When a request is sent a second time because its answer is late.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Hedging {
-    /// After a time that is learnt from the answers so far.
-    #[default]
-    Auto,
-    /// Not at all.
-    Never,
-}
-
-/// Where the bucket's name goes in a URL.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum PathStyle {
-    /// Path style when the endpoint is an address or a custom host.
-    #[default]
-    Auto,
-    /// `https://host/bucket/key`
-    Always,
-    /// `https://bucket.host/key`
-    Never,
 }
 
 #[derive(Clone, Debug)]

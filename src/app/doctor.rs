@@ -10,9 +10,10 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::app::config::{Config, Hedging};
+use crate::app::config::Config;
 use crate::app::daemon;
 use crate::store::ObjectStore;
+use crate::store::s3::config::Hedging;
 
 mod connection;
 mod diagnosis;

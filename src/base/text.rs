@@ -1,4 +1,6 @@
-//! Pure: numbers and names as text for people.
+//! Pure: numbers, names and errors as text for people.
+
+use std::error::Error;
 
 use std::time::Duration;
 
@@ -43,6 +45,20 @@ pub(crate) fn percent(part: u64, whole: u64) -> String {
 pub(crate) fn on_one_line(text: &str) -> String {
     let one = |c: char| if c.is_control() { c.escape_debug().collect() } else { String::from(c) };
     text.chars().map(one).collect()
+}
+
+/// An error and what caused it, one after the other.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| {
+        // An io::Error hides the error it wraps: its `source` is that error's source.
+        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        wrapped.map(|inner| inner as &(dyn Error + 'static)).or_else(|| error.source())
+    })
+}
+
+/// The deepest cause an error knows of; what stands above it are layers of "something failed".
+pub(crate) fn innermost(error: &(dyn Error + 'static)) -> String {
+    causes(error).last().unwrap_or(error).to_string()
 }
 
 #[cfg(test)]

@@ -1,105 +1,97 @@
-//! A real bucket, through aws-sdk-s3. The only module that knows the SDK.
+//! A real bucket: requests filled in, signed and sent over our own wire, and their responses checked.
 //!
-//! One call here is one request: whoever wants retries wraps this in
-//! [`Retrying`](super::retry::Retrying).
+//! Of the AWS SDK this uses the endpoint rules and the credential providers; no request for a bucket
+//! goes through it. One call here is one request: [`Retrying`](super::retry::Retrying) sends more.
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use ::http::Response;
+use ::http::header::{DATE, HeaderMap};
 use async_trait::async_trait;
-use aws_sdk_s3::operation::head_object::HeadObjectOutput;
-use aws_sdk_s3::primitives::DateTime;
-use aws_sdk_s3::types::{RequestPayer, StorageClass};
 use bytes::BufMut;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
-use super::{
-    ListFrom, ListPage, ListRequest, ObjectDetails, ObjectHead, ObjectMeta, ObjectStore,
-    ObjectVersion, StoreError,
-};
-use crate::app::config::StoreConfig;
+use super::wire::{Body, Kind, Wire};
+use super::{ListFrom, ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError};
 use crate::stats::Stats;
 
 mod checksum;
 mod checkup;
+mod clock;
+pub mod config;
 mod connect;
-mod direct;
-mod errors;
-mod form;
-mod get;
-mod http;
-mod list;
-mod renewal;
+mod credentials;
+mod page;
+mod request;
+mod response;
+mod sign;
+mod tls;
+mod xml;
 
-use direct::Direct;
-use errors::{About, failure};
-use renewal::Renewing;
+use checksum::Checksum;
+use clock::Clock;
+pub use config::{Keys, StoreConfig};
+use credentials::Renewing;
+use request::{RequestFields, RequestTemplate, list_query};
+use response::{About, Refusal};
+
+/// From the request to the head of its response, connecting included. AWS advises to retry rather
+/// than wait when the first byte takes seconds.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// A listing or a refusal, its body included: no page takes longer that is still coming.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(20);
+/// A thousand keys of 1,024 bytes, each written as three, and half a KiB about each of them, are
+/// 3.5 MiB. More than twice that is something else.
+const LONGEST_PAGE: u64 = 8 << 20;
+/// An error document has some hundred bytes.
+const LONGEST_REFUSAL: u64 = 1 << 20;
+/// Whole objects of up to this size are shown only when their checksum was right, if the store has
+/// one. Until then they lie outside of the cache, which has no way to take bytes back that came too
+/// early, and so outside of the memory budget: 128 GETs in flight take 32 MiB.
+const CHECKED_BYTES: u64 = 256 << 10;
 
 /// A bucket of an S3 store.
 #[derive(Debug)]
 pub struct S3Store {
-    direct: Direct,
+    wire: Arc<Wire>,
+    template: RequestTemplate,
+    /// None when requests are not signed.
     credentials: Option<Renewing>,
+    clock: Clock,
     region: String,
     endpoint: String,
     path_style: bool,
 }
 
-/// Keys to sign with, for whoever has them at hand: tests, mostly.
-#[derive(Clone)]
-pub struct Keys {
-    /// `AWS_ACCESS_KEY_ID`.
-    pub access_key_id: String,
-    /// `AWS_SECRET_ACCESS_KEY`; never shown.
-    pub secret_access_key: String,
-}
-
-impl std::fmt::Debug for Keys {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Keys").field(&self.access_key_id).finish()
-    }
-}
-
 impl S3Store {
-    /// Finds endpoint, region and credentials by the AWS configuration's rules. Nothing is sent to
-    /// the store yet.
+    /// Finds endpoint, region and credentials by the rules of the AWS configuration. Nothing is sent
+    /// to the store yet.
     ///
-    /// Fails with [`StoreError::NoCredentials`], within some seconds.
+    /// Fails with [`StoreError::NoCredentials`], within seconds.
     pub async fn connect(bucket: &str, config: &StoreConfig) -> Result<Self, StoreError> {
         Self::connect_in(bucket, config, None, &Arc::default()).await
     }
 
-    /// The same, in a region that the bucket has named ([`StoreError::WrongRegion`]); second
-    /// requests are counted in `stats`.
+    /// As [`Self::connect`], in a region that the bucket has named ([`StoreError::WrongRegion`]);
+    /// second requests are counted in `stats`.
     pub async fn connect_in(
         bucket: &str,
         config: &StoreConfig,
         region: Option<&str>,
         stats: &Arc<Stats>,
     ) -> Result<Self, StoreError> {
-        Ok(Self::new(bucket, config, connect::connect(config, region, None, stats).await?))
+        connect::connect(bucket, config, region, None, stats).await
     }
 
-    /// The same with these keys, whatever the environment says.
+    /// As [`Self::connect`], with these keys, whatever the environment says.
     pub async fn connect_with(
         bucket: &str,
         config: &StoreConfig,
         keys: &Keys,
     ) -> Result<Self, StoreError> {
-        Ok(Self::new(
-            bucket,
-            config,
-            connect::connect(config, None, Some(keys), &Arc::default()).await?,
-        ))
-    }
-
-    fn new(bucket: &str, config: &StoreConfig, connected: connect::Connected) -> Self {
-        let connect::Connected { client, wire, credentials, region, endpoint, path_style } =
-            connected;
-        let payer = config.requester_pays.then_some(RequestPayer::Requester);
-        let direct = Direct::new(client, wire, bucket.to_owned(), payer);
-        Self { direct, credentials, region, endpoint, path_style }
+        connect::connect(bucket, config, None, Some(keys), &Arc::default()).await
     }
 
     /// The region that requests are signed for.
@@ -112,78 +104,103 @@ impl S3Store {
         &self.endpoint
     }
 
-    /// Asks for one key under a prefix, once; whether there is any. Says more about a failure than
-    /// [`ObjectStore::list_page`] can.
+    /// Asks for one key under a prefix, once; whether there is any.
     pub async fn probe(&self, prefix: &str) -> Result<bool, StoreError> {
-        let request = ListRequest {
-            prefix: prefix.to_owned(),
-            delimited: false,
-            from: ListFrom::Start,
-            max_keys: 1,
-            any_order: false,
-        };
-        let page = self.direct.list(&request).await?;
+        let page = self.page(&one_key(prefix)).await?;
+        let page = page::read(&page)?;
         Ok(!page.entries.is_empty() || page.undecodable > 0)
     }
 
-    /// The bucket's region, as the header of any answer to a `HeadBucket` tells it, refusals
-    /// included.
+    /// The bucket's region, as any response to a `HeadBucket` tells it, refusals included.
     pub async fn bucket_region(&self) -> Option<String> {
-        match self.direct.client.head_bucket().bucket(&self.direct.bucket).send().await {
-            Ok(output) => output.bucket_region,
-            Err(error) => {
-                let headers = error.raw_response()?.headers();
-                headers.get("x-amz-bucket-region").map(str::to_owned)
-            }
-        }
+        let response = self.send(&HEAD_BUCKET).await.ok()?;
+        Some(response.headers().get(response::REGION)?.to_str().ok()?.to_owned())
     }
 
-    /// Sends a request; if its signature is refused, the next one has other credentials, when there
-    /// are any.
-    async fn signed<T>(
+    /// One request, and the head of its response, whatever that says.
+    async fn send(&self, fields: &RequestFields<'_>) -> Result<Response<Body>, StoreError> {
+        let credentials = match &self.credentials {
+            None => None,
+            Some(renewing) => {
+                let current = renewing.current().await;
+                Some(current.map_err(|error| credentials::failure(&error))?)
+            }
+        };
+        let message = self.template.fill(fields, self.clock.now(), credentials.as_ref())?;
+        let response = self.wire.send(&message, HEAD_TIMEOUT).await;
+        response.map_err(|call| response::no_response(&call))
+    }
+
+    /// As [`Self::send`]; a response that is no success is a failure. When a signature is refused,
+    /// the next request has other credentials, if there are any, and the store's time.
+    async fn ask(
         &self,
-        request: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, StoreError> {
+        about: About,
+        fields: &RequestFields<'_>,
+    ) -> Result<(HeaderMap, Body), StoreError> {
         let begun = Instant::now();
-        let answer = request.await;
-        if let (Err(StoreError::SignatureRefused(_)), Some(credentials)) =
-            (&answer, &self.credentials)
-        {
-            credentials.refused(begun);
+        let (head, body) = self.send(fields).await?.into_parts();
+        if head.status.is_success() {
+            return Ok((head.headers, body));
         }
-        answer
+        let date = head.headers.get(DATE).and_then(|date| date.to_str().ok());
+        let late = |_elapsed| StoreError::TimedOut("no end of a refusal".to_owned());
+        let body = timeout(ATTEMPT_TIMEOUT, body.whole(LONGEST_REFUSAL)).await.map_err(late)?;
+        let refusal = Refusal::new(head.status.as_u16(), &head.headers, &body.unwrap_or_default());
+        let doubt = (fields.kind == Kind::Head).then(|| refusal.without_reason(&self.region));
+        let error = match (doubt.flatten(), &self.credentials) {
+            (Some(cause), Some(credentials)) if credentials.doubted(begun) => {
+                StoreError::SignatureRefused(cause)
+            }
+            _ => refusal.meaning(about),
+        };
+        if let (StoreError::SignatureRefused(_), Some(credentials)) = (&error, &self.credentials) {
+            credentials.refused(begun);
+            if let Some(date) = date {
+                self.clock.correct(date);
+            }
+        }
+        Err(error)
+    }
+
+    /// The XML of a page.
+    async fn page(&self, request: &ListRequest) -> Result<Vec<u8>, StoreError> {
+        let query = list_query(request);
+        let fields = RequestFields { kind: Kind::List, key: "", query: &query, headers: &[] };
+        let page = timeout(ATTEMPT_TIMEOUT, async {
+            let (_, body) = self.ask(About::Bucket, &fields).await?;
+            body.whole(LONGEST_PAGE).await
+        });
+        page.await.unwrap_or_else(|_elapsed| {
+            let limit = ATTEMPT_TIMEOUT.as_secs();
+            Err(StoreError::TimedOut(format!("no page of a listing within {limit} s")))
+        })
+    }
+}
+
+const HEAD_BUCKET: RequestFields<'_> =
+    RequestFields { kind: Kind::Head, key: "", query: "", headers: &[] };
+
+fn one_key(prefix: &str) -> ListRequest {
+    ListRequest {
+        prefix: prefix.to_owned(),
+        delimited: false,
+        from: ListFrom::Start,
+        max_keys: 1,
+        any_order: false,
     }
 }
 
 #[async_trait]
 impl ObjectStore for S3Store {
     async fn list_page(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
-        self.signed(self.direct.list(request)).await
+        page::read(&self.page(request).await?)
     }
 
     async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
-        let begun = Instant::now();
-        self.signed(async {
-            let output = self
-                .direct
-                .client
-                .head_object()
-                .bucket(&self.direct.bucket)
-                .key(key)
-                .set_request_payer(self.direct.payer.clone())
-                .send()
-                .await
-                .map_err(|error| {
-                    match (errors::without_reason(&error, &self.region), &self.credentials) {
-                        (Some(cause), Some(credentials)) if credentials.doubted(begun) => {
-                            StoreError::SignatureRefused(cause)
-                        }
-                        _ => failure(About::Key, &error),
-                    }
-                })?;
-            Ok(ObjectHead { meta: head_meta(key, &output)?, details: details(output) })
-        })
-        .await
+        let fields = RequestFields { kind: Kind::Head, key, query: "", headers: &[] };
+        let (headers, _) = self.ask(About::Key, &fields).await?;
+        response::head(key, &headers)
     }
 
     async fn get_range(
@@ -193,72 +210,37 @@ impl ObjectStore for S3Store {
         into: &mut (dyn BufMut + Send),
     ) -> Result<(), StoreError> {
         debug_assert!(range.start < range.end && range.end <= version.size_bytes, "{range:?}");
-        self.signed(self.direct.get(version, &range, into)).await
+        let bytes = format!("bytes={}-{}", range.start, range.end - 1);
+        let is_checked = range == (0..version.size_bytes) && version.size_bytes <= CHECKED_BYTES;
+        // S3 tells no checksum of the whole with a range.
+        let last = if is_checked { checksum::ASK } else { ("range", bytes.as_str()) };
+        let headers = [("if-match", version.etag.as_str()), last];
+        let (key, headers) = (version.key.as_str(), &headers);
+        let fields = RequestFields { kind: Kind::Get, key, query: "", headers };
+        let (headers, body) = self.ask(About::Key, &fields).await?;
+        response::check_range(version, &range, &headers)?;
+        let length = range.end - range.start;
+        match Checksum::told(&headers).filter(|_| is_checked) {
+            Some(checksum) => receive_checked(body, length, checksum, into).await,
+            None => body.receive(length, into).await,
+        }
     }
 }
 
-fn head_meta(key: &str, output: &HeadObjectOutput) -> Result<ObjectMeta, StoreError> {
-    let cold = match &output.storage_class {
-        Some(StorageClass::Glacier | StorageClass::DeepArchive) => true,
-        Some(_) | None => output.archive_status.is_some(),
-    };
-    // `ongoing-request="false", expiry-date="…"` once a copy can be read.
-    let restored = output.restore().is_some_and(|text| text.contains(r#"ongoing-request="false""#));
-    meta(
-        key.to_owned(),
-        output.content_length,
-        output.e_tag(),
-        output.last_modified.as_ref(),
-        cold && !restored,
-    )
-}
-
-fn details(output: HeadObjectOutput) -> ObjectDetails {
-    let class = output.storage_class.unwrap_or(StorageClass::Standard);
-    ObjectDetails {
-        storage_class: class.as_str().to_owned(),
-        version_id: output.version_id,
-        content_type: output.content_type,
-        metadata: output.metadata.unwrap_or_default().into_iter().collect(),
+/// Receives a small body, and gives it out if it is right.
+async fn receive_checked(
+    body: Body,
+    length: u64,
+    checksum: Checksum,
+    into: &mut (dyn BufMut + Send),
+) -> Result<(), StoreError> {
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
+    let received = body.receive(length, &mut bytes).await;
+    if received.is_ok() {
+        checksum.check(&bytes)?;
     }
+    // What came of a body that broke is gone on from, so that a broken line gets on: no sum is told
+    // of the rest.
+    into.put_slice(&bytes);
+    received
 }
-
-fn meta(
-    key: String,
-    size: Option<i64>,
-    etag: Option<&str>,
-    modified: Option<&DateTime>,
-    archived: bool,
-) -> Result<ObjectMeta, StoreError> {
-    let missing = |what: &str| protocol(format!("{key:?} without {what}"));
-    let size = size.and_then(|size| u64::try_from(size).ok()).ok_or_else(|| missing("a size"))?;
-    let etag = etag.filter(|etag| !etag.is_empty()).ok_or_else(|| missing("an ETag"))?;
-    let modified =
-        modified.and_then(whole_seconds).ok_or_else(|| missing("a modification time"))?;
-    let etag = quoted(etag);
-    Ok(ObjectMeta {
-        version: ObjectVersion { key, etag, size_bytes: size },
-        last_modified: modified,
-        archived,
-    })
-}
-
-/// Listings tell milliseconds and HEAD does not: to be one version, both count in seconds.
-fn whole_seconds(time: &DateTime) -> Option<SystemTime> {
-    UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(time.secs()).ok()?))
-}
-
-/// An `ETag` as a strong one in quotes. Some stores leave the quotes out in listings, and proxies
-/// that compress mark it weak (`W/`), which no `If-Match` would ever match.
-fn quoted(etag: &str) -> String {
-    let bare = etag.trim();
-    let bare = bare.strip_prefix("W/").unwrap_or(bare).trim_matches('"');
-    ["\"", bare, "\""].concat()
-}
-
-fn protocol(what: impl Into<String>) -> StoreError {
-    StoreError::nonsense(what.into())
-}
-
-#[cfg(test)]
-mod tests;

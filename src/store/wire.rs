@@ -29,10 +29,11 @@ mod pool;
 
 use crate::stats::Stats;
 pub(super) use body::Body;
-use connection::Connection;
+use connection::{Connection, HEAD_READ_BYTES};
 use dial::Dialer;
 use head::Head;
-use hedge::{Hedging, Kind};
+use hedge::Hedger;
+pub(super) use hedge::Kind;
 pub(super) use pool::Origin;
 use pool::{Home, Pool};
 
@@ -78,7 +79,7 @@ pub(super) struct Wire {
     dialer: Dialer,
     pool: Arc<Pool>,
     /// None when nothing is sent a second time.
-    hedging: Option<Hedging>,
+    hedging: Option<Hedger>,
     stats: Arc<Stats>,
 }
 
@@ -91,7 +92,7 @@ impl fmt::Debug for Wire {
 impl Wire {
     /// A client that makes TLS sessions with these settings.
     pub(super) fn new(tls: rustls::ClientConfig, hedging: bool, stats: Arc<Stats>) -> Self {
-        let hedging = hedging.then(Hedging::default);
+        let hedging = hedging.then(Hedger::default);
         Self { dialer: Dialer::new(tls), pool: Arc::default(), hedging, stats }
     }
 
@@ -189,7 +190,7 @@ impl Wire {
                 return Ok(response.map(|()| Body::new(connection, framing, home)));
             }
             let unanswered = !answered;
-            match connection.fill().await {
+            match connection.fill(HEAD_READ_BYTES).await {
                 Ok(0) => {
                     let error = CallError::Broken("closed before an answer".to_owned());
                     return Err(NoHead { error, unanswered });
@@ -214,13 +215,10 @@ pub(super) struct Message {
 }
 
 impl Message {
-    /// A GET: its line, its headers and the empty line behind them.
-    pub(super) fn get(origin: &Arc<Origin>, text: String) -> Self {
-        // No key has an equals sign that is not encoded.
-        let lists = text.lines().next().is_some_and(|line| line.contains("list-type=2"));
-        let kind = Some(if lists { Kind::List } else { Kind::Get });
+    /// A request without a body: its line, its headers and the empty line behind them.
+    pub(super) fn new(origin: &Arc<Origin>, text: String, kind: Kind) -> Self {
         let (origin, text) = (Arc::clone(origin), text.into_bytes());
-        Self { origin, text, repeatable: true, bodiless: false, kind }
+        Self { origin, text, repeatable: true, bodiless: kind == Kind::Head, kind: Some(kind) }
     }
 
     #[cfg(test)]
@@ -233,13 +231,8 @@ impl Message {
         let text = head::write(request, &origin);
         let bodiless = request.method() == Method::HEAD;
         let repeatable = bodiless || request.method() == Method::GET;
-        let lists = || request.uri().query().is_some_and(|query| query.contains("list-type=2"));
-        let kind = match *request.method() {
-            Method::HEAD => Some(Kind::Head),
-            Method::GET if lists() => Some(Kind::List),
-            // What asks for credentials has its own ways.
-            _ => None,
-        };
+        // A provider of credentials has its own ways to repeat a request.
+        let kind = None;
         Ok(Self { origin: Arc::new(origin), text, repeatable, bodiless, kind })
     }
 }

@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::builder::{BoolishValueParser, NonEmptyStringValueParser};
-use clap::{ArgAction, Args as Group, Parser};
+use clap::builder::{BoolishValueParser, NonEmptyStringValueParser, PossibleValue};
+use clap::{ArgAction, Args as Group, Parser, ValueEnum};
 
-use super::{Hedging, LogFormat, PathStyle};
+use super::LogFormat;
+use crate::store::s3::config::{Hedging, PathStyle};
 
 const COMMANDS: &str = "\
 Commands (to mount a bucket with one of these names, write s3://status):
@@ -387,6 +388,35 @@ impl FromStr for LogLevel {
             return Err("neither a level nor a list of target=level".to_owned());
         }
         Ok(Self(filter))
+    }
+}
+
+impl ValueEnum for PathStyle {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Auto, Self::Always, Self::Never]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let (name, help) = match self {
+            Self::Auto => ("auto", "Path style when the endpoint is an address or a custom host"),
+            Self::Always => ("always", "`https://host/bucket/key`"),
+            Self::Never => ("never", "`https://bucket.host/key`"),
+        };
+        Some(PossibleValue::new(name).help(help))
+    }
+}
+
+impl ValueEnum for Hedging {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Auto, Self::Never]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let (name, help) = match self {
+            Self::Auto => ("auto", "After a time that is learnt from the answers so far"),
+            Self::Never => ("never", "Not at all"),
+        };
+        Some(PossibleValue::new(name).help(help))
     }
 }
 

@@ -4,7 +4,6 @@ use ::http::header::HeaderMap;
 use aws_smithy_types::base64;
 use crc_fast::CrcAlgorithm;
 
-use super::protocol;
 use crate::store::StoreError;
 
 /// The header by which a store is asked for it, and its value.
@@ -47,7 +46,7 @@ impl Checksum {
         if found == sum {
             return Ok(());
         }
-        Err(protocol(format!(
+        Err(StoreError::nonsense(format!(
             "bytes whose {algorithm} is {found:x} and not {sum:x}, as it is told"
         )))
     }

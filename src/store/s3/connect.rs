@@ -8,64 +8,42 @@ use aws_config::environment::region::EnvironmentVariableRegionProvider;
 use aws_config::imds::region::ImdsRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::region::ProfileFileRegionProvider;
-use aws_config::retry::RetryConfig;
-use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
-use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
-use aws_sdk_s3::Client;
-use aws_sdk_s3::config::{
-    IdentityCache, ProvideCredentials as _, RequestChecksumCalculation, ResponseChecksumValidation,
-};
+use aws_sdk_s3::config::endpoint::{DefaultResolver, Endpoint, Params, ResolveEndpoint as _};
 use aws_types::os_shim_internal::{Env, Fs};
 use aws_types::service_config::ServiceConfigKey;
 
-use super::Keys;
-use super::errors::credentials_failure;
-use super::http::{self, Trust};
-use super::renewal::Renewing;
-use crate::app::config::{Hedging, PathStyle, StoreConfig};
+use super::clock::Clock;
+use super::config::{Hedging, Keys, PathStyle, StoreConfig};
+use super::credentials::{self, Renewing};
+use super::request::RequestTemplate;
+use super::tls::{self, Trust};
+use super::{S3Store, StoreError};
+use crate::base::text::innermost;
 use crate::stats::Stats;
-use crate::store::StoreError;
-use crate::store::wire::Wire;
 
 /// The instance metadata service answers at once, or this is not an EC2 instance.
 const IMDS_REGION_TIMEOUT: Duration = Duration::from_secs(1);
-/// A listing or a HEAD, its body included: no page takes so long that is still coming.
-pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Where a bucket is asked for when nobody has said where it is; the answer corrects it.
 const FIRST_REGION: &str = "us-east-1";
 
-/// A client, and what it was made of.
-#[derive(Debug)]
-pub(super) struct Connected {
-    pub(super) client: Client,
-    /// What the client sends its requests through.
-    pub(super) wire: Arc<Wire>,
-    /// What signed requests are signed with.
-    pub(super) credentials: Option<Renewing>,
-    pub(super) region: String,
-    /// Where requests go, for people.
-    pub(super) endpoint: String,
-    /// Buckets stand in the path of URLs.
-    pub(super) path_style: bool,
-}
-
-/// Finds endpoint, region and credentials, and makes a client of them; sends nothing to the store.
+/// Finds endpoint, region and credentials; sends nothing to the store.
 pub(super) async fn connect(
+    bucket: &str,
     config: &StoreConfig,
     region: Option<&str>,
     keys: Option<&Keys>,
     stats: &Arc<Stats>,
-) -> Result<Connected, StoreError> {
+) -> Result<S3Store, StoreError> {
     let wrong = |cause: String| StoreError::Unavailable(cause);
     let roots = Trust::Roots(config.ca_bundle.as_deref());
     // Credentials are never fetched from an unverified peer, whatever is said of the store.
     let hedging = config.hedging == Hedging::Auto;
-    let verified = http::wire(&roots, hedging, stats).map_err(wrong)?;
+    let verified = tls::wire(&roots, hedging, stats).map_err(wrong)?;
     let to_store = if config.no_verify_tls {
-        http::wire(&Trust::Anybody, hedging, stats).map_err(wrong)?
+        tls::wire(&Trust::Anybody, hedging, stats).map_err(wrong)?
     } else {
         Arc::clone(&verified)
     };
@@ -92,7 +70,7 @@ pub(super) async fn connect(
         let unsigned = config.no_sign_request;
         move || {
             let mut loader = aws_config::defaults(BehaviorVersion::latest())
-                .http_client(http::client(Arc::clone(&verified)))
+                .http_client(tls::client(Arc::clone(&verified)))
                 .region(region.clone());
             if let Some(profile) = &profile {
                 loader = loader.profile_name(profile);
@@ -130,31 +108,56 @@ pub(super) async fn connect(
     }
 
     let path_style = path_style(config.path_style, endpoint.as_deref());
-    let mut builder = aws_sdk_s3::config::Builder::from(&sdk)
-        .http_client(http::client(Arc::clone(&to_store)))
-        .region(region.clone())
-        .retry_config(RetryConfig::disabled())
-        .timeout_config(TimeoutConfig::builder().operation_attempt_timeout(ATTEMPT_TIMEOUT).build())
-        // Silence is watched where bodies are received.
-        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-        // A SHA-256 that the store sends would cost 1 s/GB to check.
-        .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
-        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
-        .force_path_style(path_style);
-    if let Some(url) = &endpoint {
-        builder = builder.endpoint_url(with_slash(url));
-    }
-    builder = match &credentials {
-        // They keep what there is to keep.
-        Some(credentials) => builder
-            .credentials_provider(credentials.clone())
-            .identity_cache(IdentityCache::no_cache()),
-        None => builder.allow_no_auth(),
+    let rules = EndpointRules {
+        region: region.to_string(),
+        url: endpoint.as_deref().map(with_slash),
+        path_style,
+        fips: sdk.use_fips(),
+        dual_stack: sdk.use_dual_stack(),
     };
+    let user_agent = match sdk.app_name() {
+        Some(name) => format!("fasts3-mount/{} app/{name}", env!("CARGO_PKG_VERSION")),
+        None => format!("fasts3-mount/{}", env!("CARGO_PKG_VERSION")),
+    };
+    let payer = ("x-amz-request-payer".to_owned(), "requester".to_owned());
+    let headers = config.requester_pays.then_some(payer).into_iter().collect();
+    let found = rules.resolve(bucket).await?;
+    let template = RequestTemplate::new(&found, user_agent, headers, credentials.is_some())?;
     let region = region.to_string();
     let endpoint = endpoint.unwrap_or_else(|| format!("AWS, {region}"));
-    let client = Client::from_conf(builder.build());
-    Ok(Connected { client, wire: to_store, credentials, region, endpoint, path_style })
+    let (wire, clock) = (to_store, Clock::default());
+    Ok(S3Store { wire, template, credentials, clock, region, endpoint, path_style })
+}
+
+/// What the SDK's endpoint rules depend on, beside the bucket.
+pub(super) struct EndpointRules {
+    pub(super) region: String,
+    pub(super) url: Option<String>,
+    pub(super) path_style: bool,
+    pub(super) fips: Option<bool>,
+    pub(super) dual_stack: Option<bool>,
+}
+
+impl EndpointRules {
+    /// URL, headers and signature of a bucket's requests.
+    pub(super) async fn resolve(self, bucket: &str) -> Result<Endpoint, StoreError> {
+        let none = |cause: &dyn std::fmt::Display| {
+            StoreError::nonsense(format!("no request could be made: {cause}"))
+        };
+        let params = Params::builder()
+            .bucket(bucket)
+            .region(self.region)
+            .set_endpoint(self.url)
+            .force_path_style(self.path_style)
+            .set_use_fips(self.fips)
+            .set_use_dual_stack(self.dual_stack)
+            // Requests are signed with the credentials themselves, not with those of a session.
+            .disable_s3_express_session_auth(true)
+            .build()
+            .map_err(|error| none(&error))?;
+        let found = DefaultResolver::new().resolve_endpoint(&params).await;
+        found.map_err(|error| none(&innermost(&*error)))
+    }
 }
 
 /// A profile that was asked for by name must exist; the SDK would go on to whatever else it finds.
@@ -163,7 +166,7 @@ async fn check_profile(name: &str) -> Result<(), StoreError> {
     let files = Default::default();
     let profiles = aws_config::profile::load(&Fs::real(), &Env::real(), &files, None)
         .await
-        .map_err(|error| StoreError::NoCredentials(http::innermost(&error)))?;
+        .map_err(|error| StoreError::NoCredentials(innermost(&error)))?;
     if profiles.get_profile(name).is_some() {
         return Ok(());
     }
@@ -208,13 +211,13 @@ async fn guess_region(endpoint: Option<&str>) -> Region {
 }
 
 async fn check_credentials(credentials: &Renewing) -> Result<(), StoreError> {
-    match credentials.provide_credentials().await {
+    match credentials.current().await {
         Ok(_credentials) => Ok(()),
         Err(CredentialsError::ProviderTimedOut(_)) => {
             Err(StoreError::NoCredentials("no provider answered in time".to_owned()))
         }
         // At the start it does not matter whether they may come later.
-        Err(error) => match credentials_failure(&error) {
+        Err(error) => match credentials::failure(&error) {
             StoreError::TimedOut(cause) | StoreError::Unavailable(cause) => {
                 Err(StoreError::NoCredentials(cause))
             }

@@ -1,14 +1,10 @@
 //! The body of a response, which owns its connection until its end.
 
-use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf as _, BufMut, Bytes};
-use http_body::{Frame, SizeHint};
-use tokio::time::{Sleep, sleep, timeout};
+use bytes::{Buf as _, BufMut};
+use tokio::time::timeout;
 
 use super::connection::Connection;
 use super::framing::{Found, Framing};
@@ -32,27 +28,19 @@ const LARGEST_BATCH: u64 = 512 << 10;
 const PATIENCE: Duration = Duration::from_millis(20);
 /// Read at once where the caller does not know how long the body will be: listings, errors.
 const FRAME_BYTES: usize = 64 * 1024;
-/// So much of a body is streamed, for whoever streams collects it: errors and credentials, which
-/// have some hundred bytes.
-const LONGEST_STREAM: u64 = 8 << 20;
-
-/// A body, to be received ([`Body::receive`]) or streamed (`http_body::Body`). Dropped before its
-/// end, it closes the connection.
+/// A body. Dropped before its end, it closes the connection.
 pub(in crate::store) struct Body {
     framing: Framing,
     /// Until the end of the body.
     connection: Option<Connection>,
     /// Where the connection goes at the end of the body, unless it is to be closed.
     home: Option<Home>,
-    /// Ends when a streamed body has been silent for too long.
-    silence: Option<Pin<Box<Sleep>>>,
-    streamed: u64,
 }
 
 impl Body {
     pub(super) fn new(connection: Connection, framing: Framing, home: Option<Home>) -> Self {
         let connection = Some(connection);
-        let mut body = Self { framing, connection, home, silence: None, streamed: 0 };
+        let mut body = Self { framing, connection, home };
         body.end_if_over();
         body
     }
@@ -120,50 +108,41 @@ impl Body {
             self.receive(length, &mut whole).await?;
             return Ok(whole);
         }
-        loop {
-            let data = poll_fn(|context| self.poll_data(context)).await;
-            let data = data.map_err(|error| match error.kind() {
-                io::ErrorKind::InvalidData => StoreError::nonsense(format!("a body: {error}")),
-                io::ErrorKind::TimedOut => silent(FIRST_SILENCE),
-                _ => StoreError::Unavailable(format!("a body broke: {error}")),
-            })?;
-            let Some(data) = data else { return Ok(whole) };
-            if (whole.len() + data.len()) as u64 > at_most {
-                return Err(too_long());
-            }
-            whole.extend_from_slice(&data);
-        }
-    }
-
-    /// The next bytes of the body, none at its end.
-    fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
         while let Some(connection) = &mut self.connection {
             let found = self.framing.take(connection.buffer());
-            match found.map_err(|cause| io::Error::new(io::ErrorKind::InvalidData, cause))? {
+            match found.map_err(|cause| StoreError::nonsense(format!("a body: {cause}")))? {
                 Found::Data(data) => {
                     flow::begins();
+                    if (whole.len() + data.len()) as u64 > at_most {
+                        return Err(too_long());
+                    }
+                    whole.extend_from_slice(&data);
                     self.end_if_over();
-                    return Poll::Ready(Ok(Some(data)));
                 }
                 Found::End => self.end_if_over(),
                 Found::TooLittle => {
-                    let Poll::Ready(filled) = connection.poll_fill(FRAME_BYTES, context) else {
-                        let silence =
-                            self.silence.get_or_insert_with(|| Box::pin(sleep(FIRST_SILENCE)));
-                        ready!(silence.as_mut().poll(context));
-                        let text = format!("no byte of a body for {} s", FIRST_SILENCE.as_secs());
-                        return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, text)));
-                    };
-                    self.silence = None;
-                    match filled? {
-                        0 if self.framing == Framing::Close => break,
-                        0 => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
-                        _ => {}
+                    let filled = timeout(FIRST_SILENCE, connection.fill(FRAME_BYTES)).await;
+                    let filled = filled.map_err(|_elapsed| silent(FIRST_SILENCE))?;
+                    let filled = filled.and_then(|bytes| match bytes {
+                        0 if self.framing != Framing::Close => {
+                            Err(io::ErrorKind::UnexpectedEof.into())
+                        }
+                        bytes => Ok(bytes),
+                    });
+                    let filled = filled.map_err(|error| match error.kind() {
+                        io::ErrorKind::InvalidData => {
+                            StoreError::nonsense(format!("a body: {error}"))
+                        }
+                        io::ErrorKind::TimedOut => silent(FIRST_SILENCE),
+                        _ => StoreError::Unavailable(format!("a body broke: {error}")),
+                    });
+                    if filled? == 0 {
+                        break;
                     }
                 }
             }
         }
-        Poll::Ready(Ok(None))
+        Ok(whole)
     }
 
     fn end_if_over(&mut self) {
@@ -201,35 +180,4 @@ async fn batch_of(
 
 fn silent(silence: Duration) -> StoreError {
     StoreError::TimedOut(format!("no byte of a body for {} s", silence.as_secs()))
-}
-
-impl http_body::Body for Body {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        let this = self.get_mut();
-        let mut frame = ready!(this.poll_data(context));
-        if let Ok(Some(data)) = &frame {
-            this.streamed += data.len() as u64;
-        }
-        if this.streamed > LONGEST_STREAM {
-            frame = Err(io::Error::new(io::ErrorKind::InvalidData, "an endless body"));
-        }
-        if !matches!(frame, Ok(Some(_))) {
-            this.connection = None;
-        }
-        Poll::Ready(frame.map(|data| data.map(Frame::data)).transpose())
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.connection.is_none()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.length().map_or_else(SizeHint::default, SizeHint::with_exact)
-    }
 }

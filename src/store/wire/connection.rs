@@ -14,7 +14,7 @@ use tokio_rustls::client::TlsStream;
 
 /// Read at once where a head is awaited: it and an object of a few KiB come together, and of a
 /// large one little is received that must be copied.
-const HEAD_READ_BYTES: usize = 8 * 1024;
+pub(super) const HEAD_READ_BYTES: usize = 8 * 1024;
 /// rustls asks for 4 KiB at a time. To read ahead of it saves a tenth of the CPU of a TLS body.
 pub(super) const TLS_READ_BYTES: usize = 64 * 1024;
 /// TLS takes from the socket before it gives: of the bytes that are to come, up to a record (16 KiB
@@ -45,21 +45,10 @@ impl Connection {
         self.stream.flush().await
     }
 
-    /// Receives into the buffer; 0 at the end of the connection.
-    pub(super) async fn fill(&mut self) -> io::Result<usize> {
-        poll_fn(|context| self.poll_fill(HEAD_READ_BYTES, context)).await
-    }
-
-    /// Receives up to so many bytes into the buffer; 0 at the end of the connection.
-    pub(super) fn poll_fill(
-        &mut self,
-        at_most: usize,
-        context: &mut Context<'_>,
-    ) -> Poll<io::Result<usize>> {
+    /// Receives up to this many bytes into the buffer; 0 at the end of the connection.
+    pub(super) async fn fill(&mut self, at_most: usize) -> io::Result<usize> {
         self.buffer.reserve(at_most);
-        let mut target = (&mut self.buffer).limit(at_most);
-        let read = std::pin::pin!(self.stream.read_buf(&mut target));
-        read.poll(context)
+        self.stream.read_buf(&mut (&mut self.buffer).limit(at_most)).await
     }
 
     /// Receives up to so many bytes straight into the target; 0 at the end of the connection.

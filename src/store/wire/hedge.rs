@@ -37,7 +37,7 @@ const BURST: f64 = 8.0;
 
 /// What is known of the answers so far.
 #[derive(Debug)]
-pub(super) struct Hedging(Mutex<State>);
+pub(super) struct Hedger(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
@@ -57,14 +57,14 @@ struct Answers {
     patience: Option<Duration>,
 }
 
-impl Default for Hedging {
+impl Default for Hedger {
     fn default() -> Self {
         let [lists, heads, gets] = [(); 3].map(|()| Answers::default());
         Self(Mutex::new(State { lists, heads, gets, means: BURST }))
     }
 }
 
-impl Hedging {
+impl Hedger {
     /// A request is sent: how long to wait for its first byte alone.
     pub(super) fn patience(&self, kind: Kind) -> Duration {
         let mut state = self.0.lock();
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn patience_is_the_99th_percentile_of_its_kind_and_no_less_than_half_a_second() {
-        let hedging = Hedging::default();
+        let hedging = Hedger::default();
         assert_eq!(hedging.patience(Kind::Get), FIRST);
         for _ in 0..ENOUGH {
             hedging.answered(Kind::Get, ms(15));
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn of_a_hundred_requests_fewer_than_five_are_sent_twice() {
-        let hedging = Hedging::default();
+        let hedging = Hedger::default();
         let mut twice = 0;
         for _ in 0..10_000 {
             hedging.patience(Kind::Get);

@@ -1,29 +1,31 @@
 //! A page of a listing, read from XML in one pass. Pure.
 //!
 //! Nothing a store says is believed that could hurt: a document that is not whole, that is of another
-//! kind or that lacks something is [`Nonsense::Protocol`], for an empty page in its place would be
-//! an empty directory. Elements that nobody knows are skipped, in whatever namespace; there are no
-//! entities but XML's own five and numbers, and no document type that could make some.
+//! kind or that lacks something is [`Nonsense::Protocol`](crate::store::Nonsense::Protocol), for an
+//! empty page in its place would be an empty directory. Unknown elements are skipped, in whatever
+//! namespace.
 
-use std::fmt;
 use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
-use quick_xml::Reader;
-use quick_xml::escape::resolve_xml_entity;
-use quick_xml::events::{BytesStart, Event};
+use aws_smithy_types::DateTime;
+use aws_smithy_types::date_time::Format;
 
-use super::super::{protocol, quoted, whole_seconds};
+use super::response::{quoted, whole_seconds};
+use super::xml::{Document, not_xml, wrong};
 use crate::store::{ListEntry, ListPage, ObjectMeta, ObjectVersion, StoreError};
 
-/// What is nested deeper is no listing; S3's own are four deep.
-const DEEPEST: usize = 16;
-/// So much of what a store wrote is shown of it.
-const SHOWN_BYTES: usize = 200;
-
-/// Reads a page; the order of its entries is theirs who wrote it.
+/// Reads a page; its entries are in the order in which the store wrote them.
 pub(super) fn read(xml: &[u8]) -> Result<ListPage, StoreError> {
+    found(xml)?.page()
+}
+
+/// Whether a page says that its keys are URL-encoded.
+pub(super) fn is_encoded(xml: &[u8]) -> Result<bool, StoreError> {
+    Ok(found(xml)?.is_encoded)
+}
+
+fn found(xml: &[u8]) -> Result<Found, StoreError> {
     let mut document = Document::new(xml);
     let Some(root) = document.child()? else { return Err(not_xml(&"there is nothing in it")) };
     let mut found = Found::default();
@@ -35,7 +37,7 @@ pub(super) fn read(xml: &[u8]) -> Result<ListPage, StoreError> {
     if document.child()?.is_some() {
         return Err(not_xml(&"something follows it"));
     }
-    found.page()
+    Ok(found)
 }
 
 /// What a document tells.
@@ -156,86 +158,6 @@ fn refusal(document: &mut Document<'_>) -> StoreError {
     wrong(&format!("an error in place of a listing: {}", said.join(": ")))
 }
 
-/// An XML document, element by element.
-struct Document<'a> {
-    reader: Reader<&'a [u8]>,
-    depth: usize,
-    /// Of the element read last.
-    text: Vec<u8>,
-}
-
-impl<'a> Document<'a> {
-    fn new(xml: &'a [u8]) -> Self {
-        let mut reader = Reader::from_reader(xml);
-        // `<a/>` is `<a></a>`.
-        reader.config_mut().expand_empty_elements = true;
-        Self { reader, depth: 0, text: Vec::new() }
-    }
-
-    /// Enters the next child of the element it is in; leaves that when there is none.
-    fn child(&mut self) -> Result<Option<BytesStart<'a>>, StoreError> {
-        loop {
-            match self.event()? {
-                Event::Start(start) => return Ok(Some(start)),
-                Event::End(_) | Event::Eof => return Ok(None),
-                _ => {}
-            }
-        }
-    }
-
-    /// The text of the element it is in, which it leaves.
-    fn text(&mut self) -> Result<&str, StoreError> {
-        self.text.clear();
-        loop {
-            match self.event()? {
-                Event::Text(text) => self.text.extend_from_slice(&text),
-                Event::CData(text) => self.text.extend_from_slice(&text),
-                Event::GeneralRef(name) => {
-                    let mut utf8 = [0; 4];
-                    let number = name.resolve_char_ref().map_err(|error| not_xml(&error))?;
-                    let text = match number {
-                        Some(character) => Some(&*character.encode_utf8(&mut utf8)),
-                        None => std::str::from_utf8(&name).ok().and_then(resolve_xml_entity),
-                    };
-                    let text = text.ok_or_else(|| not_xml(&"an unknown entity"))?;
-                    self.text.extend_from_slice(text.as_bytes());
-                }
-                Event::Start(_) => return Err(not_xml(&"an element in place of text")),
-                Event::End(_) => break,
-                _ => {}
-            }
-        }
-        std::str::from_utf8(&self.text).map_err(|error| not_xml(&error))
-    }
-
-    /// Leaves the element it is in, with all that is in it.
-    fn skip(&mut self) -> Result<(), StoreError> {
-        let outside = self.depth - 1;
-        while self.depth > outside {
-            self.event()?;
-        }
-        Ok(())
-    }
-
-    /// What comes next; an end only of what has begun.
-    fn event(&mut self) -> Result<Event<'a>, StoreError> {
-        let event = self.reader.read_event().map_err(|error| not_xml(&error))?;
-        match &event {
-            Event::Start(_) if self.depth == DEEPEST => return Err(not_xml(&"it is too deep")),
-            Event::Start(_) => self.depth += 1,
-            // The reader has compared it with what it ends.
-            Event::End(_) => self.depth -= 1,
-            Event::DocType(_) => return Err(not_xml(&"it has a document type")),
-            Event::Eof if self.depth > 0 => return Err(not_xml(&"it is cut off")),
-            Event::Text(text) if self.depth == 0 && !text.trim_ascii().is_empty() => {
-                return Err(not_xml(&"there is text around it"));
-            }
-            _ => {}
-        }
-        Ok(event)
-    }
-}
-
 /// Two lists in key order become one. A list out of order stays so, and is found out by
 /// [`check_page`](crate::store::check_page); sorting would hide it.
 fn merge(objects: Vec<ListEntry>, prefixes: Vec<ListEntry>) -> Vec<ListEntry> {
@@ -285,7 +207,7 @@ fn time(text: &str) -> Option<SystemTime> {
     if let Some(seconds) = written_by_s3(text) {
         return UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
     }
-    let time = DateTime::from_str(text, DateTimeFormat::DateTimeWithOffset).ok()?;
+    let time = DateTime::from_str(text, Format::DateTimeWithOffset).ok()?;
     whole_seconds(&time)
 }
 
@@ -330,19 +252,8 @@ fn written_by_s3(text: &str) -> Option<u64> {
     Some(days * 86_400 + hour * 3600 + minute * 60 + second)
 }
 
-fn not_xml(why: &dyn fmt::Display) -> StoreError {
-    wrong(&format!("a listing page that is no XML: {why}"))
-}
-
 fn odd(what: &str, text: &str) -> StoreError {
     wrong(&format!("a listing page with the {what} {text:?}"))
-}
-
-/// With no more of what the store wrote than somebody will read.
-fn wrong(what: &str) -> StoreError {
-    let end = what.floor_char_boundary(SHOWN_BYTES);
-    let more = if end < what.len() { "…" } else { "" };
-    protocol(format!("{}{more}", &what[..end]))
 }
 
 #[cfg(test)]

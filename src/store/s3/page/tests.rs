@@ -1,9 +1,11 @@
 use std::sync::Arc;
 
+use ::http::header::HeaderMap;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::http::{HttpRequest, HttpResponse};
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::{BehaviorVersion, Region};
+use aws_sdk_s3::error::ProvideErrorMetadata as _;
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::types::{EncodingType, Object, ObjectStorageClass};
 use aws_smithy_runtime_api::client::http::{
@@ -13,8 +15,7 @@ use aws_smithy_types::body::SdkBody;
 use parking_lot::Mutex;
 use proptest::prelude::*;
 
-use super::super::super::errors::{About, failure};
-use super::super::super::meta;
+use super::super::response::{About, Refusal, meta};
 use super::*;
 use crate::store::Nonsense;
 
@@ -217,7 +218,7 @@ fn sizes_times_etags_and_classes_are_as_s3_means_them() {
 fn every_day_is_as_the_sdk_counts_it() {
     for day in 0..400 * 366 {
         let time = DateTime::from_secs(day * 86_400 + day % 86_400);
-        let text = time.fmt(DateTimeFormat::DateTime).unwrap();
+        let text = time.fmt(Format::DateTime).unwrap();
         assert_eq!(written_by_s3(&text).map(u64::cast_signed), Some(time.secs()), "{text}");
     }
 }
@@ -312,13 +313,16 @@ impl Sdk {
     fn read(&self, xml: &[u8]) -> Result<ListPage, StoreError> {
         *self.answer.lock() = (200, xml.to_vec());
         let sent = self.runtime.block_on(self.client.list_objects_v2().bucket("b").send());
-        Self::page(sent.map_err(|error| failure(About::Bucket, &error))?)
+        Self::page(sent.map_err(|error| wrong(&error.to_string()))?)
     }
 
-    fn refused(&self, about: About, status: u16, xml: &[u8]) -> StoreError {
+    /// Code and message of a refusal, as the SDK reads them.
+    fn refused(&self, status: u16, xml: &[u8]) -> (String, String) {
         *self.answer.lock() = (status, xml.to_vec());
         let sent = self.runtime.block_on(self.client.list_objects_v2().bucket("b").send());
-        failure(about, &sent.expect_err("a refusal"))
+        let error = sent.expect_err("a refusal");
+        let text = |told: Option<&str>| told.unwrap_or_default().to_owned();
+        (text(error.code()), text(error.message()))
     }
 
     fn page(output: ListObjectsV2Output) -> Result<ListPage, StoreError> {
@@ -394,7 +398,7 @@ fn written() -> impl Strategy<Value = (ListPage, String)> {
                 continue;
             }
             let date = DateTime::from_secs(seconds.cast_signed());
-            let date = date.fmt(DateTimeFormat::DateTime).unwrap();
+            let date = date.fmt(Format::DateTime).unwrap();
             let etag = format!("\"{etag}\"");
             xml += &contents(&format!(
                 "<ETag>{}</ETag><Key>{name}</Key><Size>{size_bytes}</Size><Owner><ID>1</ID></Owner>\
@@ -491,28 +495,40 @@ mod fuzz {
         });
     }
 
-    /// A refusal, and one in place of a page, whatever it looks like: there is a meaning, it is
-    /// never an empty directory, and "there is nothing" only with its own status.
-    #[test]
-    fn a_refusal_that_was_damaged_is_a_refusal() {
-        let sdk = Sdk::new();
+    fn refusals() -> impl Strategy<Value = String> {
         let code = "NoSuchKey|SlowDown|AccessDenied|InternalError|NoSuchBucket|[A-Za-z]{0,9}";
-        let xml = (fuzz::text(code), fuzz::text("[ -~]{0,12}"), any::<bool>()).prop_map(
+        (fuzz::text(code), fuzz::text("[ -~]{0,12}"), any::<bool>()).prop_map(
             |(code, message, declared)| {
                 let message = quick_xml::escape::escape(message);
                 let head =
                     if declared { "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n" } else { "" };
                 format!("{head}<Error><Code>{code}</Code><Message>{message}</Message></Error>")
             },
-        );
-        fuzz::each((damaged(xml), 300_u16..600), |(xml, status)| {
+        )
+    }
+
+    /// A refusal, and one in place of a page, whatever it looks like: there is a meaning, it is
+    /// never an empty directory, and "there is nothing" only with its own status.
+    #[test]
+    fn a_refusal_that_was_damaged_is_a_refusal() {
+        fuzz::each((damaged(refusals()), 300_u16..600), |(xml, status)| {
             prop_assert!(read(&xml).is_err());
             for about in [About::Key, About::Bucket] {
-                let meant = sdk.refused(about, status, &xml);
+                let meant = Refusal::new(status, &HeaderMap::new(), &xml).meaning(about);
                 if meant == StoreError::NotFound {
                     prop_assert!(matches!(status, 404 | 410) && about == About::Key);
                 }
             }
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn a_refusal_is_read_as_the_sdk_reads_it() {
+        let sdk = Sdk::new();
+        fuzz::each((refusals(), 300_u16..600), |(xml, status)| {
+            let told = sdk.refused(status, xml.as_bytes());
+            prop_assert_eq!(crate::store::s3::xml::error(xml.as_bytes()), Some(told), "{}", xml);
             Ok(())
         });
     }

@@ -1,17 +1,12 @@
-//! The HTTP client under the SDK: [`Wire`], with our own TLS settings.
+//! TLS settings, and the wire as the SDK sees it, for the providers that fetch credentials.
 //!
-//! The SDK's own client offers HTTP/2 to every TLS server, which would put all parts of a stream on
-//! one connection and behind one window; it cannot skip certificate checks; it panics on a bad
-//! certificate file; and it has no way to receive a body into memory of ours. This one speaks
-//! HTTP/1.1 only, says where a request failed ([`CallError`]), so that "unreachable" and "not HTTP"
-//! can be told apart, and can be used without the SDK.
+//! The SDK's own client offers HTTP/2 to every TLS server, cannot skip certificate checks, and panics
+//! on a bad certificate file.
 
-use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::Response;
 use aws_smithy_runtime_api::client::http::{
     HttpConnector as SmithyConnector, HttpConnectorFuture, SharedHttpClient, SharedHttpConnector,
     http_client_fn,
@@ -20,18 +15,19 @@ use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
-use parking_lot::Mutex;
+use http_body_util::Full;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
+use super::HEAD_TIMEOUT;
+use crate::base::text::innermost;
 use crate::stats::Stats;
-use crate::store::wire::{Body, CallError, Wire};
+use crate::store::wire::{CallError, Wire};
 
-/// From the request to the head of its response, connecting included. AWS advises to retry rather
-/// than wait when the first byte takes seconds.
-pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// What a provider of credentials answers has some hundred bytes.
+const LONGEST_BODY: u64 = 8 << 20;
 
 /// Whose certificates are believed.
 pub(super) enum Trust<'a> {
@@ -39,16 +35,6 @@ pub(super) enum Trust<'a> {
     Roots(Option<&'a Path>),
     /// Anybody's.
     Anybody,
-}
-
-/// Goes with a request as an extension: the answer to it, which is had already.
-#[derive(Clone)]
-pub(super) struct Answered(Arc<Mutex<Option<Response<Body>>>>);
-
-impl Answered {
-    pub(super) fn new(response: Response<Body>) -> Self {
-        Self(Arc::new(Mutex::new(Some(response))))
-    }
 }
 
 /// A client with one pool of connections, which sends again what is not answered in time, or not.
@@ -82,10 +68,6 @@ impl SmithyConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let Self { wire, limit } = self.clone();
         HttpConnectorFuture::new(async move {
-            let answered = request.extension::<Answered>();
-            if let Some(response) = answered.and_then(|answered| answered.0.lock().take()) {
-                return to_sdk(response);
-            }
             let request =
                 request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()))?;
             let (head, body) = request.into_parts();
@@ -99,30 +81,16 @@ impl SmithyConnector for Connector {
                     CallError::Silent(_) => ConnectorError::timeout(Box::new(error)),
                     _ => ConnectorError::io(Box::new(error)),
                 })?;
-            to_sdk(response)
+            let (head, body) = response.into_parts();
+            let body = body.whole(LONGEST_BODY).await;
+            let body = body.map_err(|error| ConnectorError::io(Box::new(error)))?;
+            // The SDK logs a body that it knows to be bytes, and these are secrets.
+            let body = SdkBody::from_body_1_x(Full::new(Bytes::from(body)));
+            HttpResponse::try_from(::http::Response::from_parts(head, body)).map_err(|error| {
+                ConnectorError::io(Box::new(CallError::NotHttp(innermost(&error))))
+            })
         })
     }
-}
-
-fn to_sdk(response: Response<Body>) -> Result<HttpResponse, ConnectorError> {
-    HttpResponse::try_from(response.map(SdkBody::from_body_1_x))
-        .map_err(|error| ConnectorError::io(Box::new(CallError::NotHttp(innermost(&error)))))
-}
-
-/// An error and what caused it, one after the other.
-pub(super) fn causes<'a>(
-    error: &'a (dyn Error + 'static),
-) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    std::iter::successors(Some(error), |&error| {
-        // An io::Error hides the error it wraps: its `source` is that error's source.
-        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        wrapped.map(|inner| inner as &(dyn Error + 'static)).or_else(|| error.source())
-    })
-}
-
-/// The deepest cause an error knows of; what stands above it are layers of "something failed".
-pub(super) fn innermost(error: &(dyn Error + 'static)) -> String {
-    causes(error).last().unwrap_or(error).to_string()
 }
 
 fn tls_config(trust: &Trust<'_>) -> Result<rustls::ClientConfig, String> {

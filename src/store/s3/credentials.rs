@@ -12,12 +12,12 @@ use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
-use aws_credential_types::provider::{self, future};
-use aws_sdk_s3::config::{ProvideCredentials, SharedCredentialsProvider};
+use aws_credential_types::provider::{self, ProvideCredentials as _, SharedCredentialsProvider};
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 
-use super::http::innermost;
+use crate::base::text::innermost;
+use crate::store::StoreError;
 
 /// Credentials are renewed so long before they expire: the AWS SDKs' own margin for roles, in which a
 /// provider that fails for a while does no harm.
@@ -121,8 +121,9 @@ impl Renewing {
         }
     }
 
-    async fn renewed(&self, need: Need) -> provider::Result {
-        let _turn = match need {
+    /// The credentials to sign a request with, renewed if they must be.
+    pub(super) async fn current(&self) -> provider::Result {
+        let _turn = match self.need() {
             Need::Nothing(credentials) => return Ok(credentials),
             // One request renews them, the others go on with what they have.
             Need::Soon(credentials) => match self.0.turn.try_lock() {
@@ -187,15 +188,39 @@ impl Renewing {
     }
 }
 
-impl ProvideCredentials for Renewing {
-    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
-    where
-        Self: 'a,
-    {
-        match self.need() {
-            Need::Nothing(credentials) => future::ProvideCredentials::ready(Ok(credentials)),
-            need => future::ProvideCredentials::new(self.renewed(need)),
+/// What it means that a chain of providers gave no credentials.
+pub(super) fn failure(error: &CredentialsError) -> StoreError {
+    let cause = innermost(error);
+    let cause = cause.trim_end_matches('.');
+    match error {
+        // A provider that exists and fails, such as an STS endpoint, may work a moment later.
+        CredentialsError::ProviderTimedOut(_) => {
+            StoreError::TimedOut(format!("credentials: {cause}"))
         }
+        CredentialsError::ProviderError(_) => {
+            StoreError::Unavailable(format!("credentials: {cause}"))
+        }
+        CredentialsError::CredentialsNotLoaded(_) => StoreError::NoCredentials(tried(cause)),
+        // The enum is open: what it may grow is no reason to ask again.
+        _ => StoreError::NoCredentials(cause.to_owned()),
+    }
+}
+
+/// The chain reports each of its providers in a line of its own; those that nobody has set up are
+/// what everybody sees, and say nothing.
+fn tried(report: &str) -> String {
+    let failed: Vec<&str> = report
+        .lines()
+        .skip(1)
+        .map(str::trim)
+        .filter(|line| !line.contains("was not enabled"))
+        .collect();
+    if failed.is_empty() {
+        "neither in the environment nor in a profile, and no web identity, container or instance \
+         role gave any"
+            .to_owned()
+    } else {
+        failed.join(", ")
     }
 }
 
@@ -203,6 +228,7 @@ impl ProvideCredentials for Renewing {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use aws_credential_types::provider::{ProvideCredentials, future};
     use tokio::task::JoinSet;
     use tokio::time::{advance, sleep};
 
@@ -254,7 +280,7 @@ mod tests {
     }
 
     async fn id(renewing: &Renewing) -> Result<String, String> {
-        let given = renewing.provide_credentials().await;
+        let given = renewing.current().await;
         given.map(|keys| keys.access_key_id().to_owned()).map_err(|error| innermost(&error))
     }
 
@@ -347,10 +373,9 @@ mod tests {
     #[tokio::test]
     async fn no_secret_is_ever_shown() {
         let (_, renewing) = Scripted::new([Some(None)]);
-        let keys = renewing.provide_credentials().await.unwrap();
+        let keys = renewing.current().await.unwrap();
         assert_eq!(keys.secret_access_key(), "hush");
-        let shown =
-            format!("{renewing:?} {:?} {keys:?}", SharedCredentialsProvider::new(renewing.clone()));
+        let shown = format!("{renewing:?} {keys:?}");
         assert!(!shown.contains("hush"), "{shown}");
     }
 }

@@ -1,0 +1,150 @@
+//! Requests for a bucket and the objects in it: a template, made once, and the fields filled in.
+//!
+//! The SDK's orchestrator costs ten times what the rest of a small request does. All that it knows of
+//! a bucket's requests are its endpoint rules: they say once, as plain data, what goes into the
+//! template. The SDK's own requests are the measure of these (`request/tests.rs`).
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use ::http::Uri;
+use aws_credential_types::Credentials;
+use aws_smithy_types::endpoint::Endpoint;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use super::sign::{NO_BODY, Signer, SigningScope, amz_date};
+use crate::store::wire::{Kind, Message, Origin};
+use crate::store::{ListFrom, ListRequest, StoreError};
+
+/// Sent as they are: the unreserved characters of RFC 3986, and slashes. The signature is over the
+/// same text, and nothing is normalised.
+const KEY: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+/// The same in a query, where a slash is encoded.
+const QUERY: &AsciiSet = &KEY.add(b'/');
+
+/// What all requests for a bucket have in common.
+#[derive(Debug)]
+pub(super) struct RequestTemplate {
+    origin: Arc<Origin>,
+    /// The path up to the key.
+    path: String,
+    user_agent: String,
+    /// Sent and signed with every request; names in lower case.
+    headers: Vec<(String, String)>,
+    /// None when requests are not signed.
+    signer: Option<Signer>,
+}
+
+/// What one request adds.
+pub(super) struct RequestFields<'a> {
+    pub(super) kind: Kind,
+    /// Empty for the bucket.
+    pub(super) key: &'a str,
+    /// As [`query`] writes it; empty for none.
+    pub(super) query: &'a str,
+    /// Names in lower case.
+    pub(super) headers: &'a [(&'a str, &'a str)],
+}
+
+impl RequestTemplate {
+    /// By what the endpoint rules say of the bucket; `headers` go with every request.
+    pub(super) fn new(
+        endpoint: &Endpoint,
+        user_agent: String,
+        mut headers: Vec<(String, String)>,
+        is_signed: bool,
+    ) -> Result<Self, StoreError> {
+        let odd = |what: &str| StoreError::nonsense(format!("no request could be made: {what}"));
+        let base = format!("{}/", endpoint.url().trim_end_matches('/'));
+        let uri: Uri = base.parse().map_err(|_| odd("an unknown URL"))?;
+        let origin = Origin::of(&uri).map_err(|cause| odd(&cause))?;
+        for (name, values) in endpoint.headers() {
+            headers.extend(values.map(|value| (name.to_ascii_lowercase(), value.to_owned())));
+        }
+        let signer = if is_signed {
+            let scheme = endpoint.auth_schemes().iter().find(|scheme| scheme.name() == "sigv4");
+            let scheme = scheme.ok_or_else(|| odd("an unknown signature"))?;
+            let text = |name| scheme.get(name).and_then(|value| value.as_string());
+            let region = text("signingRegion").ok_or_else(|| odd("a signature for no region"))?;
+            let service = text("signingName").unwrap_or("s3");
+            let (region, service) = (region.to_owned(), service.to_owned());
+            let token_header = "x-amz-security-token";
+            Some(Signer::new(SigningScope { region, service, token_header }))
+        } else {
+            None
+        };
+        let path = uri.path().to_owned();
+        Ok(Self { origin: Arc::new(origin), path, user_agent, headers, signer })
+    }
+
+    /// The request, signed at this time if it is to be signed.
+    pub(super) fn fill(
+        &self,
+        fields: &RequestFields<'_>,
+        time: SystemTime,
+        credentials: Option<&Credentials>,
+    ) -> Result<Message, StoreError> {
+        let method = if fields.kind == Kind::Head { "HEAD" } else { "GET" };
+        let path = format!("{}{}", self.path, utf8_percent_encode(fields.key, KEY));
+        let date = amz_date(time);
+        let mut headers = Vec::with_capacity(16);
+        headers.push(("host", self.origin.authority()));
+        headers.extend(fields.headers);
+        headers.extend(self.headers.iter().map(|(name, value)| (&**name, &**value)));
+        let authorization = self.signer.as_ref().zip(credentials).map(|(signer, credentials)| {
+            headers.extend([("x-amz-content-sha256", NO_BODY), ("x-amz-date", &date)]);
+            let token = credentials.session_token();
+            headers.extend(token.map(|token| (signer.scope().token_header, token)));
+            headers.sort_unstable_by_key(|(name, _)| *name);
+            let line = (method, &*path, fields.query);
+            signer.authorization(line, &headers, (time, &date), credentials)
+        });
+        headers.extend(authorization.as_deref().map(|value| ("authorization", value)));
+        headers.push(("user-agent", &self.user_agent));
+        // A line's end in a value would begin another header.
+        let visible = |text: &str| text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+        if let Some((name, _)) = headers.iter().find(|(_, value)| !visible(value)) {
+            let what = format!("no request could be made: an odd {name}");
+            return Err(StoreError::nonsense(what));
+        }
+        let mut text = String::with_capacity(1024);
+        let mark = if fields.query.is_empty() { "" } else { "?" };
+        text.extend([method, " ", &path, mark, fields.query, " HTTP/1.1\r\n"]);
+        for (name, value) in headers {
+            text.extend([name, ": ", value, "\r\n"]);
+        }
+        text.push_str("\r\n");
+        Ok(Message::new(&self.origin, text, fields.kind))
+    }
+}
+
+/// The query of a `ListObjectsV2`, encoded; names ascend, as they are signed.
+pub(super) fn list_query(request: &ListRequest) -> String {
+    let (after, token) = match &request.from {
+        ListFrom::Start => (None, None),
+        ListFrom::After(key) => (Some(&**key), None),
+        ListFrom::Token { token, last: _ } => (None, Some(&**token)),
+    };
+    let max_keys = request.max_keys.to_string();
+    let pairs = [
+        ("continuation-token", token),
+        ("delimiter", request.delimited.then_some("/")),
+        // XML cannot carry every character that a key can.
+        ("encoding-type", Some("url")),
+        ("list-type", Some("2")),
+        ("max-keys", Some(&*max_keys)),
+        ("prefix", Some(&*request.prefix)),
+        ("start-after", after),
+    ];
+    let mut query = String::with_capacity(256);
+    for (name, value) in pairs {
+        let Some(value) = value else { continue };
+        query.extend([if query.is_empty() { "" } else { "&" }, name, "="]);
+        query.extend(utf8_percent_encode(value, QUERY));
+    }
+    query
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,484 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use ::http::header::{HeaderMap, HeaderName, HeaderValue};
+use aws_credential_types::provider::error::CredentialsError;
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextRef;
+use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::{
+    BehaviorVersion, ConfigBag, Intercept, Region, RequestChecksumCalculation,
+    ResponseChecksumValidation, RuntimeComponents,
+};
+use aws_sdk_s3::types::{EncodingType, RequestPayer};
+use aws_sigv4::http_request::{
+    PayloadChecksumKind, PercentEncodingMode, SignableBody, SignableRequest, SigningSettings,
+    UriPathNormalizationMode, sign,
+};
+use aws_sigv4::sign::v4;
+use aws_smithy_runtime_api::box_error::BoxError;
+use aws_smithy_types::DateTime;
+use aws_smithy_types::date_time::Format;
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+
+use super::super::S3Store;
+use super::super::clock::Clock;
+use super::super::connect::EndpointRules;
+use super::super::credentials::Renewing;
+use super::super::tls::{self, Trust};
+use super::*;
+use crate::store::{Nonsense, ObjectStore as _, ObjectVersion};
+
+fn version(key: &str) -> ObjectVersion {
+    ObjectVersion { key: key.to_owned(), etag: "\"e\"".to_owned(), size_bytes: 10 }
+}
+
+fn credentials(token: Option<&str>) -> Credentials {
+    Credentials::new("AKID/1", "secret", token.map(str::to_owned), None, "test")
+}
+
+/// The same bucket by the SDK and by us.
+struct Bucket {
+    sdk: Client,
+    payer: Option<RequestPayer>,
+    template: RequestTemplate,
+    credentials: Option<Credentials>,
+}
+
+impl Bucket {
+    async fn new(endpoint: &str, path_style: bool, payer: bool, keys: Option<Credentials>) -> Self {
+        let builder = aws_sdk_s3::Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .http_client(tls::client(tls::wire(&Trust::Anybody, true, &Arc::default()).unwrap()))
+            .region(Region::new("eu-west-1"))
+            .endpoint_url(endpoint)
+            .retry_config(RetryConfig::disabled())
+            .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+            .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+            .force_path_style(path_style);
+        let builder = match keys.clone() {
+            Some(keys) => builder.credentials_provider(keys),
+            None => builder.allow_no_auth(),
+        };
+        let template = template(endpoint, path_style, payer, keys.is_some()).await;
+        let payer = payer.then_some(RequestPayer::Requester);
+        Self { sdk: Client::from_conf(builder.build()), payer, template, credentials: keys }
+    }
+
+    /// Method, URL and headers of our request.
+    fn ours(&self, fields: &RequestFields<'_>) -> (String, String, HeaderMap) {
+        filled(&self.template, fields, self.credentials.as_ref())
+    }
+
+    /// URL and headers of the SDK's own request for the same.
+    async fn by_sdk(&self, asked: &Asked<'_>) -> (String, HeaderMap) {
+        let (noted, payer) = (Noted::default(), self.payer.clone());
+        match asked {
+            Asked::Get(key) => {
+                let get = self.sdk.get_object().bucket("bucket").key(*key);
+                let get = get.range("bytes=2-5").if_match("\"e\"").set_request_payer(payer);
+                let _stopped = get.customize().interceptor(noted.clone()).send().await;
+            }
+            Asked::Head(key) => {
+                let head = self.sdk.head_object().bucket("bucket").key(*key);
+                let head = head.set_request_payer(payer).customize();
+                let _stopped = head.interceptor(noted.clone()).send().await;
+            }
+            Asked::List(request) => {
+                let (after, token) = match &request.from {
+                    ListFrom::Start => (None, None),
+                    ListFrom::After(key) => (Some(key.clone()), None),
+                    ListFrom::Token { token, .. } => (None, Some(token.clone())),
+                };
+                let list = self.sdk.list_objects_v2().bucket("bucket").prefix(&request.prefix);
+                let list = list
+                    .set_delimiter(request.delimited.then(|| "/".to_owned()))
+                    .set_start_after(after)
+                    .set_continuation_token(token)
+                    .max_keys(i32::from(request.max_keys))
+                    .encoding_type(EncodingType::Url)
+                    .set_request_payer(payer);
+                let _stopped = list.customize().interceptor(noted.clone()).send().await;
+            }
+        }
+        let request = noted.0.lock().take();
+        request.unwrap()
+    }
+}
+
+enum Asked<'a> {
+    Get(&'a str),
+    Head(&'a str),
+    List(&'a ListRequest),
+}
+
+async fn template(endpoint: &str, path_style: bool, payer: bool, signed: bool) -> RequestTemplate {
+    let (region, url) = ("eu-west-1".to_owned(), Some(endpoint.to_owned()));
+    let rules = EndpointRules { region, url, path_style, fips: None, dual_stack: None };
+    let found = rules.resolve("bucket").await.unwrap();
+    let payer = payer.then(|| ("x-amz-request-payer".to_owned(), "requester".to_owned()));
+    let headers = payer.into_iter().collect();
+    RequestTemplate::new(&found, "fasts3-mount/0".to_owned(), headers, signed).unwrap()
+}
+
+/// A store with credentials of this provider.
+async fn store(endpoint: &str, provider: Option<SharedCredentialsProvider>) -> S3Store {
+    let template = template(endpoint, true, false, provider.is_some()).await;
+    let credentials = provider.map(|provider| {
+        Renewing::new(move || {
+            let provider = provider.clone();
+            Box::pin(async move { Some(provider) })
+        })
+    });
+    S3Store {
+        wire: tls::wire(&Trust::Anybody, true, &Arc::default()).unwrap(),
+        template,
+        credentials,
+        clock: Clock::default(),
+        region: "eu-west-1".to_owned(),
+        endpoint: endpoint.to_owned(),
+        path_style: true,
+    }
+}
+
+fn get(key: &str) -> RequestFields<'_> {
+    let headers = &[("if-match", "\"e\""), ("range", "bytes=2-5")];
+    RequestFields { kind: Kind::Get, key, query: "", headers }
+}
+
+fn filled(
+    template: &RequestTemplate,
+    fields: &RequestFields<'_>,
+    credentials: Option<&Credentials>,
+) -> (String, String, HeaderMap) {
+    let message = template.fill(fields, SystemTime::now(), credentials).unwrap();
+    let (origin, text) = message.parts();
+    let scheme = if origin.is_tls() { "https" } else { "http" };
+    let mut lines = text.strip_suffix("\r\n\r\n").unwrap().split("\r\n");
+    let line = lines.next().unwrap();
+    let (method, path) = line.strip_suffix(" HTTP/1.1").unwrap().split_once(' ').unwrap();
+    let mut headers = HeaderMap::new();
+    for line in lines {
+        let (name, value) = line.split_once(": ").unwrap();
+        headers.append(HeaderName::try_from(name).unwrap(), value.parse().unwrap());
+    }
+    let host = headers.remove("host").unwrap();
+    assert_eq!(host, origin.authority());
+    (method.to_owned(), format!("{scheme}://{}{path}", origin.authority()), headers)
+}
+
+/// Notes the request that the SDK was about to send.
+#[derive(Clone, Debug, Default)]
+struct Noted(Arc<Mutex<Option<(String, HeaderMap)>>>);
+
+impl Intercept for Noted {
+    fn name(&self) -> &'static str {
+        "Noted"
+    }
+
+    fn read_before_transmit(
+        &self,
+        context: &BeforeTransmitInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let request = context.request();
+        let mut headers = HeaderMap::new();
+        for (name, value) in request.headers() {
+            headers.append(HeaderName::try_from(name)?, HeaderValue::try_from(value)?);
+        }
+        *self.0.lock() = Some((request.uri().to_owned(), headers));
+        Err("noted".into())
+    }
+}
+
+/// Seconds since 1970 of a date such as `20130524T000000Z`.
+fn seconds_of(date: &str) -> i64 {
+    let [year, month, day] = [&date[..4], &date[4..6], &date[6..8]];
+    let [hour, minute, second] = [&date[9..11], &date[11..13], &date[13..15]];
+    let text = format!("{year}-{month}-{day}T{hour}:{minute}:{second}Z");
+    DateTime::from_str(&text, Format::DateTime).unwrap().secs()
+}
+
+/// Takes the time at which a request was signed.
+fn seconds(headers: &mut HeaderMap) -> i64 {
+    seconds_of(headers.remove("x-amz-date").unwrap().to_str().unwrap())
+}
+
+/// The `Authorization` that aws-sigv4 finds for a request with these headers, at their time.
+fn by_the_book(method: &str, url: &str, headers: &HeaderMap, credentials: Credentials) -> String {
+    let text = |name: &str| headers[name].to_str().unwrap();
+    let mut settings = SigningSettings::default();
+    settings.percent_encoding_mode = PercentEncodingMode::Single;
+    settings.uri_path_normalization_mode = UriPathNormalizationMode::Disabled;
+    settings.payload_checksum_kind = PayloadChecksumKind::XAmzSha256;
+    let date = text("x-amz-date");
+    let seconds = seconds_of(date);
+    let identity = credentials.into();
+    let params = v4::SigningParams::builder()
+        .identity(&identity)
+        .region("eu-west-1")
+        .name("s3")
+        .time(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.try_into().unwrap()))
+        .settings(settings)
+        .build()
+        .unwrap()
+        .into();
+    let given = ["range", "if-match", "x-amz-request-payer"];
+    let given = given.iter().filter_map(|name| Some((*name, headers.get(*name)?.to_str().ok()?)));
+    let request = SignableRequest::new(method, url, given, SignableBody::empty()).unwrap();
+    let (instructions, _) = sign(request, &params).unwrap().into_parts();
+    let authorization = instructions.headers().find(|(name, _)| *name == "authorization");
+    authorization.unwrap().1.to_owned()
+}
+
+#[tokio::test]
+async fn a_get_and_a_head_are_what_the_sdk_would_send() {
+    let path = "http://127.0.0.1:9000";
+    let (by_path, by_host) = (true, false);
+    for (base, endpoint, path_style, payer, token) in [
+        ("http://127.0.0.1:9000/bucket/", path, by_path, false, None),
+        ("http://127.0.0.1:9000/bucket/", path, by_path, true, None),
+        ("http://127.0.0.1:9000/bucket/", path, by_path, true, Some("a+token/=")),
+        ("https://[::1]:9000/a/base/bucket/", "https://[::1]:9000/a/base/", by_path, false, None),
+        ("http://h/bucket/", "http://h:80/", by_path, false, None),
+        ("https://bucket.s3.example.com/", "https://s3.example.com", by_host, false, None),
+        ("https://bucket.h:444/base/", "https://h:444/base/", by_host, false, None),
+        (
+            "https://bucket.s3.eu-west-1.amazonaws.com/",
+            "https://s3.eu-west-1.amazonaws.com",
+            by_host,
+            true,
+            Some("t"),
+        ),
+    ] {
+        let keys = || credentials(token);
+        let signed = Bucket::new(endpoint, path_style, payer, Some(keys())).await;
+        let anonymous = Bucket::new(endpoint, path_style, payer, None).await;
+        for key in [
+            "k",
+            "a b+c%20%",
+            "/lead",
+            "a//b///",
+            ".",
+            "..",
+            "../a/./..",
+            "ä/日本/🦀",
+            "?x=1&y#z",
+            "'\"<>\\^`{|}[]",
+            "~*()!$,;:@=_-.",
+            "tab\tline\r\n\u{1}\u{7f}",
+        ] {
+            for (bucket, is_signed) in [(&signed, true), (&anonymous, false)] {
+                let head = RequestFields { kind: Kind::Head, key, query: "", headers: &[] };
+                let [sdk_get, sdk_head] = [Asked::Get(key), Asked::Head(key)];
+                for (fields, asked, sdk_query, method) in
+                    [(get(key), sdk_get, "?x-id=GetObject", "GET"), (head, sdk_head, "", "HEAD")]
+                {
+                    let (theirs, mut want) = bucket.by_sdk(&asked).await;
+                    let (sent, url, mut headers) = bucket.ours(&fields);
+                    assert_eq!(format!("{url}{sdk_query}"), theirs.replace("//h:80/", "//h/"));
+                    assert!(url.starts_with(base), "{url}");
+                    assert_eq!(sent, method);
+                    only_ours(&mut headers, &mut want);
+                    if is_signed {
+                        let book = by_the_book(method, &url, &headers, keys());
+                        assert_eq!(headers.remove("authorization").unwrap(), book, "{url}");
+                        let theirs = want.remove("authorization").unwrap();
+                        let scopes = [&book, theirs.to_str().unwrap()].map(|text| {
+                            text.split_once("/eu-west-1/s3/aws4_request, SignedHeaders=").unwrap().0
+                        });
+                        let days = scopes.map(|scope| &scope[..scope.len() - 8]);
+                        assert_eq!(days[0], days[1]);
+                        // The second may have passed in between.
+                        let [ours, theirs] = [&mut headers, &mut want].map(seconds);
+                        assert!(ours + 1 >= theirs, "{url}");
+                    }
+                    assert_eq!(headers, want, "{url}");
+                }
+            }
+        }
+    }
+}
+
+/// The SDK's requests count attempts and name the SDK; ours name this program.
+fn only_ours(ours: &mut HeaderMap, theirs: &mut HeaderMap) {
+    for over in ["x-amz-user-agent", "amz-sdk-request", "amz-sdk-invocation-id", "user-agent"] {
+        theirs.remove(over);
+    }
+    assert_eq!(ours.remove("user-agent").unwrap(), "fasts3-mount/0");
+}
+
+#[tokio::test]
+async fn a_list_is_what_the_sdk_would_send() {
+    // In the order of names, which is the order in which they are signed.
+    let sorted = |url: &str| {
+        let (path, query) = url.split_once('?').unwrap();
+        let mut pairs: Vec<_> = query.split('&').map(str::to_owned).collect();
+        pairs.sort_unstable();
+        format!("{path}?{}", pairs.join("&"))
+    };
+    let token = || ListFrom::Token { token: "1/a+b==&".to_owned(), last: "k".to_owned() };
+    for (endpoint, by_path) in [
+        ("http://127.0.0.1:9000", true),
+        ("https://h:444/a/base/", true),
+        ("https://s3.eu-west-1.amazonaws.com", false),
+    ] {
+        let keys = || credentials(Some("a+token/="));
+        let signed = Bucket::new(endpoint, by_path, true, Some(keys())).await;
+        let anonymous = Bucket::new(endpoint, by_path, false, None).await;
+        for text in ["", "a/b", "a b+c%20%", "ä/日本/🦀", "~*()!$,;:@=_-.'&?#", "\t\r\n\u{1}\u{7f}"]
+        {
+            for from in [ListFrom::Start, ListFrom::After(text.to_owned()), token()] {
+                let (prefix, delimited) = (text.to_owned(), text.len() > 3);
+                let request =
+                    ListRequest { prefix, delimited, from, max_keys: 1000, any_order: false };
+                for (bucket, is_signed) in [(&signed, true), (&anonymous, false)] {
+                    let (theirs, mut want) = bucket.by_sdk(&Asked::List(&request)).await;
+                    let query = list_query(&request);
+                    let fields =
+                        RequestFields { kind: Kind::List, key: "", query: &query, headers: &[] };
+                    let (method, url, mut headers) = bucket.ours(&fields);
+                    assert_eq!((method.as_str(), &url), ("GET", &sorted(&theirs)), "{request:?}");
+                    only_ours(&mut headers, &mut want);
+                    if is_signed {
+                        let book = by_the_book("GET", &url, &headers, keys());
+                        assert_eq!(headers.remove("authorization").unwrap(), book, "{url}");
+                        want.remove("authorization");
+                        let [ours, theirs] = [&mut headers, &mut want].map(seconds);
+                        assert!(ours + 1 >= theirs, "{url}");
+                    }
+                    assert_eq!(headers, want, "{url}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_etag_cannot_smuggle_a_header_in() {
+    let store = store("http://127.0.0.1:1", None).await;
+    for etag in ["\"e\"\r\nx-evil: 1", "\"e\n\"", "\"\u{e9}\""] {
+        let version = ObjectVersion { etag: etag.to_owned(), ..version("k") };
+        let got = store.get_range(&version, 2..6, &mut Vec::new()).await;
+        assert!(matches!(got, Err(StoreError::Nonsense(Nonsense::Protocol(_)))), "{got:?}");
+    }
+}
+
+/// Gives other credentials each time: the first are about to expire, the others are not.
+#[derive(Clone, Debug, Default)]
+struct Changing(Arc<AtomicUsize>);
+
+impl ProvideCredentials for Changing {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(async {
+            let times = self.0.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let lifetime = Duration::from_secs(if times == 0 { 1 } else { 3600 });
+            let expiry = Some(SystemTime::now() + lifetime);
+            let token = Some(format!("token-{times}"));
+            Ok(Credentials::new("AKID", "secret", token, expiry, "test"))
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn credentials_that_expire_are_renewed_once_for_all_readers() {
+    let provider = Changing::default();
+    let shared = SharedCredentialsProvider::new(provider.clone());
+    let store = Arc::new(store("http://127.0.0.1:1", Some(shared)).await);
+    let renewing = || store.credentials.clone().unwrap();
+    renewing().current().await.unwrap();
+    assert_eq!(provider.0.load(Ordering::Relaxed), 1);
+    for _ in 0..2 {
+        let mut readers = tokio::task::JoinSet::new();
+        for _ in 0..32 {
+            let (store, renewing) = (Arc::clone(&store), renewing());
+            readers.spawn(async move {
+                let current = renewing.current().await.unwrap();
+                filled(&store.template, &get("k"), Some(&current))
+            });
+        }
+        for (_, _, headers) in readers.join_all().await {
+            assert_eq!(headers["x-amz-security-token"], "token-1");
+        }
+    }
+    assert_eq!(provider.0.load(Ordering::Relaxed), 2);
+}
+
+#[derive(Debug)]
+struct Failing(fn() -> CredentialsError);
+
+impl ProvideCredentials for Failing {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::ready(Err((self.0)()))
+    }
+}
+
+#[tokio::test]
+async fn missing_credentials_are_told_apart_from_those_that_may_come() {
+    for (error, transient) in [
+        ((|| CredentialsError::not_loaded("none")) as fn() -> _, false),
+        (|| CredentialsError::provider_error("down"), true),
+    ] {
+        let shared = SharedCredentialsProvider::new(Failing(error));
+        let store = store("http://127.0.0.1:1", Some(shared)).await;
+        let got = store.get_range(&version("k"), 2..6, &mut Vec::new()).await.unwrap_err();
+        assert_eq!(got.is_transient(), transient, "{got:?}");
+        assert!(
+            matches!(got, StoreError::NoCredentials(_) | StoreError::Unavailable(_)),
+            "{got:?}"
+        );
+    }
+}
+
+/// Answers each request with the next of these texts; gives the heads of the requests.
+async fn scripted(answers: Vec<String>) -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let heads = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&heads);
+    tokio::spawn(async move {
+        for answer in answers {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut request = [0; 8192];
+            let length = socket.read(&mut request).await.unwrap();
+            noted.lock().push(String::from_utf8_lossy(&request[..length]).into_owned());
+            socket.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    (url, heads)
+}
+
+#[tokio::test]
+async fn a_store_that_calls_the_clock_wrong_is_asked_at_its_own_time_then() {
+    let body = "<Error><Code>RequestTimeTooSkewed</Code><Message>Too far.</Message></Error>";
+    // 2040-01-01, which this machine's clock does not show; and not at the edge of a minute, for
+    // dates are whole seconds, so the difference of two may be one less.
+    let answer = format!(
+        "HTTP/1.1 403 F\r\nDate: Sun, 01 Jan 2040 00:00:30 GMT\r\nConnection: close\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let (url, heads) = scripted(vec![answer.clone(), answer]).await;
+    let shared = SharedCredentialsProvider::new(credentials(None));
+    let store = store(&url, Some(shared)).await;
+    for _ in 0..2 {
+        let got = store.get_range(&version("k"), 2..6, &mut Vec::new()).await;
+        let text = "403 RequestTimeTooSkewed: Too far; is this machine's clock right?";
+        assert_eq!(got, Err(StoreError::SignatureRefused(text.to_owned())));
+    }
+    let heads = heads.lock();
+    assert!(!heads[0].contains("x-amz-date: 20400101T0000"), "{}", heads[0]);
+    assert!(heads[1].contains("x-amz-date: 20400101T0000"), "{}", heads[1]);
+    assert!(heads[1].contains("/20400101/eu-west-1/s3/aws4_request"), "{}", heads[1]);
+}

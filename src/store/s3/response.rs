@@ -1,0 +1,290 @@
+//! What responses say: a good one is checked before a byte of it is taken, a refusal becomes a
+//! [`StoreError`].
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ::http::header::{
+    CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG, HeaderMap, LAST_MODIFIED, RETRY_AFTER,
+};
+use aws_smithy_types::DateTime;
+
+use super::clock::http_date;
+use super::xml;
+use crate::store::wire::CallError;
+use crate::store::{ObjectDetails, ObjectHead, ObjectMeta, ObjectVersion, StoreError};
+
+/// Where an object's region is told, in refusals too.
+pub(super) const REGION: &str = "x-amz-bucket-region";
+/// The prefix of user metadata.
+const METADATA: &str = "x-amz-meta-";
+
+/// What was asked: a 404 without an S3 error code means "no such key" only for a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum About {
+    Bucket,
+    Key,
+}
+
+/// Checks, before a byte of it is taken, that a response carries these bytes of this version.
+pub(super) fn check_range(
+    version: &ObjectVersion,
+    range: &Range<u64>,
+    headers: &HeaderMap,
+) -> Result<(), StoreError> {
+    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    let length = range.end - range.start;
+    match text(CONTENT_RANGE) {
+        Some(text) => {
+            let want = format!("bytes {}-{}/{}", range.start, range.end - 1, version.size_bytes);
+            if text != want {
+                return Err(StoreError::nonsense(format!("asked for {want:?}, got {text:?}")));
+            }
+        }
+        // 200: the whole object, which is right only when all of it was asked for.
+        None if length == version.size_bytes => {}
+        None => {
+            return Err(StoreError::nonsense(format!(
+                "asked for bytes {range:?}, got the whole object"
+            )));
+        }
+    }
+    let got = text(CONTENT_LENGTH);
+    if got.and_then(|length| length.parse().ok()) != Some(length) {
+        return Err(StoreError::nonsense(format!(
+            "asked for {length} bytes, got a body of {got:?}"
+        )));
+    }
+    match text(ETAG) {
+        Some(etag) if quoted(etag) == quoted(&version.etag) => Ok(()),
+        // `If-Match` should have made this a 412; whoever ignores it sends another version.
+        Some(_) => Err(StoreError::Changed),
+        None => Err(StoreError::nonsense("a body without an ETag")),
+    }
+}
+
+/// What the headers of a HEAD tell of an object.
+pub(super) fn head(key: &str, headers: &HeaderMap) -> Result<ObjectHead, StoreError> {
+    for (name, value) in headers {
+        if std::str::from_utf8(value.as_bytes()).is_err() {
+            return Err(StoreError::nonsense(format!("a header {name} that is not UTF-8")));
+        }
+    }
+    let text =
+        |name: &str| Some(std::str::from_utf8(headers.get(name)?.as_bytes()).expect("checked"));
+    let owned = |name: &str| text(name).map(str::to_owned);
+    let class = text("x-amz-storage-class").unwrap_or("STANDARD");
+    let is_cold =
+        matches!(class, "GLACIER" | "DEEP_ARCHIVE") || text("x-amz-archive-status").is_some();
+    // `ongoing-request="false", expiry-date="…"` once a copy can be read.
+    let is_restored =
+        text("x-amz-restore").is_some_and(|text| text.contains(r#"ongoing-request="false""#));
+    let meta = meta(
+        key.to_owned(),
+        text(CONTENT_LENGTH.as_str()).and_then(|text| text.parse().ok()),
+        text(ETAG.as_str()),
+        text(LAST_MODIFIED.as_str()).and_then(http_date).as_ref(),
+        is_cold && !is_restored,
+    )?;
+    let metadata: BTreeMap<_, _> = headers
+        .keys()
+        .filter_map(|name| {
+            let name = name.as_str();
+            Some((name.strip_prefix(METADATA)?.to_owned(), owned(name)?))
+        })
+        .collect();
+    let details = ObjectDetails {
+        storage_class: class.to_owned(),
+        version_id: owned("x-amz-version-id"),
+        content_type: owned(CONTENT_TYPE.as_str()),
+        metadata,
+    };
+    Ok(ObjectHead { meta, details })
+}
+
+pub(super) fn meta(
+    key: String,
+    size: Option<i64>,
+    etag: Option<&str>,
+    modified: Option<&DateTime>,
+    archived: bool,
+) -> Result<ObjectMeta, StoreError> {
+    let missing = |what: &str| StoreError::nonsense(format!("{key:?} without {what}"));
+    let size = size.and_then(|size| u64::try_from(size).ok()).ok_or_else(|| missing("a size"))?;
+    let etag = etag.filter(|etag| !etag.is_empty()).ok_or_else(|| missing("an ETag"))?;
+    let modified =
+        modified.and_then(whole_seconds).ok_or_else(|| missing("a modification time"))?;
+    let etag = quoted(etag);
+    Ok(ObjectMeta {
+        version: ObjectVersion { key, etag, size_bytes: size },
+        last_modified: modified,
+        archived,
+    })
+}
+
+/// Listings tell milliseconds and HEAD does not: to be one version, both count in seconds.
+pub(super) fn whole_seconds(time: &DateTime) -> Option<SystemTime> {
+    UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(time.secs()).ok()?))
+}
+
+/// An `ETag` as a strong one in quotes. Some stores leave the quotes out in listings, and proxies
+/// that compress mark it weak (`W/`), which no `If-Match` would ever match.
+pub(super) fn quoted(etag: &str) -> String {
+    let bare = etag.trim();
+    let bare = bare.strip_prefix("W/").unwrap_or(bare).trim_matches('"');
+    ["\"", bare, "\""].concat()
+}
+
+/// What it means that there is no response.
+pub(super) fn no_response(call: &CallError) -> StoreError {
+    match call {
+        CallError::Unreachable(cause) => StoreError::Unreachable(cause.clone()),
+        CallError::Broken(_) => StoreError::Unavailable(call.to_string()),
+        CallError::NotHttp(_) => StoreError::nonsense(call.to_string()),
+        CallError::Silent(_) => StoreError::TimedOut(call.to_string()),
+    }
+}
+
+/// A response that is no success.
+pub(super) struct Refusal {
+    status: u16,
+    /// Empty when the body holds none, as after a HEAD.
+    code: String,
+    message: String,
+    request_id: Option<String>,
+    /// Where the bucket lives, when the answer tells.
+    region: Option<String>,
+    /// When to come back, when the answer tells.
+    retry_after: Option<Duration>,
+}
+
+impl Refusal {
+    /// `body`: empty when there is none, as after a HEAD, or when it did not come whole.
+    pub(super) fn new(status: u16, headers: &HeaderMap, body: &[u8]) -> Self {
+        let text = |name: &str| headers.get(name)?.to_str().ok();
+        let (code, message) = xml::error(body).unwrap_or_default();
+        let request_id = text("x-amzn-requestid").or_else(|| text("x-amz-request-id"));
+        let region = text(REGION).map(str::to_owned).or_else(|| region_of(body));
+        let retry_after =
+            text(RETRY_AFTER.as_str()).and_then(|header| come_back(header, text(DATE.as_str())));
+        let request_id = request_id.map(str::to_owned);
+        Self { status, code, message, request_id, region, retry_after }
+    }
+
+    /// A refusal of a HEAD does not say why: an expired token (400) and access denied (403) look
+    /// alike then. Not when it names a region other than this one, which is reason enough.
+    pub(super) fn without_reason(&self, region: &str) -> Option<String> {
+        let is_mute =
+            self.code.is_empty() && self.region.as_ref().is_none_or(|told| told == region);
+        let may_be_signature = matches!(self.status, 400 | 401 | 403);
+        (is_mute && may_be_signature).then(|| format!("{}, without a reason", self.status))
+    }
+
+    /// Codes: <https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>. The code says
+    /// more than the status; stores that send a bare status are understood by that.
+    pub(super) fn meaning(mut self, about: About) -> StoreError {
+        let retry_after = self.retry_after.take();
+        match (self.meaning_now(about), retry_after) {
+            (error, retry_after @ Some(_)) if error.is_transient() => {
+                StoreError::Throttled { retry_after }
+            }
+            (error, _) => error,
+        }
+    }
+
+    fn meaning_now(self, about: About) -> StoreError {
+        match self.code.as_str() {
+            "AuthorizationHeaderMalformed" if self.region.is_none() => {
+                return StoreError::Denied(self.to_string());
+            }
+            "AuthorizationHeaderMalformed"
+            | "IllegalLocationConstraintException"
+            | "PermanentRedirect"
+            | "TemporaryRedirect"
+            | "Redirect" => return StoreError::WrongRegion(self.region),
+            "NoSuchBucket" => return StoreError::NoSuchBucket,
+            "InvalidObjectState" => return StoreError::Archived,
+            "SlowDown"
+            | "ServiceUnavailable"
+            | "RequestLimitExceeded"
+            | "Throttling"
+            | "ThrottlingException"
+            | "TooManyRequests"
+            | "TooManyRequestsException"
+            | "BandwidthLimitExceeded" => return StoreError::Throttled { retry_after: None },
+            "RequestTimeout" => return StoreError::TimedOut(self.to_string()),
+            "RequestTimeTooSkewed" => {
+                let cause = format!("{self}; is this machine's clock right?");
+                return StoreError::SignatureRefused(cause);
+            }
+            "ExpiredToken"
+            | "ExpiredTokenException"
+            | "RequestExpired"
+            | "InvalidToken"
+            | "TokenRefreshRequired"
+            | "InvalidAccessKeyId"
+            | "SignatureDoesNotMatch" => {
+                return StoreError::SignatureRefused(self.to_string());
+            }
+            "AccessDenied" => return StoreError::Denied(self.to_string()),
+            _ => {}
+        }
+        match self.status {
+            301 | 302 | 307 | 308 => StoreError::WrongRegion(self.region),
+            // A HEAD has no body, so a wrong region and a stale token look alike.
+            400 if self.code.is_empty() && self.region.is_some() => {
+                StoreError::WrongRegion(self.region)
+            }
+            401 | 403 => StoreError::Denied(self.to_string()),
+            404 | 410 if about == About::Key => StoreError::NotFound,
+            408 => StoreError::TimedOut(self.to_string()),
+            412 => StoreError::Changed,
+            429 | 503 => StoreError::Throttled { retry_after: None },
+            500 | 502 | 504 => StoreError::Unavailable(self.to_string()),
+            // Among them 416: `If-Match` held, and yet the object is shorter than that version.
+            _ => StoreError::nonsense(self.to_string()),
+        }
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.status)?;
+        if !self.code.is_empty() {
+            write!(f, " {}", self.code)?;
+        }
+        if !self.message.is_empty() {
+            write!(f, ": {}", self.message.trim_end_matches('.'))?;
+        }
+        match &self.request_id {
+            Some(id) => write!(f, " (request {id})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// `Retry-After`: in seconds, as stores write it, or a date, as proxies may (RFC 9110, 10.2.3). That
+/// one is by the clock that has written the answer's own date, or by ours if there is none.
+fn come_back(header: &str, date: Option<&str>) -> Option<Duration> {
+    let header = header.trim();
+    if let Ok(seconds) = header.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let time = |text: &str| SystemTime::try_from(http_date(text)?).ok();
+    let now = date.and_then(time).unwrap_or_else(SystemTime::now);
+    // What is past by now was only in the way.
+    Some(time(header)?.duration_since(now).unwrap_or_default())
+}
+
+/// `<Region>` of an error document, also of one that is not whole.
+fn region_of(body: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(body).ok()?;
+    let (_, rest) = text.split_once("<Region>")?;
+    let (region, _) = rest.split_once("</Region>")?;
+    let letters = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    (!region.is_empty() && region.chars().all(letters)).then(|| region.to_owned())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,124 @@
+//! XML as stores send it: listings and errors, element by element. Pure.
+//!
+//! There are no entities but XML's own five and numbers, and no document type that could make some.
+
+use std::fmt;
+
+use quick_xml::Reader;
+use quick_xml::escape::resolve_xml_entity;
+use quick_xml::events::{BytesStart, Event};
+
+use crate::store::StoreError;
+
+/// Documents of S3 are four deep.
+const DEEPEST: usize = 16;
+const SHOWN_BYTES: usize = 200;
+
+/// An XML document, element by element.
+pub(super) struct Document<'a> {
+    reader: Reader<&'a [u8]>,
+    depth: usize,
+    /// Of the element read last.
+    text: Vec<u8>,
+}
+
+impl<'a> Document<'a> {
+    pub(super) fn new(xml: &'a [u8]) -> Self {
+        let mut reader = Reader::from_reader(xml);
+        // `<a/>` is `<a></a>`.
+        reader.config_mut().expand_empty_elements = true;
+        Self { reader, depth: 0, text: Vec::new() }
+    }
+
+    /// Enters the next child of the element it is in; leaves that when there is none.
+    pub(super) fn child(&mut self) -> Result<Option<BytesStart<'a>>, StoreError> {
+        loop {
+            match self.event()? {
+                Event::Start(start) => return Ok(Some(start)),
+                Event::End(_) | Event::Eof => return Ok(None),
+                _ => {}
+            }
+        }
+    }
+
+    /// The text of the element it is in, which it leaves.
+    pub(super) fn text(&mut self) -> Result<&str, StoreError> {
+        self.text.clear();
+        loop {
+            match self.event()? {
+                Event::Text(text) => self.text.extend_from_slice(&text),
+                Event::CData(text) => self.text.extend_from_slice(&text),
+                Event::GeneralRef(name) => {
+                    let mut utf8 = [0; 4];
+                    let number = name.resolve_char_ref().map_err(|error| not_xml(&error))?;
+                    let text = match number {
+                        Some(character) => Some(&*character.encode_utf8(&mut utf8)),
+                        None => std::str::from_utf8(&name).ok().and_then(resolve_xml_entity),
+                    };
+                    let text = text.ok_or_else(|| not_xml(&"an unknown entity"))?;
+                    self.text.extend_from_slice(text.as_bytes());
+                }
+                Event::Start(_) => return Err(not_xml(&"an element in place of text")),
+                Event::End(_) => break,
+                _ => {}
+            }
+        }
+        std::str::from_utf8(&self.text).map_err(|error| not_xml(&error))
+    }
+
+    /// Leaves the element it is in, with all that is in it.
+    pub(super) fn skip(&mut self) -> Result<(), StoreError> {
+        let outside = self.depth - 1;
+        while self.depth > outside {
+            self.event()?;
+        }
+        Ok(())
+    }
+
+    /// What comes next; an end only of what has begun.
+    fn event(&mut self) -> Result<Event<'a>, StoreError> {
+        let event = self.reader.read_event().map_err(|error| not_xml(&error))?;
+        match &event {
+            Event::Start(_) if self.depth == DEEPEST => return Err(not_xml(&"it is too deep")),
+            Event::Start(_) => self.depth += 1,
+            // The reader has compared it with what it ends.
+            Event::End(_) => self.depth -= 1,
+            Event::DocType(_) => return Err(not_xml(&"it has a document type")),
+            Event::Eof if self.depth > 0 => return Err(not_xml(&"it is cut off")),
+            Event::Text(text) if self.depth == 0 && !text.trim_ascii().is_empty() => {
+                return Err(not_xml(&"there is text around it"));
+            }
+            _ => {}
+        }
+        Ok(event)
+    }
+}
+
+/// Code and message of an error document; none when it is not one, or is not whole.
+pub(super) fn error(xml: &[u8]) -> Option<(String, String)> {
+    let mut document = Document::new(xml);
+    let read = (|| {
+        let mut found = (String::new(), String::new());
+        document.child()?;
+        while let Some(element) = document.child()? {
+            match element.local_name().as_ref() {
+                b"Code" => document.text()?.clone_into(&mut found.0),
+                b"Message" => document.text()?.clone_into(&mut found.1),
+                _ => document.skip()?,
+            }
+        }
+        Ok::<_, StoreError>(found)
+    })();
+    read.ok()
+}
+
+pub(super) fn not_xml(why: &dyn fmt::Display) -> StoreError {
+    wrong(&format!("a listing page that is no XML: {why}"))
+}
+
+/// At most the first [`SHOWN_BYTES`] of what the store wrote are shown.
+pub(super) fn wrong(what: &str) -> StoreError {
+    let end = what.floor_char_boundary(SHOWN_BYTES);
+    let more = if end < what.len() { "…" } else { "" };
+    StoreError::nonsense(format!("{}{more}", &what[..end]))
+}
