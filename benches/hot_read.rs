@@ -89,7 +89,7 @@ impl Hot {
         let fs = fs.expect("512 MiB of addresses are free");
         drop(context);
         let entry = runtime.block_on(fs.lookup(ROOT, b"hot")).expect("it was put");
-        let hot = Self { runtime, fs, ino: entry.attributes.ino };
+        let hot = Self { runtime, fs, ino: entry.ino };
         for offset in Hot::offsets() {
             hot.read(offset);
         }

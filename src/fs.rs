@@ -9,8 +9,8 @@ use tokio::runtime::Handle;
 use crate::cache::{ChunkCache, Source};
 pub use crate::cache::{Data, ReadConfig, ReadKind};
 pub use crate::errno::FsError;
-pub use crate::names::KernelName;
-use crate::names::{Ino, Inode, Names, NamesConfig, Node, ScanEntry};
+use crate::names::{Ino, Inode, Names, NamesConfig, Node};
+pub use crate::names::{KernelName, ScanEntry};
 use crate::readahead::Readahead;
 use crate::stats::Stats;
 use crate::store::{ObjectStore, StoreError};
@@ -23,7 +23,7 @@ pub struct BucketFs {
     cache: ChunkCache,
     readahead: Readahead,
     ownership: Ownership,
-    attributes: xattrs::AttributeCache,
+    xattrs: xattrs::AttributeCache,
     stats: Arc<Stats>,
 }
 
@@ -44,69 +44,39 @@ pub struct Ownership {
     pub dir_mode: u16,
 }
 
-/// File or directory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A directory.
-    Directory,
-    /// A regular file.
-    File,
-}
-
-/// What stat(2) tells.
+/// The attributes of an inode, and how long the kernel may believe them and the name that led to
+/// them without asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attributes {
-    /// The inode's number.
     pub ino: Ino,
-    /// File or directory.
-    pub kind: Kind,
+    pub is_directory: bool,
     /// Length of a file; 0 for a directory.
     pub size_bytes: u64,
-    /// `LastModified` of the object; for a directory, since when its listing is known as it is.
+    /// `LastModified` of an object; the time of the last known change in a directory.
     pub mtime: SystemTime,
     /// Permission bits.
     pub mode: u16,
-    /// Owner.
     pub uid: u32,
-    /// Group.
     pub gid: u32,
-}
-
-impl Attributes {
-    /// Of nothing: what a negative answer carries.
-    pub const NONE: Self = Self {
-        ino: 0,
-        kind: Kind::File,
-        size_bytes: 0,
-        mtime: UNIX_EPOCH,
-        mode: 0,
-        uid: 0,
-        gid: 0,
-    };
-}
-
-/// Attributes, and how long they and the name that led to them may be believed without asking.
-#[derive(Clone, Copy, Debug)]
-pub struct Entry {
-    /// The attributes.
-    pub attributes: Attributes,
-    /// Life of the name.
     pub name_ttl: Duration,
-    /// Life of the attributes.
     pub attributes_ttl: Duration,
 }
 
-/// One entry of a directory.
-#[derive(Clone, Copy, Debug)]
-pub struct DirectoryEntry<'a> {
-    /// Its name.
-    pub name: &'a [u8],
-    /// The number of its inode.
-    pub ino: Ino,
-    /// File or directory.
-    pub kind: Kind,
-    /// Where to go on reading behind this entry.
-    pub cookie: u64,
+impl Attributes {
+    /// The attributes of a negative answer to a lookup, which the kernel may believe for `ttl`.
+    pub fn none(ttl: Duration) -> Self {
+        Self {
+            ino: 0,
+            is_directory: false,
+            size_bytes: 0,
+            mtime: UNIX_EPOCH,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            name_ttl: ttl,
+            attributes_ttl: Duration::ZERO,
+        }
+    }
 }
 
 /// The constant answer to statvfs(3), chosen so that no tool misreads it.
@@ -144,7 +114,7 @@ impl BucketFs {
             readahead: Readahead::new(cache.clone(), &reading, stats.clone()),
             cache,
             ownership,
-            attributes: xattrs::AttributeCache::new(store.clone(), names.metadata_ttl),
+            xattrs: xattrs::AttributeCache::new(store.clone(), names.metadata_ttl),
             names: Names::new(store, names),
             stats,
         }))
@@ -164,23 +134,21 @@ impl BucketFs {
         self.names.path_of(ino)
     }
 
-    /// The entry of a name; counts one lookup, which the caller gives back with `forget`.
-    pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Entry, FsError> {
-        Ok(self.entry(&self.names.lookup(parent, name).await?))
+    /// The attributes behind a name. Counts one lookup, which the caller takes back with `forget`.
+    pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attributes, FsError> {
+        Ok(self.attributes_of(&self.names.lookup(parent, name).await?))
     }
 
-    /// Gives lookups back.
     pub fn forget(&self, ino: Ino, lookups: u64) {
         self.names.forget(ino, lookups);
     }
 
-    /// The attributes of an inode.
-    pub fn attributes(&self, ino: Ino) -> Result<Entry, FsError> {
-        Ok(self.entry(&self.names.attributes(ino)?))
+    pub fn attributes(&self, ino: Ino) -> Result<Attributes, FsError> {
+        Ok(self.attributes_of(&self.names.attributes(ino)?))
     }
 
-    /// The directory and the name by which the kernel may know a file: what it must be told to
-    /// forget when the file is [`FsError::Stale`], or it would open it by that name again.
+    /// The directory and the name by which the kernel may know a file. It must forget that name when
+    /// the file is [`FsError::Stale`], or it would open the stale file by it again.
     pub fn name_of(&self, ino: Ino) -> Option<(Ino, String)> {
         self.names.name_of(ino)
     }
@@ -225,45 +193,45 @@ impl BucketFs {
         failure
     }
 
-    /// Hands out the entries of a directory behind `cookie`, until `add` takes no more.
+    /// Passes the entries of a directory behind `cookie` to `add`, until it returns false.
     pub async fn read_directory(
         &self,
         ino: Ino,
         cookie: u64,
-        mut add: impl FnMut(&DirectoryEntry<'_>) -> bool,
+        mut add: impl FnMut(&ScanEntry<'_>) -> bool,
     ) -> Result<(), FsError> {
         let scan = self.names.read_directory(ino, cookie).await?;
-        for item in scan.iter() {
-            if !add(&directory_entry(&item)) {
+        for entry in scan.iter() {
+            if !add(&entry) {
                 break;
             }
         }
         Ok(())
     }
 
-    /// The same with everything that a lookup of each name would give; counts a lookup for each
-    /// that `add` takes.
+    /// The same with the attributes that a lookup of each name would give; counts a lookup for each
+    /// entry that `add` takes.
     pub async fn read_directory_plus(
         &self,
         ino: Ino,
         cookie: u64,
-        mut add: impl FnMut(&DirectoryEntry<'_>, &Entry) -> bool,
+        mut add: impl FnMut(&ScanEntry<'_>, &Attributes) -> bool,
     ) -> Result<(), FsError> {
         let scan = self.names.read_directory(ino, cookie).await?;
-        for item in scan.iter() {
-            if !add(&directory_entry(&item), &self.entry(&self.names.node(&item))) {
+        for entry in scan.iter() {
+            if !add(&entry, &self.attributes_of(&self.names.node(&entry))) {
                 break;
             }
-            self.names.remember(&item);
+            self.names.remember(&entry);
         }
         Ok(())
     }
 
-    /// Forgets what is believed of all names, so that the next use asks the store. Gives the
-    /// directories that the kernel knows.
+    /// Forgets all names, so that the next use of each asks the store. Returns the directories that
+    /// the kernel knows.
     pub fn drop_names(&self) -> Vec<Ino> {
         self.names.drop_names();
-        self.attributes.forget_all();
+        self.xattrs.forget_all();
         self.names.known_directories()
     }
 
@@ -272,40 +240,32 @@ impl BucketFs {
         self.cache.evict_all();
     }
 
-    /// What the kernel knows: each inode with the directory and the name by which it may know it.
+    /// The inodes that the kernel knows, each with the directory and the name by which it may know it.
     pub fn known(&self) -> Vec<KernelName> {
         self.names.kernel_names()
     }
 
-    fn entry(&self, node: &Node) -> Entry {
+    fn attributes_of(&self, node: &Node) -> Attributes {
         let Ownership { uid, gid, file_mode, dir_mode } = self.ownership;
-        let (kind, size_bytes, mode) = match &node.inode {
-            Inode::Directory(_) => (Kind::Directory, 0, dir_mode),
-            Inode::File(object) => {
-                // Nobody can read it, and stat says so.
-                let mode = if object.archived { 0 } else { file_mode };
-                (Kind::File, object.version.size_bytes, mode)
-            }
+        let (is_directory, size_bytes, mode) = match &node.inode {
+            Inode::Directory(_) => (true, 0, dir_mode),
+            // An archived object cannot be read.
+            Inode::File(object) if object.archived => (false, object.version.size_bytes, 0),
+            Inode::File(object) => (false, object.version.size_bytes, file_mode),
         };
-        Entry {
-            attributes: Attributes {
-                ino: node.ino,
-                kind,
-                size_bytes,
-                mtime: node.mtime,
-                mode,
-                uid,
-                gid,
-            },
-            name_ttl: node.name_ttl,
-            attributes_ttl: node.attr_ttl,
+        let &Node { ino, mtime, name_ttl, attr_ttl: attributes_ttl, .. } = node;
+        Attributes {
+            ino,
+            is_directory,
+            size_bytes,
+            mtime,
+            mode,
+            uid,
+            gid,
+            name_ttl,
+            attributes_ttl,
         }
     }
-}
-
-fn directory_entry<'a>(item: &ScanEntry<'a>) -> DirectoryEntry<'a> {
-    let kind = if item.is_directory { Kind::Directory } else { Kind::File };
-    DirectoryEntry { name: item.name, ino: item.ino, kind, cookie: item.cookie }
 }
 
 #[cfg(test)]

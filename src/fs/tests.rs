@@ -44,7 +44,7 @@ impl Rig {
 
     async fn list(&self) {
         let mut entries = 0;
-        let add = |_: &DirectoryEntry<'_>| {
+        let add = |_: &ScanEntry<'_>| {
             entries += 1;
             true
         };
@@ -59,7 +59,7 @@ impl Rig {
             let entry = self.fs.lookup(ROOT, name.as_bytes()).await.unwrap();
             let mut found = Vec::new();
             while found.len() < FILE_BYTES {
-                let ino = entry.attributes.ino;
+                let ino = entry.ino;
                 found.extend_from_slice(
                     &self.fs.read(ino, found.len() as u64, step, ReadKind::Buffered).await.unwrap(),
                 );
@@ -149,8 +149,7 @@ async fn a_file_that_is_read_while_it_is_read_ahead_is_fetched_once() {
         readers.spawn(async move {
             for number in part {
                 let entry = fs.lookup(ROOT, name(number).as_bytes()).await.unwrap();
-                let data =
-                    fs.read(entry.attributes.ino, 0, 1 << 20, ReadKind::Buffered).await.unwrap();
+                let data = fs.read(entry.ino, 0, 1 << 20, ReadKind::Buffered).await.unwrap();
                 assert!(*data == bytes(number));
             }
         });

@@ -119,28 +119,28 @@ impl BucketFs {
     }
 
     async fn details(&self, ino: Ino, object: &ObjectMeta) -> Result<Arc<ObjectDetails>, FsError> {
-        if let Some(CachedAttributes::Details(details)) = self.attributes.get(ino) {
+        if let Some(CachedAttributes::Details(details)) = self.xattrs.get(ino) {
             return Ok(details);
         }
         let asked = Instant::now();
-        let head = match self.attributes.store.head(&object.version.key).await {
+        let head = match self.xattrs.store.head(&object.version.key).await {
             // It describes another version.
             Ok(head) if head.meta.version != object.version => Err(StoreError::Changed),
             head => head,
         };
         let head = head.map_err(|error| self.failed(ino, &error))?;
         let details = Arc::new(head.details);
-        self.attributes.put(ino, asked, CachedAttributes::Details(details.clone()));
+        self.xattrs.put(ino, asked, CachedAttributes::Details(details.clone()));
         Ok(details)
     }
 
     async fn hidden(&self, ino: Ino, prefix: &Arc<str>) -> Result<Arc<Vec<HiddenKeys>>, FsError> {
-        if let Some(CachedAttributes::Hidden(hidden)) = self.attributes.get(ino) {
+        if let Some(CachedAttributes::Hidden(hidden)) = self.xattrs.get(ino) {
             return Ok(hidden);
         }
         let asked = Instant::now();
         let hidden = Arc::new(self.names.hidden_keys(prefix).await?);
-        self.attributes.put(ino, asked, CachedAttributes::Hidden(hidden.clone()));
+        self.xattrs.put(ino, asked, CachedAttributes::Hidden(hidden.clone()));
         Ok(hidden)
     }
 }

@@ -26,7 +26,7 @@ use tokio::runtime::Handle;
 
 use super::notify::forget_name;
 use super::waiter::Waiter;
-use crate::fs::{Attributes, BucketFs, DirectoryEntry, FsError, Kind, ReadKind, StatfsValues};
+use crate::fs::{Attributes, BucketFs, FsError, ReadKind, ScanEntry, StatfsValues};
 use crate::stats::Operation;
 
 /// Inode numbers are never reused while mounted, so one generation does.
@@ -115,14 +115,14 @@ impl fuser::Filesystem for Adapter {
                 Ok(entry) => reply.entry_with_ttls(
                     &entry.attributes_ttl,
                     &entry.name_ttl,
-                    &file_attr(&entry.attributes),
+                    &file_attr(&entry),
                     GENERATION,
                 ),
                 // Inode 0 is how the protocol says "no such name, and you may remember it".
                 Err(FsError::NotFound { ttl }) if !ttl.is_zero() => reply.entry_with_ttls(
                     &Duration::ZERO,
                     &ttl,
-                    &file_attr(&Attributes::NONE),
+                    &file_attr(&Attributes::none(ttl)),
                     GENERATION,
                 ),
                 Err(error) => reply.error(errno(&fs, &error)),
@@ -137,7 +137,7 @@ impl fuser::Filesystem for Adapter {
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let _answering = self.fs.stats().answering(Operation::Getattr);
         match self.fs.attributes(ino.0) {
-            Ok(entry) => reply.attr(&entry.attributes_ttl, &file_attr(&entry.attributes)),
+            Ok(entry) => reply.attr(&entry.attributes_ttl, &file_attr(&entry)),
             Err(error) => reply.error(errno(&self.fs, &error)),
         }
     }
@@ -186,9 +186,9 @@ impl fuser::Filesystem for Adapter {
     ) {
         let (fs, waiter) = (self.fs.clone(), Waiter::new(request.pid()));
         self.answer(Operation::Readdir, async move {
-            let add = |entry: &DirectoryEntry<'_>| {
+            let add = |entry: &ScanEntry<'_>| {
                 let name = OsStr::from_bytes(entry.name);
-                !reply.add(INodeNo(entry.ino), entry.cookie, file_type(entry.kind), name)
+                !reply.add(INodeNo(entry.ino), entry.cookie, file_type(entry.is_directory), name)
             };
             match waiter.waits_for(fs.read_directory(ino.0, offset, add)).await {
                 Ok(()) => reply.ok(),
@@ -207,14 +207,14 @@ impl fuser::Filesystem for Adapter {
     ) {
         let (fs, waiter) = (self.fs.clone(), Waiter::new(request.pid()));
         self.answer(Operation::Readdirplus, async move {
-            let add = |entry: &DirectoryEntry<'_>, known: &crate::fs::Entry| {
+            let add = |entry: &ScanEntry<'_>, known: &Attributes| {
                 !reply.add(
                     INodeNo(entry.ino),
                     entry.cookie,
                     OsStr::from_bytes(entry.name),
                     // One field for both lives in fuser; the name's is the shorter one.
                     &known.name_ttl.min(known.attributes_ttl),
-                    &file_attr(&known.attributes),
+                    &file_attr(known),
                     GENERATION,
                 )
             };
@@ -321,11 +321,8 @@ fn errno(fs: &BucketFs, error: &FsError) -> Errno {
     Errno::from_i32(error.errno())
 }
 
-fn file_type(kind: Kind) -> FileType {
-    match kind {
-        Kind::Directory => FileType::Directory,
-        Kind::File => FileType::RegularFile,
-    }
+fn file_type(is_directory: bool) -> FileType {
+    if is_directory { FileType::Directory } else { FileType::RegularFile }
 }
 
 fn file_attr(attributes: &Attributes) -> FileAttr {
@@ -337,7 +334,7 @@ fn file_attr(attributes: &Attributes) -> FileAttr {
         mtime: attributes.mtime,
         ctime: attributes.mtime,
         crtime: UNIX_EPOCH,
-        kind: file_type(attributes.kind),
+        kind: file_type(attributes.is_directory),
         perm: attributes.mode,
         // A directory's links are not counted; 1 is how a file system says so to find(1).
         nlink: 1,
