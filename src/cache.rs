@@ -100,11 +100,8 @@ pub(crate) struct Source {
     pub(crate) meta: Arc<ObjectMeta>,
 }
 
-/// The chunk cache. Clones are the same cache.
-#[derive(Clone)]
-pub(crate) struct ChunkCache(Arc<Shared>);
-
-struct Shared {
+/// The chunk cache.
+pub(crate) struct ChunkCache {
     store: Arc<dyn ObjectStore>,
     layout: Layout,
     arena: Arc<Arena>,
@@ -130,9 +127,9 @@ impl ChunkCache {
         config: ReadConfig,
         runtime: Handle,
         stats: Arc<Stats>,
-    ) -> std::io::Result<Self> {
+    ) -> std::io::Result<Arc<Self>> {
         let ReadConfig { layout, memory_budget_bytes, max_connections } = config;
-        Ok(Self(Arc::new(Shared {
+        Ok(Arc::new(Self {
             store,
             layout,
             arena: Arena::reserve(layout, memory_budget_bytes)?,
@@ -143,69 +140,69 @@ impl ChunkCache {
             gate: Gate::new(max_connections),
             runtime,
             stats,
-        })))
+        }))
     }
 
     /// Populates the memory of the first chunks in the background, and from then on returns idle
     /// memory to the system.
-    pub(crate) fn keep_ready(&self) {
-        let ready_bytes = READY_BYTES.min(self.0.arena.usage().budget / 4);
-        let shared = self.0.clone();
-        self.0.runtime.spawn_blocking(move || {
-            shared.arena.make_ready(ready_bytes);
-            shared.freed.notify_waiters();
+    pub(crate) fn keep_ready(self: &Arc<Self>) {
+        let ready_bytes = READY_BYTES.min(self.arena.usage().budget / 4);
+        let cache = self.clone();
+        self.runtime.spawn_blocking(move || {
+            cache.arena.make_ready(ready_bytes);
+            cache.freed.notify_waiters();
         });
-        self.0.runtime.spawn(release_idle_memory(Arc::downgrade(&self.0), ready_bytes));
+        self.runtime.spawn(release_idle_memory(Arc::downgrade(self), ready_bytes));
     }
 
     /// The sizes that suit the network, as measured.
     pub(crate) fn network_pace(&self) -> NetworkPace {
-        let Layout { largest_part_bytes, block_bytes, .. } = self.0.layout;
-        self.0.gate.network_pace(largest_part_bytes, block_bytes)
+        let Layout { largest_part_bytes, block_bytes, .. } = self.layout;
+        self.gate.network_pace(largest_part_bytes, block_bytes)
     }
 
     /// Bytes that chunks hold or await.
     pub(crate) fn used_bytes(&self) -> u64 {
-        self.0.arena.usage().used
+        self.arena.usage().used
     }
 
     /// The bound on [`Self::used_bytes`].
     pub(crate) fn budget_bytes(&self) -> u64 {
-        self.0.arena.usage().budget
+        self.arena.usage().budget
     }
 
     /// Evicts every chunk that is not leased.
     pub(crate) fn evict_all(&self) {
-        let mut chunks = self.0.chunks.lock();
-        while self.0.evict_oldest(&mut chunks).is_ok() {}
+        let mut chunks = self.chunks.lock();
+        while self.evict_oldest(&mut chunks).is_ok() {}
         drop(chunks);
-        self.0.freed.notify_waiters();
+        self.freed.notify_waiters();
     }
 
     /// Whether anything of an object's first chunk is held or awaited.
     pub(crate) fn holds(&self, id: ObjectId) -> bool {
-        self.0.chunks.lock().contains(&(id, 0))
+        self.chunks.lock().contains(&(id, 0))
     }
 
     /// Starts fetching the blocks of `range` that are empty, in GETs of at most `piece_bytes`, as
     /// far as the budget allows. Returns the offset that it has reached: the range's end, or the
     /// place where the budget was full.
     pub(crate) fn fetch(
-        &self,
+        self: &Arc<Self>,
         source: &Source,
         range: Range<u64>,
         piece_bytes: u64,
         purpose: Purpose,
     ) -> u64 {
         // Readers that wait for room take precedence.
-        if purpose == Purpose::Ahead && self.0.turn.try_lock().is_err() {
+        if purpose == Purpose::Ahead && self.turn.try_lock().is_err() {
             return range.start;
         }
         let mut reached = range.start;
-        for span in self.0.layout.spans(range.clone()) {
+        for span in self.layout.spans(range.clone()) {
             let Ok(lease) = self.lease(source, span.chunk) else { return reached };
             for blocks in span.parts(piece_bytes) {
-                let bytes = self.0.layout.block_bytes(&blocks, lease.memory().len());
+                let bytes = self.layout.block_bytes(&blocks, lease.memory().len());
                 let Ok(writers) = self.claim_making_room(&lease, blocks) else { return reached };
                 self.spawn_fetches(&lease, writers, purpose);
                 reached = lease.span(bytes).object_range().end;
@@ -216,13 +213,13 @@ impl ChunkCache {
 
     /// The bytes of `range`, which lies inside the object, as soon as they have arrived.
     pub(crate) async fn read(
-        &self,
+        self: &Arc<Self>,
         source: &Source,
         range: Range<u64>,
         kind: ReadKind,
     ) -> Result<Data, StoreError> {
         let length = range.end - range.start;
-        let mut spans = self.0.layout.spans(range);
+        let mut spans = self.layout.spans(range);
         let Some(first) = spans.next() else { return Ok(Data::EMPTY) };
         let first = self.read_span(source, first, kind).await?;
         if first.len() as u64 == length {
@@ -238,7 +235,7 @@ impl ChunkCache {
     }
 
     async fn read_span(
-        &self,
+        self: &Arc<Self>,
         source: &Source,
         span: Span,
         kind: ReadKind,
@@ -246,13 +243,13 @@ impl ChunkCache {
         let blocks = span.blocks();
         let mut turn = None;
         loop {
-            let mut freed = pin!(self.0.freed.notified());
+            let mut freed = pin!(self.freed.notified());
             freed.as_mut().enable();
             if let Ok(lease) = self.lease(source, span.chunk) {
                 match self.wait_for_blocks(&lease, &blocks, &mut turn).await {
                     Ok(()) => {
                         if kind == ReadKind::Buffered && lease.take(&blocks, &span.bytes) {
-                            self.0.spend(&lease);
+                            self.spend(&lease);
                         }
                         return Ok(Slice::new(lease, span.bytes));
                     }
@@ -265,7 +262,7 @@ impl ChunkCache {
             if turn.is_some() {
                 freed.await;
             } else {
-                turn = Some(self.0.turn.lock().await);
+                turn = Some(self.turn.lock().await);
             }
         }
     }
@@ -297,50 +294,50 @@ impl ChunkCache {
             *turn = None;
             lease.want(blocks);
             if !std::mem::replace(&mut waited, true) {
-                self.0.stats.reads_waited.add(1);
+                self.stats.reads_waited.add(1);
             }
             progress.await;
         }
     }
 
     /// The chunk, made if it is missing, and now the most recently used one.
-    fn lease(&self, source: &Source, index: u32) -> Result<Lease, Full> {
-        let mut chunks = self.0.chunks.lock();
+    fn lease(self: &Arc<Self>, source: &Source, index: u32) -> Result<Lease, Full> {
+        let mut chunks = self.chunks.lock();
         let key = (source.id, index);
         if let Some(found) = chunks.get(&key) {
             let found = found.clone();
             if found.is_spent() {
                 // The page cache has lost it, so it is a first copy again.
-                self.0.unspend(&found);
+                self.unspend(&found);
             }
-            return Ok(Lease::new(found, source, index, &self.0));
+            return Ok(Lease::new(found, source, index, self));
         }
-        let len = self.0.layout.chunk_len(source.meta.version.size_bytes, index);
-        let largest_part = self.0.layout.largest_part_bytes;
+        let len = self.layout.chunk_len(source.meta.version.size_bytes, index);
+        let largest_part = self.layout.largest_part_bytes;
         let first_part = largest_part.min(len as u64);
-        let usage = self.0.arena.usage();
+        let usage = self.arena.usage();
         // Only for a stream: a small object would replace the previous small object, which is spent
         // later than any stream and would so be evicted although the budget is not nearly full.
         let recycles = len as u64 > largest_part
-            && self.0.spent_bytes.load(Ordering::Relaxed) > 0
+            && self.spent_bytes.load(Ordering::Relaxed) > 0
             && usage.idle < first_part;
         // Room that is made now is where the chunk will be: in memory that is populated already. If
         // none can be made, none is needed yet.
         if usage.available() < first_part {
-            let _ = self.0.evict_oldest(&mut chunks);
+            let _ = self.evict_oldest(&mut chunks);
         } else if recycles {
-            let is_spent = |chunk: &Chunk| chunk.is_spent() && self.0.stream_bytes(chunk) > 0;
-            let _ = self.0.evict_oldest_if(&mut chunks, is_spent);
+            let is_spent = |chunk: &Chunk| chunk.is_spent() && self.stream_bytes(chunk) > 0;
+            let _ = self.evict_oldest_if(&mut chunks, is_spent);
         }
         let memory = loop {
-            match self.0.arena.memory(len) {
+            match self.arena.memory(len) {
                 Ok(memory) => break memory,
-                Err(Full) => self.0.evict_oldest(&mut chunks)?,
+                Err(Full) => self.evict_oldest(&mut chunks)?,
             }
         };
         let made = Arc::new(Chunk::new(memory));
         chunks.put(key, made.clone());
-        Ok(Lease::new(made, source, index, &self.0))
+        Ok(Lease::new(made, source, index, self))
     }
 
     /// Claims the empty blocks of a run; evicts the oldest chunks for them if necessary.
@@ -352,41 +349,17 @@ impl ChunkCache {
         loop {
             match lease.memory().claim(blocks.clone()) {
                 Ok(writers) => return Ok(writers),
-                Err(Full) => self.0.evict_oldest(&mut self.0.chunks.lock())?,
+                Err(Full) => self.evict_oldest(&mut self.chunks.lock())?,
             }
         }
     }
 
     fn spawn_fetches(&self, lease: &Lease, writers: Vec<BlockWriter>, purpose: Purpose) {
         for writer in writers {
-            self.0.runtime.spawn(fetch::fetch(lease.clone(), writer, purpose));
+            self.runtime.spawn(fetch::fetch(lease.clone(), writer, purpose));
         }
     }
-}
 
-/// Why a wait for blocks has ended without them.
-enum Wait {
-    /// The budget has no room for them now.
-    Full,
-    /// Their fetch has failed.
-    Failed(StoreError),
-}
-
-/// Returns idle memory above `ready_bytes` to the system; ends with the cache.
-async fn release_idle_memory(cache: Weak<Shared>, ready_bytes: u64) {
-    let mut before = 0;
-    loop {
-        sleep(IDLE).await;
-        let Some(cache) = cache.upgrade() else { return };
-        let received = cache.arena.received();
-        if received == before {
-            cache.arena.release_idle(ready_bytes);
-        }
-        before = received;
-    }
-}
-
-impl Shared {
     /// Evicts the least recently used chunk that is not leased.
     fn evict_oldest(&self, chunks: &mut LruCache<ChunkKey, Arc<Chunk>>) -> Result<(), Full> {
         self.evict_oldest_if(chunks, |_| true)
@@ -432,5 +405,27 @@ impl Shared {
     fn unspend(&self, chunk: &Chunk) {
         self.spent_bytes.fetch_sub(self.stream_bytes(chunk), Ordering::Relaxed);
         chunk.unspend();
+    }
+}
+
+/// Why a wait for blocks has ended without them.
+enum Wait {
+    /// The budget has no room for them now.
+    Full,
+    /// Their fetch has failed.
+    Failed(StoreError),
+}
+
+/// Returns idle memory above `ready_bytes` to the system; ends with the cache.
+async fn release_idle_memory(cache: Weak<ChunkCache>, ready_bytes: u64) {
+    let mut before = 0;
+    loop {
+        sleep(IDLE).await;
+        let Some(cache) = cache.upgrade() else { return };
+        let received = cache.arena.received();
+        if received == before {
+            cache.arena.release_idle(ready_bytes);
+        }
+        before = received;
     }
 }

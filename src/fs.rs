@@ -20,7 +20,7 @@ mod xattrs;
 /// A bucket as a file system.
 pub struct BucketFs {
     names: Arc<Names>,
-    cache: ChunkCache,
+    cache: Arc<ChunkCache>,
     readahead: Readahead,
     ownership: Ownership,
     xattrs: xattrs::AttributeCache,

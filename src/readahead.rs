@@ -18,7 +18,7 @@ mod streams;
 
 /// Watches reads, and fetches for them and ahead of them.
 pub(crate) struct Readahead {
-    cache: ChunkCache,
+    cache: Arc<ChunkCache>,
     streams: Streams,
     siblings: Siblings,
     /// Small files are fetched in GETs of this size: one for each.
@@ -27,7 +27,7 @@ pub(crate) struct Readahead {
 }
 
 impl Readahead {
-    pub(crate) fn new(cache: ChunkCache, config: &ReadConfig, stats: Arc<Stats>) -> Self {
+    pub(crate) fn new(cache: Arc<ChunkCache>, config: &ReadConfig, stats: Arc<Stats>) -> Self {
         let ReadConfig { layout, memory_budget_bytes: budget, .. } = *config;
         let streams = StreamLimits {
             block_bytes: layout.block_bytes,

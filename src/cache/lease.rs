@@ -4,25 +4,31 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use super::chunk::Chunk;
-use super::{ChunkKey, Shared, Source};
+use super::{ChunkCache, ChunkKey, Source};
 use crate::base::layout::Span;
 
 /// Keeps a chunk in the cache, and knows which chunk of which object it is. Its end is notified to
 /// the readers that wait for room.
+#[derive(Clone)]
 pub(super) struct Lease {
     /// `None` only in `drop`.
     chunk: Option<Arc<Chunk>>,
     source: Source,
     index: u32,
-    cache: Arc<Shared>,
+    cache: Arc<ChunkCache>,
 }
 
 impl Lease {
-    pub(super) fn new(chunk: Arc<Chunk>, source: &Source, index: u32, cache: &Arc<Shared>) -> Self {
+    pub(super) fn new(
+        chunk: Arc<Chunk>,
+        source: &Source,
+        index: u32,
+        cache: &Arc<ChunkCache>,
+    ) -> Self {
         Self { chunk: Some(chunk), source: source.clone(), index, cache: cache.clone() }
     }
 
-    pub(super) fn cache(&self) -> &Shared {
+    pub(super) fn cache(&self) -> &ChunkCache {
         &self.cache
     }
 
@@ -42,13 +48,6 @@ impl Lease {
     /// Ends without notifying the readers that wait for room.
     pub(super) fn end_quietly(mut self) {
         self.chunk = None;
-    }
-}
-
-impl Clone for Lease {
-    fn clone(&self) -> Self {
-        let Self { chunk, source, index, cache } = self;
-        Self { chunk: chunk.clone(), source: source.clone(), index: *index, cache: cache.clone() }
     }
 }
 

@@ -16,7 +16,7 @@ const LAYOUT: Layout = Layout { chunk_bytes: 16, block_bytes: 4, largest_part_by
 struct Rig {
     memory: Arc<MemoryStore>,
     faults: Arc<FaultyStore>,
-    cache: ChunkCache,
+    cache: Arc<ChunkCache>,
     objects: HashMap<ObjectId, (Source, Vec<u8>)>,
 }
 
@@ -281,13 +281,13 @@ async fn what_the_page_cache_has_lost_again_is_a_first_copy_again() {
 #[tokio::test(start_paused = true)]
 async fn memory_that_nobody_needs_for_a_while_goes_back_to_the_system() {
     let rig = Rig::new(64, &[16, 16]);
-    tokio::spawn(release_idle_memory(Arc::downgrade(&rig.cache.0), 4));
+    tokio::spawn(release_idle_memory(Arc::downgrade(&rig.cache), 4));
     rig.read(0, 0..16).await.unwrap();
     tokio::task::yield_now().await;
-    rig.cache.0.evict_oldest(&mut rig.cache.0.chunks.lock()).unwrap();
-    assert_eq!(rig.cache.0.arena.usage().idle, 16);
+    rig.cache.evict_oldest(&mut rig.cache.chunks.lock()).unwrap();
+    assert_eq!(rig.cache.arena.usage().idle, 16);
     tokio::time::sleep(IDLE * 2 + Duration::from_secs(1)).await;
-    assert_eq!(rig.cache.0.arena.usage().idle, 4, "but for what is to be kept");
+    assert_eq!(rig.cache.arena.usage().idle, 4, "but for what is to be kept");
     rig.read(0, 0..16).await.unwrap();
 }
 
@@ -299,7 +299,7 @@ async fn who_waits_for_what_others_fetch_keeps_nobody_from_reading_ahead() {
     let _ = rig.cache.fetch(&object, 0..16, 8, Purpose::Demand);
     let lease = rig.cache.lease(&object, 0).unwrap();
     // Its turn has come, and what it wanted room for is fetched already.
-    let mut turn = Some(rig.cache.0.turn.lock().await);
+    let mut turn = Some(rig.cache.turn.lock().await);
     let mut waiting = pin!(rig.cache.wait_for_blocks(&lease, &(0..4), &mut turn));
     let half = tokio::time::timeout(Duration::from_millis(500), &mut waiting).await;
     assert!(half.is_err());
@@ -319,10 +319,10 @@ async fn a_fetch_says_how_far_there_was_room() {
 #[tokio::test]
 async fn what_is_made_ready_is_there_before_it_is_needed_and_costs_nothing() {
     let rig = Rig::new(64, &[16, 16]);
-    rig.cache.0.arena.make_ready(24);
-    assert_eq!((rig.cache.used_bytes(), rig.cache.0.arena.usage().idle), (0, 24));
+    rig.cache.arena.make_ready(24);
+    assert_eq!((rig.cache.used_bytes(), rig.cache.arena.usage().idle), (0, 24));
     rig.read(0, 0..16).await.unwrap();
-    assert_eq!(rig.cache.0.arena.usage().idle, 8);
+    assert_eq!(rig.cache.arena.usage().idle, 8);
 }
 
 proptest! {
@@ -381,10 +381,10 @@ proptest! {
             }
             // Everything comes to rest: no charge is left for bytes that never came.
             tokio::time::sleep(Duration::from_mins(1)).await;
-            let mut chunks = rig.cache.0.chunks.lock();
-            while rig.cache.0.evict_oldest(&mut chunks).is_ok() {}
+            let mut chunks = rig.cache.chunks.lock();
+            while rig.cache.evict_oldest(&mut chunks).is_ok() {}
             assert_eq!((chunks.len(), rig.cache.used_bytes()), (0, 0));
-            assert_eq!(rig.cache.0.spent_bytes.load(Ordering::Relaxed), 0);
+            assert_eq!(rig.cache.spent_bytes.load(Ordering::Relaxed), 0);
         });
     }
 }
