@@ -202,7 +202,7 @@ impl ChunkCache {
         for span in self.layout.spans(range.clone()) {
             let Ok(lease) = self.lease(source, span.chunk) else { return reached };
             for blocks in span.parts(piece_bytes) {
-                let bytes = self.layout.block_bytes(&blocks, lease.memory().len());
+                let bytes = self.layout.block_bytes(&blocks, lease.memory.len());
                 let Ok(writers) = self.claim_making_room(&lease, blocks) else { return reached };
                 self.spawn_fetches(&lease, writers, purpose);
                 reached = lease.span(bytes).object_range().end;
@@ -275,18 +275,18 @@ impl ChunkCache {
         blocks: &Range<usize>,
         turn: &mut Option<MutexGuard<'_, ()>>,
     ) -> Result<(), Wait> {
-        let since = lease.failures().lock().count();
+        let since = lease.failures.lock().count();
         let mut waited = false;
         loop {
-            let mut progress = pin!(lease.memory().progress().notified());
+            let mut progress = pin!(lease.memory.progress().notified());
             progress.as_mut().enable();
-            if lease.memory().is_ready(blocks.clone()) {
+            if lease.memory.is_ready(blocks.clone()) {
                 return Ok(());
             }
-            if let Some(error) = lease.failures().lock().find(since, blocks) {
+            if let Some(error) = lease.failures.lock().find(since, blocks) {
                 return Err(Wait::Failed(error));
             }
-            if lease.memory().has_empty(blocks.clone()) {
+            if lease.memory.has_empty(blocks.clone()) {
                 let writers = self.claim_making_room(lease, blocks.clone());
                 self.spawn_fetches(lease, writers.map_err(|Full| Wait::Full)?, Purpose::Demand);
             }
@@ -347,7 +347,7 @@ impl ChunkCache {
         blocks: Range<usize>,
     ) -> Result<Vec<BlockWriter>, Full> {
         loop {
-            match lease.memory().claim(blocks.clone()) {
+            match lease.memory.claim(blocks.clone()) {
                 Ok(writers) => return Ok(writers),
                 Err(Full) => self.evict_oldest(&mut self.chunks.lock())?,
             }
@@ -397,7 +397,7 @@ impl ChunkCache {
     /// The share of a chunk in `spent_bytes`. Small objects have none: they stay here for readers
     /// that come after the kernel has dropped them.
     fn stream_bytes(&self, chunk: &Chunk) -> u64 {
-        let len = chunk.memory().len() as u64;
+        let len = chunk.memory.len() as u64;
         if len > self.layout.largest_part_bytes { len } else { 0 }
     }
 

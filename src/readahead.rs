@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use self::siblings::{ListedDirectory, SiblingLimits, Siblings, SmallRead};
+use self::siblings::{Listed, SiblingLimits, Siblings, SmallRead};
 use self::streams::{StreamLimits, Streams};
 use crate::base::layout::WHOLE_OBJECT_BYTES;
 use crate::cache::{ChunkCache, Purpose, ReadConfig, Source};
@@ -109,7 +109,7 @@ impl Readahead {
     }
 }
 
-impl ListedDirectory for SiblingPosition {
+impl Listed for SiblingPosition {
     fn path(&self) -> &Arc<str> {
         self.listing.prefix()
     }

@@ -16,12 +16,12 @@ use crate::store::StoreError;
 
 /// A chunk of an object.
 pub(super) struct Chunk {
-    memory: Arc<Memory>,
-    failures: Mutex<RecentFailures>,
+    pub(super) memory: Arc<Memory>,
+    pub(super) failures: Mutex<RecentFailures>,
     /// Blocks that a reader has ever waited for.
     waited_for: Box<[AtomicBool]>,
     /// Notified when a reader begins to wait for blocks.
-    wanted: Notify,
+    pub(super) wanted: Notify,
     /// Blocks whose end the page cache has taken, and the number of the others.
     taken: Box<[AtomicBool]>,
     not_taken: AtomicUsize,
@@ -42,18 +42,6 @@ impl Chunk {
             not_taken: AtomicUsize::new(blocks),
             spent: AtomicBool::new(false),
         }
-    }
-
-    pub(super) fn memory(&self) -> &Arc<Memory> {
-        &self.memory
-    }
-
-    pub(super) fn failures(&self) -> &Mutex<RecentFailures> {
-        &self.failures
-    }
-
-    pub(super) fn wanted(&self) -> &Notify {
-        &self.wanted
     }
 
     /// The page cache has taken all of its bytes.

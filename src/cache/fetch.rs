@@ -79,7 +79,7 @@ async fn pass_ahead(lease: &Lease, blocks: &Range<usize>, bytes: u64) -> Pass {
     {
         let mut pass = pin!(gate.enter(Purpose::Ahead, bytes, id));
         loop {
-            let mut wanted = pin!(lease.wanted().notified());
+            let mut wanted = pin!(lease.wanted.notified());
             wanted.as_mut().enable();
             if lease.is_wanted(blocks) {
                 break;
@@ -104,7 +104,7 @@ struct FailureReport<'a> {
 impl Drop for FailureReport<'_> {
     fn drop(&mut self) {
         if let Some(error) = self.failure.take() {
-            self.chunk.failures().lock().add(self.blocks.clone(), error);
+            self.chunk.failures.lock().add(self.blocks.clone(), error);
         }
     }
 }

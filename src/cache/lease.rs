@@ -84,7 +84,7 @@ impl Deref for Slice {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        let ready = self.lease.memory().bytes(self.bytes.clone());
+        let ready = self.lease.memory.bytes(self.bytes.clone());
         ready.expect("was ready when the slice was made, and stays so while it is leased")
     }
 }

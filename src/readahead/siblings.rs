@@ -48,7 +48,7 @@ const DIRECTORIES: usize = 32_768;
 const ENTRIES: usize = 16_000_000;
 
 /// A listed directory.
-pub(crate) trait ListedDirectory {
+pub(crate) trait Listed {
     /// Identifies the directory.
     fn path(&self) -> &Arc<str>;
     /// Identifies this listing of it: indices have the same meaning as long as this is the same.
@@ -97,11 +97,13 @@ struct Patterns {
     by_path: LruCache<Arc<str>, Pattern>,
     /// Entries of all of them.
     entries: usize,
-    unused: Unused,
+    account: Account,
 }
 
-/// The files of all directories that are ahead and not used.
-struct Unused {
+/// Shared by all directories.
+struct Account {
+    limits: SiblingLimits,
+    /// Bytes of files that are ahead and not used.
     ahead_bytes: u64,
     stats: Arc<Stats>,
 }
@@ -114,7 +116,7 @@ impl Siblings {
             state: Mutex::new(Patterns {
                 by_path: LruCache::new(directories),
                 entries: 0,
-                unused: Unused { ahead_bytes: 0, stats },
+                account: Account { limits, ahead_bytes: 0, stats },
             }),
             recent: std::array::from_fn(|_| AtomicU64::new(0)),
             next_recent: AtomicUsize::new(0),
@@ -137,33 +139,33 @@ impl Siblings {
 
     /// Notes the first read of a small file. Returns the indices of the siblings to fetch ahead, the
     /// likeliest first. None of them was read or fetched ahead in this epoch.
-    pub(crate) fn read(&self, directory: &dyn ListedDirectory, read: SmallRead) -> Vec<usize> {
+    pub(crate) fn read(&self, directory: &dyn Listed, read: SmallRead) -> Vec<usize> {
         if read.index >= directory.entries() {
             return Vec::new();
         }
         let mut state = self.state.lock();
-        state.admit(directory, &self.limits, read.served_bytes);
-        let Patterns { by_path, unused, .. } = &mut *state;
+        state.admit(directory, read.served_bytes);
+        let Patterns { by_path, account, .. } = &mut *state;
         let pattern = by_path.get_mut(directory.path()).expect("was admitted");
-        if !pattern.note(directory, read, unused) {
+        if !pattern.note(directory, read, account) {
             return Vec::new();
         }
         let front = pattern.front(read.index);
-        pattern.pass_by(directory, front, unused);
-        let chosen = pattern.choose(directory, front, &self.limits, unused);
-        if unused.ahead_bytes + self.limits.small_bytes > self.limits.ahead_bytes {
-            state.give_up_idle(&self.limits, read.served_bytes);
+        pattern.pass_by(directory, front, account);
+        let chosen = pattern.choose(directory, front, account);
+        if account.ahead_bytes + self.limits.small_bytes > self.limits.ahead_bytes {
+            state.give_up_idle(read.served_bytes);
         }
         chosen
     }
 
     /// These were chosen, but nothing was fetched: the budget was full, or they are cached.
-    pub(crate) fn not_fetched(&self, directory: &dyn ListedDirectory, indices: &[usize]) {
-        let Patterns { by_path, unused, .. } = &mut *self.state.lock();
+    pub(crate) fn not_fetched(&self, directory: &dyn Listed, indices: &[usize]) {
+        let Patterns { by_path, account, .. } = &mut *self.state.lock();
         let Some(pattern) = by_path.peek_mut(directory.path()) else { return };
         if pattern.generation == directory.generation() {
             for &index in indices {
-                pattern.take_ahead(directory, index, unused);
+                pattern.take_ahead(directory, index, account);
             }
         }
     }
@@ -171,12 +173,7 @@ impl Siblings {
 
 impl Patterns {
     /// Makes the pattern of this listing of a directory, and the most recently used one.
-    fn admit(
-        &mut self,
-        directory: &dyn ListedDirectory,
-        limits: &SiblingLimits,
-        served_bytes: u64,
-    ) {
+    fn admit(&mut self, directory: &dyn Listed, served_bytes: u64) {
         let (path, generation) = (directory.path(), directory.generation());
         let mut ledger = Ledger::default();
         match self.by_path.get_mut(path) {
@@ -185,7 +182,7 @@ impl Patterns {
             Some(pattern) => ledger = std::mem::take(&mut pattern.ledger),
             None => {}
         }
-        let mut pattern = Pattern::new(directory, limits, served_bytes);
+        let mut pattern = Pattern::new(directory, &self.account.limits, served_bytes);
         pattern.ledger = ledger;
         self.entries += pattern.entries();
         if let Some((_, old)) = self.by_path.push(path.clone(), pattern) {
@@ -200,20 +197,20 @@ impl Patterns {
 
     fn forget(&mut self, mut pattern: Pattern) {
         self.entries -= pattern.entries();
-        pattern.waste_all(&mut self.unused);
+        pattern.waste_all(&mut self.account);
     }
 
     /// Frees the share of the least recently used directory that has files ahead, if the cache cannot
     /// hold them any more.
-    fn give_up_idle(&mut self, limits: &SiblingLimits, served_bytes: u64) {
-        let Self { by_path, unused, .. } = self;
+    fn give_up_idle(&mut self, served_bytes: u64) {
+        let Self { by_path, account, .. } = self;
         // Few of them have anything ahead at all.
         let oldest = by_path.iter_mut().rev().take(ENTRIES_EXAMINED);
         let mut oldest = oldest.map(|(_, pattern)| pattern);
         if let Some(pattern) = oldest.find(|pattern| pattern.ahead_bytes > 0)
-            && served_bytes.saturating_sub(pattern.read_at) > limits.life_bytes
+            && served_bytes.saturating_sub(pattern.read_at) > account.limits.life_bytes
         {
-            pattern.waste_all(unused);
+            pattern.waste_all(account);
         }
     }
 }

@@ -93,8 +93,8 @@ impl ObjectStore for Retrying {
     async fn list_page(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
         let mut tries = Tries::new(&self.policy, "list", &request.prefix, 0);
         loop {
-            let place = self.admission.place(false).await;
-            let page = tries.within(place.hold(self.store.list_page(request))).await;
+            let admitted = self.admission.admit(false).await;
+            let page = tries.within(admitted.hold(self.store.list_page(request))).await;
             let checked = page.and_then(|page| check_page(request, &page).map(|()| page));
             match checked {
                 Ok(page) => return Ok(page),
@@ -106,8 +106,8 @@ impl ObjectStore for Retrying {
     async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
         let mut tries = Tries::new(&self.policy, "head", key, 0);
         loop {
-            let place = self.admission.place(false).await;
-            match tries.within(place.hold(self.store.head(key))).await {
+            let admitted = self.admission.admit(false).await;
+            match tries.within(admitted.hold(self.store.head(key))).await {
                 Ok(head) => return Ok(head),
                 Err(error) => self.pause(&mut tries, error).await?,
             }
@@ -126,9 +126,9 @@ impl ObjectStore for Retrying {
         let mut rest = range;
         loop {
             let room = into.remaining_mut();
-            let place = self.admission.place(true).await;
+            let admitted = self.admission.admit(true).await;
             let attempt = self.store.get_range(version, rest.clone(), &mut *into);
-            let got = tries.within(place.hold(attempt)).await;
+            let got = tries.within(admitted.hold(attempt)).await;
             let Err(error) = got else { return Ok(()) };
             let taken = room.saturating_sub(into.remaining_mut());
             if taken > 0 {

@@ -2,7 +2,7 @@
 //! worth fetching ahead.
 
 use super::bits::Bits;
-use super::{ListedDirectory, SiblingLimits, SmallRead, Unused};
+use super::{Account, Listed, SiblingLimits, SmallRead};
 
 /// In a shuffled epoch, and of the files read ahead: one in this many is a little.
 const LITTLE: usize = 10;
@@ -92,11 +92,7 @@ pub(super) struct Ledger {
 }
 
 impl Pattern {
-    pub(super) fn new(
-        directory: &dyn ListedDirectory,
-        limits: &SiblingLimits,
-        served_bytes: u64,
-    ) -> Self {
+    pub(super) fn new(directory: &dyn Listed, limits: &SiblingLimits, served_bytes: u64) -> Self {
         let len = directory.entries();
         let sampled = (0..len).step_by(len.div_ceil(SAMPLED).max(1));
         let small = |&index: &usize| is_small(directory, index, limits).is_some();
@@ -125,9 +121,9 @@ impl Pattern {
     /// Notes a read. False if it is the continuation of one.
     pub(super) fn note(
         &mut self,
-        directory: &dyn ListedDirectory,
+        directory: &dyn Listed,
         read: SmallRead,
-        unused: &mut Unused,
+        account: &mut Account,
     ) -> bool {
         let SmallRead { index, from_start, cached, served_bytes } = read;
         // Reads at the same time may have taken their numbers in another order.
@@ -138,12 +134,12 @@ impl Pattern {
             }
             let enough = if self.is_whole() { 0 } else { self.read.count() / 4 };
             if self.again.count() >= enough.max(LEAST_FILES) {
-                self.begin_epoch(served_bytes, unused);
+                self.begin_epoch(served_bytes, account);
             }
         } else {
             self.read.set(index);
-            if let Some(bytes) = self.take_ahead(directory, index, unused) {
-                self.settle(1, bytes, cached, unused);
+            if let Some(bytes) = self.take_ahead(directory, index, account) {
+                self.settle(1, bytes, cached, account);
             }
         }
         self.ledger.count_read(self.small_files);
@@ -151,10 +147,10 @@ impl Pattern {
     }
 
     /// Begins the next epoch: files are read again.
-    fn begin_epoch(&mut self, served_bytes: u64, unused: &mut Unused) {
+    fn begin_epoch(&mut self, served_bytes: u64, account: &mut Account) {
         self.was_whole = self.is_whole();
         let each = self.served_per_read();
-        self.waste_all(unused);
+        self.waste_all(account);
         std::mem::swap(&mut self.read, &mut self.again);
         self.again.clear();
         self.considered = 0;
@@ -198,12 +194,7 @@ impl Pattern {
     }
 
     /// Files ahead that a front has left behind unread were read ahead in vain.
-    pub(super) fn pass_by(
-        &mut self,
-        directory: &dyn ListedDirectory,
-        front: usize,
-        unused: &mut Unused,
-    ) {
+    pub(super) fn pass_by(&mut self, directory: &dyn Listed, front: usize, account: &mut Account) {
         let front = &mut self.fronts[front];
         let until = front.position.saturating_sub(4 * TOLERANCE);
         if !front.is_in_order() || until <= front.passed {
@@ -211,8 +202,8 @@ impl Pattern {
         }
         let range = std::mem::replace(&mut front.passed, until)..until;
         for index in range {
-            if let Some(bytes) = self.take_ahead(directory, index, unused) {
-                self.settle(1, bytes, false, unused);
+            if let Some(bytes) = self.take_ahead(directory, index, account) {
+                self.settle(1, bytes, false, account);
             }
         }
     }
@@ -220,18 +211,18 @@ impl Pattern {
     /// Chooses the files to fetch ahead, and marks them as ahead.
     pub(super) fn choose(
         &mut self,
-        directory: &dyn ListedDirectory,
+        directory: &dyn Listed,
         front: usize,
-        limits: &SiblingLimits,
-        unused: &mut Unused,
+        account: &mut Account,
     ) -> Vec<usize> {
+        let limits = account.limits;
         let Front { position, run, considered, .. } = self.fronts[front];
         let in_order = self.fronts[front].is_in_order();
         let (range, files, bytes) = if in_order {
             let until = (position + run.min(WINDOW_FILES)).min(directory.entries());
             (considered.max(position)..until, self.in_order(), WINDOW_BYTES)
         } else {
-            let files = if self.fits(limits) { self.shuffled() } else { 0 };
+            let files = if self.fits(&limits) { self.shuffled() } else { 0 };
             (self.considered..directory.entries(), files, limits.ahead_bytes)
         };
         let mut chosen = Vec::new();
@@ -244,14 +235,15 @@ impl Pattern {
             if at >= range.end {
                 break;
             }
-            if let Some(size) = is_small(directory, at, limits) {
-                if self.ahead_bytes + size > bytes || unused.ahead_bytes + size > limits.ahead_bytes
+            if let Some(size) = is_small(directory, at, &limits) {
+                if self.ahead_bytes + size > bytes
+                    || account.ahead_bytes + size > limits.ahead_bytes
                 {
                     break;
                 }
                 self.ahead.set(at);
                 self.ahead_bytes += size;
-                unused.ahead_bytes += size;
+                account.ahead_bytes += size;
                 chosen.push(at);
             }
             at += 1;
@@ -309,30 +301,30 @@ impl Pattern {
     /// Unmarks a file as ahead. Returns its size if it was.
     pub(super) fn take_ahead(
         &mut self,
-        directory: &dyn ListedDirectory,
+        directory: &dyn Listed,
         index: usize,
-        unused: &mut Unused,
+        account: &mut Account,
     ) -> Option<u64> {
         if !self.ahead.unset(index) {
             return None;
         }
         let bytes = directory.file_bytes(index).unwrap_or_default();
         self.ahead_bytes -= bytes;
-        unused.ahead_bytes -= bytes;
+        account.ahead_bytes -= bytes;
         Some(bytes)
     }
 
     /// Gives up all files that are ahead.
-    pub(super) fn waste_all(&mut self, unused: &mut Unused) {
+    pub(super) fn waste_all(&mut self, account: &mut Account) {
         let (files, bytes) = (self.ahead.count(), std::mem::take(&mut self.ahead_bytes));
         self.ahead.clear();
-        unused.ahead_bytes -= bytes;
-        self.settle(files, bytes, false, unused);
+        account.ahead_bytes -= bytes;
+        self.settle(files, bytes, false, account);
     }
 
     /// Counts the outcome of files that were ahead.
-    fn settle(&mut self, files: usize, bytes: u64, used: bool, unused: &Unused) {
-        let stats = &unused.stats;
+    fn settle(&mut self, files: usize, bytes: u64, used: bool, account: &Account) {
+        let stats = &account.stats;
         let (mine, all, all_bytes) = if used {
             (&mut self.ledger.used, &stats.siblings_used, &stats.siblings_used_bytes)
         } else {
@@ -363,6 +355,6 @@ impl Ledger {
 }
 
 /// The size of a small file; `None` for any other entry.
-fn is_small(directory: &dyn ListedDirectory, index: usize, limits: &SiblingLimits) -> Option<u64> {
+fn is_small(directory: &dyn Listed, index: usize, limits: &SiblingLimits) -> Option<u64> {
     directory.file_bytes(index).filter(|&bytes| bytes > 0 && bytes <= limits.small_bytes)
 }

@@ -31,7 +31,7 @@ impl Folder {
     }
 }
 
-impl ListedDirectory for Folder {
+impl Listed for Folder {
     fn path(&self) -> &Arc<str> {
         &self.path
     }
@@ -134,7 +134,7 @@ fn siblings(limits: SiblingLimits) -> Siblings {
 }
 
 fn ahead_bytes(siblings: &Siblings) -> u64 {
-    siblings.state.lock().unused.ahead_bytes
+    siblings.state.lock().account.ahead_bytes
 }
 
 /// The numbers below `count` in an order that has none, the same every time.
@@ -276,7 +276,7 @@ fn after_much_waste_the_tenth_is_the_rule_until_it_is_long_ago() {
     program.read_all(half.iter().copied());
     assert_eq!(program.unused(), 1000);
     program.read_all(half.iter().copied());
-    let stats = siblings.state.lock().unused.stats.clone();
+    let stats = siblings.state.lock().account.stats.clone();
     assert_eq!(stats.siblings_wasted.get(), 1000);
     // In other orders, with a cache that was emptied.
     for seed in 2..6 {
@@ -425,7 +425,7 @@ fn a_set_of_bits_finds_the_first_free_place() {
 fn books(siblings: &Siblings, folder: &Folder) -> (Vec<(bool, bool)>, u64, u64) {
     let state = siblings.state.lock();
     let Some(pattern) = state.by_path.peek(&folder.path) else { return (Vec::new(), 0, 0) };
-    assert_eq!(pattern.ahead_bytes, state.unused.ahead_bytes);
+    assert_eq!(pattern.ahead_bytes, state.account.ahead_bytes);
     let marks = (0..folder.sizes.len()).map(|at| (pattern.read.has(at), pattern.ahead.has(at)));
     (marks.collect(), pattern.ahead_bytes, pattern.ahead.count() as u64)
 }

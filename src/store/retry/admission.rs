@@ -36,7 +36,7 @@ pub(super) struct Admission {
 }
 
 /// The right to send one request.
-pub(super) struct Place<'a> {
+pub(super) struct Admitted<'a> {
     admission: &'a Admission,
     _permits: [Option<SemaphorePermit<'a>>; 2],
 }
@@ -49,7 +49,7 @@ impl Admission {
     }
 
     /// Waits until a request may be sent.
-    pub(super) async fn place(&self, is_get: bool) -> Place<'_> {
+    pub(super) async fn admit(&self, is_get: bool) -> Admitted<'_> {
         if let Some(turn) = self.throttle.turn() {
             self.stats.throttled.add(1);
             sleep_until(turn).await;
@@ -57,11 +57,11 @@ impl Admission {
         let closed = "the semaphore is never closed";
         let get = if is_get { Some(self.gets.acquire().await.expect(closed)) } else { None };
         let any = self.requests.acquire().await.expect(closed);
-        Place { admission: self, _permits: [get, Some(any)] }
+        Admitted { admission: self, _permits: [get, Some(any)] }
     }
 }
 
-impl Place<'_> {
+impl Admitted<'_> {
     /// Sends the request. Gives up the place if it is overdue and there is room outside of the count.
     pub(super) async fn hold<T>(
         self,

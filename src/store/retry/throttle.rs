@@ -1,39 +1,39 @@
-//! How many requests a second a store that throttles is asked: one number for the whole mount, cut
-//! when the store refuses, raised a little as long as it does not.
+//! The rate of requests to a store that throttles: one number for the whole mount, cut when the store
+//! refuses, raised a little as long as it does not.
 
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// Answers are counted for so long before the rate is changed: long enough that a burst that was
-/// under way counts once, short enough that a mount reacts before its retries come back.
+/// Answers are counted for this long before the rate is changed: long enough that a burst in flight
+/// counts once, short enough that a mount reacts before its retries return.
 const WINDOW: Duration = Duration::from_millis(250);
-/// Requests a second, below which the rate does not fall: 128 that wait for their turn have it
-/// within a deadline, and no store that works allows less.
+/// The lowest rate, in requests a second: 128 waiting requests have their turn within a deadline, and
+/// no working store allows less.
 const FLOOR: f64 = 16.0;
-/// The rate rises by this part of what it was cut to in each second.
+/// The rate rises by this part of the cut rate in each second.
 const GROWTH: f64 = 0.2;
-/// At so many times what it was cut to, 35 s later, the rate is no bound any more.
+/// At this multiple of the cut rate, 35 s later, the limit is lifted.
 const LIFTED: f64 = 8.0;
 
-/// Requests of the whole mount, held back together. The share of refusals says how far the rate is
-/// cut, as DCTCP does for a congested network: to a half when all were refused, and hardly at all
-/// when one was of a hundred, for then the store throttles one key and not this client.
+/// Holds back the requests of the whole mount together. The share of refusals says how far the rate is
+/// cut, as DCTCP does for a congested network: to a half if all were refused, and hardly at all if
+/// one of a hundred was, because then the store throttles one key and not this client.
 #[derive(Debug)]
-pub(super) struct Throttle(Mutex<State>);
+pub(super) struct Throttle(Mutex<RateLimit>);
 
 #[derive(Debug)]
-struct State {
+struct RateLimit {
     /// Requests a second; `None` until the store has throttled.
     rate: Option<f64>,
-    /// What the rate was cut to.
+    /// The rate after the last cut.
     cut: f64,
-    /// Since when there has been a rate.
+    /// When the store began to throttle.
     throttled: Instant,
     /// When the next request may go.
     next: Instant,
-    /// Since when the rate has grown.
+    /// The rate has grown until then.
     grown: Instant,
     /// When the first answer of this window came.
     since: Instant,
@@ -44,7 +44,7 @@ struct State {
 impl Throttle {
     pub(super) fn new() -> Self {
         let now = Instant::now();
-        Self(Mutex::new(State {
+        Self(Mutex::new(RateLimit {
             rate: None,
             cut: FLOOR,
             throttled: now,
@@ -56,7 +56,7 @@ impl Throttle {
         }))
     }
 
-    /// Takes a place in the row: when the request may go, `None` for at once.
+    /// Reserves the next turn: when the request may be sent, `None` for at once.
     pub(super) fn turn(&self) -> Option<Instant> {
         let now = Instant::now();
         let mut state = self.0.lock();
@@ -72,7 +72,7 @@ impl Throttle {
         let now = Instant::now();
         let mut state = self.0.lock();
         if state.rate.is_none() && !refused && state.refusals == 0 {
-            // Nothing to learn: the common case counts no more than what a window may hold.
+            // The common case: counts only the answers of the current window.
             if state.answers == 0 || now - state.since >= WINDOW {
                 (state.since, state.answers) = (now, 0);
             }
@@ -93,7 +93,7 @@ impl Throttle {
     }
 }
 
-impl State {
+impl RateLimit {
     /// Ends a window that is over, and lets the rate grow.
     fn look(&mut self, now: Instant) {
         if let Some(rate) = self.rate {
@@ -115,7 +115,7 @@ impl State {
         }
         if self.refusals > 0 {
             let answers = f64::from(self.answers);
-            // What came is what was really asked; a rate above it bounds nothing.
+            // The rate that was really requested; a limit above it has no effect.
             let seen = answers / seconds;
             let rate = self.rate.map_or(seen, |rate| rate.min(seen));
             self.cut = (rate * (1.0 - f64::from(self.refusals) / answers / 2.0)).max(FLOOR);
