@@ -162,7 +162,7 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), CommandError> {
 }
 
 /// Pages of one listing in flight at once. At 40 ms a page 16 list 400,000 names in 1.5 s; with 32
-/// it would be 1.1 s for half again as many requests in vain (simulated: `namespace/split`).
+/// it would be 1.1 s for half again as many requests in vain (simulated: `names/asking/plan`).
 const PAGES_AT_ONCE: usize = 16;
 
 /// Stacks the layers between the kernel's requests and a store that tries once: measuring each

@@ -1,4 +1,4 @@
-//! Keys become paths by the rules N1 to N12 of `namespace/tree.rs`.
+//! Keys become paths by the rules N1 to N12 of `names/rules.rs`.
 
 use crate::common::{Scene, can_mount, errno};
 
