@@ -26,11 +26,15 @@
 //! Until one probe has been answered well, there is only one, and its range is taken back if its
 //! left neighbour comes to it first.
 
-use self::model::{Model, common};
+use self::density::{KeyDensity, real};
+pub(crate) use self::range::RangeId;
+use self::range::{Cut, FIRST_LEAP, KeyRange, behind_stem};
 use crate::names::rules::MAX_KEY_BYTES;
 use crate::store::{ListFrom, ListPage, StoreError};
 
+mod density;
 mod model;
+mod range;
 
 /// So many requests more than pages there may be, for each full page of keys found: a probe for
 /// every five pages, so that regular names, whose probes mostly succeed, stay below 1.3 requests a
@@ -40,24 +44,8 @@ const LEAST_WASTE: f64 = 0.2;
 const MORE_WASTE: f64 = 0.7;
 const MANY_PAGES: f64 = 200.0;
 
-/// Bytes that a range's keys begin with, so many that it is worth a request to see whether there are
-/// any that do not.
-const LONG_STEM: usize = 8;
-
 /// Not worth a cut: what a range seems to hold, in pages, behind the page in flight.
 const LEAST_CUT: f64 = 0.7;
-
-/// The first leap, in widths of the last page, and how it grows.
-const FIRST_LEAP: f64 = 4.0;
-
-/// An estimate by a single page's width is not believed any further than this.
-const FARTHEST_PAGES: f64 = 256.0;
-
-/// So many pages in sight of the model are worth a cut by it, whatever a page's width says.
-const MANY_IN_SIGHT: f64 = 8.0;
-
-/// Of leaps lately so many must have found something for a single page's width to be believed.
-const LEAST_LUCK: f64 = 0.5;
 
 /// So many pages come while the first probe is not answered: the store does not answer those.
 const PATIENCE_PAGES: u32 = 8;
@@ -81,10 +69,6 @@ pub(crate) enum ListingOrder {
     Unordered,
 }
 
-/// One of the ranges of a plan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct RangeId(u32);
-
 /// A page to ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ask {
@@ -95,83 +79,22 @@ pub(crate) struct Ask {
 }
 
 /// Entries of a page that belong to a range, behind those it has.
-pub(crate) type Share = (RangeId, std::ops::Range<usize>);
+pub(crate) type RangeShare = (RangeId, std::ops::Range<usize>);
 
 /// What is still to be listed of a prefix, and how.
 #[derive(Debug)]
 pub(crate) struct ListingPlan {
     prefix: String,
-    page_keys: f64,
     workers: usize,
     order: ListingOrder,
-    model: Model,
+    density: KeyDensity,
     /// In key order, side by side.
-    ranges: Vec<Range>,
+    ranges: Vec<KeyRange>,
     last_id: u32,
     in_flight: usize,
     requests: usize,
-    keys: usize,
-    /// The room that the pages so far cover, and with it how densely keys lie.
-    room: f64,
-    probes: Luck,
-    leaps: Luck,
     /// Pages since the only probe was sent, while there is but one.
     pages_since_probe: u32,
-}
-
-/// The keys behind `cursor`, or from the first one, up to `end` or to the last one there is. Both
-/// are written without the prefix.
-#[derive(Clone, Debug)]
-struct Range {
-    id: RangeId,
-    cursor: Option<String>,
-    end: Option<String>,
-    /// What the next request asks for.
-    from: ListFrom,
-    in_flight: bool,
-    done: bool,
-    /// Pages that it has had, and since it was last cut.
-    pages: u32,
-    pages_since_cut: u32,
-    empty_pages: u32,
-    keys: usize,
-    room: f64,
-    first: Option<String>,
-    /// The last page, of this range or of the one it was cut from.
-    width: Option<Width>,
-    leap: f64,
-    cut_from: Option<(RangeId, Cut)>,
-    /// Its width has led to keys, so it may be believed further than the model.
-    width_is_good: bool,
-    /// How it was last cut, on either side.
-    last_cut: Option<Cut>,
-}
-
-/// Of some probes lately: how many found anything, of how many.
-#[derive(Clone, Copy, Debug, Default)]
-struct Luck {
-    found: f64,
-    of: f64,
-}
-
-impl Luck {
-    fn note(&mut self, found: bool) {
-        self.found = self.found * 0.95 + f64::from(u8::from(found));
-        self.of = self.of * 0.95 + 1.0;
-    }
-
-    /// One half before anything is known.
-    fn share(self) -> f64 {
-        (self.found + 1.0) / (self.of + 2.0)
-    }
-}
-
-/// How a range was cut from its left neighbour.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cut {
-    Model,
-    Leap,
-    Stem,
 }
 
 /// What became of a probe.
@@ -184,32 +107,19 @@ enum Probe {
     TooNear,
 }
 
-/// How wide a full page was: the logarithm of its room among the keys with the same stem.
-#[derive(Clone, Debug)]
-struct Width {
-    last: String,
-    stem: usize,
-    ln_room: f64,
-}
-
 impl ListingPlan {
     /// Of everything behind `prefix`, `page_keys` entries a page and `workers` pages at a time.
     pub(crate) fn new(prefix: &str, page_keys: u16, workers: usize, order: ListingOrder) -> Self {
-        let whole = Range::new(RangeId(0), None, None, ListFrom::Start);
+        let whole = KeyRange::new(RangeId(0), None, None, ListFrom::Start);
         Self {
             prefix: prefix.to_owned(),
-            page_keys: f64::from(page_keys),
             workers,
             order,
-            model: Model::new(),
+            density: KeyDensity::new(page_keys),
             ranges: vec![whole],
             last_id: 0,
             in_flight: 0,
             requests: 0,
-            keys: 0,
-            room: 0.0,
-            probes: Luck::default(),
-            leaps: Luck::default(),
             pages_since_probe: 0,
         }
     }
@@ -255,7 +165,7 @@ impl ListingPlan {
         &mut self,
         id: RangeId,
         page: &ListPage,
-    ) -> Result<Vec<Share>, StoreError> {
+    ) -> Result<Vec<RangeShare>, StoreError> {
         self.in_flight -= 1;
         let Some(at) = self.ranges.iter().position(|range| range.id == id && !range.done) else {
             // Another page has brought all that it could have found.
@@ -278,7 +188,7 @@ impl ListingPlan {
         // A common prefix in which the range begins comes again.
         let first = range.behind_cursor(&keys);
         let own = range.up_to_end(&keys).max(first);
-        self.learn(at, &keys, first, own, page.next.is_some());
+        self.learn(at, &keys, (first, own), page.next.is_some());
 
         let range = &mut self.ranges[at];
         range.pages += 1;
@@ -296,7 +206,7 @@ impl ListingPlan {
         if own < keys.len() || page.next.is_none() {
             self.share(at + 1, page, &keys, &mut shares);
         }
-        self.keys += shares.iter().map(|(_, entries)| entries.len()).sum::<usize>();
+        self.density.keys += shares.iter().map(|(_, entries)| entries.len()).sum::<usize>();
         Ok(shares)
     }
 
@@ -320,7 +230,7 @@ impl ListingPlan {
 
     /// Entries behind the end of a range belong to those on its right: all of such a range, or the
     /// beginning of one that has no request in flight.
-    fn share(&mut self, from: usize, page: &ListPage, keys: &[&str], shares: &mut Vec<Share>) {
+    fn share(&mut self, from: usize, page: &ListPage, keys: &[&str], shares: &mut Vec<RangeShare>) {
         for range in &mut self.ranges[from..] {
             let (first, own) = (range.behind_cursor(keys), range.up_to_end(keys));
             if page.next.is_some() && first == keys.len() {
@@ -362,51 +272,22 @@ impl ListingPlan {
         self.ranges[at].end = right.end;
     }
 
-    fn learn(&mut self, at: usize, keys: &[&str], first: usize, own: usize, is_cut_off: bool) {
-        let range = &self.ranges[at];
-        let start = range.cursor().to_owned();
-        let before = if range.pages > 0 { &*start } else { "" };
-        self.model.learn(before, &keys[first..]);
-
-        let is_all = own < keys.len() || !is_cut_off;
-        let end = if is_all { range.end.as_deref() } else { keys.last().copied() };
-        // What lies before the very first key says nothing of how densely keys lie.
-        let from = if range.cursor.is_none() { keys.first().copied() } else { Some(&*start) };
-        let room = from.map_or(0.0, |from| self.model.ln_span(from, end).exp());
-        let width = match keys[first..] {
-            [first, .., last] => {
-                let stem = common(first, last);
-                let room = self.model.place(last, stem) - self.model.place(first, stem);
-                let full = self.page_keys / real(keys.len());
-                Some(Width { last: last.to_owned(), stem, ln_room: (room.max(1e-12) * full).ln() })
-            }
-            _ => None,
-        };
-        let found = own - first;
-        // Nor does what lies behind a stem that holds all keys.
-        let behind_stem = matches!(range.cut_from, Some((_, Cut::Stem)));
-        let room = if behind_stem && found == 0 { 0.0 } else { room };
-        self.room += room;
-
+    fn learn(&mut self, at: usize, keys: &[&str], own: (usize, usize), is_cut_off: bool) {
         let range = &mut self.ranges[at];
-        if range.first.is_none() {
-            range.first = keys.get(first).map(|key| (*key).to_owned());
-        }
-        range.keys += found;
-        range.room += room;
-        range.width = width.or(range.width.take());
+        let is_all = self.density.learn(range, keys, own, is_cut_off);
         let Some((parent, cut)) = range.cut_from.filter(|_| range.pages == 0) else { return };
         // Its parent learns whether it was cut too far.
-        range.width_is_good = cut == Cut::Leap && found > 0 && !is_all;
-        self.note(parent, cut, if found > 0 { Probe::Found } else { Probe::TooFar });
+        let found = own.1 > own.0;
+        range.width_is_good = cut == Cut::Leap && found && !is_all;
+        self.note(parent, cut, if found { Probe::Found } else { Probe::TooFar });
     }
 
     /// What a probe tells of the range that it was cut from.
     fn note(&mut self, parent: RangeId, cut: Cut, probe: Probe) {
         let (by_leap, found) = (cut == Cut::Leap, probe == Probe::Found);
-        self.probes.note(found);
+        self.density.probes.note(found);
         if by_leap {
-            self.leaps.note(found);
+            self.density.leaps.note(found);
         }
         let Some(parent) = self.ranges.iter_mut().find(|range| range.id == parent) else { return };
         if found && by_leap {
@@ -428,16 +309,16 @@ impl ListingPlan {
         }
         let probing = self.ranges.iter().filter(|range| range.is_probe() && !range.done).count();
         let answered = real(self.requests - self.in_flight);
-        let full = real(self.keys) / self.page_keys;
+        let full = self.density.full_pages();
         let waste = full * LEAST_WASTE + (full - MANY_PAGES).max(0.0) * MORE_WASTE;
         if answered + real(probing) + 1.0 > full + waste {
             return None;
         }
 
-        let luck = self.probes.share().max(0.05);
+        let luck = self.density.probes.share().max(0.05);
         let mut candidates: Vec<(f64, bool, usize)> = Vec::new();
         for (at, range) in self.ranges.iter().enumerate().filter(|(_, range)| !range.done) {
-            let (pages, by_leap) = self.estimate(range);
+            let (pages, by_leap) = self.density.estimate(range);
             let pages = (pages - 1.0) * if range.pages == 0 { luck } else { 1.0 };
             if pages > LEAST_CUT {
                 candidates.push((pages.min(4096.0), by_leap, at));
@@ -448,8 +329,8 @@ impl ListingPlan {
             let range = &self.ranges[at];
             // The left half has a page in flight, so it keeps one more than a half.
             let left = ((1.0 + pages / 2.0) / (1.0 + pages)).clamp(0.05, 0.97);
-            let middle = || self.middle(range, left);
-            let leap = || self.leap(range);
+            let middle = || self.density.middle(range, left);
+            let leap = || self.density.leap(range);
             if let Some(end) = behind_stem(range) {
                 return Some((at, end, Cut::Stem));
             }
@@ -469,12 +350,12 @@ impl ListingPlan {
         self.pages_since_probe = 0;
         let left = &mut self.ranges[at];
         let from = ListFrom::After(format!("{}{end}", self.prefix));
-        let right = Range {
+        let right = KeyRange {
             width: left.width.clone(),
             leap: if cut == Cut::Leap { left.leap * 4.0 } else { left.leap },
             cut_from: Some((left.id, cut)),
             last_cut: Some(cut),
-            ..Range::new(RangeId(self.last_id), Some(end.clone()), left.end.take(), from)
+            ..KeyRange::new(RangeId(self.last_id), Some(end.clone()), left.end.take(), from)
         };
         left.end = Some(end);
         left.last_cut = Some(cut);
@@ -484,207 +365,6 @@ impl ListingPlan {
         self.ranges.insert(at + 1, right);
         at + 1
     }
-
-    /// How many pages a range seems to hold, and whether the model has no part in that.
-    fn estimate(&self, range: &Range) -> (f64, bool) {
-        let mut density = real(self.keys) / self.room.max(f64::MIN_POSITIVE);
-        if range.keys > 0 {
-            density = (density * (real(range.keys) / range.room.max(f64::MIN_POSITIVE))).sqrt();
-        }
-        let span = self.model.ln_span(range.cursor(), range.end.as_deref()).exp();
-        let by_model = span * density / self.page_keys;
-        let luck = self.leaps.share();
-        if range.width_is_good && luck >= LEAST_LUCK {
-            let by_width = self.pages_by_width(range).min(FARTHEST_PAGES);
-            if by_width > by_model {
-                let is_turn = range.last_cut != Some(Cut::Leap);
-                return (by_width, is_turn || by_model < MANY_IN_SIGHT);
-            }
-        }
-        let age = f64::from(range.pages_since_cut) * (luck / LEAST_LUCK).min(1.0);
-        if age > by_model { (age, true) } else { (by_model, false) }
-    }
-
-    /// What the range holds if all of it is as dense as the last page.
-    fn pages_by_width(&self, range: &Range) -> f64 {
-        let Some(width) = &range.width else { return FARTHEST_PAGES };
-        let stem = range.end.as_ref().map_or(0, |end| common(range.cursor(), end));
-        let end = range.end.as_ref().map_or(1.0, |end| self.model.place(end, stem));
-        let room = end - self.model.place(range.cursor(), stem);
-        if room <= 0.0 {
-            return 0.0;
-        }
-        (room.ln() - self.ln_width(width, range.cursor(), stem)).exp()
-    }
-
-    /// The width as seen from another stem.
-    fn ln_width(&self, width: &Width, cursor: &str, stem: usize) -> f64 {
-        if stem <= width.stem {
-            width.ln_room + self.model.ln_room(&width.last, stem..width.stem)
-        } else {
-            width.ln_room - self.model.ln_room(cursor, width.stem..stem)
-        }
-    }
-
-    /// A place that leaves this share of the range's room on its left.
-    fn middle(&self, range: &Range, left: f64) -> Option<String> {
-        let (cursor, end) = (range.cursor(), range.end.as_deref());
-        let stem = end.map_or(0, |end| common(cursor, end));
-        let from = self.model.place(cursor, stem);
-        let room = end.map_or(1.0, |end| self.model.place(end, stem)) - from;
-        if room <= 0.0 {
-            return None;
-        }
-        let stem = &cursor.as_bytes()[..stem];
-        speakable(&self.model.string_at(stem, from + room * left, room * 0.02), cursor, end)
-    }
-
-    /// A place so many pages ahead as the range leaps, by the width of its last page; behind the
-    /// last page's stem where that ends before.
-    fn leap(&self, range: &Range) -> Option<String> {
-        let width = range.width.as_ref()?;
-        let pages = self.pages_by_width(range);
-        let leap = if pages < range.leap * 3.0 { 1.0 + pages / 2.0 } else { range.leap };
-        let shortest = range.end.as_ref().map_or(0, |end| common(range.cursor(), end));
-        let longest = width.stem.min(range.cursor().len()).max(shortest);
-        (shortest..=longest).rev().find_map(|stem| {
-            let ahead = leap * self.ln_width(width, range.cursor(), stem).exp();
-            let place = self.model.place(range.cursor(), stem) + ahead;
-            if place >= 1.0 {
-                return None;
-            }
-            let end = self.model.string_at(&range.cursor().as_bytes()[..stem], place, ahead * 0.05);
-            speakable(&end, range.cursor(), range.end.as_deref())
-        })
-    }
-}
-
-impl Range {
-    /// A range that nothing is known of.
-    fn new(id: RangeId, cursor: Option<String>, end: Option<String>, from: ListFrom) -> Self {
-        Self {
-            id,
-            cursor,
-            end,
-            from,
-            in_flight: false,
-            done: false,
-            pages: 0,
-            pages_since_cut: 0,
-            empty_pages: 0,
-            keys: 0,
-            room: 0.0,
-            first: None,
-            width: None,
-            leap: FIRST_LEAP,
-            cut_from: None,
-            width_is_good: false,
-            last_cut: None,
-        }
-    }
-
-    /// Waits for its first answer.
-    fn is_probe(&self) -> bool {
-        self.pages == 0 && matches!(self.from, ListFrom::After(_))
-    }
-
-    fn cursor(&self) -> &str {
-        self.cursor.as_deref().unwrap_or_default()
-    }
-
-    /// Where the keys begin that stand behind the cursor.
-    fn behind_cursor(&self, keys: &[&str]) -> usize {
-        keys.partition_point(|key| Some(*key) <= self.cursor.as_deref())
-    }
-
-    /// Where the keys begin that stand behind the end.
-    fn up_to_end(&self, keys: &[&str]) -> usize {
-        let end = self.end.as_deref();
-        end.map_or(keys.len(), |end| keys.partition_point(|key| *key <= end))
-    }
-
-    fn take(&mut self, keys: &[&str]) {
-        if let Some(last) = keys.last() {
-            self.cursor = Some((*last).to_owned());
-        }
-    }
-
-    /// Where the range goes on behind a page that it has taken up to its cursor; `to_the_last`: up
-    /// to the page's last entry.
-    fn go_on(&mut self, page: &ListPage, to_the_last: bool, prefix: &str) {
-        let at_end = self.end.is_some() && self.cursor >= self.end;
-        let Some(token) = page.next.clone().filter(|_| to_the_last && !at_end) else {
-            self.done = true;
-            return;
-        };
-        let cursor = self.cursor.as_ref();
-        let last = cursor.map_or_else(String::new, |cursor| format!("{prefix}{cursor}"));
-        self.from = ListFrom::Token { token, last };
-    }
-}
-
-/// A place behind everything that begins as the range's keys have so far. For a range without
-/// an end it is what tells most: numbers are padded and names have a constant beginning, so
-/// there is likely nothing, and then the model has much less to guess.
-fn behind_stem(range: &Range) -> Option<String> {
-    let cursor = range.cursor();
-    let stem = common(range.first.as_deref()?, cursor);
-    let bounds = range.end.as_ref().map_or(0, |end| common(cursor, end));
-    if range.pages < 2 || stem <= bounds {
-        return None;
-    }
-    let rest = &cursor.as_bytes()[bounds..stem];
-    let stem = if range.end.is_some() {
-        (rest.len() >= LONG_STEM).then_some(stem)?
-    } else if let Some(word) = rest.iter().rposition(|symbol| !symbol.is_ascii_digit()) {
-        bounds + word + 1
-    } else {
-        // Somewhere in the number the digits begin to count.
-        (rest.len() >= 2).then_some(bounds + rest.len() / 2)?
-    };
-    let mut behind = cursor.as_bytes()[..stem].to_vec();
-    behind.push(b'~');
-    speakable(&behind, cursor, range.end.as_deref())
-}
-
-/// Counts here are far below what a float can tell apart.
-fn real(count: usize) -> f64 {
-    u32::try_from(count).unwrap_or(u32::MAX).into()
-}
-
-/// What can be said of a guess in a request, if that lies between the two: UTF-8, no control
-/// character, and not inside a common prefix, which would be listed on both sides.
-fn speakable(guess: &[u8], behind: &str, before: Option<&str>) -> Option<String> {
-    let mut guess = guess.iter().copied().peekable();
-    let mut spoken = Vec::new();
-    while let Some(byte) = guess.next() {
-        let (more, least, most) = match byte {
-            // Behind everything in the common prefix.
-            b'/' => {
-                spoken.push(b'/' + 1);
-                break;
-            }
-            0xc2..=0xdf => (1, 0x80, 0xbf),
-            0xe0 => (2, 0xa0, 0xbf),
-            0xed => (2, 0x80, 0x9f),
-            0xe1..=0xef => (2, 0x80, 0xbf),
-            0xf0 => (3, 0x90, 0xbf),
-            0xf1..=0xf3 => (3, 0x80, 0xbf),
-            0xf4 => (3, 0x80, 0x8f),
-            _ => {
-                spoken.push(byte.clamp(b' ', b'~'));
-                continue;
-            }
-        };
-        spoken.push(byte);
-        let mut bounds = (least, most);
-        for _ in 0..more {
-            spoken.push(guess.next().unwrap_or(bounds.0).clamp(bounds.0, bounds.1));
-            bounds = (0x80, 0xbf);
-        }
-    }
-    let spoken = String::from_utf8(spoken).expect("built by the table of UTF-8");
-    (spoken.as_str() > behind && before.is_none_or(|end| spoken.as_str() < end)).then_some(spoken)
 }
 
 #[cfg(test)]

@@ -20,23 +20,23 @@ const NARROWEST: f64 = 1e-14;
 
 /// The symbols of names, position by position.
 #[derive(Clone, Debug)]
-pub(crate) struct Model {
-    positions: Vec<Position>,
+pub(crate) struct KeyModel {
+    positions: Vec<SymbolCounts>,
     /// Of any position where nothing was seen.
-    unseen: Position,
+    unseen: SymbolCounts,
 }
 
 #[derive(Clone, Debug)]
-struct Position {
+struct SymbolCounts {
     edges: Box<[u32; 256]>,
     /// Of each byte the room of all smaller ones; the last is 1.
     below: Box<[f64; 257]>,
     is_stale: bool,
 }
 
-impl Model {
+impl KeyModel {
     pub(crate) fn new() -> Self {
-        Self { positions: Vec::new(), unseen: Position::new() }
+        Self { positions: Vec::new(), unseen: SymbolCounts::new() }
     }
 
     /// Learns from keys that follow each other, the first one behind `before`.
@@ -44,7 +44,7 @@ impl Model {
         for key in keys {
             let length = key.len().min(MAX_POSITIONS);
             while self.positions.len() < length {
-                self.positions.push(Position::new());
+                self.positions.push(SymbolCounts::new());
             }
             for (at, symbol) in key.bytes().enumerate().take(length).skip(common(before, key)) {
                 self.positions[at].edges[usize::from(symbol)] += 1;
@@ -57,7 +57,7 @@ impl Model {
         }
     }
 
-    fn at(&self, at: usize) -> &Position {
+    fn at(&self, at: usize) -> &SymbolCounts {
         self.positions.get(at).unwrap_or(&self.unseen)
     }
 
@@ -107,7 +107,7 @@ impl Model {
     }
 }
 
-impl Position {
+impl SymbolCounts {
     fn new() -> Self {
         let edges = Box::new([0; 256]);
         let mut position = Self { edges, below: Box::new([0.0; 257]), is_stale: true };
@@ -124,11 +124,11 @@ impl Position {
         let mut seen = 0;
         let mut total = 0.0;
         for (symbol, edges) in (0..=255).zip(self.edges.iter()).filter(|(_, edges)| **edges > 0) {
-            seen |= 1 << Class::of(symbol) as u32;
+            seen |= 1 << SymbolClass::of(symbol) as u32;
             total += f64::from(*edges);
         }
-        let alike = |symbol: u8| match Class::of(symbol) {
-            Class::Other => self.edges[usize::from(symbol)] > 0,
+        let alike = |symbol: u8| match SymbolClass::of(symbol) {
+            SymbolClass::Other => self.edges[usize::from(symbol)] > 0,
             class => class.is_alike(seen),
         };
         let alikes: u16 = (0..=255).map(|symbol| u16::from(alike(symbol))).sum();
@@ -137,7 +137,7 @@ impl Position {
         let mut sum = 0.0;
         for symbol in 0..=255_u8 {
             let at = usize::from(symbol);
-            let prior = general * Class::general_room(symbol)
+            let prior = general * SymbolClass::general_room(symbol)
                 + if alike(symbol) { among_alike } else { 0.0 };
             self.below[at] = sum;
             sum += (f64::from(self.edges[at]) + PRIOR_EDGES * prior) / (total + PRIOR_EDGES);
@@ -152,7 +152,7 @@ impl Position {
 
 /// Symbols that stand for each other: where one was seen, the others are likely.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Class {
+enum SymbolClass {
     Digit,
     LowerHex,
     Lower,
@@ -165,7 +165,7 @@ enum Class {
     Other,
 }
 
-impl Class {
+impl SymbolClass {
     const fn of(symbol: u8) -> Self {
         match symbol {
             b'0'..=b'9' => Self::Digit,

@@ -1,6 +1,7 @@
 //! A listing is played page by page: every request takes a round, give or take what its number
 //! says, so that answers overtake each other.
 
+use super::range::speakable;
 use super::*;
 use crate::store::ListEntry;
 

@@ -1,0 +1,187 @@
+//! One range of a listing's keys, listed page by page. Pure.
+
+use super::model::common;
+use crate::store::{ListFrom, ListPage};
+
+/// The first leap, in widths of the last page, and how it grows.
+pub(super) const FIRST_LEAP: f64 = 4.0;
+
+/// Bytes that a range's keys begin with, so many that it is worth a request to see whether there are
+/// any that do not.
+const LONG_STEM: usize = 8;
+
+/// One of the ranges of a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct RangeId(pub(super) u32);
+
+/// The keys behind `cursor`, or from the first one, up to `end` or to the last one there is. Both
+/// are written without the prefix.
+#[derive(Clone, Debug)]
+pub(super) struct KeyRange {
+    pub(super) id: RangeId,
+    pub(super) cursor: Option<String>,
+    pub(super) end: Option<String>,
+    /// What the next request asks for.
+    pub(super) from: ListFrom,
+    pub(super) in_flight: bool,
+    pub(super) done: bool,
+    /// Pages that it has had, and since it was last cut.
+    pub(super) pages: u32,
+    pub(super) pages_since_cut: u32,
+    pub(super) empty_pages: u32,
+    pub(super) keys: usize,
+    pub(super) room: f64,
+    pub(super) first: Option<String>,
+    /// The last page, of this range or of the one it was cut from.
+    pub(super) width: Option<Width>,
+    pub(super) leap: f64,
+    pub(super) cut_from: Option<(RangeId, Cut)>,
+    /// Its width has led to keys, so it may be believed further than the model.
+    pub(super) width_is_good: bool,
+    /// How it was last cut, on either side.
+    pub(super) last_cut: Option<Cut>,
+}
+
+/// How a range was cut from its left neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cut {
+    Model,
+    Leap,
+    Stem,
+}
+
+/// How wide a full page was: the logarithm of its room among the keys with the same stem.
+#[derive(Clone, Debug)]
+pub(super) struct Width {
+    pub(super) last: String,
+    pub(super) stem: usize,
+    pub(super) ln_room: f64,
+}
+
+impl KeyRange {
+    /// A range that nothing is known of.
+    pub(super) fn new(
+        id: RangeId,
+        cursor: Option<String>,
+        end: Option<String>,
+        from: ListFrom,
+    ) -> Self {
+        Self {
+            id,
+            cursor,
+            end,
+            from,
+            in_flight: false,
+            done: false,
+            pages: 0,
+            pages_since_cut: 0,
+            empty_pages: 0,
+            keys: 0,
+            room: 0.0,
+            first: None,
+            width: None,
+            leap: FIRST_LEAP,
+            cut_from: None,
+            width_is_good: false,
+            last_cut: None,
+        }
+    }
+
+    /// Waits for its first answer.
+    pub(super) fn is_probe(&self) -> bool {
+        self.pages == 0 && matches!(self.from, ListFrom::After(_))
+    }
+
+    pub(super) fn cursor(&self) -> &str {
+        self.cursor.as_deref().unwrap_or_default()
+    }
+
+    /// Where the keys begin that stand behind the cursor.
+    pub(super) fn behind_cursor(&self, keys: &[&str]) -> usize {
+        keys.partition_point(|key| Some(*key) <= self.cursor.as_deref())
+    }
+
+    /// Where the keys begin that stand behind the end.
+    pub(super) fn up_to_end(&self, keys: &[&str]) -> usize {
+        let end = self.end.as_deref();
+        end.map_or(keys.len(), |end| keys.partition_point(|key| *key <= end))
+    }
+
+    pub(super) fn take(&mut self, keys: &[&str]) {
+        if let Some(last) = keys.last() {
+            self.cursor = Some((*last).to_owned());
+        }
+    }
+
+    /// Where the range goes on behind a page that it has taken up to its cursor; `to_the_last`: up
+    /// to the page's last entry.
+    pub(super) fn go_on(&mut self, page: &ListPage, to_the_last: bool, prefix: &str) {
+        let at_end = self.end.is_some() && self.cursor >= self.end;
+        let Some(token) = page.next.clone().filter(|_| to_the_last && !at_end) else {
+            self.done = true;
+            return;
+        };
+        let cursor = self.cursor.as_ref();
+        let last = cursor.map_or_else(String::new, |cursor| format!("{prefix}{cursor}"));
+        self.from = ListFrom::Token { token, last };
+    }
+}
+
+/// A place behind everything that begins as the range's keys have so far. For a range without
+/// an end it is what tells most: numbers are padded and names have a constant beginning, so
+/// there is likely nothing, and then the model has much less to guess.
+pub(super) fn behind_stem(range: &KeyRange) -> Option<String> {
+    let cursor = range.cursor();
+    let stem = common(range.first.as_deref()?, cursor);
+    let bounds = range.end.as_ref().map_or(0, |end| common(cursor, end));
+    if range.pages < 2 || stem <= bounds {
+        return None;
+    }
+    let rest = &cursor.as_bytes()[bounds..stem];
+    let stem = if range.end.is_some() {
+        (rest.len() >= LONG_STEM).then_some(stem)?
+    } else if let Some(word) = rest.iter().rposition(|symbol| !symbol.is_ascii_digit()) {
+        bounds + word + 1
+    } else {
+        // Somewhere in the number the digits begin to count.
+        (rest.len() >= 2).then_some(bounds + rest.len() / 2)?
+    };
+    let mut behind = cursor.as_bytes()[..stem].to_vec();
+    behind.push(b'~');
+    speakable(&behind, cursor, range.end.as_deref())
+}
+
+/// What can be said of a guess in a request, if that lies between the two: UTF-8, no control
+/// character, and not inside a common prefix, which would be listed on both sides.
+pub(super) fn speakable(guess: &[u8], behind: &str, before: Option<&str>) -> Option<String> {
+    let mut guess = guess.iter().copied().peekable();
+    let mut spoken = Vec::new();
+    while let Some(byte) = guess.next() {
+        let (more, least, most) = match byte {
+            // Behind everything in the common prefix.
+            b'/' => {
+                spoken.push(b'/' + 1);
+                break;
+            }
+            0xc2..=0xdf => (1, 0x80, 0xbf),
+            0xe0 => (2, 0xa0, 0xbf),
+            0xed => (2, 0x80, 0x9f),
+            0xe1..=0xef => (2, 0x80, 0xbf),
+            0xf0 => (3, 0x90, 0xbf),
+            0xf1..=0xf3 => (3, 0x80, 0xbf),
+            0xf4 => (3, 0x80, 0x8f),
+            _ => {
+                spoken.push(byte.clamp(b' ', b'~'));
+                continue;
+            }
+        };
+        spoken.push(byte);
+        let mut bounds = (least, most);
+        for _ in 0..more {
+            spoken.push(guess.next().unwrap_or(bounds.0).clamp(bounds.0, bounds.1));
+            bounds = (0x80, 0xbf);
+        }
+    }
+    let spoken = String::from_utf8(spoken).expect("built by the table of UTF-8");
+    (spoken.as_str() > behind && before.is_none_or(|end| spoken.as_str() < end)).then_some(spoken)
+}
