@@ -4,7 +4,7 @@
 //! system when a scraper asks; nothing here is on the path of a read.
 
 use std::convert::Infallible;
-use std::fmt;
+use std::fmt::{Display, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -20,10 +20,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, prometheus_text};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
@@ -71,11 +67,20 @@ impl Exporter {
 
     /// All metrics, in Prometheus' text format 0.0.4.
     fn text(&self) -> String {
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(self.clone()));
-        let mut text = String::new();
-        prometheus_text::encode(&mut text, &registry).expect("a String takes everything");
-        text
+        let stats = &**self.fs.stats();
+        let mut out = Text::default();
+        let help = "What is mounted where, and by which version; always 1.";
+        out.family("fasts3_mount_info", "gauge", help);
+        let info: Vec<_> = self.info.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        out.sample("fasts3_mount_info", &info, 1);
+        out.counters(stats);
+        out.store(stats);
+        out.kernel(stats);
+        let (used, budget) = self.fs.memory_bytes();
+        out.gauge("fasts3_memory_used_bytes", "Object bytes that are held or awaited.", used);
+        out.gauge("fasts3_memory_budget_bytes", "The bound on them.", budget);
+        out.process(self.started);
+        out.0
     }
 }
 
@@ -104,7 +109,7 @@ async fn answer(stream: TcpStream, exporter: Exporter) {
 fn respond(exporter: &Exporter, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let (status, kind, text) = match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/metrics") => {
-            (StatusCode::OK, prometheus_text::CONTENT_TYPE, exporter.text())
+            (StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", exporter.text())
         }
         (&Method::GET | &Method::HEAD, _) => {
             (StatusCode::NOT_FOUND, "text/plain", "metrics are at /metrics\n".to_owned())
@@ -119,169 +124,154 @@ fn respond(exporter: &Exporter, request: &Request<Incoming>) -> Response<Full<By
         .expect("the headers are constants")
 }
 
-impl fmt::Debug for Exporter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Exporter").field(&self.info).finish()
-    }
-}
+/// The format is described in Prometheus' "Exposition formats": a family is its help and its kind,
+/// then its samples.
+#[derive(Default)]
+struct Text(String);
 
-impl Collector for Exporter {
-    fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
-        let mut out = Out(encoder);
-        let stats = &**self.fs.stats();
-        let mount = self.info.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        let help = "What is mounted where, and by which version; always 1.";
-        out.gauges("fasts3_mount_info", help, [(mount, 1)])?;
-        out.counters(stats)?;
-        out.store(stats)?;
-        out.kernel(stats)?;
-        let (used, budget) = self.fs.memory_bytes();
-        out.gauge("fasts3_memory_used_bytes", "Object bytes that are held or awaited.", used)?;
-        out.gauge("fasts3_memory_budget_bytes", "The bound on them.", budget)?;
-        out.process(self.started)
-    }
-}
-
-/// Writes metrics.
-struct Out<'a>(DescriptorEncoder<'a>);
-
-type Labels = Vec<(&'static str, &'static str)>;
-
-impl Out<'_> {
-    fn counters(&mut self, stats: &Stats) -> fmt::Result {
+impl Text {
+    fn counters(&mut self, stats: &Stats) {
         let totals = stats.snapshot();
         for family in totals.series().chunk_by(|one, next| one.metric == next.metric) {
-            let samples = family.iter().map(|series| (series.label, series.value));
-            self.counter(family[0].metric, family[0].help, samples)?;
+            self.family(family[0].metric, "counter", family[0].help);
+            for series in family {
+                self.sample(series.metric, series.label.as_slice(), series.value);
+            }
         }
+        let name = "fasts3_fetched_bytes_total";
+        self.family(name, "counter", "Object bytes that arrived, by why they were asked for.");
         let demand = totals.bytes_fetched.saturating_sub(totals.bytes_ahead);
-        self.counter(
-            "fasts3_fetched_bytes",
-            "Object bytes that arrived, by why they were asked for.",
-            [
-                (Some(("purpose", "demand")), demand),
-                (Some(("purpose", "ahead")), totals.bytes_ahead),
-            ],
-        )?;
-        self.counter(
-            "fasts3_fuse_errors",
-            "Requests of the kernel that were answered with an error.",
-            stats.fuse.errors().map(|(errno, count)| (Some(("errno", errno)), count)),
-        )
+        self.sample(name, &[("purpose", "demand")], demand);
+        self.sample(name, &[("purpose", "ahead")], totals.bytes_ahead);
+        let name = "fasts3_fuse_errors_total";
+        self.family(name, "counter", "Requests of the kernel that were answered with an error.");
+        for (errno, count) in stats.fuse.errors() {
+            self.sample(name, &[("errno", errno)], count);
+        }
     }
 
-    fn store(&mut self, stats: &Stats) -> fmt::Result {
-        let requests = &stats.requests;
-        let all = RequestKind::ALL
-            .into_iter()
-            .flat_map(|kind| Outcome::ALL.into_iter().map(move |outcome| (kind, outcome)));
-        self.histograms(
-            "fasts3_store_request_duration_seconds",
-            "Requests to the store, each attempt by itself, from sending one to the end of its \
-             answer.",
-            all.filter_map(|(kind, outcome)| {
-                let took = requests.took(kind, outcome).counts();
-                // Outcomes that never happen would be most of the text; `ok` is always there.
-                (outcome == Outcome::Ok || took.count() > 0)
-                    .then(|| (vec![("kind", kind.name()), ("outcome", outcome.name())], took))
-            }),
-        )?;
-        self.gauges(
-            "fasts3_store_requests_in_flight",
-            "Requests to the store that are under way.",
-            RequestKind::ALL.map(|kind| (vec![("kind", kind.name())], requests.in_flight(kind))),
-        )?;
-        self.histograms(
-            "fasts3_store_first_byte_seconds",
-            "From asking for a range of an object to its first byte, retries included.",
-            [(vec![], stats.first_byte.counts())],
-        )
+    fn store(&mut self, stats: &Stats) {
+        let name = "fasts3_store_request_duration_seconds";
+        let help = "Requests to the store, each attempt by itself, from sending one to the end of \
+                    its answer.";
+        self.family(name, "histogram", help);
+        for (kind, outcome) in
+            RequestKind::ALL.iter().flat_map(|kind| Outcome::ALL.map(|outcome| (*kind, outcome)))
+        {
+            let took = stats.requests.took(kind, outcome).counts();
+            // Outcomes that never happen would be most of the text; `ok` is always there.
+            if outcome == Outcome::Ok || took.count() > 0 {
+                self.histogram(name, &[("kind", kind.name()), ("outcome", outcome.name())], &took);
+            }
+        }
+        let name = "fasts3_store_requests_in_flight";
+        self.family(name, "gauge", "Requests to the store that are under way.");
+        for kind in RequestKind::ALL {
+            self.sample(name, &[("kind", kind.name())], stats.requests.in_flight(kind));
+        }
+        let name = "fasts3_store_first_byte_seconds";
+        let help = "From asking for a range of an object to its first byte, retries included.";
+        self.family(name, "histogram", help);
+        self.histogram(name, &[], &stats.first_byte.counts());
     }
 
-    fn kernel(&mut self, stats: &Stats) -> fmt::Result {
-        let label = |operation: Operation| vec![("operation", operation.name())];
-        self.histograms(
-            "fasts3_fuse_operation_duration_seconds",
-            "Requests of the kernel, from when they are taken to when they are answered.",
-            Operation::ALL.map(|kind| (label(kind), stats.fuse.took(kind).counts())),
-        )?;
-        self.gauges(
-            "fasts3_fuse_operations_in_flight",
-            "Requests of the kernel that wait for their answer.",
-            Operation::ALL.map(|kind| (label(kind), stats.fuse.in_flight(kind))),
-        )
+    fn kernel(&mut self, stats: &Stats) {
+        let name = "fasts3_fuse_operation_duration_seconds";
+        let help = "Requests of the kernel, from when they are taken to when they are answered.";
+        self.family(name, "histogram", help);
+        for kind in Operation::ALL {
+            self.histogram(name, &[("operation", kind.name())], &stats.fuse.took(kind).counts());
+        }
+        let name = "fasts3_fuse_operations_in_flight";
+        self.family(name, "gauge", "Requests of the kernel that wait for their answer.");
+        for kind in Operation::ALL {
+            self.sample(name, &[("operation", kind.name())], stats.fuse.in_flight(kind));
+        }
     }
 
     /// The process, under the names that all exporters use.
-    fn process(&mut self, started: SystemTime) -> fmt::Result {
+    fn process(&mut self, started: SystemTime) {
         let seconds = started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        self.gauge("process_start_time_seconds", "When the mount began.", seconds)?;
+        self.gauge("process_start_time_seconds", "When the mount began.", seconds);
         if let Some(bytes) = resident_bytes() {
-            self.gauge("process_resident_memory_bytes", "Resident memory.", bytes)?;
+            self.gauge("process_resident_memory_bytes", "Resident memory.", bytes);
         }
         if let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) {
             let used = usage.user_time() + usage.system_time();
             let microseconds = u64::try_from(used.num_microseconds()).unwrap_or_default();
-            let seconds = Duration::from_micros(microseconds).as_secs_f64();
-            self.family("process_cpu_seconds", "CPU time, user and system.", MetricType::Counter)?
-                .encode_counter::<NoLabelSet, f64, f64>(&seconds, None)?;
+            let name = "process_cpu_seconds_total";
+            self.family(name, "counter", "CPU time, user and system.");
+            self.sample(name, &[], Duration::from_micros(microseconds).as_secs_f64());
         }
-        Ok(())
     }
 
-    fn family<'s>(
-        &'s mut self,
-        name: &'s str,
-        help: &str,
-        kind: MetricType,
-    ) -> Result<MetricEncoder<'s>, fmt::Error> {
-        self.0.encode_descriptor(name, help, None, kind)
+    fn gauge(&mut self, name: &str, help: &str, value: u64) {
+        self.family(name, "gauge", help);
+        self.sample(name, &[], value);
     }
 
-    /// The encoder writes `_total` behind the name.
-    fn counter(
-        &mut self,
-        name: &str,
-        help: &str,
-        samples: impl IntoIterator<Item = (Option<(&'static str, &'static str)>, u64)>,
-    ) -> fmt::Result {
-        let mut family = self.family(name, help, MetricType::Counter)?;
-        samples.into_iter().try_for_each(|(label, value)| {
-            family
-                .encode_family(&label.as_slice())?
-                .encode_counter::<NoLabelSet, u64, f64>(&value, None)
-        })
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        self.gauges(name, help, [(vec![], value)])
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
+        self.0.push_str(name);
+        for (at, (label, value)) in labels.iter().enumerate() {
+            let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let _ = write!(self.0, "{}{label}=\"{value}\"", if at == 0 { '{' } else { ',' });
+        }
+        let _ = writeln!(self.0, "{} {value}", if labels.is_empty() { "" } else { "}" });
     }
 
-    fn gauges<'l>(
-        &mut self,
-        name: &str,
-        help: &str,
-        samples: impl IntoIterator<Item = (Vec<(&'static str, &'l str)>, u64)>,
-    ) -> fmt::Result {
-        let mut family = self.family(name, help, MetricType::Gauge)?;
-        samples
-            .into_iter()
-            .try_for_each(|(labels, value)| family.encode_family(&labels)?.encode_gauge(&value))
+    fn histogram(&mut self, name: &str, labels: &[(&str, &str)], took: &Durations) {
+        let (bucket, mut below) = (format!("{name}_bucket"), 0);
+        for (bound, count) in took.buckets() {
+            below += count;
+            // As a number with a point, as other exporters write it.
+            let bound = match bound {
+                _ if bound.is_infinite() => "+Inf".to_owned(),
+                _ if bound.fract() > 0.0 => bound.to_string(),
+                _ => format!("{bound:.1}"),
+            };
+            self.sample(&bucket, &[labels, &[("le", &bound)]].concat(), below);
+        }
+        self.sample(&format!("{name}_sum"), labels, took.seconds);
+        self.sample(&format!("{name}_count"), labels, below);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_may_hold_any_text() {
+        let mut text = Text::default();
+        text.family("m", "gauge", "Help.");
+        text.sample("m", &[("a", "q\"b\\n\nä"), ("c", "")], 1);
+        text.sample("m", &[], 0.5);
+        let want = "# HELP m Help.\n# TYPE m gauge\nm{a=\"q\\\"b\\\\n\\nä\",c=\"\"} 1\nm 0.5\n";
+        assert_eq!(text.0, want);
     }
 
-    fn histograms(
-        &mut self,
-        name: &str,
-        help: &str,
-        samples: impl IntoIterator<Item = (Labels, Durations)>,
-    ) -> fmt::Result {
-        let mut family = self.family(name, help, MetricType::Histogram)?;
-        samples.into_iter().try_for_each(|(labels, took)| {
-            let buckets: Vec<_> = took.buckets().collect();
-            let (seconds, count) = (took.seconds, took.count());
-            family
-                .encode_family(&labels)?
-                .encode_histogram::<NoLabelSet>(seconds, count, &buckets, None)
-        })
+    #[test]
+    fn a_bucket_counts_what_is_in_those_before_it() {
+        let took = crate::stats::Histogram::default();
+        for micros in [5, 15, 15_000_000] {
+            took.add(Duration::from_micros(micros));
+        }
+        let mut text = Text::default();
+        text.histogram("m", &[("k", "v")], &took.counts());
+        for line in [
+            "m_bucket{k=\"v\",le=\"0.00001\"} 1",
+            "m_bucket{k=\"v\",le=\"0.00002\"} 2",
+            "m_bucket{k=\"v\",le=\"10.0\"} 2",
+            "m_bucket{k=\"v\",le=\"30.0\"} 3",
+            "m_bucket{k=\"v\",le=\"+Inf\"} 3",
+            "m_sum{k=\"v\"} 15.00002",
+            "m_count{k=\"v\"} 3",
+        ] {
+            assert!(text.0.lines().any(|known| known == line), "{line} in {}", text.0);
+        }
     }
 }

@@ -306,6 +306,7 @@ impl fuser::Filesystem for Adapter {
         fn removexattr(INodeNo, &OsStr) -> ReplyEmpty;
     }
 }
+
 /// A size of 0 asks how much room the value needs.
 fn give_value(reply: ReplyXattr, size: u32, value: &[u8]) {
     match u32::try_from(value.len()) {

@@ -23,7 +23,7 @@ impl Counter {
 /// A counter as metrics export it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Series {
-    /// Without the `_total` at its end. Series of one name follow each other.
+    /// Series of one metric follow each other.
     pub metric: &'static str,
     /// The label that tells the series of one metric apart.
     pub label: Option<(&'static str, &'static str)>,
@@ -80,30 +80,30 @@ macro_rules! counters {
 }
 
 counters! {
-    reads ["fasts3_reads"] "Reads that were answered with bytes.";
-    reads_waited ["fasts3_reads_waited"]
+    reads ["fasts3_reads_total"] "Reads that were answered with bytes.";
+    reads_waited ["fasts3_reads_waited_total"]
         "Reads that had to wait for bytes; the others were cache hits.";
-    bytes_served ["fasts3_served_bytes"] "Object bytes given to the kernel.";
+    bytes_served ["fasts3_served_bytes_total"] "Object bytes given to the kernel.";
     gets [] "Range GETs sent on behalf of the cache, retries not counted.";
     bytes_fetched [] "Object bytes that arrived.";
     bytes_ahead [] "Object bytes that arrived and were readahead when they were asked for.";
-    evictions ["fasts3_evicted_chunks"] "Chunks that were given up for others.";
-    bytes_unread ["fasts3_evicted_unread_bytes"]
+    evictions ["fasts3_evicted_chunks_total"] "Chunks that were given up for others.";
+    bytes_unread ["fasts3_evicted_unread_bytes_total"]
         "Bytes that were given up in blocks which the page cache had not taken to their ends.";
-    siblings_ahead ["fasts3_sibling_files" state = "ahead"]
+    siblings_ahead ["fasts3_sibling_files_total" state = "ahead"]
         "Small files that were read ahead because their siblings were read.";
-    siblings_used ["fasts3_sibling_files" state = "used"] "Those of them that were read.";
-    siblings_wasted ["fasts3_sibling_files" state = "wasted"]
+    siblings_used ["fasts3_sibling_files_total" state = "used"] "Those of them that were read.";
+    siblings_wasted ["fasts3_sibling_files_total" state = "wasted"]
         "Those of them that were given up before they were read, or passed by.";
-    siblings_ahead_bytes ["fasts3_sibling_bytes" state = "ahead"] "The bytes of these files.";
-    siblings_used_bytes ["fasts3_sibling_bytes" state = "used"] "The bytes of those that were read.";
-    siblings_wasted_bytes ["fasts3_sibling_bytes" state = "wasted"]
+    siblings_ahead_bytes ["fasts3_sibling_bytes_total" state = "ahead"] "The bytes of these files.";
+    siblings_used_bytes ["fasts3_sibling_bytes_total" state = "used"] "The bytes of those that were read.";
+    siblings_wasted_bytes ["fasts3_sibling_bytes_total" state = "wasted"]
         "The bytes of those that were not.";
-    listed ["fasts3_listed_entries"] "Keys and common prefixes on pages of listings.";
-    retries ["fasts3_store_retries"] "Requests that were sent again after a failure.";
-    hedges ["fasts3_store_hedges"]
+    listed ["fasts3_listed_entries_total"] "Keys and common prefixes on pages of listings.";
+    retries ["fasts3_store_retries_total"] "Requests that were sent again after a failure.";
+    hedges ["fasts3_store_hedges_total"]
         "Requests that were sent a second time because the first was slow.";
-    throttled ["fasts3_store_throttled"]
+    throttled ["fasts3_store_throttled_total"]
         "Times that requests were held back because the store asked to slow down.";
 }
 
@@ -122,7 +122,7 @@ mod tests {
         assert_eq!((now.gets, now.since(&before).gets), (7, 4));
         assert_eq!(before.since(&now), Snapshot::default(), "never less than nothing");
         let added: Vec<_> = now.series().into_iter().filter(|series| series.value > 0).collect();
-        let used = ("fasts3_sibling_files", Some(("state", "used")), 5);
+        let used = ("fasts3_sibling_files_total", Some(("state", "used")), 5);
         assert_eq!(added.len(), 1, "GETs are exported as durations: {added:?}");
         assert_eq!((added[0].metric, added[0].label, added[0].value), used);
     }
