@@ -3,10 +3,10 @@
 //! - [`config`]: command line and environment, checked once, become one plain [`config::Config`].
 //! - [`commands`]: the subcommands: `status`, `top`, `warm`, `drop`, `unmount`, `doctor`.
 //! - [`daemon`]: checks, assembles the stack, mounts, waits for a signal, unmounts.
-//! - [`control`]: the socket at which a mount is asked, and its clients.
-//! - [`doctor`]: examines a store and a machine.
-//! - [`exit`]: the exit codes.
+//! - [`doctor`]: examines a store and a machine, by the daemon's own checks where it has them.
+//! - [`control`]: the socket at which a running mount takes commands.
 //! - [`metrics`]: the counters as Prometheus text, over HTTP.
+//! - [`task`], [`command_error`], [`exit`]: background tasks, errors, exit codes.
 
 pub(crate) mod command_error;
 pub mod commands;

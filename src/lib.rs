@@ -14,7 +14,7 @@
 //! - `base`: pure leaves.
 //! - `testing`: doubles for tests, never part of the product.
 
-/// Of the program, with the commit that it was built of where that is known: `0.1.0 (0123456789ab)`.
+/// The version of the program, with its commit if that is known: `0.1.0 (0123456789ab)`.
 pub const VERSION: &str = env!("FASTS3_MOUNT_VERSION");
 
 pub mod app;

@@ -26,16 +26,16 @@ use crate::store::retry::{RetryPolicy, Retrying};
 mod background;
 mod bucket;
 mod checks;
-mod given;
+mod handed_over;
 mod logging;
-mod running;
+mod served;
 mod service;
 mod signals;
 
 pub(crate) use bucket::open as open_bucket;
 pub(crate) use checks::{Connections, connections, fuse_device};
 use logging::Logs;
-use running::Running;
+use served::ServedMount;
 use signals::Signals;
 
 /// The exit code that means to mount(8) that the mount failed.
@@ -126,7 +126,7 @@ fn start(config: Config) -> Result<(), CommandError> {
 /// Mounts, and returns when the mount has ended.
 async fn run(config: &Config, logs: &Logs) -> Result<(), CommandError> {
     let still_starting = service::starting(format!("asking for {}", config.source()));
-    let handed_over = config.descriptor.map(given::take).transpose()?;
+    let handed_over = config.descriptor.map(handed_over::take).transpose()?;
     if handed_over.is_none() {
         checks::fuse_device()?;
         checks::mountpoint(&config.mountpoint)?;
@@ -149,16 +149,16 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), CommandError> {
     // From here on a signal must lead to an unmount.
     let mut signals = Signals::new()
         .map_err(|error| CommandError::failed(format!("signals cannot be received: {error}")))?;
-    let mut running = Running::mount(config, store, stats, handed_over)?;
-    let asked = running.usable().await?;
+    let mut mount = ServedMount::mount(config, store, stats, handed_over)?;
+    let asked = mount.usable().await?;
     drop(still_starting);
-    let _servers = running.serve(port);
-    running.ready()?;
-    let reports = (service::telling(running.fs.clone()), service::watched(asked));
-    running.until_the_end(&mut signals, logs).await;
+    let _servers = mount.serve(port);
+    mount.ready()?;
+    let reports = (service::telling(mount.fs.clone()), service::watched(asked));
+    mount.until_the_end(&mut signals, logs).await;
     service::stopping();
     drop(reports);
-    running.unmount().await
+    mount.unmount().await
 }
 
 /// Pages of one listing in flight at once. At 40 ms a page 16 list 400,000 names in 1.5 s; with 32

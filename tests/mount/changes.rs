@@ -351,5 +351,5 @@ fn sighup_has_every_name_asked_for_anew_and_nothing_else() {
     assert_eq!(mount.counts().get, gets, "from the page cache still");
     let (code, log, _scene) = mount.end(Signal::TERM);
     assert_eq!(code, Some(0), "{log}");
-    assert!(log.contains("SIGHUP: all names are asked for anew\n"), "{log}");
+    assert!(log.contains("SIGHUP: dropped all cached names\n"), "{log}");
 }

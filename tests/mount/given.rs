@@ -155,7 +155,7 @@ fn a_descriptor_that_is_no_mount_is_72() {
     }
     for (how, place, says) in [
         ("unmounted", "/dev/fd/{}", "is open on /dev/fuse, but not mounted"),
-        ("served", "/dev/fd/{}", "is a mount that somebody has served already"),
+        ("served", "/dev/fd/{}", "is a mount that has been served already"),
         ("other", "/dev/fd/{}", "is not open on /dev/fuse, but on /dev/null"),
         ("other", "/dev/fd/99", "is not open"),
         ("other", "/dev/fd/0", "is standard input"),

@@ -128,6 +128,6 @@ fn what_an_ordinary_users_daemon_left_is_freed_by_the_next() {
     let again = user.mount();
     let (code, log) = again.end(Signal::TERM);
     assert_eq!(code, Some(0), "{log}");
-    assert!(log.contains("was what a daemon that died has left: it is freed"), "{log}");
+    assert!(log.contains("was a stale mount of a daemon that died: it is freed"), "{log}");
     assert!(!is_mounted(&mountpoint));
 }

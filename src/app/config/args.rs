@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::{BoolishValueParser, NonEmptyStringValueParser, PossibleValue};
-use clap::{ArgAction, Args as Group, Parser, ValueEnum};
+use clap::{Args as Group, Parser, ValueEnum};
 
 use super::LogFormat;
 use crate::store::s3::config::{Hedging, PathStyle};
@@ -80,17 +80,14 @@ pub(super) struct StoreArgs {
     pub(super) profile: Option<String>,
 
     /// Send unsigned requests, for public buckets [default: false]
-    #[arg(long, env = "FASTS3_NO_SIGN_REQUEST", value_parser = BoolishValueParser::new(),
-          action = ArgAction::SetTrue)]
+    #[arg(long, env = "FASTS3_NO_SIGN_REQUEST", value_parser = BoolishValueParser::new())]
     pub(super) no_sign_request: bool,
 
     /// Agree to pay for the requests to a requester-pays bucket [default: false]
-    #[arg(long, env = "FASTS3_REQUESTER_PAYS", value_parser = BoolishValueParser::new(),
-          action = ArgAction::SetTrue)]
+    #[arg(long, env = "FASTS3_REQUESTER_PAYS", value_parser = BoolishValueParser::new())]
     pub(super) requester_pays: bool,
 
-    /// Put the bucket into the path of URLs instead of the host name; auto: if the endpoint is an IP
-    /// address or a host outside AWS
+    /// Put the bucket into the path of URLs instead of the host name
     #[arg(long, value_name = "WHEN", env = "FASTS3_PATH_STYLE", default_value = "auto")]
     pub(super) path_style: PathStyle,
 
@@ -100,12 +97,10 @@ pub(super) struct StoreArgs {
 
     /// Accept any TLS certificate: others on the network can then read and alter the data [default:
     /// false]
-    #[arg(long, env = "FASTS3_NO_VERIFY_TLS", value_parser = BoolishValueParser::new(),
-          action = ArgAction::SetTrue)]
+    #[arg(long, env = "FASTS3_NO_VERIFY_TLS", value_parser = BoolishValueParser::new())]
     pub(super) no_verify_tls: bool,
 
-    /// Send a request a second time if its answer is late; auto learns when, and adds at most 5 % of
-    /// requests
+    /// Send a request a second time if its answer is late, which adds at most 5 % of requests
     #[arg(long, value_name = "WHEN", env = "FASTS3_HEDGING", default_value = "auto")]
     pub(super) hedging: Hedging,
 }
@@ -185,17 +180,15 @@ pub(super) struct PermissionArgs {
 
     /// Let all users of the machine use the mount [default: false]
     #[arg(long, env = "FASTS3_ALLOW_OTHER", value_parser = BoolishValueParser::new(),
-          action = ArgAction::SetTrue, conflicts_with = "allow_root")]
+          conflicts_with = "allow_root")]
     pub(super) allow_other: bool,
 
     /// Let root use the mount in addition to the calling user [default: false]
-    #[arg(long, env = "FASTS3_ALLOW_ROOT", value_parser = BoolishValueParser::new(),
-          action = ArgAction::SetTrue)]
+    #[arg(long, env = "FASTS3_ALLOW_ROOT", value_parser = BoolishValueParser::new())]
     pub(super) allow_root: bool,
 
     /// Forbid executing programs in the mount [default: false]
-    #[arg(long, env = "FASTS3_NO_EXEC", value_parser = BoolishValueParser::new(),
-          action = ArgAction::SetTrue)]
+    #[arg(long, env = "FASTS3_NO_EXEC", value_parser = BoolishValueParser::new())]
     pub(super) no_exec: bool,
 }
 
@@ -224,8 +217,7 @@ pub(super) struct LogArgs {
 #[command(next_help_heading = "Process")]
 pub(super) struct ProcessArgs {
     /// Return when the mount is usable, and continue in the background [default: false]
-    #[arg(long, env = "FASTS3_DAEMON", value_parser = BoolishValueParser::new(),
-          action = ArgAction::SetTrue)]
+    #[arg(long, env = "FASTS3_DAEMON", value_parser = BoolishValueParser::new())]
     pub(super) daemon: bool,
 }
 
@@ -397,12 +389,13 @@ impl ValueEnum for PathStyle {
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
-        let (name, help) = match self {
-            Self::Auto => ("auto", "Path style when the endpoint is an address or a custom host"),
-            Self::Always => ("always", "`https://host/bucket/key`"),
-            Self::Never => ("never", "`https://bucket.host/key`"),
-        };
-        Some(PossibleValue::new(name).help(help))
+        Some(match self {
+            Self::Auto => {
+                possible("auto", "If the endpoint is an IP address or a host outside AWS")
+            }
+            Self::Always => possible("always", "https://host/bucket/key"),
+            Self::Never => possible("never", "https://bucket.host/key"),
+        })
     }
 }
 
@@ -412,12 +405,15 @@ impl ValueEnum for Hedging {
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
-        let (name, help) = match self {
-            Self::Auto => ("auto", "After a time that is learnt from the answers so far"),
-            Self::Never => ("never", "Not at all"),
-        };
-        Some(PossibleValue::new(name).help(help))
+        Some(match self {
+            Self::Auto => possible("auto", "After a time that is learnt from earlier answers"),
+            Self::Never => possible("never", "Not at all"),
+        })
     }
+}
+
+fn possible(name: &'static str, help: &'static str) -> PossibleValue {
+    PossibleValue::new(name).help(help)
 }
 
 #[cfg(test)]

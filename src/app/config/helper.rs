@@ -11,58 +11,17 @@ use clap::CommandFactory as _;
 
 use super::args::Args;
 
-/// What mount(8) calls, and what a helper is found by.
+/// mount(8) finds the helper by this name.
 pub(crate) const NAME: &str = "mount.fasts3";
 
-/// What fstab and mount(8) have for every file system. They are for mount(8) itself, or are so in
-/// any case: read-only, without set-user-ID bits, devices and access times.
-const STANDARD: [&str; 43] = [
-    "_netdev",
-    "async",
-    "atime",
-    "auto",
-    "default_permissions",
-    "defaults",
-    "dev",
-    "diratime",
-    "dirsync",
-    "exec",
-    "fail",
-    "group",
-    "iversion",
-    "lazytime",
-    "loud",
-    "mand",
-    "noatime",
-    "noauto",
-    "nodev",
-    "nodiratime",
-    "nofail",
-    "noiversion",
-    "nolazytime",
-    "nomand",
-    "norelatime",
-    "nostrictatime",
-    "nosuid",
-    "nosymfollow",
-    "nouser",
-    "owner",
-    "relatime",
-    "ro",
-    "rw",
-    "silent",
-    "strictatime",
-    "suid",
-    "symfollow",
-    "sync",
-    "user",
-    "users",
-    "quiet",
-    "nogroup",
-    "noowner",
-];
+/// Options that fstab and mount(8) have for every file system. They are for mount(8) itself, or hold
+/// in any case: read-only, without set-user-ID bits, devices and access times.
+const STANDARD: &str = "_netdev async atime auto default_permissions defaults dev diratime dirsync \
+    exec fail group iversion lazytime loud mand noatime noauto nodev nodiratime nofail noiversion \
+    nolazytime nomand norelatime nostrictatime nosuid nosymfollow nouser owner relatime ro rw silent \
+    strictatime suid symfollow sync user users quiet nogroup noowner";
 
-/// What mount(8) asks for.
+/// The request of mount(8).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MountCall {
     /// The program's own arguments, its name first.
@@ -71,7 +30,6 @@ pub(crate) struct MountCall {
     pub(crate) fake: bool,
 }
 
-/// Whether the program was called by the helper's name.
 pub(crate) fn is_called(program: Option<&OsString>) -> bool {
     program.is_some_and(|name| Path::new(name).file_name() == Some(OsStr::new(NAME)))
 }
@@ -89,7 +47,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Mou
             continue;
         };
         for (at, flag) in flags.iter().enumerate() {
-            // A value stands behind its flag, in the same argument or in the next one.
+            // The value of a flag is the rest of its argument, or else the next argument.
             let mut value = || match &flags[at + 1..] {
                 [] => arguments.next().map(OsString::into_vec),
                 rest => Some(rest.to_vec()),
@@ -121,7 +79,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Mou
     Ok(MountCall { arguments: all, fake })
 }
 
-/// At the commas that are not within double quotes, which fall away.
+/// Splits at the commas outside of double quotes, and removes the quotes.
 fn split(options: &[u8]) -> Vec<Vec<u8>> {
     let mut parts = vec![Vec::new()];
     let mut quoted = false;
@@ -137,7 +95,7 @@ fn split(options: &[u8]) -> Vec<Vec<u8>> {
     parts
 }
 
-/// The program's option that a mount option means; none for those that mean nothing here.
+/// The program's option for a mount option; none for those without a meaning here.
 fn long_option(option: &[u8], sloppy: bool) -> Result<Option<OsString>, String> {
     let name_ends = option.iter().position(|&byte| byte == b'=').unwrap_or(option.len());
     let name = String::from_utf8_lossy(&option[..name_ends]).into_owned();
@@ -145,7 +103,9 @@ fn long_option(option: &[u8], sloppy: bool) -> Result<Option<OsString>, String> 
         return Err("a mount cannot be changed (remount): unmount it and mount it again".into());
     }
     let for_others = ["x-", "X-", "comment", "helper", "uhelper"];
-    if STANDARD.contains(&name.as_str()) || for_others.iter().any(|start| name.starts_with(start)) {
+    if STANDARD.split(' ').any(|known| known == name)
+        || for_others.iter().any(|start| name.starts_with(start))
+    {
         return Ok(None);
     }
     let long = match name.as_str() {

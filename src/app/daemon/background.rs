@@ -1,9 +1,10 @@
-//! `--daemon`, and the helper of mount(8): the mount goes on in a process of its own, and whoever
-//! asked for it is told when it is usable, or why it is not.
+//! `--daemon`, and the helper of mount(8): the mount continues in a background process, and the
+//! first process ends when the mount is usable, or fails if it cannot be.
 //!
-//! The process is the program itself, started anew: forking one that may have threads needs care
-//! that no library takes. Its standard output is a pipe on which it says [`READY`]; an end without
-//! that word is a failure, whose sentence is already on standard error, which both share.
+//! The background process is the program itself, executed again: to fork a process that may have
+//! threads needs care that no library takes. Its standard output is a pipe on which it writes
+//! [`READY`]; an end without that is a failure, whose sentence is already on standard error, which
+//! both share.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -17,16 +18,15 @@ use super::Ended;
 use super::logging::stderr_is_file;
 use crate::app::command_error::CommandError;
 
-/// Tells the process that it is the one that goes on.
+/// Set in the environment of the background process.
 const CHILD: &str = "FASTS3_MOUNT_TELLS_STDOUT";
 const READY: &[u8] = b"ready\n";
 
-/// Whether this is the process that goes on.
 pub(super) fn is_child() -> bool {
     std::env::var_os(CHILD).is_some()
 }
 
-/// Starts the process that goes on, and returns when the mount is usable. `arguments` are the
+/// Starts the background process, and returns when the mount is usable. `arguments` are the
 /// program's own, its name first.
 pub(super) fn start(arguments: &[OsString]) -> Result<(), Ended> {
     let internal = |what: &str, error: std::io::Error| {
@@ -36,7 +36,7 @@ pub(super) fn start(arguments: &[OsString]) -> Result<(), Ended> {
     let mut command = Command::new(program);
     command.arg0("fasts3-mount").args(arguments.iter().skip(1)).env(CHILD, "1");
     command.stdin(Stdio::null()).stdout(Stdio::piped());
-    // systemd's mount units have no HOME, where credentials are looked for.
+    // Credentials are looked for in HOME, which systemd does not set for mount units.
     if std::env::var_os("HOME").is_none()
         && let Ok(Some(user)) = User::from_uid(getuid())
     {
@@ -45,7 +45,7 @@ pub(super) fn start(arguments: &[OsString]) -> Result<(), Ended> {
     let mut child = command.spawn().map_err(|error| internal("started", error))?;
     let mut said = Vec::new();
     if let Some(mut stdout) = child.stdout.take() {
-        stdout.read_to_end(&mut said).map_err(|error| internal("heard", error))?;
+        stdout.read_to_end(&mut said).map_err(|error| internal("read from", error))?;
     }
     if said == READY {
         return Ok(());
@@ -60,7 +60,7 @@ pub(super) fn start(arguments: &[OsString]) -> Result<(), Ended> {
     }
 }
 
-/// Leaves whoever started this process, and tells it that the mount is usable.
+/// Leaves the session of the first process, and tells it that the mount is usable.
 ///
 /// Not earlier: under systemd's automount the kernel lets only processes of its process group pass
 /// to a mountpoint that is being mounted, and a session of our own is another group.
@@ -68,16 +68,16 @@ pub(super) fn leave() -> Result<(), CommandError> {
     let internal = |error: std::io::Error| {
         CommandError::failed(format!("the mount cannot continue in the background: {error}"))
     };
-    // Fails only for the leader of a group, who has left already.
+    // Fails only for the leader of a group, which is in a session of its own already.
     let _ = setsid();
     chdir("/").map_err(|errno| internal(errno.into()))?;
     let nowhere = File::options().write(true).open("/dev/null").map_err(internal)?;
-    // An open standard error would keep whoever reads it waiting, as in `$(mount …)`.
+    // A reader of standard error would wait for its end, as in `$(mount …)`.
     if !stderr_is_file() {
         dup2_stderr(&nowhere).map_err(|errno| internal(errno.into()))?;
     }
     let mut stdout = std::io::stdout();
-    // Fails when nobody waits any more: then nobody wants the mount.
+    // Fails if the first process has ended: then the mount is not wanted any more.
     stdout.write_all(READY).and_then(|()| stdout.flush()).map_err(internal)?;
     dup2_stdout(&nowhere).map_err(|errno| internal(errno.into()))
 }

@@ -1,4 +1,4 @@
-//! The first requests: does the bucket answer, and where does it live?
+//! The first requests: the bucket must answer, and its region is found.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,14 +12,14 @@ use crate::stats::Stats;
 use crate::store::s3::S3Store;
 use crate::store::{Nonsense, StoreError};
 
-/// Every failure is told within 10 s; the rest is for starting and ending the process.
+/// Each failure is reported within 10 s; the rest is for starting and ending the process.
 const LIMIT: Duration = Duration::from_secs(9);
-/// A store that is just coming up, or a lost packet, gets this long before it is a failure.
+/// A store that is starting, or a lost packet, has this time before it is a failure.
 const RETRY_FOR: Duration = Duration::from_secs(3);
 /// Between two attempts.
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
 
-/// A store that has answered a listing of one key.
+/// Returns a store that has answered a listing of one key.
 pub(crate) async fn open(config: &Config, stats: &Arc<Stats>) -> Result<S3Store, CommandError> {
     let named = config.store.endpoint_url.as_deref().unwrap_or("AWS");
     match timeout_at(Instant::now() + LIMIT, open_anywhere(config, stats)).await {
@@ -32,7 +32,7 @@ pub(crate) async fn open(config: &Config, stats: &Arc<Stats>) -> Result<S3Store,
     }
 }
 
-/// In the region the configuration tells of, or else once more where the bucket says it is.
+/// Tries the configured region first, and then once the one that the bucket names.
 async fn open_anywhere(config: &Config, stats: &Arc<Stats>) -> Result<S3Store, CommandError> {
     let (store, told) = match open_in(config, None, stats).await? {
         Opened::Here(store) => return Ok(store),
@@ -56,7 +56,7 @@ async fn open_anywhere(config: &Config, stats: &Arc<Stats>) -> Result<S3Store, C
 
 enum Opened {
     Here(S3Store),
-    /// Not in the region of this store; the right one, when the store has told.
+    /// Not in the region of this store; the right one, if the store has named it.
     Elsewhere(S3Store, Option<String>),
 }
 
@@ -85,7 +85,7 @@ async fn open_in(
             Err(failure) => failure,
         };
         let transient = match &failure {
-            // What makes no sense is most likely no S3 store, and will not become one.
+            // This is most likely not an S3 store, and will not become one.
             StoreError::Nonsense(_) => false,
             StoreError::SignatureRefused(_) => !std::mem::replace(&mut signed_anew, true),
             error => error.is_transient(),

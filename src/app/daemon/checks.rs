@@ -1,4 +1,4 @@
-//! What can be known of the machine before anything is asked of the store.
+//! Checks of the machine, before any request to the store.
 
 use std::fs::OpenOptions;
 use std::io::{Error, ErrorKind};
@@ -14,7 +14,7 @@ use crate::app::exit::Exit;
 use crate::base::mountinfo::{self, Mount};
 use crate::fuse;
 
-/// Whether `/dev/fuse` is there and opens.
+/// Opens `/dev/fuse`.
 pub(crate) fn fuse_device() -> Result<(), CommandError> {
     match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
         Ok(_device) => Ok(()),
@@ -37,8 +37,8 @@ fn no_device(error: &Error) -> String {
     format!("/dev/fuse cannot be opened: {error}; {remedy}")
 }
 
-/// Whether something can be mounted here. What a daemon of ours that died has left is taken away;
-/// everybody else's is left alone.
+/// Checks that `path` can be mounted on. A stale mount of a daemon of ours is unmounted; those of
+/// other programs are left alone.
 pub(super) fn mountpoint(path: &Path) -> Result<(), CommandError> {
     match usable(path) {
         Err(error) if error.exit == Exit::IoErr && is_our_stale_mount(path) => {
@@ -47,14 +47,15 @@ pub(super) fn mountpoint(path: &Path) -> Result<(), CommandError> {
                 tracing::warn!("the stale mount on {shown} could not be freed: {error}");
                 stale(path)
             })?;
-            tracing::warn!("{shown} was what a daemon that died has left: it is freed");
+            tracing::warn!("{shown} was a stale mount of a daemon that died: it is freed");
             usable(path)
         }
         outcome => outcome,
     }
 }
 
-/// Of what is mounted last, for that is what is freed. A dead mount tells its path to nobody.
+/// The topmost mount counts, because that is the one that is freed. The path of a dead mount cannot
+/// be resolved, but that of its parent can.
 fn is_our_stale_mount(path: &Path) -> bool {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let parent = parent.unwrap_or(Path::new(".")).canonicalize();
@@ -111,10 +112,10 @@ fn connections_within(open_files: u64, wanted: usize) -> Connections {
     Connections { allowed, open_files, shortage }
 }
 
-/// A core file would hold credentials and whatever was read.
+/// A core file would contain credentials and the data of readers.
 pub(super) fn no_core_files() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_CORE) {
-        // What fails was 0 already.
+        // A limit that cannot be lowered is 0 already.
         let _ = setrlimit(Resource::RLIMIT_CORE, 0, hard);
     }
 }
@@ -131,7 +132,7 @@ fn usable(path: &Path) -> Result<(), CommandError> {
     }
     let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
     if let Some(Mount { kind, .. }) = mounted(&mounts, &real) {
-        // The attributes of a dead mount's root may be cached; how full it is never is.
+        // The attributes of a dead mount's root may be cached; the answer to statvfs(3) never is.
         if statvfs(&real).err() == Some(Errno::ENOTCONN) {
             return Err(stale(path));
         }
@@ -172,7 +173,7 @@ fn stale(path: &Path) -> CommandError {
     CommandError::new(Exit::IoErr, sentence)
 }
 
-/// What is mounted on a path; none for an automount point, whose purpose is to be mounted on.
+/// The mount on a path, except for an automount point, whose purpose is to be mounted on.
 fn mounted(mountinfo: &[u8], path: &Path) -> Option<Mount> {
     mountinfo::topmost(mountinfo, path).filter(|mount| mount.kind != "autofs")
 }

@@ -22,41 +22,37 @@ mod line;
 mod repeats;
 
 use journal::Journal;
-use repeats::Repeats;
+use repeats::RateLimited;
 
 /// Where systemd's journal takes lines with fields (`systemd.journal-fields(7)`).
 const JOURNAL: &str = "/run/systemd/journal/socket";
 
-/// A process that has left its terminal: what it says to standard error is for whoever started it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Standard error belongs to it as long as it runs.
+    /// Standard error is ours as long as the process runs.
     Foreground,
-    /// Standard error is its starter's, unless it is a file.
+    /// Standard error is that of the first process, unless it is a file.
     Background,
 }
 
-/// The logs of a process that runs.
 pub(super) struct Logs {
     filter: Handle<EnvFilter, Registry>,
     given: String,
-    /// How many steps more than what was given is logged.
+    /// Of [`LOUDER`], 0 if the log is as configured.
     steps: Mutex<usize>,
-    repeats: Repeats,
+    repeats: RateLimited,
 }
 
-/// More and more, with SIGUSR1.
+/// Added to the filter, one after the other, by SIGUSR1.
 const LOUDER: [&str; 2] = ["fasts3_mount=debug", "fasts3_mount=trace"];
 
 impl Logs {
-    /// One step more: debug lines, then trace lines too.
     pub(super) fn louder(&self) {
         let mut steps = self.steps.lock();
         *steps = (*steps + 1).min(LOUDER.len());
         self.set(*steps);
     }
 
-    /// What was asked for at the start.
     pub(super) fn as_given(&self) {
         let mut steps = self.steps.lock();
         *steps = 0;
@@ -75,7 +71,7 @@ impl Logs {
         }
     }
 
-    /// Sums up what was said too often, as soon as it is due.
+    /// Logs the counts of repeated lines when they are due; has no end.
     pub(super) async fn sum_up(&self) {
         loop {
             tokio::time::sleep(repeats::WINDOW).await;
@@ -83,17 +79,16 @@ impl Logs {
         }
     }
 
-    /// Sums up what is left.
     pub(super) fn flush(&self) {
         self.repeats.tell(true);
     }
 }
 
-/// Starts logging for the process; what speaks through the `log` crate comes along.
+/// Starts logging for the process, events of the `log` crate included.
 pub(super) fn init(config: &LogConfig, stage: Stage) -> Result<Logs, String> {
     let (filter, handle) =
         reload::Layer::new(EnvFilter::try_new(&config.filter).map_err(|error| error.to_string())?);
-    let repeats = Repeats::default();
+    let repeats = RateLimited::default();
     tracing_subscriber::registry()
         .with(filter)
         .with(repeats.clone())
@@ -117,7 +112,7 @@ where
 {
     let to_journal = stderr_is_journal();
     let leaving = stage == Stage::Background && !stderr_is_file();
-    // Who asked for JSON reads it from standard error.
+    // JSON is expected on standard error.
     if (to_journal || leaving)
         && format == LogFormat::Text
         && let Ok(journal) = Journal::open(JOURNAL.as_ref())
@@ -134,13 +129,13 @@ where
         (LogFormat::Json, true) => lines.json().without_time().boxed(),
     };
     if leaving {
-        // Whoever runs mount(8) wants to hear of trouble only.
+        // The user of mount(8) is shown problems only.
         return layer.with_filter(tracing::level_filters::LevelFilter::WARN).boxed();
     }
     layer
 }
 
-/// systemd tells the device and inode of the stream that it has connected to the journal; standard
+/// systemd sets the device and inode of the stream that it has connected to the journal; standard
 /// error may have been redirected since.
 fn stderr_is_journal() -> bool {
     let Some(told) = std::env::var_os("JOURNAL_STREAM") else { return false };
@@ -148,7 +143,7 @@ fn stderr_is_journal() -> bool {
     told.to_str() == Some(&format!("{}:{}", metadata.dev(), metadata.ino()))
 }
 
-/// Then it outlives whoever opened it.
+/// A file can be written after the first process has ended.
 pub(super) fn stderr_is_file() -> bool {
     std::fs::metadata("/proc/self/fd/2").is_ok_and(|metadata| metadata.is_file())
 }

@@ -1,6 +1,6 @@
-//! What a service manager hears: READY, STATUS, WATCHDOG, STOPPING (the protocol of `sd_notify(3)`).
+//! Messages to the service manager: READY, STATUS, WATCHDOG, STOPPING (`sd_notify(3)`).
 //!
-//! Without `NOTIFY_SOCKET` in the environment nobody listens, and nothing here does anything.
+//! Without `NOTIFY_SOCKET` in the environment there is no manager, and nothing here has an effect.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,14 +16,14 @@ use crate::base::mountinfo;
 use crate::fs::BucketFs;
 use crate::stats::Snapshot;
 
-/// While the start goes on, the manager hears of it so often, and each time that it may still take
-/// [`STARTING_FOR`]. The start itself is bounded: `bucket::open`.
+/// During the start the manager is told at this interval that it may take [`STARTING_FOR`] more. The
+/// start itself is bounded: `bucket::open`.
 const STARTING_PAUSE: Duration = Duration::from_secs(2);
 const STARTING_FOR: Duration = Duration::from_secs(10);
-/// Between two STATUS lines, over which their rates are taken.
+/// Between two STATUS lines; their rates are over this time.
 const STATUS_PAUSE: Duration = Duration::from_secs(5);
 
-/// Keeps the manager from giving up on a start that still asks the store.
+/// Keeps the manager from giving up on a start that waits for the store.
 pub(super) fn starting(asked: String) -> Task {
     Task::spawn(async move {
         let longer = u32::try_from(STARTING_FOR.as_micros()).unwrap_or(u32::MAX);
@@ -34,22 +34,20 @@ pub(super) fn starting(asked: String) -> Task {
     })
 }
 
-/// The mount is there and answers.
 pub(super) fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// The end has begun.
 pub(super) fn stopping() {
     tell(&[NotifyState::Stopping, NotifyState::Status("unmounting")]);
 }
 
-/// Why it ends, for `systemctl status`.
+/// The reason of the end, for `systemctl status`.
 pub(super) fn failed(sentence: &str) {
     tell(&[NotifyState::Status(sentence)]);
 }
 
-/// Says every few seconds what the mount does, while that changes.
+/// Sends STATUS lines, while they change.
 pub(super) fn telling(fs: Arc<BucketFs>) -> Option<Task> {
     std::env::var_os("NOTIFY_SOCKET")?;
     Some(Task::spawn(async move {
@@ -68,11 +66,11 @@ pub(super) fn telling(fs: Arc<BucketFs>) -> Option<Task> {
     }))
 }
 
-/// Feeds the manager's watchdog, where one is set, as long as the mount answers.
+/// Feeds the manager's watchdog, if there is one, as long as the mount answers.
 ///
-/// `statfs` is the proof: the kernel keeps no answer to it, so it goes all the way through the
-/// threads that serve FUSE. An answer that does not come stops this task, and the manager acts.
-/// Without a mountpoint that can be asked there is no proof but that this task runs.
+/// The proof is `statfs`: the kernel does not cache its answer, so it passes the threads that serve
+/// FUSE. While there is no answer, this task waits, and the manager acts. Without a mountpoint here,
+/// the only proof is that this task runs.
 pub(super) fn watched(mountpoint: Option<PathBuf>) -> Option<Task> {
     let patience = sd_notify::watchdog_enabled()?;
     Some(Task::spawn(async move {
@@ -85,13 +83,13 @@ pub(super) fn watched(mountpoint: Option<PathBuf>) -> Option<Task> {
                 Ok(()) => tell(&[NotifyState::Watchdog]),
                 Err(error) => tracing::warn!(%error, "the mount does not answer"),
             }
-            // Two may be late.
+            // Two of them may be late.
             sleep(patience / 3).await;
         }
     }))
 }
 
-/// Whether the mount answers the kernel. Waits for ever if it is silent.
+/// Returns when the mount has answered the kernel, which may be never.
 pub(super) async fn answers(mountpoint: &Path) -> std::io::Result<()> {
     let mountpoint = mountpoint.to_owned();
     spawn_blocking(move || statvfs(&mountpoint)).await??;
@@ -100,7 +98,7 @@ pub(super) async fn answers(mountpoint: &Path) -> std::io::Result<()> {
 
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!(%error, "the service manager cannot be told");
+        tracing::debug!(%error, "the service manager cannot be reached");
     }
 }
 
@@ -130,9 +128,9 @@ fn tenths(bytes: u64) -> String {
     format!("{}.{}", bytes / 1_000_000, bytes / 100_000 % 10)
 }
 
-/// Whether process 1 sees what is mounted on this device (`major:minor`); none if that cannot be
-/// known. A mount in a mount namespace of our own serves nobody else. The device's number is what
-/// is looked for, because namespaces may show a mount under different paths.
+/// Whether process 1 sees the mount with this device number (`major:minor`); none if that cannot be
+/// known. A mount in a mount namespace of its own is of no use outside. The path does not tell,
+/// because namespaces may have a mount at different paths.
 pub(super) fn host_sees(device: &str) -> Option<bool> {
     std::fs::read("/proc/1/mountinfo").ok().map(|mounts| mountinfo::lists(&mounts, device))
 }

@@ -29,7 +29,7 @@ pub(super) struct Finding {
     pub(super) sentence: String,
 }
 
-/// The answer of the doctor; serialised, it is what `--json` shows.
+/// Serialised, it is the output of `--json`.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Diagnosis {
     /// `s3://bucket/prefix`

@@ -77,18 +77,18 @@ pub(super) type Received = Arc<AtomicU64>;
 /// The bytes of one request. They are counted when this is dropped, so also those of a request that
 /// is cut off.
 #[derive(Debug)]
-pub(super) struct Body {
+pub(super) struct CountedBody {
     pub(super) bytes: Vec<u8>,
     received: Received,
 }
 
-impl Body {
+impl CountedBody {
     pub(super) fn new(received: &Received) -> Self {
         Self { bytes: Vec::new(), received: received.clone() }
     }
 }
 
-impl Drop for Body {
+impl Drop for CountedBody {
     fn drop(&mut self) {
         self.received.fetch_add(self.bytes.len() as u64, Relaxed);
     }
@@ -265,7 +265,7 @@ mod tests {
     async fn a_load_ends_in_time_and_counts_what_was_under_way() {
         // Each request brings 10 bytes and never its end, but the first.
         let some = |number: usize, received: Received| async move {
-            let mut body = Body::new(&received);
+            let mut body = CountedBody::new(&received);
             body.bytes.extend([0; 10]);
             if number == 0 { Ok(()) } else { std::future::pending().await }
         };

@@ -13,7 +13,6 @@ use tracing_subscriber::layer::Context;
 
 use super::line::Line;
 
-/// A connection to the journal.
 pub(super) struct Journal(UnixDatagram);
 
 impl Journal {
@@ -30,7 +29,7 @@ impl<S: Subscriber> Layer<S> for Journal {
         let level = *event.metadata().level();
         let sent = self.0.send(&datagram(&line, level));
         if sent.is_err() {
-            // Too long for a datagram, or the journal is being restarted: its stream still serves.
+            // Too long for a datagram, or the journal is being restarted: its stream still works.
             eprintln!("{level} {}", line.text());
         }
     }
@@ -48,7 +47,7 @@ fn datagram(line: &Line, level: Level) -> Vec<u8> {
     bytes
 }
 
-/// `NAME=value`, or with its length where it has several lines.
+/// `NAME=value`, or with its length if the value has several lines.
 fn add(bytes: &mut Vec<u8>, name: &str, value: &str) {
     bytes.extend_from_slice(name.as_bytes());
     if value.contains('\n') {
@@ -61,7 +60,7 @@ fn add(bytes: &mut Vec<u8>, name: &str, value: &str) {
     bytes.push(b'\n');
 }
 
-/// Of `syslog(3)`: err, warning, info, debug.
+/// By `syslog(3)`: err, warning, info, debug.
 fn priority(level: Level) -> &'static str {
     match level {
         Level::ERROR => "3",

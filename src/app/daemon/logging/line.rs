@@ -1,11 +1,10 @@
-//! An event as text: its message, and its fields behind it.
+//! An event as text: its message, followed by its fields.
 
 use std::fmt::{Debug, Write as _};
 
 use tracing::Event;
 use tracing::field::{Field, Visit};
 
-/// The parts of an event.
 #[derive(Debug, Default)]
 pub(super) struct Line {
     message: String,
@@ -32,7 +31,7 @@ impl Line {
         if name == "message" {
             self.message = value;
         } else if !name.starts_with("log.") {
-            // Where a line of the `log` crate comes from is not worth a field.
+            // Without the fields that tell the origin of an event of the `log` crate.
             self.fields.push((name, value));
         }
     }

@@ -1,4 +1,4 @@
-//! The same trouble a thousand times is a few lines, and then one every few seconds with a count.
+//! Lines that repeat: the first few are logged, and then one every few seconds with a count.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,31 +12,31 @@ use tracing_subscriber::layer::Context;
 
 use super::line::Line;
 
-/// So often a kind of line that keeps coming is summed up.
+/// Time between two sums of repeated lines.
 pub(super) const WINDOW: Duration = Duration::from_secs(5);
-/// Lines of one kind that are shown before they are only counted: enough to see what they have in
-/// common.
+/// Lines of a call site that are logged before they are only counted: enough to see what they have
+/// in common.
 const SHOWN: u32 = 10;
-/// The sums themselves.
+/// The target of the sums.
 const SUMS: &str = "fasts3_mount::repeated";
 
-/// Lets a line of this program pass, or counts it. A kind is the place in the code that says it.
+/// Lets an event of this program pass, or counts it, by its call site.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Repeats(Arc<Mutex<HashMap<Identifier, Kind>>>);
+pub(super) struct RateLimited(Arc<Mutex<HashMap<Identifier, CallSite>>>);
 
 #[derive(Debug)]
-struct Kind {
+struct CallSite {
     ends: Instant,
-    /// How many more are shown before `ends`.
+    /// Lines that may still be logged before `ends`.
     left: u32,
     held: u32,
-    /// The newest of those that were held back.
+    /// The newest of the lines that were held back.
     example: String,
     level: Level,
 }
 
-impl Repeats {
-    /// Says how many lines were held back; `all` of them, or those whose time has come.
+impl RateLimited {
+    /// Logs the counts of lines that were held back: those that are due, or `all`.
     pub(super) fn tell(&self, all: bool) {
         for (level, sum) in self.due(Instant::now(), all) {
             match level {
@@ -57,7 +57,7 @@ impl Repeats {
                 return false;
             }
             sums.push((kind.level, format!("{} more like: {}", kind.held, kind.example)));
-            // Nothing but sums, until there was a window without it.
+            // Only sums, until a window has passed without such a line.
             (kind.ends, kind.left, kind.held) = (now + WINDOW, 0, 0);
             true
         });
@@ -68,12 +68,12 @@ impl Repeats {
         let metadata = event.metadata();
         let level = *metadata.level();
         let target = metadata.target();
-        // Who asks for debug lines wants every one.
+        // Debug lines are never held back.
         if level > Level::INFO || target == SUMS || !target.starts_with("fasts3_mount") {
             return true;
         }
         let mut kinds = self.0.lock();
-        let kind = kinds.entry(metadata.callsite()).or_insert_with(|| Kind {
+        let kind = kinds.entry(metadata.callsite()).or_insert_with(|| CallSite {
             ends: now + WINDOW,
             left: SHOWN,
             held: 0,
@@ -90,7 +90,7 @@ impl Repeats {
     }
 }
 
-impl<S: Subscriber> Layer<S> for Repeats {
+impl<S: Subscriber> Layer<S> for RateLimited {
     fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
         self.lets_pass(event, Instant::now())
     }
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn a_thousand_lines_of_a_kind_are_ten_and_a_sum() {
-        let (repeats, seen) = (Repeats::default(), Seen::default());
+        let (repeats, seen) = (RateLimited::default(), Seen::default());
         let subscriber = tracing_subscriber::registry().with(repeats.clone()).with(seen.clone());
         tracing::subscriber::with_default(subscriber, || {
             for key in 0..1000 {
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn after_a_quiet_window_lines_are_shown_again() {
-        let (repeats, seen) = (Repeats::default(), Seen::default());
+        let (repeats, seen) = (RateLimited::default(), Seen::default());
         let subscriber = tracing_subscriber::registry().with(repeats.clone()).with(seen.clone());
         tracing::subscriber::with_default(subscriber, || {
             let say = || tracing::warn!("again");

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::Scope;
 use crate::app::doctor::diagnosis::{Diagnosis, Severity, because};
 use crate::app::doctor::measurements::{Bandwidth, rate};
-use crate::app::doctor::requests::{Body, Load, Received, ask, get, together};
+use crate::app::doctor::requests::{CountedBody, Load, Received, ask, get, together};
 use crate::base::text::{bytes, seconds};
 use crate::store::{ListEntry, ListFrom, ListRequest, ObjectMeta, ObjectStore, ObjectVersion};
 
@@ -140,7 +140,7 @@ async fn gets(
     let request = move |number: usize, received: Received| {
         let (store, (version, range)) = (store.clone(), target(number));
         async move {
-            let mut body = Body::new(&received);
+            let mut body = CountedBody::new(&received);
             store.get_range(&version, range, &mut body.bytes).await
         }
     };

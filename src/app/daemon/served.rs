@@ -32,7 +32,7 @@ const FIRST_ANSWER: Duration = Duration::from_secs(30);
 /// SIGHUP: after this time other signals are taken again, although the kernel is still being told.
 const LONGEST_TELLING: Duration = Duration::from_secs(10);
 
-pub(super) struct Running<'a> {
+pub(super) struct ServedMount<'a> {
     config: &'a Config,
     pub(super) fs: Arc<BucketFs>,
     mounted: Arc<Mounted>,
@@ -44,7 +44,7 @@ pub(super) struct Running<'a> {
     unmount: Arc<Notify>,
 }
 
-impl<'a> Running<'a> {
+impl<'a> ServedMount<'a> {
     /// Assembles the layers and mounts, where the configuration says or where the mount that was
     /// handed over already is.
     pub(super) fn mount(
@@ -186,16 +186,16 @@ impl<'a> Running<'a> {
         // The kernel may be waiting for a lookup that waits for the store; other signals must not.
         let Ok(told) = tokio::time::timeout(LONGEST_TELLING, telling).await else {
             return tracing::warn!(
-                "SIGHUP: all names are asked for anew; the kernel is still being told"
+                "SIGHUP: dropped all cached names; the kernel is still being told"
             );
         };
         match told {
-            Ok(Expired::AtOnce) => tracing::info!("SIGHUP: all names are asked for anew"),
+            Ok(Expired::AtOnce) => tracing::info!("SIGHUP: dropped all cached names"),
             Ok(Expired::OneByOne { names, all }) => tracing::info!(
                 names,
                 all,
-                "SIGHUP: all names are asked for anew; the kernel was told of each file by itself, \
-                 as before Linux 6.16 it must be"
+                "SIGHUP: dropped all cached names; the kernel was told of each file separately, as is \
+                 necessary before Linux 6.16"
             ),
             Err(panicked) => tracing::error!("SIGHUP: {panicked}"),
         }
@@ -206,7 +206,9 @@ impl<'a> Running<'a> {
         let shown = self.options.mountpoint.display();
         if self.mounted.handed_over() {
             if !self.mounted.has_ended() {
-                tracing::info!("the mount stays, dead, until whoever has made it unmounts it");
+                tracing::info!(
+                    "the mount stays: it answers ENOTCONN until the process that has made it unmounts it"
+                );
             }
         } else {
             let unmounting = self.mounted.clone();

@@ -1,7 +1,7 @@
-//! A mount that whoever started this program has made: the mountpoint `/dev/fd/N`, as libfuse has it.
+//! A mount that the parent process has made: the mountpoint `/dev/fd/N`, as in libfuse.
 //!
-//! Its descriptor of `/dev/fuse` was opened and mounted with the privileges that this takes; this
-//! program needs none of them. The mount's options and its end are its maker's.
+//! The parent has opened `/dev/fuse` and mounted it with the privileges that this takes; this program
+//! needs none of them. The parent also decides on the options of the mount, and ends it.
 
 use std::fs;
 use std::io::{IoSlice, IoSliceMut};
@@ -40,10 +40,10 @@ pub(super) fn take(number: RawFd) -> Result<HandedOver, CommandError> {
         CommandError::failed(format!("descriptor {number} cannot be used: {error}"))
     };
     let device = owned(number).map_err(internal)?;
-    // A program that this one starts must not hold the mount when this one has died.
+    // A child process must not keep the mount alive when this process has died.
     nix::unistd::close(number).map_err(|errno| internal(errno.into()))?;
     check_state(&device).map_err(internal)?.map_err(wrong)?;
-    // fuser would turn in a circle.
+    // With a non-blocking descriptor, fuser would spin.
     let flags = fcntl(&device, FcntlArg::F_GETFL).map_err(|errno| internal(errno.into()))?;
     let flags = OFlag::from_bits_retain(flags) - OFlag::O_NONBLOCK;
     fcntl(&device, FcntlArg::F_SETFL(flags)).map_err(|errno| internal(errno.into()))?;
@@ -55,7 +55,7 @@ pub(super) fn take(number: RawFd) -> Result<HandedOver, CommandError> {
     Ok(HandedOver { device, device_number, mountpoint })
 }
 
-/// Whether a number is a descriptor of `/dev/fuse`, or else what is wrong with it.
+/// Checks that a number is a descriptor of `/dev/fuse`; the error completes a sentence.
 fn check_kind(number: RawFd) -> Result<(), String> {
     if number <= 2 {
         return Err("is standard input, output or error".to_owned());
@@ -70,8 +70,8 @@ fn check_kind(number: RawFd) -> Result<(), String> {
     Err(format!("is not open on /dev/fuse, but on {}", name.display()))
 }
 
-/// Whether the first request of a mount is there, or else what is wrong. Without this the start
-/// would wait for it, if need be for ever.
+/// Checks that the first request of a mount is waiting. Without this the start could wait for it
+/// without end.
 fn check_state(device: &OwnedFd) -> std::io::Result<Result<(), &'static str>> {
     let mut asked = [PollFd::new(device, PollFlags::IN)];
     poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
@@ -81,14 +81,14 @@ fn check_state(device: &OwnedFd) -> std::io::Result<Result<(), &'static str>> {
     } else if state.contains(PollFlags::IN) {
         Ok(())
     } else {
-        Err("is a mount that somebody has served already")
+        Err("is a mount that has been served already")
     })
 }
 
-/// Another descriptor of the same open file, which is ours and is closed in what we start.
+/// Another descriptor of the same open file, owned by this process and closed on exec.
 ///
-/// That a number is an open descriptor can only be claimed, and whoever claims it writes `unsafe`;
-/// the kernel finds out by itself when it is sent through a socket.
+/// To turn a number into an owned descriptor takes `unsafe`, because it may not be open. Sent through
+/// a socket, the kernel checks it.
 fn owned(number: RawFd) -> std::io::Result<OwnedFd> {
     let (to, from) =
         socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
@@ -103,16 +103,16 @@ fn owned(number: RawFd) -> std::io::Result<OwnedFd> {
         RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
         _ => None,
     });
-    received.ok_or_else(|| std::io::Error::other("it does not come through a socket"))
+    received.ok_or_else(|| std::io::Error::other("it cannot be sent through a socket"))
 }
 
-/// The device that the kernel has mounted for a descriptor, which newer kernels tell.
+/// The device number of the mount of a descriptor, which newer kernels tell.
 fn device_number(device: &OwnedFd) -> Option<String> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", device.as_raw_fd())).ok()?;
     of_fdinfo(&info)
 }
 
-/// It stands there as the kernel keeps it: 20 bits of the minor number, and above them the major one.
+/// It is in the encoding of the kernel: 20 bits of the minor number, and above them the major one.
 fn of_fdinfo(info: &str) -> Option<String> {
     let line = info.lines().find_map(|line| line.strip_prefix("fuse_connection:"))?;
     let number: u32 = line.trim().parse().ok()?;
