@@ -24,7 +24,7 @@ const READ_BYTES: u32 = 1 << 20;
 /// A future, a lease, a path: small things are allowed, a hundredth of a read and less.
 const SMALL_BYTES: usize = READ_BYTES as usize / 100;
 
-/// The system's allocator, and what was asked of it.
+/// The system's allocator, with a count of its calls.
 struct Counting;
 
 static CALLS: AtomicU64 = AtomicU64::new(0);
@@ -133,7 +133,7 @@ fn cached_read_of_1_mib(bencher: Bencher) {
     });
 }
 
-/// With what the kernel does next: copy the bytes to the reader.
+/// With the next step of the kernel: a copy to the reader.
 #[divan::bench]
 fn cached_read_of_1_mib_and_a_copy(bencher: Bencher) {
     let hot = Hot::new();

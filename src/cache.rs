@@ -179,7 +179,7 @@ impl ChunkCache {
         self.freed.notify_waiters();
     }
 
-    /// Whether anything of an object's first chunk is held or awaited.
+    /// Bytes of an object's first chunk are held or awaited.
     pub(crate) fn holds(&self, id: ObjectId) -> bool {
         self.chunks.lock().contains(&(id, 0))
     }

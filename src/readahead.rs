@@ -1,5 +1,5 @@
-//! What a read makes worth fetching: the bytes that it waits for, those that its stream will read
-//! next ([`streams`]), and the siblings of a small file ([`siblings`]).
+//! The fetches that a read starts: the bytes that it waits for, those that its stream will read next
+//! ([`streams`]), and the siblings of a small file ([`siblings`]).
 //!
 //! Here the limits of both are derived from the memory budget, and their plans are carried out.
 
@@ -50,8 +50,8 @@ impl Readahead {
         }
     }
 
-    /// Starts the fetches that a read of `want`, a range inside the object, makes worth while. Does
-    /// not wait: what finds no room now is fetched by the cache's read, or not ahead of it.
+    /// Starts the fetches for a read of `want`, a range inside the object, and ahead of it. Does not
+    /// wait for room in the cache: `ChunkCache::read` fetches the bytes of `want` that found none.
     pub(crate) fn on_read(&self, names: &Names, source: &Source, want: &Range<u64>) {
         let begins = self.siblings.begins(source.id, source.meta.version.size_bytes);
         let cached = begins && self.cache.holds(source.id);

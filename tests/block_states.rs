@@ -23,7 +23,7 @@ struct Chunk {
     slots: Mutex<()>,
 }
 
-// SAFETY: what is tested: that no byte is touched by two of them at once, which loom checks.
+// SAFETY: the property under test: loom checks that no two threads touch a byte at once.
 #[allow(unsafe_code)]
 unsafe impl Sync for Chunk {}
 

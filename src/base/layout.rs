@@ -2,7 +2,7 @@
 //!
 //! An object is cut at chunk boundaries (128 MiB) into *chunks*; the last one is as long as its
 //! bytes. A chunk is cut into *blocks* (128 KiB), the unit in which bytes are awaited and become
-//! ready. A *part* is what one GET asks for: whole blocks of one chunk.
+//! ready. A *part* is the range of one GET: whole blocks of one chunk.
 //!
 //! Sizes are values, so that a test can give a 40-byte object three chunks.
 

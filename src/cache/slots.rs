@@ -144,7 +144,7 @@ impl Slots {
         }
         let fresh = idle - self.idle.bytes < wanted;
         let over = (self.used + self.idle.bytes).saturating_sub(self.budget);
-        // A huge page that is handed back in part stays behind what is left of it.
+        // A huge page that is returned in part keeps the memory of the rest.
         let whole = if over == 0 { 0 } else { over.next_multiple_of(self.release_bytes) };
         let release = self.idle.pop(whole.min(self.idle.bytes));
         Ok(Charged { fresh, release })

@@ -18,6 +18,10 @@ use crate::store::{ObjectDetails, ObjectMeta, ObjectStore, StoreError};
 const KEY: &str = "user.s3.key";
 const ETAG: &str = "user.s3.etag";
 
+/// Attributes of files that cost a HEAD, besides those that begin with [`META`].
+const DETAILS: [&str; 4] = ["storage-class", "version-id", "content-type", "metadata"];
+const META: &str = "meta.";
+
 /// The longest value that Linux knows (`XATTR_SIZE_MAX`).
 const MAX_VALUE_BYTES: usize = 64 << 10;
 
@@ -40,23 +44,6 @@ pub(super) struct AttributeCache {
 enum CachedAttributes {
     Details(Arc<ObjectDetails>),
     Hidden(Arc<Vec<HiddenKeys>>),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum AttributeName<'a> {
-    Key,
-    Etag,
-    StorageClass,
-    VersionId,
-    ContentType,
-    /// All of an object's own metadata.
-    Metadata,
-    /// One entry of it.
-    Meta(&'a str),
-    /// Number of keys that a directory hides.
-    Hidden,
-    /// These keys.
-    HiddenKeys,
 }
 
 impl AttributeCache {
@@ -83,25 +70,21 @@ impl AttributeCache {
 impl BucketFs {
     /// The value of an extended attribute (docs/semantics.md, "Extended attributes").
     pub async fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, FsError> {
-        let asked = attribute_name(name)?;
-        let value = match (asked, self.names.inode(ino)?) {
-            (AttributeName::Key, Inode::File(object)) => object.version.key.clone(),
-            (AttributeName::Key, Inode::Directory(prefix)) => prefix.to_string(),
-            (AttributeName::Etag, Inode::File(object)) => {
-                object.version.etag.trim_matches('"').to_owned()
-            }
-            (AttributeName::Hidden | AttributeName::HiddenKeys, Inode::Directory(prefix)) => {
-                let hidden = self.hidden(ino, &prefix).await?;
-                if asked == AttributeName::Hidden { count(&hidden) } else { list(&hidden) }
-            }
-            (AttributeName::Hidden | AttributeName::HiddenKeys, Inode::File(_))
-            | (_, Inode::Directory(_)) => {
-                return Err(FsError::NoSuchAttribute);
-            }
-            (_, Inode::File(object)) => {
+        // There are no access control lists, labels or capabilities here, for any file: ls(1) stops
+        // asking after EOPNOTSUPP, but not after ENODATA.
+        let name = name.strip_prefix(b"user.").ok_or(FsError::NotSupported)?;
+        let name = std::str::from_utf8(name).ok().and_then(|name| name.strip_prefix("s3."));
+        let value = match (self.names.inode(ino)?, name.ok_or(FsError::NoSuchAttribute)?) {
+            (Inode::File(object), "key") => object.version.key.clone(),
+            (Inode::File(object), "etag") => object.version.etag.trim_matches('"').to_owned(),
+            (Inode::File(object), name) if DETAILS.contains(&name) || name.starts_with(META) => {
                 let details = self.details(ino, &object).await?;
-                of_details(asked, &details).ok_or(FsError::NoSuchAttribute)?
+                detail(name, &details).ok_or(FsError::NoSuchAttribute)?
             }
+            (Inode::Directory(prefix), "key") => prefix.to_string(),
+            (Inode::Directory(prefix), "hidden") => count(&self.hidden(ino, &prefix).await?),
+            (Inode::Directory(prefix), "hidden-keys") => list(&self.hidden(ino, &prefix).await?),
+            (Inode::File(_) | Inode::Directory(_), _) => return Err(FsError::NoSuchAttribute),
         };
         Ok(value.into_bytes())
     }
@@ -145,38 +128,17 @@ impl BucketFs {
     }
 }
 
-fn attribute_name(name: &[u8]) -> Result<AttributeName<'_>, FsError> {
-    // There are no access control lists, labels or capabilities here, for any file: ls(1) stops asking
-    // after EOPNOTSUPP, but not after ENODATA.
-    let Some(name) = name.strip_prefix(b"user.") else { return Err(FsError::NotSupported) };
-    let name = std::str::from_utf8(name).ok().and_then(|name| name.strip_prefix("s3."));
-    Ok(match name.ok_or(FsError::NoSuchAttribute)? {
-        "key" => AttributeName::Key,
-        "etag" => AttributeName::Etag,
-        "storage-class" => AttributeName::StorageClass,
-        "version-id" => AttributeName::VersionId,
-        "content-type" => AttributeName::ContentType,
-        "metadata" => AttributeName::Metadata,
-        "hidden" => AttributeName::Hidden,
-        "hidden-keys" => AttributeName::HiddenKeys,
-        other => AttributeName::Meta(other.strip_prefix("meta.").ok_or(FsError::NoSuchAttribute)?),
-    })
-}
-
-fn of_details(asked: AttributeName<'_>, details: &ObjectDetails) -> Option<String> {
-    match asked {
-        AttributeName::StorageClass => Some(details.storage_class.clone()),
-        AttributeName::VersionId => details.version_id.clone(),
-        AttributeName::ContentType => details.content_type.clone(),
-        AttributeName::Metadata => {
+/// The value of one of [`DETAILS`] or of an entry of an object's own metadata.
+fn detail(name: &str, details: &ObjectDetails) -> Option<String> {
+    match name {
+        "storage-class" => Some(details.storage_class.clone()),
+        "version-id" => details.version_id.clone(),
+        "content-type" => details.content_type.clone(),
+        "metadata" => {
             let lines = details.metadata.iter().map(|(name, value)| format!("{name}: {value}"));
             Some(within_a_value(lines))
         }
-        AttributeName::Meta(name) => details.metadata.get(name).cloned(),
-        AttributeName::Key
-        | AttributeName::Etag
-        | AttributeName::Hidden
-        | AttributeName::HiddenKeys => None,
+        entry => details.metadata.get(entry.strip_prefix(META)?).cloned(),
     }
 }
 
@@ -187,10 +149,10 @@ fn count(hidden: &[HiddenKeys]) -> String {
 /// A line for each key: the key, a tab, and the reason. Keys that are not known are counted.
 fn list(hidden: &[HiddenKeys]) -> String {
     within_a_value(hidden.iter().flat_map(|HiddenKeys { reason, count, keys }| {
-        let told = keys.iter().map(|key| utf8_percent_encode(key, ESCAPED).to_string());
-        let untold = count.saturating_sub(keys.len());
-        let rest = (untold > 0).then(|| format!("({untold} more)"));
-        told.chain(rest).map(move |key| format!("{key}\t{reason}"))
+        let known = keys.iter().map(|key| utf8_percent_encode(key, ESCAPED).to_string());
+        let others = count.saturating_sub(keys.len());
+        let rest = (others > 0).then(|| format!("({others} more)"));
+        known.chain(rest).map(move |key| format!("{key}\t{reason}"))
     }))
 }
 

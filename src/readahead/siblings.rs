@@ -123,8 +123,8 @@ impl Siblings {
         }
     }
 
-    /// Whether [`Self::read`] must be called for a read of object `id`: the file is small, and the
-    /// read is not the continuation of another one. Costs some nanoseconds.
+    /// [`Self::read`] must be called for a read of object `id`: the file is small, and the read is not
+    /// the continuation of another one. Costs some nanoseconds.
     pub(crate) fn begins(&self, id: u64, size_bytes: u64) -> bool {
         if size_bytes > self.limits.small_bytes || self.limits.ahead_bytes == 0 {
             return false;

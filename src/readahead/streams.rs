@@ -1,4 +1,4 @@
-//! One object's access patterns: what a read needs now, and what to fetch ahead of it.
+//! One object's access patterns: the ranges that a read needs now, and those to fetch ahead of it.
 //!
 //! There are no file handles, so the state of a reader belongs to the object. An object has several
 //! *streams*: places where a program reads on. A read belongs to the stream whose position it is
@@ -7,7 +7,7 @@
 //! if there are too many: a jump to the tail (a Parquet footer, a zip directory) costs the others
 //! nothing.
 //!
-//! What is fetched ahead depends on how a stream proceeds:
+//! The ranges fetched ahead depend on how a stream proceeds:
 //!
 //! - *Sequentially*, one read behind the other: a window ahead of its position, which grows with the
 //!   bytes read. Reads that skip what lies between them (the holes of a page cache) have read little,
@@ -133,7 +133,7 @@ struct ReadStream {
     used: Instant,
 }
 
-/// How far apart the reads of a stream begin.
+/// The distances between the beginnings of a stream's reads.
 #[derive(Clone, Debug)]
 struct Strides {
     /// Where the last read began.
@@ -282,8 +282,7 @@ impl Streams {
         one.min(share).min(self.limits.ahead_bytes / streams)
     }
 
-    /// Of a range ahead that ends at `until`, the cache had room for the bytes before `reached` only:
-    /// the rest will be planned again.
+    /// The cache had room for a range ahead only up to `reached`, not `until`: plans the rest again.
     pub(crate) fn fell_short(&self, id: ObjectId, reached: u64, until: u64) {
         let mut objects = self.objects.lock();
         for stream in objects.peek_mut(&id).into_iter().flatten() {

@@ -65,7 +65,7 @@ impl Default for RetryPolicy {
     }
 }
 
-/// Retries what another store reports as transient.
+/// Retries the failures that another store reports as transient.
 pub struct Retrying {
     store: Arc<dyn ObjectStore>,
     policy: RetryPolicy,

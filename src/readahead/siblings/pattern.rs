@@ -1,5 +1,5 @@
-//! How one directory is read: in order, at several places, or shuffled; and which of its files are
-//! worth fetching ahead.
+//! The pattern in which one directory is read (in order, at several places, or shuffled), and the
+//! files that are worth fetching ahead because of it.
 
 use super::bits::Bits;
 use super::{Account, Listed, SiblingLimits, SmallRead};
@@ -10,15 +10,15 @@ const LITTLE: usize = 10;
 /// No order is recognised before this many files were read: a batch, or one for each thread.
 pub(super) const LEAST_FILES: usize = 16;
 
-/// How many more files may be ahead for each file read, once a shuffled epoch is recognised. 16
-/// threads behind 15 ms read 970 files a second, so six keep 96 connections busy. More would only
+/// Files that may be ahead for each file read, once a shuffled epoch is recognised. 16 threads
+/// behind 15 ms read 970 files a second, so six keep 96 connections busy. More would only
 /// waste more when an epoch ends early.
 const AHEAD_PER_READ: usize = 6;
 
 /// Fewer files mean nothing: three that are read in a row, or three read ahead in vain, are chance.
 pub(super) const BEYOND_CHANCE: usize = 4;
 
-/// How far the next file may be from a front: 16 threads that take turns are at most twice their
+/// The largest distance of the next file from a front: 16 threads that take turns are at most twice their
 /// number apart. Less in a small directory: one for each [`ENTRIES_PER_TOLERANCE`] entries.
 const TOLERANCE: usize = 32;
 const ENTRIES_PER_TOLERANCE: usize = 128;
@@ -44,7 +44,6 @@ pub(super) const ENTRIES_EXAMINED: usize = 256;
 /// Entries that are examined to estimate how many files of a directory are small.
 pub(super) const SAMPLED: usize = 256;
 
-/// How a directory is read.
 pub(super) struct Pattern {
     pub(super) generation: u32,
     /// An estimate of the number of its small files.
@@ -96,10 +95,10 @@ impl Pattern {
         let len = directory.entries();
         let sampled = (0..len).step_by(len.div_ceil(SAMPLED).max(1));
         let small = |&index: &usize| is_small(directory, index, limits).is_some();
-        let (looked_at, found) = (sampled.len().max(1), sampled.filter(small).count());
+        let (examined, found) = (sampled.len().max(1), sampled.filter(small).count());
         Self {
             generation: directory.generation(),
-            small_files: (len * found).div_ceil(looked_at).max(1),
+            small_files: (len * found).div_ceil(examined).max(1),
             read: Bits::new(len),
             again: Bits::new(len),
             ahead: Bits::new(len),
@@ -256,7 +255,7 @@ impl Pattern {
         chosen
     }
 
-    /// How many files may be ahead of all fronts.
+    /// Number of files that may be ahead of all fronts.
     fn in_order(&self) -> usize {
         if !self.is_trusted() {
             return self.little();
@@ -265,7 +264,7 @@ impl Pattern {
         in_order.map(|front| front.run).sum::<usize>().min(WINDOW_FILES)
     }
 
-    /// How many may be ahead in a shuffled epoch.
+    /// Number of files that may be ahead in a shuffled epoch.
     fn shuffled(&self) -> usize {
         let little = self.little();
         if !self.is_trusted() {
@@ -276,7 +275,7 @@ impl Pattern {
         little.max(beyond * AHEAD_PER_READ)
     }
 
-    /// How many may be ahead even if none of them is used.
+    /// Number of files that may be ahead even if none of them is used.
     fn little(&self) -> usize {
         (self.read.count() / LITTLE).saturating_sub(self.ledger.wasted)
     }

@@ -1,4 +1,4 @@
-//! How many attempts are sent to the store: at once, and in a second.
+//! Limits on the attempts that are sent to the store: at once, and in a second.
 //!
 //! Each attempt is admitted, below the pauses between attempts, so that no pause holds a connection.
 //! Which GET comes first is decided above the retries, by purpose and object, in `cache/gate.rs`. Both
