@@ -1,8 +1,8 @@
 //! The subcommands: `fasts3-mount status MOUNTPOINT` and the like.
 //!
-//! A subcommand counts only as the first argument, so `fasts3-mount BUCKET MOUNTPOINT` means what it
-//! always meant, except for buckets with the name of a subcommand: these are written `s3://status`,
-//! or `status/`.
+//! A subcommand counts only as the first argument, so `fasts3-mount BUCKET MOUNTPOINT` means what
+//! it always meant, except for buckets with the name of a subcommand: these are written
+//! `s3://status`, or `status/`.
 #![allow(clippy::doc_markdown)] // the texts of the options are shown as they are
 
 use std::ffi::OsString;

@@ -321,7 +321,8 @@ fn user_allow_other(fuse_conf: &str) -> bool {
     fuse_conf.lines().any(|line| line.trim() == "user_allow_other")
 }
 
-/// The N of `/dev/fd/N`, which no file system can be mounted on; it has the same meaning in libfuse.
+/// The N of `/dev/fd/N`, which no file system can be mounted on; it has the same meaning in
+/// libfuse.
 pub(crate) fn descriptor(mountpoint: &Path) -> Option<RawFd> {
     let digits = mountpoint.strip_prefix("/dev/fd").ok()?.to_str()?;
     let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());

@@ -1,8 +1,8 @@
 //! The control socket: what other programs may ask of a running mount, and its answers.
 //!
-//! Each mount has a socket of its own in the runtime directory ([`paths`]), mode 0600; the peer must
-//! be the user of the daemon, or root. One line of JSON goes in, a [`Command`], and one comes back, a
-//! [`Reply`]. The other end is `app/commands/client.rs`.
+//! Each mount has a socket of its own in the runtime directory ([`paths`]), mode 0600; the peer
+//! must be the user of the daemon, or root. One line of JSON goes in, a [`Command`], and one comes
+//! back, a [`Reply`]. The other end is `app/commands/client.rs`.
 
 use std::fs::{DirBuilder, Permissions};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
@@ -182,8 +182,8 @@ async fn talk(connection: UnixStream, target: &Target) -> std::io::Result<()> {
     Ok(())
 }
 
-/// First here, then in the kernel: it asks again for what it is told to forget, and must find nothing
-/// old here.
+/// First here, then in the kernel: it asks again for what it is told to forget, and must find
+/// nothing old here.
 async fn drop_all(target: &Target) -> Reply {
     let (held, _) = target.fs.memory_bytes();
     let directories = target.fs.drop_names();

@@ -133,8 +133,8 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), CommandError> {
     }
     if config.store.no_verify_tls {
         tracing::warn!(
-            "--no-verify-tls: the store's certificate is NOT checked: others on the network can read \
-             and alter the data"
+            "--no-verify-tls: the store's certificate is NOT checked: others on the network can \
+             read and alter the data"
         );
     }
     let port = match config.metrics_listen {

@@ -3,8 +3,8 @@
 //!
 //! [`machine`] looks at the kernel, [`connection`] at the way to the store and who is let in,
 //! [`examine`] at the store, through the same seam as the mount. What they find is a [`Diagnosis`].
-//! Where the daemon has a check of its own, that is what is asked. Nothing is mounted and nothing is
-//! written, and it ends within a minute.
+//! Where the daemon has a check of its own, that is what is asked. Nothing is mounted and nothing
+//! is written, and it ends within a minute.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;

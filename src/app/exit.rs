@@ -1,5 +1,5 @@
-//! Exit codes: those of `sysexits(3)`, each for one kind of failure, so that a unit file or a script
-//! can tell them apart.
+//! Exit codes: those of `sysexits(3)`, each for one kind of failure, so that a unit file or a
+//! script can tell them apart.
 //!
 //! This table is the only one in the code: the man pages are generated from it, and
 //! docs/semantics.md and the unit file are compared with it.

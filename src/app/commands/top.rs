@@ -1,7 +1,7 @@
 //! `fasts3-mount top`: the rates of a mount, again and again.
 //!
-//! Rates are differences of two [`Status`]es; the daemon keeps nothing for them. They are drawn on a
-//! terminal until q, and printed as lines anywhere else.
+//! Rates are differences of two [`Status`]es; the daemon keeps nothing for them. They are drawn on
+//! a terminal until q, and printed as lines anywhere else.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;

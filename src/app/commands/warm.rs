@@ -1,8 +1,9 @@
 //! `fasts3-mount warm`: reads files before programs want them.
 //!
 //! It reads through the mount, as a program does, so the bytes are where a program finds them: in
-//! the kernel's page cache, and small files in the daemon's memory too. A daemon that fetched without
-//! a reader would fill its memory only, which is smaller and the second place where a read looks.
+//! the kernel's page cache, and small files in the daemon's memory too. A daemon that fetched
+//! without a reader would fill its memory only, which is smaller and the second place where a read
+//! looks.
 
 use std::ffi::OsStr;
 use std::fs::File;

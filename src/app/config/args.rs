@@ -1,5 +1,5 @@
 //! The options as clap sees them: names, groups, defaults, environment variables, and how one value
-//! is read. The texts here are what `--help` shows.
+//! is read. The texts here are those of `--help`.
 #![allow(clippy::doc_markdown)] // backticks would be shown too
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -25,11 +25,12 @@ Each has its own --help.";
 
 /// Mounts an S3 bucket read-only, so that any program reads objects with plain open().
 ///
-/// Each option can also be set by the environment variable shown in brackets; the command line takes
-/// precedence. Sizes are written like 512MiB or 4GiB (K, M, G mean KiB, MiB, GiB; MB and GB are
-/// decimal), durations like 500ms, 60s or 5m.
+/// Each option can also be set by the environment variable shown in brackets; the command line
+/// takes precedence. Sizes are written like 512MiB or 4GiB (K, M, G mean KiB, MiB, GiB; MB and GB
+/// are decimal), durations like 500ms, 60s or 5m.
 #[derive(Debug, Parser)]
-#[command(name = "fasts3-mount", version = crate::VERSION, max_term_width = 100, after_help = COMMANDS)]
+#[command(name = "fasts3-mount", version = crate::VERSION, max_term_width = 100)]
+#[command(after_help = COMMANDS)]
 pub(crate) struct Args {
     /// Bucket to mount: bucket, bucket/prefix or s3://bucket/prefix/
     #[arg(value_name = "BUCKET")]
@@ -108,8 +109,8 @@ pub(super) struct StoreArgs {
 #[derive(Debug, Group)]
 #[command(next_help_heading = "Cache and reading")]
 pub(super) struct CacheArgs {
-    /// Limit of cached and in-flight object bytes [default: a quarter of the memory of the machine or
-    /// its cgroup, at most 8GiB]
+    /// Limit of cached and in-flight object bytes [default: a quarter of the memory of the machine
+    /// or its cgroup, at most 8GiB]
     #[arg(long, value_name = "SIZE", env = "FASTS3_MEMORY_BUDGET", value_parser = size)]
     pub(super) memory_budget: Option<u64>,
 
@@ -151,7 +152,8 @@ pub(super) struct NameArgs {
           value_parser = duration)]
     pub(super) negative_ttl: Duration,
 
-    /// Limit of memory for listings, about 70 bytes a name; the least recently used are dropped first
+    /// Limit of memory for listings, about 70 bytes a name; the least recently used are dropped
+    /// first
     #[arg(long, value_name = "SIZE", env = "FASTS3_NAMES_BUDGET", default_value = "1GiB",
           value_parser = size)]
     pub(super) names_budget: u64,
@@ -195,9 +197,10 @@ pub(super) struct PermissionArgs {
 #[derive(Debug, Group)]
 #[command(next_help_heading = "Monitoring")]
 pub(super) struct MonitoringArgs {
-    /// Serve Prometheus metrics at /metrics on this port of the loopback, or on this address and port
-    /// [default: not served]
-    #[arg(long, value_name = "ADDRESS", env = "FASTS3_METRICS_LISTEN", value_parser = listen_address)]
+    /// Serve Prometheus metrics at /metrics on this port of the loopback, or on this address and
+    /// port [default: not served]
+    #[arg(long, value_name = "ADDRESS", env = "FASTS3_METRICS_LISTEN",
+          value_parser = listen_address)]
     pub(super) metrics_listen: Option<SocketAddr>,
 }
 
@@ -242,7 +245,7 @@ impl FromStr for BucketPrefix {
             return Err("directory buckets are not supported".into());
         }
         // The general rules for bucket names, and the letters that old buckets of us-east-1 and
-        // other makers' stores allow: the store has the last word.
+        // other S3-compatible stores allow: the store decides.
         // https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
         let bytes = name.as_bytes();
         let ends_well = [bytes.first(), bytes.last()]
@@ -293,7 +296,7 @@ fn endpoint_url(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// `512M` is 512 MiB, as for dd, systemd and mount; bytesize takes a bare letter as decimal.
+/// `512M` is 512 MiB, as for dd, systemd and mount; for bytesize a bare letter is decimal.
 fn size(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let binary = match text.chars().last() {
@@ -351,7 +354,7 @@ fn mode(text: &str) -> Result<u16, String> {
     Ok(mode)
 }
 
-/// Directives for `EnvFilter`, checked.
+/// Valid directives of `EnvFilter`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LogLevel(pub(crate) String);
 
@@ -360,22 +363,22 @@ impl FromStr for LogLevel {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let filter = match text.to_ascii_lowercase().as_str() {
-            // A level speaks of this program. The libraries below it stay at warnings, for their
-            // debug output shows every request, and would bury ours. aws_config warns of each
-            // provider of credentials that there is not.
+            // A level is that of this program. Its libraries stay at warnings, because their debug
+            // lines show every request and would hide ours. aws_config warns of each provider of
+            // credentials that is absent.
             level @ ("warn" | "info" | "debug" | "trace") => {
                 format!("warn,aws_config=error,fasts3_mount={level}")
             }
             "error" => "error".to_owned(),
             _ => text.to_owned(),
         };
-        // EnvFilter panics at some texts that are not ASCII (tracing-subscriber 0.3.23).
+        // EnvFilter panics on some texts that are not ASCII (tracing-subscriber 0.3.23).
         if !filter.is_ascii() {
             return Err("neither a level nor a list of target=level".to_owned());
         }
         tracing_subscriber::EnvFilter::try_new(&filter)
             .map_err(|_| "neither a level nor a list of target=level".to_owned())?;
-        // EnvFilter takes a lone unknown word for the name of a target, and would log nothing.
+        // EnvFilter takes an unknown word for the name of a target, and would log nothing.
         if !filter.contains('=') && filter != "error" && filter != "off" {
             return Err("neither a level nor a list of target=level".to_owned());
         }

@@ -14,12 +14,12 @@ use super::args::Args;
 /// mount(8) finds the helper by this name.
 pub(crate) const NAME: &str = "mount.fasts3";
 
-/// Options that fstab and mount(8) have for every file system. They are for mount(8) itself, or hold
-/// in any case: read-only, without set-user-ID bits, devices and access times.
+/// Options that fstab and mount(8) have for every file system. They are for mount(8) itself, or
+/// hold in any case: read-only, without set-user-ID bits, devices and access times.
 const STANDARD: &str = "_netdev async atime auto default_permissions defaults dev diratime dirsync \
     exec fail group iversion lazytime loud mand noatime noauto nodev nodiratime nofail noiversion \
-    nolazytime nomand norelatime nostrictatime nosuid nosymfollow nouser owner relatime ro rw silent \
-    strictatime suid symfollow sync user users quiet nogroup noowner";
+    nolazytime nomand norelatime nostrictatime nosuid nosymfollow nouser owner relatime ro rw \
+    silent strictatime suid symfollow sync user users quiet nogroup noowner";
 
 /// The request of mount(8).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -220,8 +220,8 @@ mod tests {
         use super::*;
         use crate::testing::fuzz;
 
-        /// Whatever mount(8) is given: it is refused, or every option is one of the program's, and the
-        /// bucket and the directory stay what they are.
+        /// Whatever mount(8) is given: it is refused, or every option is one of the program's, and
+        /// the bucket and the directory stay what they are.
         #[test]
         fn any_options_are_the_programs_own_or_refused() {
             let option = fuzz::text(

@@ -56,8 +56,8 @@ fn of_user(variable: &impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     Some(PathBuf::from(folder).join(OF_USER))
 }
 
-/// The name of the socket of a mountpoint, whose path has no symbolic links: readable, and short for
-/// any path, because the path of a socket has at most 107 bytes.
+/// The name of the socket of a mountpoint, whose path has no symbolic links: readable, and short
+/// for any path, because the path of a socket has at most 107 bytes.
 pub(crate) fn socket_name(path: &Path) -> String {
     let last = path.file_name().unwrap_or_default().to_string_lossy();
     let letter = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };

@@ -108,8 +108,8 @@ fn not_opened(error: StoreError, bucket: &str, endpoint: &str) -> CommandError {
         StoreError::Denied(cause) | StoreError::SignatureRefused(cause) => (
             Exit::NoPerm,
             format!(
-                "access to bucket {bucket} is denied: {cause}; check the credentials, and that they \
-                 allow s3:ListBucket and s3:GetObject"
+                "access to bucket {bucket} is denied: {cause}; check the credentials, and that \
+                 they allow s3:ListBucket and s3:GetObject"
             ),
         ),
         StoreError::NoCredentials(cause) => (

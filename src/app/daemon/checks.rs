@@ -29,8 +29,8 @@ fn no_device(error: &Error) -> String {
              /dev/fuse --cap-add SYS_ADMIN`"
         }
         ErrorKind::PermissionDenied => {
-            "give this user access to it, or start the container with `--device /dev/fuse --cap-add \
-             SYS_ADMIN`"
+            "give this user access to it, or start the container with `--device /dev/fuse \
+             --cap-add SYS_ADMIN`"
         }
         _ => "check that this kernel supports FUSE",
     };

@@ -1,7 +1,7 @@
 //! A mount that the parent process has made: the mountpoint `/dev/fd/N`, as in libfuse.
 //!
-//! The parent has opened `/dev/fuse` and mounted it with the privileges that this takes; this program
-//! needs none of them. The parent also decides on the options of the mount, and ends it.
+//! The parent has opened `/dev/fuse` and mounted it with the privileges that this takes; this
+//! program needs none of them. The parent also decides on the options of the mount, and ends it.
 
 use std::fs;
 use std::io::{IoSlice, IoSliceMut};
@@ -87,8 +87,8 @@ fn check_state(device: &OwnedFd) -> std::io::Result<Result<(), &'static str>> {
 
 /// Another descriptor of the same open file, owned by this process and closed on exec.
 ///
-/// To turn a number into an owned descriptor takes `unsafe`, because it may not be open. Sent through
-/// a socket, the kernel checks it.
+/// To turn a number into an owned descriptor takes `unsafe`, because it may not be open. Sent
+/// through a socket, the kernel checks it.
 fn owned(number: RawFd) -> std::io::Result<OwnedFd> {
     let (to, from) =
         socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;

@@ -194,8 +194,8 @@ impl<'a> ServedMount<'a> {
             Ok(Expired::OneByOne { names, all }) => tracing::info!(
                 names,
                 all,
-                "SIGHUP: dropped all cached names; the kernel was told of each file separately, as is \
-                 necessary before Linux 6.16"
+                "SIGHUP: dropped all cached names; the kernel was told of each file separately, as \
+                 is necessary before Linux 6.16"
             ),
             Err(panicked) => tracing::error!("SIGHUP: {panicked}"),
         }
@@ -207,7 +207,7 @@ impl<'a> ServedMount<'a> {
         if self.mounted.handed_over() {
             if !self.mounted.has_ended() {
                 tracing::info!(
-                    "the mount stays: it answers ENOTCONN until the process that has made it unmounts it"
+                    "the mount stays: it answers ENOTCONN until its own process unmounts it"
                 );
             }
         } else {
@@ -245,8 +245,8 @@ fn refused(mountpoint: &Path, error: &std::io::Error) -> CommandError {
         let remedy = "in a container, start it with `--cap-add SYS_ADMIN --device /dev/fuse`";
         (error.to_string(), remedy)
     } else {
-        let remedy = "an ordinary user needs fusermount3, of the package fuse3, and a mountpoint of \
-                      their own";
+        let remedy = "an ordinary user needs fusermount3, of the package fuse3, and a mountpoint \
+                      of their own";
         (error.to_string(), remedy)
     };
     CommandError::new(Exit::OsErr, format!("mounting on {shown} was refused: {cause}; {remedy}"))

@@ -16,8 +16,8 @@ use crate::base::mountinfo;
 use crate::fs::BucketFs;
 use crate::stats::Snapshot;
 
-/// During the start the manager is told at this interval that it may take [`STARTING_FOR`] more. The
-/// start itself is bounded: `bucket::open`.
+/// During the start the manager is told at this interval that it may take [`STARTING_FOR`] more.
+/// The start itself is bounded: `bucket::open`.
 const STARTING_PAUSE: Duration = Duration::from_secs(2);
 const STARTING_FOR: Duration = Duration::from_secs(10);
 /// Between two STATUS lines; their rates are over this time.
@@ -69,8 +69,8 @@ pub(super) fn telling(fs: Arc<BucketFs>) -> Option<Task> {
 /// Feeds the manager's watchdog, if there is one, as long as the mount answers.
 ///
 /// The proof is `statfs`: the kernel does not cache its answer, so it passes the threads that serve
-/// FUSE. While there is no answer, this task waits, and the manager acts. Without a mountpoint here,
-/// the only proof is that this task runs.
+/// FUSE. While there is no answer, this task waits, and the manager acts. Without a mountpoint
+/// here, the only proof is that this task runs.
 pub(super) fn watched(mountpoint: Option<PathBuf>) -> Option<Task> {
     let patience = sd_notify::watchdog_enabled()?;
     Some(Task::spawn(async move {

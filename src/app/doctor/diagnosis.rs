@@ -116,8 +116,8 @@ pub(super) fn because(what: &str, error: &StoreError) -> String {
             "the store hangs, or something on the way drops packets: try another machine"
         }
         Class::Nonsense | Class::Unordered => {
-            "a proxy or cache on the way, or the store itself, does not follow the S3 protocol: give \
-             the store's own address with --endpoint-url"
+            "a proxy or cache on the way, or the store itself, does not follow the S3 protocol: \
+             give the store's own address with --endpoint-url"
         }
         Class::NotFound | Class::Changed => "is the bucket being written to? Try again",
         Class::Archived => "restore the object, or mount a prefix without it",

@@ -19,8 +19,8 @@ const TRIES: u32 = 3;
 
 /// Sends a request until it succeeds or another attempt makes no sense, and counts the failures.
 /// After a timeout there is no second attempt. A refused signature is tried once more, with the
-/// credentials that the store has by then, as the mount does: a HEAD does not tell it from a lack of
-/// rights.
+/// credentials that the store has by then, as the mount does: a HEAD does not tell it from a lack
+/// of rights.
 pub(super) async fn ask<T, F>(mut request: impl FnMut() -> F) -> (Result<T, StoreError>, u32)
 where
     F: Future<Output = Result<T, StoreError>>,

@@ -37,18 +37,19 @@ impl Lister<'_> {
 
     /// `start-after` a key whose successor is known.
     async fn start_after(&self, key: &str, next: Option<&ListEntry>, report: &mut Diagnosis) {
+        let topic = "start-after";
         match ask(|| self.page(ListFrom::After(key.to_owned()), false)).await.0 {
-            Ok(page) if page.entries.first() == next => report.ok(
-                "start-after",
-                "start-after is honoured, so large directories are listed in parallel",
-            ),
-            Ok(_) | Err(StoreError::Nonsense(Nonsense::Backwards(_) | Nonsense::Unordered(_))) => report.slow(
-                "start-after",
-                "start-after is not honoured, so a directory is listed one page after the other",
-            ),
-            Err(error) => {
-                report.wrong("start-after", because("a listing from the middle fails", &error));
+            Ok(page) if page.entries.first() == next => {
+                let what = "start-after is honoured, so large directories are listed in parallel";
+                report.ok(topic, what);
             }
+            Ok(_) | Err(StoreError::Nonsense(Nonsense::Backwards(_) | Nonsense::Unordered(_))) => {
+                report.slow(
+                    topic,
+                    "start-after is not honoured, so a directory is listed one page after the other",
+                );
+            }
+            Err(error) => report.wrong(topic, because("a listing from the middle fails", &error)),
         }
     }
 
@@ -62,8 +63,8 @@ impl Lister<'_> {
                     report.ok("directories", "delimiter listings roll directories up");
                 } else {
                     let what = format!(
-                        "a delimiter listing begins with {first:?}, and a listing without delimiter \
-                         with {first_key:?}"
+                        "a delimiter listing begins with {first:?}, and a listing without \
+                         delimiter with {first_key:?}"
                     );
                     report.wrong("directories", what);
                 }
@@ -149,8 +150,8 @@ pub(super) async fn metadata(
         Ok(head) => {
             let (one, other) = (&listed.version, &head.meta.version);
             format!(
-                "listing and HEAD do not agree about {key:?}: {} and {} bytes, ETags {} and {}; is it \
-                 being written to?",
+                "listing and HEAD do not agree about {key:?}: {} and {} bytes, ETags {} and {}; is \
+                 it being written to?",
                 one.size_bytes, other.size_bytes, one.etag, other.etag
             )
         }
@@ -187,8 +188,8 @@ pub(super) async fn ranges(
     let same = usize::try_from(middle).is_ok_and(|middle| whole.get(middle..) == Some(&half[..]));
     if !same {
         let what = format!(
-            "two GETs of the same bytes of {key:?} gave different bytes; trust nothing that is read \
-             through it, and look for what changes answers between here and the store"
+            "two GETs of the same bytes of {key:?} gave different bytes; trust nothing that is \
+             read through it, and look for what changes answers between here and the store"
         );
         report.wrong("ranges", what);
         return false;
@@ -202,8 +203,8 @@ pub(super) async fn ranges(
         }
         Ok(_) => report.wrong(
             "overwriting",
-            "neither If-Match nor the ETag of an answer tells that an object was overwritten while it \
-             was read, which would give a mixture; write new keys instead",
+            "neither If-Match nor the ETag of an answer tells that an object was overwritten while \
+             it was read, which would give a mixture; write new keys instead",
         ),
         Err(error) => report.wrong("overwriting", because("a GET with If-Match fails", &error)),
     }

@@ -104,7 +104,7 @@ pub(super) async fn first_bytes(
     let Some(&median) = took.get(took.len() / 2) else {
         return report.wrong(
             "first byte",
-            "every request for a byte failed at first: the store is in trouble, or the network to it",
+            "every request for a byte failed at first: the store or the network is in trouble",
         );
     };
     let p90 = took[(took.len() - 1) * 9 / 10];
