@@ -2,7 +2,7 @@
 //!
 //! - [`mount`](mount()): makes the mount, or takes one that was handed over; unmounts.
 //! - `adapter`: one kernel request, one [`BucketFs`](crate::fs::BucketFs) call, one reply.
-//! - `notify`: what the kernel is told without having asked.
+//! - `notify`: notifications of the kernel, about names and pages.
 //! - `waiter`: the thread that waits for a reply, and whether a signal ends its wait.
 
 mod adapter;

@@ -1,4 +1,4 @@
-//! Counters of what the mount did; nothing of ours above it.
+//! Counters, histograms and tables of all that the mount does; nothing of ours is below this.
 //!
 //! They are added to on the path of every read, so there are no locks here and nothing is
 //! allocated: relaxed atomics, histograms of fixed buckets, and for "the busiest" a table of fixed

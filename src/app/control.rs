@@ -115,7 +115,7 @@ impl Socket {
         &self.file.path
     }
 
-    /// The file, and what answers until it is dropped.
+    /// The file, and a future that answers until it is dropped.
     pub(crate) fn serve(
         self,
         target: Target,
@@ -182,8 +182,8 @@ async fn talk(connection: UnixStream, target: &Target) -> std::io::Result<()> {
     Ok(())
 }
 
-/// First here, then in the kernel: it asks again for what it is told to forget, and must find
-/// nothing old here.
+/// First here, then in the kernel, because it asks again for what it is told to forget, and must
+/// find nothing old here.
 async fn drop_all(target: &Target) -> Reply {
     let (held, _) = target.fs.memory_bytes();
     let directories = target.fs.drop_names();

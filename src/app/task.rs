@@ -1,4 +1,4 @@
-//! What runs beside the mount: background tasks, and servers of connections.
+//! Background tasks, and servers of connections.
 
 use std::io;
 use std::task::{Context, Poll};

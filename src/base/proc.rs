@@ -1,4 +1,4 @@
-//! What Linux tells in the files of `/proc` whose lines are `Name: value` (`proc(5)`).
+//! The files of `/proc` whose lines are `Name: value` (`proc(5)`).
 
 /// The value of the field `name`.
 pub(crate) fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {

@@ -3,7 +3,7 @@
 //! There are no file handles: `open`, `opendir` and `flush` answer ENOSYS, after which the kernel
 //! sends none of them again, nor release, and keeps file and directory pages by itself (the
 //! kernel's `Documentation/filesystems/fuse`, `FUSE_NO_OPEN_SUPPORT`). The mount is read-only for
-//! the kernel too; the EROFS here is for what slips past it.
+//! the kernel too; the EROFS here is for requests that slip past it.
 
 use std::ffi::OsStr;
 use std::future::Future;
@@ -54,8 +54,8 @@ impl Adapter {
     }
 
     /// Runs the future that answers a request, and notes how long that took. It runs on this very
-    /// thread until it must wait, because a task switch costs more than a cached read. A panic drops
-    /// the reply, which fuser turns into EIO, and ends neither the thread nor the mount.
+    /// thread until it must wait, because a task switch costs more than a cached read. A panic
+    /// drops the reply, which fuser turns into EIO, and ends neither the thread nor the mount.
     fn answer(&self, operation: Operation, request: impl Future<Output = ()> + Send + 'static) {
         let answering = self.fs.stats().answering(operation);
         let mut request = Box::pin(async move {
@@ -157,7 +157,8 @@ impl fuser::Filesystem for Adapter {
         let thread = request.pid();
         let past_page_cache = flags.0 & libc::O_DIRECT != 0;
         let kind = if past_page_cache { ReadKind::Direct } else { ReadKind::Buffered };
-        // A thread that waits for a page can be killed, and the one that asked for it may have moved on.
+        // A thread that waits for a page can be killed, and the one that asked for it may have
+        // moved on.
         let waiter = Waiter::new(if past_page_cache { thread } else { 0 });
         self.answer(Operation::Read, async move {
             match waiter.waits_for(fs.read(ino.0, offset, size, kind)).await {
@@ -342,7 +343,7 @@ fn file_attr(attributes: &Attributes) -> FileAttr {
         uid: attributes.uid,
         gid: attributes.gid,
         rdev: 0,
-        // What buffered readers such as Python's take as their buffer size.
+        // Buffered readers such as Python's take it as their buffer size.
         blksize: 128 << 10,
         flags: 0,
     }

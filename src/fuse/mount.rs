@@ -1,4 +1,4 @@
-//! The mount: how it is made, what ends it, and how it is unmounted.
+//! The mount: made or taken over, served, unmounted.
 
 use std::fs::File;
 use std::io;
@@ -72,7 +72,8 @@ struct Place {
 }
 
 /// Mounts `fs`, or takes the mount that was handed over, and serves it on threads of its own; what
-/// cannot be answered at once continues in `runtime`. Returns when the kernel has accepted the mount.
+/// cannot be answered at once continues in `runtime`. Returns when the kernel has accepted the
+/// mount.
 pub fn mount(
     fs: &Arc<BucketFs>,
     options: &MountOptions,
@@ -141,7 +142,7 @@ fn session_config(options: &MountOptions, typed: bool) -> fuser::Config {
     config
 }
 
-/// Starts the session's threads. What is returned becomes true when the session has ended.
+/// Starts the session's threads. The result becomes true when the session has ended.
 fn serve(session: fuser::Session<Adapter>) -> io::Result<watch::Receiver<bool>> {
     let (end, ended) = watch::channel(false);
     let session = session.spawn()?;

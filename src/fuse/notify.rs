@@ -1,4 +1,4 @@
-//! What the kernel is told without having asked: to look up names again, and to drop pages.
+//! Notifications of the kernel: to look up names again, and to drop pages.
 //!
 //! fuser has no name for some of the notifications of the protocol (the kernel's
 //! `include/uapi/linux/fuse.h`); these are written to the connection as they are.
@@ -16,8 +16,8 @@ use crate::names::Ino;
 
 /// `FUSE_NOTIFY_INVAL_ENTRY`, since protocol 7.12.
 const INVAL_ENTRY: u32 = 3;
-/// Its flag `FUSE_EXPIRE_ONLY`, since protocol 7.38: the kernel looks the name up again and does not
-/// drop it. Older kernels ignore the flag.
+/// Its flag `FUSE_EXPIRE_ONLY`, since protocol 7.38: the kernel looks the name up again and does
+/// not drop it. Older kernels ignore the flag.
 const EXPIRE_ONLY: u32 = 1;
 /// `FUSE_NOTIFY_INC_EPOCH`, since protocol 7.44: the kernel looks up all names again.
 const INC_EPOCH: u32 = 8;
@@ -46,8 +46,8 @@ pub enum Expired {
 
 impl Mounted {
     /// Makes the kernel look up every name again, and ask for the attributes of `directories`, from
-    /// which it learns that the directory pages it keeps are old. What is open or read stays. Before
-    /// Linux 6.16 it is told of each of the `known` names.
+    /// which it learns that the directory pages it keeps are old. What is open or read stays.
+    /// Before Linux 6.16 it is told of each of the `known` names.
     ///
     /// The kernel may wait for requests in progress, so this must not run on a thread that answers
     /// them.
@@ -69,11 +69,12 @@ impl Mounted {
         expired
     }
 
-    /// Expires the kernel's dentries of these files, one message each. Blocks while the kernel has a
-    /// lookup in progress in the same directory; stops after 5 s, and the rest expire by their TTL.
+    /// Expires the kernel's dentries of these files, one message each. Blocks while the kernel has
+    /// a lookup in progress in the same directory; stops after 5 s, and the rest expire by their
+    /// TTL.
     ///
-    /// The names of directories stay: before Linux 6.2 the kernel would cut a directory off from its
-    /// path while programs work in it. The names in it are looked up again all the same.
+    /// The names of directories stay: before Linux 6.2 the kernel would cut a directory off from
+    /// its path while programs work in it. The names in it are looked up again all the same.
     pub fn expire_each(&self, known: &[KernelName]) -> Expired {
         let begun = Instant::now();
         let mut names = 0;
@@ -99,7 +100,7 @@ impl Mounted {
     /// in progress, so this must not run on a thread that answers requests.
     pub fn forget(&self, known: &[KernelName]) {
         for KernelName { ino, parent, name, .. } in known {
-            // What it has forgotten already is an error, which is as well.
+            // A name that it has forgotten is an error, which is as well.
             let _ = self.notifier.inval_entry(INodeNo(*parent), name.as_ref());
             // From the first byte to the last: 0 is "to the end".
             let _ = self.notifier.inval_inode(INodeNo(*ino), 0, 0);
@@ -123,8 +124,8 @@ fn length(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
-/// Makes the kernel look up a name before its TTL is over. `open` is never sent, so without this the
-/// name would lead to the same stale file again.
+/// Makes the kernel look up a name before its TTL is over. `open` is never sent, so without this
+/// the name would lead to the same stale file again.
 pub(super) async fn forget_name(name: Option<(Ino, String)>, kernel: Arc<OnceLock<Notifier>>) {
     let Some((parent, name)) = name else { return };
     // The kernel takes the directory's lock, for which it may wait: not on this thread.

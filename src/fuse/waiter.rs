@@ -3,11 +3,11 @@
 //! A thread whose request is in the hands of a daemon sleeps until the reply comes, even when it is
 //! killed. The kernel tells the daemon (`FUSE_INTERRUPT`), but fuser 0.18 answers that itself, with
 //! ENOSYS. So a request that takes long looks at its thread in `/proc`: a thread that should end
-//! sleeps uninterruptibly with a signal pending that would wake it anywhere else. The reply is EINTR
-//! then.
+//! sleeps uninterruptibly with a signal pending that would wake it anywhere else. The reply is
+//! EINTR then.
 //!
-//! A thread that cannot be seen (in another PID namespace, hidden, or gone) is left to wait: another
-//! thread may need the reply (asynchronous I/O).
+//! A thread that cannot be seen (in another PID namespace, hidden, or gone) is left to wait:
+//! another thread may need the reply (asynchronous I/O).
 
 use std::fs;
 use std::future::Future;
@@ -46,7 +46,8 @@ const KILL: u64 = bits(&[SIGKILL]);
 /// caught (timers, children, windows) say nothing about the wait, and few programs expect EINTR for
 /// them.
 const ENDING: u64 = bits(&[SIGINT, SIGTERM, SIGQUIT, SIGHUP]);
-/// Signals that dump core if they are not caught. The kernel waits until the thread takes them itself.
+/// Signals that dump core if they are not caught. The kernel waits until the thread takes them
+/// itself.
 const DUMPING: u64 =
     bits(&[SIGQUIT, SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS, SIGXCPU, SIGXFSZ]);
 

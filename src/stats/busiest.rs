@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 const PLACES: usize = 256;
 
 /// The numbers that take most bytes, roughly: each has one possible place in a table, and loses it
-/// when others that have the same place outweigh it. So a number with a good part of all bytes is in
-/// the table, with all bytes since it took its place, and a rare one may be missing.
+/// when others that have the same place outweigh it. So a number with a good part of all bytes is
+/// in the table, with all bytes since it took its place, and a rare one may be missing.
 #[derive(Debug)]
 pub struct Busiest(Box<[Weighed]>);
 

@@ -1,5 +1,5 @@
-//! Numbers that only grow, each declared once: what the layers add to, what status tells, what
-//! metrics export and what the last line of the log says all come from one list.
+//! Numbers that only grow, each declared once: one list makes the atomics that the layers add to,
+//! the totals of status, the series of metrics, and the fields of the last line of the log.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -32,10 +32,11 @@ pub struct Series {
     pub value: u64,
 }
 
-/// Each line: the name; in brackets the metric, if it is exported as it is, and a label; a sentence.
+/// Each line: the name; in brackets the metric, if it is exported as it is, and a label; a
+/// sentence.
 macro_rules! counters {
     ($($name:ident [$($metric:literal $($label:ident = $value:literal)?)?] $help:literal;)*) => {
-        /// What the layers add to.
+        /// The layers add to these.
         #[derive(Debug, Default)]
         pub struct Counters {
             $(#[doc = $help] pub $name: Counter,)*
@@ -55,7 +56,7 @@ macro_rules! counters {
         }
 
         impl Snapshot {
-            /// What was added after `earlier`.
+            /// The difference to an earlier moment.
             #[must_use]
             pub fn since(&self, earlier: &Self) -> Self {
                 Self { $($name: self.$name.saturating_sub(earlier.$name),)* }
@@ -96,7 +97,8 @@ counters! {
     siblings_wasted ["fasts3_sibling_files_total" state = "wasted"]
         "Those of them that were given up before they were read, or passed by.";
     siblings_ahead_bytes ["fasts3_sibling_bytes_total" state = "ahead"] "The bytes of these files.";
-    siblings_used_bytes ["fasts3_sibling_bytes_total" state = "used"] "The bytes of those that were read.";
+    siblings_used_bytes ["fasts3_sibling_bytes_total" state = "used"]
+        "The bytes of those that were read.";
     siblings_wasted_bytes ["fasts3_sibling_bytes_total" state = "wasted"]
         "The bytes of those that were not.";
     listed ["fasts3_listed_entries_total"] "Keys and common prefixes on pages of listings.";

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::common::{Daemon, Mount, Scene, can_mount, eventually, is_mounted, skipped};
 
-/// What a word said: exit code, standard output and error.
+/// Exit code, standard output and standard error of a command.
 struct Said {
     code: Option<i32>,
     out: String,
@@ -197,7 +197,7 @@ fn every_metric_is_in_the_documents_and_every_documented_one_exists() {
         .filter(|name| name.contains('_'))
         .collect();
     assert_eq!(names, documented);
-    // What the dashboard and the alerts ask for must exist, too.
+    // The metrics in the dashboard and the alerts must exist, too.
     for file in ["grafana-dashboard.json", "alerts.yml"] {
         let text = std::fs::read_to_string(docs.join(file)).unwrap();
         let letter = |c: char| c.is_ascii_alphanumeric() || c == '_';
@@ -225,7 +225,7 @@ fn promtool(arguments: &[&str], input: &str) {
     assert!(output.status.success(), "promtool {arguments:?}: {}\n{input}", said.concat());
 }
 
-/// What the panels of the dashboard ask for.
+/// The queries of the panels of the dashboard.
 fn expressions(value: &Value, found: &mut Vec<String>) {
     match value {
         Value::Object(fields) => {
@@ -444,7 +444,7 @@ fn a_daemon_that_hangs_is_not_waited_for_and_its_mount_is_not_asked() {
     if !can_mount() {
         return;
     }
-    // The kernel believes nothing, so whoever asks the mount itself waits for the daemon.
+    // The kernel believes nothing, so a program that asks the mount itself waits for the daemon.
     let mount = filled().mount(&["--metadata-ttl=0s"]);
     mount.daemon.signal(Signal::STOP);
     let link = mount.scene.folder.path().join("link");
@@ -528,7 +528,7 @@ fn top_prints_looks_where_there_is_no_terminal() {
     let served = |look: &Value| {
         look["served_bytes_per_second"].as_f64().unwrap() * look["seconds"].as_f64().unwrap()
     };
-    // What comes behind the first look is in one of those that follow.
+    // Bytes read after the first update are in one of those that follow.
     assert!(served(&look()) < 1.0, "nothing was read yet");
     assert_eq!(mount.read("big").unwrap().len(), 20 << 20);
     let (mut total, mut busiest) = (0.0, Vec::new());
@@ -540,7 +540,7 @@ fn top_prints_looks_where_there_is_no_terminal() {
     });
     assert!((total - f64::from(20 << 20)).abs() < 10.0, "{total}");
     assert!(busiest.contains(&"big".into()), "{busiest:?}");
-    // It goes on until the mount ends.
+    // It continues until the mount ends.
     assert_eq!(word(&mount.scene, "unmount", &[]).code, Some(0));
     let output = top.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(66));
@@ -586,7 +586,7 @@ fn warm_takes_a_list_and_says_what_it_could_not_read() {
     }
 }
 
-/// Warms what a list names, which is all there but one.
+/// Warms the files of a list, of which all but one exist.
 fn warm_list(mount: &Mount, list: &str, files: u64) {
     let mut command = mount.scene.program();
     command.args(["warm", "--json"]).stdin(Stdio::piped()).stdout(Stdio::piped());

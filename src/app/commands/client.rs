@@ -63,12 +63,12 @@ pub(super) fn check_mount(mountpoint: &Path) -> Result<PathBuf, CommandError> {
     }
 }
 
-/// Where a path leads, found out by a thread that may hang.
+/// Resolves a path, in a thread that may hang.
 fn resolved(path: PathBuf, mountpoint: &Path) -> Result<PathBuf, CommandError> {
     let shown = mountpoint.display();
     let (tell, told) = channel();
     std::thread::spawn(move || {
-        // All but the last name: that may be a mountpoint, which is not to be asked.
+        // All but the last name: that may be a mountpoint, which must not be asked.
         let parent = path.parent().map(Path::canonicalize);
         let real = match (parent, path.file_name()) {
             (Some(Ok(parent)), Some(name)) if mounts().contains(&parent.join(name)) => {
@@ -76,7 +76,7 @@ fn resolved(path: PathBuf, mountpoint: &Path) -> Result<PathBuf, CommandError> {
             }
             _ => path.canonicalize(),
         };
-        // Who waited may have given up.
+        // The receiver may have given up.
         let _ = tell.send(real);
     });
     match told.recv_timeout(LONGEST_PATH) {

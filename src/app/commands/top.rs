@@ -1,4 +1,4 @@
-//! `fasts3-mount top`: the rates of a mount, again and again.
+//! `fasts3-mount top`: the rates of a mount, updated continuously.
 //!
 //! Rates are differences of two [`Status`]es; the daemon keeps nothing for them. They are drawn on
 //! a terminal until q, and printed as lines anywhere else.
@@ -20,7 +20,7 @@ mod rates;
 use draw::draw;
 use rates::Rates;
 
-/// The first picture comes after this time at most, and shows what little there is.
+/// The longest wait for the first picture, which has little to show yet.
 const FIRST_PICTURE: Duration = Duration::from_millis(200);
 
 /// Shows rates every `interval`: until q, `count` times, or until the mount has ended.

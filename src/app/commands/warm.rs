@@ -38,7 +38,7 @@ const COLUMNS: u16 = 80;
 /// The longest time between two updates of the progress.
 const TICK: Duration = Duration::from_millis(200);
 
-/// What was read.
+/// The result.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Warmed {
     /// Files that were read to their ends.

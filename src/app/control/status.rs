@@ -1,4 +1,4 @@
-//! What a mount tells of itself: its settings and its totals.
+//! The answer to the command `status`: a mount's settings and totals.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub(crate) struct Status {
     pub(crate) threads: Vec<Served>,
 }
 
-/// What does not change while a mount lives.
+/// Constant while a mount lives.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Settings {
     pub(crate) version: String,

@@ -1,4 +1,4 @@
-//! Pure: what a mount did between two statuses.
+//! Pure: the differences of two statuses, as rates.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::stats::Durations;
 /// The busiest files and processes that are shown, at most.
 const SHOWN: usize = 30;
 
-/// What a mount did between two moments.
+/// The work of a mount between two moments.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Rates {
     pub(super) source: String,
@@ -285,8 +285,8 @@ pub(super) mod tests {
     #[test]
     fn a_look_in_a_line_says_the_same() {
         let text = look().text();
-        let want = "store 1.2 GB/s, programs 600.0 MB/s, hits 25 %, amplification 2.00, 120 GET/s of \
-                    15.2 ms; waiting: 3 read, 3 readdirplus on 17 GET; trouble: 4 GET throttled";
+        let want = "store 1.2 GB/s, programs 600.0 MB/s, hits 25 %, amplification 2.00, 120 GET/s \
+                    of 15.2 ms; waiting: 3 read, 3 readdirplus on 17 GET; trouble: 4 GET throttled";
         assert_eq!(text, want);
     }
 }
