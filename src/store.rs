@@ -13,14 +13,14 @@ use bytes::BufMut;
 
 mod error;
 mod flow;
-pub mod measured;
+pub mod metered;
 pub mod retry;
 pub mod s3;
 mod wire;
 
 pub use error::{Class, Nonsense, StoreError};
 
-/// What a read-only mount asks of a bucket.
+/// The requests of a read-only mount for a bucket.
 ///
 /// Keys are UTF-8, as S3 defines them, and compare by their bytes.
 #[async_trait]
@@ -29,8 +29,7 @@ pub trait ObjectStore: Send + Sync + 'static {
     /// list in another.
     async fn list_page(&self, request: &ListRequest) -> Result<ListPage, StoreError>;
 
-    /// What is known of one object (`HeadObject`); [`StoreError::NotFound`] when there is no such
-    /// key.
+    /// Metadata of one object (`HeadObject`); [`StoreError::NotFound`] when there is no such key.
     async fn head(&self, key: &str) -> Result<ObjectHead, StoreError>;
 
     /// Writes exactly the bytes `range` of exactly this version into `into` (`GetObject` with
@@ -47,21 +46,17 @@ pub trait ObjectStore: Send + Sync + 'static {
     ) -> Result<(), StoreError>;
 }
 
-/// One version of one object: what an inode number stands for.
+/// One version of one object. An inode number stands for one of these.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ObjectVersion {
-    /// The whole key, as the bucket knows it.
     pub key: String,
     /// The `ETag` as the store writes it, quotes included; sent back in `If-Match`.
     pub etag: String,
-    /// Length of the object.
     pub size_bytes: u64,
 }
 
-/// What a listing or a HEAD tells of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObjectMeta {
-    /// Key, `ETag` and size.
     pub version: ObjectVersion,
     /// `LastModified`, to the second.
     pub last_modified: SystemTime,
@@ -69,19 +64,16 @@ pub struct ObjectMeta {
     pub archived: bool,
 }
 
-/// What a HEAD tells of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObjectHead {
-    /// What a listing tells, too.
     pub meta: ObjectMeta,
-    /// What it does not.
     pub details: ObjectDetails,
 }
 
-/// What only a HEAD tells of an object. Most of it may change under the same `ETag`.
+/// Attributes that a HEAD has and a listing has not. Most of them may change under the same `ETag`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ObjectDetails {
-    /// `STANDARD`, also where the store does not say.
+    /// `STANDARD` when the store does not name one.
     pub storage_class: String,
     /// `x-amz-version-id`: none in a bucket without versions.
     pub version_id: Option<String>,
@@ -91,14 +83,11 @@ pub struct ObjectDetails {
     pub metadata: BTreeMap<String, String>,
 }
 
-/// What to list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListRequest {
-    /// Only keys that begin with this.
     pub prefix: String,
     /// Roll up what follows the next `/` behind the prefix into one common prefix.
     pub delimited: bool,
-    /// Where the page begins.
     pub from: ListFrom,
     /// At most this many entries, 1 to 1000; a store may return fewer.
     pub max_keys: u16,
@@ -124,7 +113,6 @@ pub enum ListFrom {
     },
 }
 
-/// One page of a listing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ListPage {
     /// Objects and common prefixes together, strictly ascending by [`ListEntry::key`], unless they
@@ -132,21 +120,19 @@ pub struct ListPage {
     pub entries: Vec<ListEntry>,
     /// The token of the next page; `None` on the last one.
     pub next: Option<String>,
-    /// Keys on this page that are not UTF-8, so that nobody can ask for them.
+    /// The number of keys on this page that are not UTF-8, so that no request can name them.
     pub undecodable: usize,
 }
 
-/// One entry of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListEntry {
-    /// A key.
     Object(ObjectMeta),
     /// A common prefix, its `/` included.
     Prefix(String),
 }
 
 impl ListEntry {
-    /// The key or the common prefix: what listings are ordered by.
+    /// The key or the common prefix, by which listings are ordered.
     pub fn key(&self) -> &str {
         match self {
             Self::Object(meta) => &meta.version.key,
@@ -155,11 +141,11 @@ impl ListEntry {
     }
 }
 
-/// Checks a page against what was asked: every entry inside the prefix and there once, in ascending
+/// Checks a page against its request: every entry inside the prefix and there once, in ascending
 /// order and behind the place where the page begins unless any order will do, and a next token that
 /// leads on.
 ///
-/// A store that repeats a token or goes backwards would otherwise be listed for ever.
+/// Without this, the listing of a store that repeats a token or goes backwards would not end.
 pub fn check_page(request: &ListRequest, page: &ListPage) -> Result<(), StoreError> {
     let wrong = |what: String| Err(StoreError::nonsense(what));
     let keys = || page.entries.iter().map(ListEntry::key);
@@ -235,7 +221,7 @@ mod tests {
         let backwards = || Some(StoreError::Nonsense(Nonsense::Backwards(String::new())));
         let unordered = || Some(StoreError::Nonsense(Nonsense::Unordered(String::new())));
         let token = || ListFrom::Token { token: "t".to_owned(), last: "pb".to_owned() };
-        // What is wrong with it, and what is when any order will do.
+        // The error, and the error when any order will do.
         for (from, keys, next, wrong, wrong_in_any_order) in [
             (ListFrom::Start, &["pa", "pb"][..], Some("t"), None, None),
             (ListFrom::Start, &[], None, None, None),

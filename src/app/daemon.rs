@@ -20,7 +20,7 @@ use crate::fs::{BucketFs, FsConfig, Ownership, ReadConfig};
 use crate::names::NamesConfig;
 use crate::stats::Stats;
 use crate::store::ObjectStore;
-use crate::store::measured::Measured;
+use crate::store::metered::Metered;
 use crate::store::retry::{RetryPolicy, Retrying};
 
 mod background;
@@ -172,7 +172,7 @@ pub fn stack(
     config: &Config,
     stats: Arc<Stats>,
 ) -> std::io::Result<Arc<BucketFs>> {
-    let store: Arc<dyn ObjectStore> = Arc::new(Measured::new(store, stats.clone()));
+    let store: Arc<dyn ObjectStore> = Arc::new(Metered::new(store, stats.clone()));
     let policy = RetryPolicy {
         max_connections: config.max_connections,
         deadline: config.io_timeout,

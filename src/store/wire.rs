@@ -6,8 +6,8 @@
 //! (docs/performance.md). [`Body::receive`] has the kernel, or the TLS session, write into the
 //! destination.
 //!
-//! Nothing a server says is believed that could hurt: heads are short, a body ends where it was
-//! promised to, and a connection is used again only after a body that was read to its end.
+//! A server can do no harm: heads are short, a body ends where its head says, and a connection is used
+//! again only after a body that was read to its end.
 
 use std::fmt;
 use std::io;
@@ -37,14 +37,14 @@ pub(super) use hedge::Kind;
 pub(super) use pool::Origin;
 use pool::{Home, Pool};
 
-/// Where a request failed before there was a response.
+/// A request failed before there was a response.
 #[derive(Debug)]
 pub(super) enum CallError {
     /// No connection: no address, refused, no TLS session.
     Unreachable(String),
     /// The connection broke before the response's head.
     Broken(String),
-    /// What came back is not HTTP.
+    /// The bytes that came back are not HTTP.
     NotHttp(String),
     /// Nothing came back within this time.
     Silent(Duration),
@@ -78,7 +78,7 @@ impl From<io::Error> for CallError {
 pub(super) struct Wire {
     dialer: Dialer,
     pool: Arc<Pool>,
-    /// None when nothing is sent a second time.
+    /// None when no request is sent a second time.
     hedging: Option<Hedger>,
     stats: Arc<Stats>,
 }
@@ -106,7 +106,7 @@ impl Wire {
         self.send(&Message::of(request)?, limit).await
     }
 
-    /// The same with a request that is written already.
+    /// As [`Self::call`], with a request that is written already.
     pub(super) async fn send(
         &self,
         message: &Message,
@@ -115,7 +115,7 @@ impl Wire {
         let answer = timeout(limit, self.hedged(message)).await;
         let answer = answer.unwrap_or(Err(CallError::Silent(limit)));
         if answer.is_err() {
-            // Its host may be gone, and what is tried next should not find that out again.
+            // The host may be gone; the next attempt must not find that out again.
             self.pool.distrust(&message.origin);
         }
         answer
@@ -150,7 +150,7 @@ impl Wire {
     }
 
     async fn exchange(&self, message: &Message) -> Result<Response<Body>, CallError> {
-        // Only what may be asked twice is sent on a connection that the server may be closing.
+        // The server may be closing an idle connection, so the request must be repeatable.
         if message.repeatable
             && let Some(connection) = self.pool.take(&message.origin).await
         {
@@ -171,7 +171,7 @@ impl Wire {
         self.ask(connection, message).await.map_err(|failed| failed.error)
     }
 
-    /// One request on this connection. What fails here drops it.
+    /// One request on this connection, which is dropped on a failure.
     async fn ask(
         &self,
         mut connection: Connection,
@@ -206,11 +206,11 @@ impl Wire {
 pub(super) struct Message {
     origin: Arc<Origin>,
     text: Vec<u8>,
-    /// Whether it does no harm to send it again.
+    /// It does no harm to send it again.
     repeatable: bool,
-    /// Whether the response has no body, whatever its head says.
+    /// The response has no body, whatever its head says.
     bodiless: bool,
-    /// Of the store's requests, what it is: those may be sent a second time while no answer comes.
+    /// None for requests of credential providers: they are not sent a second time.
     kind: Option<Kind>,
 }
 
@@ -240,7 +240,7 @@ impl Message {
 /// A request that got no head of a response.
 struct NoHead {
     error: CallError,
-    /// Not a byte came back.
+    /// No byte came back.
     unanswered: bool,
 }
 

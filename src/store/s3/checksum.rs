@@ -1,4 +1,4 @@
-//! Pure: what a store says the bytes of a whole object sum up to, and whether they do.
+//! Checksums of whole objects, as a store has them, and their check. Pure.
 
 use ::http::header::HeaderMap;
 use aws_smithy_types::base64;
@@ -6,11 +6,11 @@ use crc_fast::CrcAlgorithm;
 
 use crate::store::StoreError;
 
-/// The header by which a store is asked for it, and its value.
+/// The header that asks a store for checksums, and its value.
 pub(super) const ASK: (&str, &str) = ("x-amz-checksum-mode", "ENABLED");
 
-/// What S3 has of an object is one of these, by who has uploaded it; the last is its own choice. SHA-1
-/// and SHA-256 cost more than ten times the CPU time of these (0.6 to 1 s/GB), and are left alone.
+/// S3 has one of these for an object, by the choice of the client that uploaded it; the last is the
+/// default. SHA-1 and SHA-256 take more than ten times the CPU time (0.6 to 1 s/GB) and are ignored.
 const KNOWN: [(&str, CrcAlgorithm, usize); 3] = [
     ("x-amz-checksum-crc32", CrcAlgorithm::Crc32IsoHdlc, 4),
     ("x-amz-checksum-crc32c", CrcAlgorithm::Crc32Iscsi, 4),
@@ -25,8 +25,8 @@ pub(super) struct Checksum {
 }
 
 impl Checksum {
-    /// What a response tells of the object. Of one that was uploaded in parts it may be a checksum of
-    /// checksums, which says nothing about bytes as they come.
+    /// The object's checksum in the headers of a response. For an object that was uploaded in parts it
+    /// may be a checksum of checksums, which cannot be compared with the bytes.
     pub(super) fn told(headers: &HeaderMap) -> Option<Self> {
         let text = |name: &str| headers.get(name)?.to_str().ok();
         if text("x-amz-checksum-type").is_some_and(|kind| kind != "FULL_OBJECT") {

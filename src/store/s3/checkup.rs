@@ -1,5 +1,4 @@
-//! What only `doctor` asks of a store, beyond what every store is asked for: facts of the connection
-//! that the seam hides on purpose.
+//! Requests that only `doctor` makes: facts of the connection that the trait hides on purpose.
 
 use std::time::SystemTime;
 
@@ -13,19 +12,18 @@ use super::{HEAD_BUCKET, Kind, S3Store, one_key, page};
 use crate::store::StoreError;
 
 impl S3Store {
-    /// The provider that gave the credentials, as the SDK calls it; `None` when requests are unsigned.
+    /// The SDK's name of the provider that gave the credentials; `None` when requests are unsigned.
     pub async fn credentials_from(&self) -> Option<String> {
         let credentials = self.credentials.as_ref()?.current().await.ok()?;
         Some(provider_of(&credentials))
     }
 
-    /// Whether the bucket's name stands in the path of URLs, not in the host name.
+    /// The bucket's name is in the path of URLs, not in the host name.
     pub fn is_path_style(&self) -> bool {
         self.path_style
     }
 
-    /// How far the store's clock is before ours, in seconds; negative if it is behind. To the second,
-    /// which is what a `Date` header tells.
+    /// From our clock to the store's `Date` header; negative if the store is behind.
     pub async fn seconds_ahead(&self) -> Result<i64, StoreError> {
         let response = self.send(&HEAD_BUCKET).await?;
         let now = SystemTime::now();
@@ -34,13 +32,13 @@ impl S3Store {
         seconds_ahead(date, now).ok_or_else(|| StoreError::nonsense("a date that is none"))
     }
 
-    /// Whether the store writes keys of listings in the encoding that is asked for. If not, keys with
-    /// control characters cannot be listed.
+    /// The store encodes the keys of listings as asked. If not, keys with control characters cannot be
+    /// listed.
     pub async fn encodes_keys(&self, prefix: &str) -> Result<bool, StoreError> {
         page::is_encoded(&self.page(&one_key(prefix)).await?)
     }
 
-    /// Whether a GET of another version of an object than the one that is there is refused.
+    /// A GET of a version that does not exist is refused.
     pub async fn honours_if_match(&self, key: &str) -> Result<bool, StoreError> {
         let headers = &[("if-match", "\"doctor\""), ("range", "bytes=0-0")];
         let fields = RequestFields { kind: Kind::Get, key, query: "", headers };
@@ -52,7 +50,7 @@ impl S3Store {
     }
 }
 
-/// The provider's name, which credentials tell in no other way than by how they show themselves.
+/// The provider's name, which credentials have only in their debug output.
 fn provider_of(credentials: &Credentials) -> String {
     let shown = format!("{credentials:?}");
     let name = shown.split_once("provider_name: \"").and_then(|(_, rest)| rest.split_once('"'));

@@ -1,4 +1,4 @@
-//! From the configuration to a client: endpoint, region, credentials, certificates.
+//! From the configuration to a store: endpoint, region, credentials, certificates.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::stats::Stats;
 
 /// The instance metadata service answers at once, or this is not an EC2 instance.
 const IMDS_REGION_TIMEOUT: Duration = Duration::from_secs(1);
-/// Where a bucket is asked for when nobody has said where it is; the answer corrects it.
+/// The first region to ask when none is configured; the answer corrects it.
 const FIRST_REGION: &str = "us-east-1";
 
 /// Finds endpoint, region and credentials; sends nothing to the store.
@@ -39,7 +39,7 @@ pub(super) async fn connect(
 ) -> Result<S3Store, StoreError> {
     let wrong = |cause: String| StoreError::Unavailable(cause);
     let roots = Trust::Roots(config.ca_bundle.as_deref());
-    // Credentials are never fetched from an unverified peer, whatever is said of the store.
+    // Credentials are never fetched from an unverified peer, whatever the option for the store.
     let hedging = config.hedging == Hedging::Auto;
     let verified = tls::wire(&roots, hedging, stats).map_err(wrong)?;
     let to_store = if config.no_verify_tls {
@@ -64,7 +64,7 @@ pub(super) async fn connect(
         .await;
 
     let loader = {
-        // Something must be set, or the loader asks the metadata service for as long as it likes.
+        // Without a region, the loader would ask the metadata service, without a limit.
         let region = told.clone().unwrap_or(Region::from_static(FIRST_REGION));
         let (profile, keys) = (config.profile.clone(), keys.cloned());
         let unsigned = config.no_sign_request;
@@ -160,7 +160,7 @@ impl EndpointRules {
     }
 }
 
-/// A profile that was asked for by name must exist; the SDK would go on to whatever else it finds.
+/// A profile that is named must exist; the SDK would continue with other sources.
 async fn check_profile(name: &str) -> Result<(), StoreError> {
     #[allow(clippy::default_trait_access)] // the type is of a crate that nothing else is used of
     let files = Default::default();
@@ -195,8 +195,8 @@ fn with_slash(url: &str) -> String {
     if needs_one { format!("{url}/") } else { url.to_owned() }
 }
 
-/// Nobody has told a region: other makers' stores do not care, and on AWS the instance's own is the
-/// best guess.
+/// No region is configured: stores other than AWS ignore it, and on AWS the instance's own is the best
+/// guess.
 async fn guess_region(endpoint: Option<&str>) -> Region {
     let fallback = Region::from_static(FIRST_REGION);
     if endpoint.is_some_and(is_custom) {
@@ -216,7 +216,7 @@ async fn check_credentials(credentials: &Renewing) -> Result<(), StoreError> {
         Err(CredentialsError::ProviderTimedOut(_)) => {
             Err(StoreError::NoCredentials("no provider answered in time".to_owned()))
         }
-        // At the start it does not matter whether they may come later.
+        // At the start, credentials that may come later are none.
         Err(error) => match credentials::failure(&error) {
             StoreError::TimedOut(cause) | StoreError::Unavailable(cause) => {
                 Err(StoreError::NoCredentials(cause))
@@ -234,8 +234,7 @@ fn path_style(style: PathStyle, endpoint: Option<&str>) -> bool {
     }
 }
 
-/// Whether an endpoint is an address or a host outside AWS, where names of buckets are seldom names
-/// of hosts.
+/// The endpoint is an address or a host outside AWS, where names of buckets are seldom names of hosts.
 fn is_custom(endpoint: &str) -> bool {
     let uri: Option<::http::Uri> = endpoint.parse().ok();
     let Some(host) = uri.as_ref().and_then(::http::Uri::host) else { return true };

@@ -19,18 +19,18 @@ use tokio::time::{Instant, timeout};
 use crate::base::text::innermost;
 use crate::store::StoreError;
 
-/// Credentials are renewed so long before they expire: the AWS SDKs' own margin for roles, in which a
-/// provider that fails for a while does no harm.
+/// Credentials are renewed this long before they expire. It is the AWS SDKs' own margin for roles; a
+/// provider that fails for a while does no harm in it.
 const AHEAD: Duration = Duration::from_mins(5);
-/// In this last part of their life they are waited for; a request that is on its way may take as
-/// long to be checked.
+/// In the last part of their life requests wait for the renewal; the store may check a request that
+/// late.
 const LAST: Duration = Duration::from_secs(10);
-/// What has failed, or has given the same again, is not asked again for so long.
+/// A provider that has failed, or gave the same credentials again, is not asked again before this.
 const PAUSE: Duration = Duration::from_secs(1);
-/// A refusal that does not say why is laid to the credentials no more often than this: most such are
-/// of names that nobody may look at, and must not cost a renewal and a request each, for ever.
+/// A refusal without a reason counts against the credentials no more often than this: most are about
+/// names without permission, and must not cost a renewal and a request each.
 const DOUBT_EVERY: Duration = Duration::from_mins(1);
-/// A provider that takes longer has failed: a process may hang, and a metadata service be away.
+/// A provider that takes longer has failed: a process may hang, a metadata service may be away.
 pub(super) const LIMIT: Duration = Duration::from_secs(5);
 
 type Chain = Pin<Box<dyn Future<Output = Option<SharedCredentialsProvider>> + Send>>;
@@ -43,25 +43,24 @@ struct Inner {
     /// Makes a chain of providers that has read nothing yet.
     chain: Box<dyn Fn() -> Chain + Send + Sync>,
     kept: Mutex<Kept>,
-    /// Held by the one request that renews for all.
+    /// Held by the one request that renews for all, while the provider is asked (up to [`LIMIT`]).
     turn: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
 struct Kept {
     credentials: Option<(Credentials, Instant)>,
-    /// The store does not take them.
+    /// By the store.
     refused: bool,
-    /// Until when nobody is asked, and why.
+    /// No provider is asked before this time, and the reason.
     pause: Option<(Instant, String)>,
-    /// When a refusal that did not say why was last laid to them.
+    /// The last time that a refusal without a reason counted against them.
     doubted: Option<Instant>,
 }
 
-/// What is to be done for one request.
 enum Need {
     Nothing(Credentials),
-    /// Credentials that are good for some time, and better ones.
+    /// These are good for some time; a renewal is due.
     Soon(Credentials),
     Now,
 }
@@ -78,8 +77,8 @@ impl Renewing {
         Self(Arc::new(Inner { chain: Box::new(chain), kept, turn }))
     }
 
-    /// The store has refused the signature of a request that was begun then. What was had by then
-    /// is not used again, unless it was just renewed and is still the same.
+    /// The store has refused the signature of a request that began at `begun`. Credentials of before
+    /// are not used again, unless they were just renewed and are still the same.
     pub(super) fn refused(&self, begun: Instant) {
         let mut kept = self.0.kept.lock();
         let is_old = kept.credentials.as_ref().is_some_and(|(_, since)| *since <= begun);
@@ -89,12 +88,12 @@ impl Renewing {
         }
     }
 
-    /// The store has refused a request that was begun then, and does not say why. Whether that may be
-    /// for its credentials, so that it is worth another signature.
+    /// The store has refused a request that began at `begun`, without a reason. `true` if the reason
+    /// may be the credentials, so that another signature is worth a request.
     pub(super) fn doubted(&self, begun: Instant) -> bool {
         let mut kept = self.0.kept.lock();
         let Some((_, since)) = kept.credentials else { return false };
-        // Somebody else has found out, and there are others, or will be.
+        // They were refused or renewed meanwhile.
         if kept.refused || since > begun {
             return true;
         }
@@ -125,7 +124,7 @@ impl Renewing {
     pub(super) async fn current(&self) -> provider::Result {
         let _turn = match self.need() {
             Need::Nothing(credentials) => return Ok(credentials),
-            // One request renews them, the others go on with what they have.
+            // One request renews them, the others continue with these.
             Need::Soon(credentials) => match self.0.turn.try_lock() {
                 Ok(turn) => turn,
                 Err(_) => return Ok(credentials),
@@ -156,7 +155,7 @@ impl Renewing {
         }
     }
 
-    /// Keeps what came; when nothing did, what there was is good as long as it lives.
+    /// Keeps the new credentials; without any, the old ones are good until they expire.
     fn keep(&self, came: provider::Result, old: Option<Credentials>) -> provider::Result {
         let now = Instant::now();
         let mut kept = self.0.kept.lock();
@@ -175,7 +174,7 @@ impl Renewing {
             }
             Err(error) => {
                 let cause = innermost(&error);
-                // At the start it matters what it is. Later, a file may be just being written.
+                // At the start the kind of error matters. Later, a file may be half written.
                 let again = kept.credentials.is_some();
                 kept.pause = Some((now + PAUSE, cause.clone()));
                 if again {
@@ -188,7 +187,7 @@ impl Renewing {
     }
 }
 
-/// What it means that a chain of providers gave no credentials.
+/// The meaning of a chain of providers without credentials.
 pub(super) fn failure(error: &CredentialsError) -> StoreError {
     let cause = innermost(error);
     let cause = cause.trim_end_matches('.');
@@ -201,13 +200,12 @@ pub(super) fn failure(error: &CredentialsError) -> StoreError {
             StoreError::Unavailable(format!("credentials: {cause}"))
         }
         CredentialsError::CredentialsNotLoaded(_) => StoreError::NoCredentials(tried(cause)),
-        // The enum is open: what it may grow is no reason to ask again.
+        // The enum is open.
         _ => StoreError::NoCredentials(cause.to_owned()),
     }
 }
 
-/// The chain reports each of its providers in a line of its own; those that nobody has set up are
-/// what everybody sees, and say nothing.
+/// The chain reports each of its providers in a line; those that are not set up are left out.
 fn tried(report: &str) -> String {
     let failed: Vec<&str> = report
         .lines()

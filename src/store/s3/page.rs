@@ -1,7 +1,6 @@
 //! A page of a listing, read from XML in one pass. Pure.
 //!
-//! Nothing a store says is believed that could hurt: a document that is not whole, that is of another
-//! kind or that lacks something is [`Nonsense::Protocol`](crate::store::Nonsense::Protocol), for an
+//! A document that is not whole, that is of another kind or that lacks something is [`Nonsense::Protocol`](crate::store::Nonsense::Protocol), for an
 //! empty page in its place would be an empty directory. Unknown elements are skipped, in whatever
 //! namespace.
 
@@ -40,10 +39,10 @@ fn found(xml: &[u8]) -> Result<Found, StoreError> {
     Ok(found)
 }
 
-/// What a document tells.
+/// The elements of a document.
 #[derive(Default)]
 struct Found {
-    /// Keys and prefixes as they are written.
+    /// Keys and prefixes are still encoded.
     objects: Vec<ListEntry>,
     prefixes: Vec<ListEntry>,
     is_encoded: bool,
@@ -144,10 +143,10 @@ fn prefix(document: &mut Document<'_>) -> Result<ListEntry, StoreError> {
     prefix.map(ListEntry::Prefix).ok_or_else(|| wrong("a common prefix without a name"))
 }
 
-/// What a store says that has answered 200 before it knew what to say.
+/// An error from a store that has sent its status, 200, before it knew.
 fn refusal(document: &mut Document<'_>) -> StoreError {
     let mut said = Vec::new();
-    // What can be understood of it will do.
+    // As much of it as can be read.
     while let Ok(Some(element)) = document.child() {
         match element.local_name().as_ref() {
             b"Code" | b"Message" => said.extend(document.text().map(str::to_owned)),
@@ -158,8 +157,8 @@ fn refusal(document: &mut Document<'_>) -> StoreError {
     wrong(&format!("an error in place of a listing: {}", said.join(": ")))
 }
 
-/// Two lists in key order become one. A list out of order stays so, and is found out by
-/// [`check_page`](crate::store::check_page); sorting would hide it.
+/// Two lists in key order become one. A list out of order stays so:
+/// [`check_page`](crate::store::check_page) finds it, and sorting would hide it.
 fn merge(objects: Vec<ListEntry>, prefixes: Vec<ListEntry>) -> Vec<ListEntry> {
     if prefixes.is_empty() {
         return objects;
@@ -183,7 +182,7 @@ fn decode(entry: &mut ListEntry) -> bool {
         ListEntry::Prefix(prefix) => prefix,
     };
     let Some(first) = key.bytes().position(|byte| matches!(byte, b'+' | b'%')) else { return true };
-    // What is decoded is never longer.
+    // Decoded text is never longer.
     let mut bytes = std::mem::take(key).into_bytes();
     let (mut from, mut to) = (first, first);
     while let Some(byte) = bytes.get(from).copied() {

@@ -1,4 +1,4 @@
-//! What responses say: a good one is checked before a byte of it is taken, a refusal becomes a
+//! Responses: a good one is checked before a byte of its body is taken, a refusal becomes a
 //! [`StoreError`].
 
 use std::collections::BTreeMap;
@@ -15,12 +15,12 @@ use super::xml;
 use crate::store::wire::CallError;
 use crate::store::{ObjectDetails, ObjectHead, ObjectMeta, ObjectVersion, StoreError};
 
-/// Where an object's region is told, in refusals too.
+/// The header that names a bucket's region, in refusals too.
 pub(super) const REGION: &str = "x-amz-bucket-region";
 /// The prefix of user metadata.
 const METADATA: &str = "x-amz-meta-";
 
-/// What was asked: a 404 without an S3 error code means "no such key" only for a key.
+/// The subject of a request: a 404 without an S3 error code means "no such key" only for a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum About {
     Bucket,
@@ -58,13 +58,13 @@ pub(super) fn check_range(
     }
     match text(ETAG) {
         Some(etag) if quoted(etag) == quoted(&version.etag) => Ok(()),
-        // `If-Match` should have made this a 412; whoever ignores it sends another version.
+        // `If-Match` should have made this a 412; a store that ignores it sends another version.
         Some(_) => Err(StoreError::Changed),
         None => Err(StoreError::nonsense("a body without an ETag")),
     }
 }
 
-/// What the headers of a HEAD tell of an object.
+/// An object, by the headers of a HEAD's response.
 pub(super) fn head(key: &str, headers: &HeaderMap) -> Result<ObjectHead, StoreError> {
     for (name, value) in headers {
         if std::str::from_utf8(value.as_bytes()).is_err() {
@@ -123,7 +123,7 @@ pub(super) fn meta(
     })
 }
 
-/// Listings tell milliseconds and HEAD does not: to be one version, both count in seconds.
+/// Listings have milliseconds and HEAD has not: to be one version, both count in seconds.
 pub(super) fn whole_seconds(time: &DateTime) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(time.secs()).ok()?))
 }
@@ -136,7 +136,7 @@ pub(super) fn quoted(etag: &str) -> String {
     ["\"", bare, "\""].concat()
 }
 
-/// What it means that there is no response.
+/// The meaning of a request without a response.
 pub(super) fn no_response(call: &CallError) -> StoreError {
     match call {
         CallError::Unreachable(cause) => StoreError::Unreachable(cause.clone()),
@@ -153,9 +153,8 @@ pub(super) struct Refusal {
     code: String,
     message: String,
     request_id: Option<String>,
-    /// Where the bucket lives, when the answer tells.
+    /// The bucket's, if it is named.
     region: Option<String>,
-    /// When to come back, when the answer tells.
     retry_after: Option<Duration>,
 }
 
@@ -273,7 +272,7 @@ fn come_back(header: &str, date: Option<&str>) -> Option<Duration> {
     }
     let time = |text: &str| SystemTime::try_from(http_date(text)?).ok();
     let now = date.and_then(time).unwrap_or_else(SystemTime::now);
-    // What is past by now was only in the way.
+    // A date that has passed is no reason to wait.
     Some(time(header)?.duration_since(now).unwrap_or_default())
 }
 

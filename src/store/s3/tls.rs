@@ -26,18 +26,18 @@ use crate::base::text::innermost;
 use crate::stats::Stats;
 use crate::store::wire::{CallError, Wire};
 
-/// What a provider of credentials answers has some hundred bytes.
+/// The response of a provider of credentials has some hundred bytes.
 const LONGEST_BODY: u64 = 8 << 20;
 
-/// Whose certificates are believed.
+/// The certificates that are accepted.
 pub(super) enum Trust<'a> {
     /// The system's, and those of this PEM file.
     Roots(Option<&'a Path>),
-    /// Anybody's.
+    /// Every certificate.
     Anybody,
 }
 
-/// A client with one pool of connections, which sends again what is not answered in time, or not.
+/// A client with one pool of connections. `hedging`: it sends late requests a second time.
 pub(super) fn wire(
     trust: &Trust<'_>,
     hedging: bool,
@@ -46,7 +46,7 @@ pub(super) fn wire(
     Ok(Arc::new(Wire::new(tls_config(trust)?, hedging, Arc::clone(stats))))
 }
 
-/// The same as the SDK sees it.
+/// The same client for the SDK.
 pub(super) fn client(wire: Arc<Wire>) -> SharedHttpClient {
     http_client_fn(move |settings, _components| {
         // The credential providers set shorter limits of their own: the instance metadata service
@@ -57,7 +57,6 @@ pub(super) fn client(wire: Arc<Wire>) -> SharedHttpClient {
     })
 }
 
-/// The SDK's view of the client.
 #[derive(Clone, Debug)]
 struct Connector {
     wire: Arc<Wire>,
@@ -71,7 +70,7 @@ impl SmithyConnector for Connector {
             let request =
                 request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()))?;
             let (head, body) = request.into_parts();
-            // Nothing is uploaded: what has a body at all is a form for a credential provider.
+            // The only requests with a body are small forms for credential providers.
             let body = body.bytes().map(Bytes::copy_from_slice);
             let body = body.ok_or_else(|| ConnectorError::user("a streamed request".into()))?;
             let response = wire
@@ -129,8 +128,8 @@ fn roots(bundle: Option<&Path>) -> Result<rustls::RootCertStore, String> {
     Ok(roots)
 }
 
-/// For `--no-verify-tls`: any certificate will do. Signatures of the handshake are still checked,
-/// which costs nothing and catches broken peers.
+/// For `--no-verify-tls`: accepts every certificate. Signatures of the handshake are still checked,
+/// which costs nothing and detects broken peers.
 #[derive(Debug)]
 struct AcceptAnybody(Arc<CryptoProvider>);
 

@@ -11,16 +11,16 @@ use super::framing::{Found, Framing};
 use super::pool::Home;
 use crate::store::{StoreError, flow};
 
-/// A body that gives no byte for so long has stalled: a connection that lives retransmits several
+/// After this time without a byte a body has stalled: a live connection retransmits several
 /// times meanwhile, and to go on from the byte reached on a new one costs one request.
 pub(super) const SILENCE: Duration = Duration::from_secs(2);
-/// Until its first byte, and where frames are taken: a store may send a head before it knows more, and
-/// what is given up here has brought nothing.
+/// The same until the first byte, and for bodies of unknown length: a store may send a head before it
+/// has the body, and an attempt that is given up here has brought nothing.
 pub(super) const FIRST_SILENCE: Duration = Duration::from_secs(4);
 /// Bytes are received in batches of no less, unless less is left: a reader is served by the block
 /// of 128 KiB.
 const SMALLEST_BATCH: u64 = 128 << 10;
-/// Batches grow with what was received, up to this: half of it saves less CPU, twice as much no more
+/// Batches grow with the bytes received, up to this: half of it saves less CPU, twice as much no more
 /// (docs/decisions.md).
 const LARGEST_BATCH: u64 = 512 << 10;
 /// A batch that does not fill is taken as it is, so that a slow connection's bytes are late by no
@@ -33,7 +33,7 @@ pub(in crate::store) struct Body {
     framing: Framing,
     /// Until the end of the body.
     connection: Option<Connection>,
-    /// Where the connection goes at the end of the body, unless it is to be closed.
+    /// Takes the connection back at the end of the body; None when it is to be closed.
     home: Option<Home>,
 }
 
@@ -45,7 +45,6 @@ impl Body {
         body
     }
 
-    /// Its length, when the head tells it.
     pub(in crate::store) fn length(&self) -> Option<u64> {
         match self.framing {
             Framing::Length(length) => Some(length),
@@ -66,7 +65,7 @@ impl Body {
         debug_assert!(into.remaining_mut() as u64 >= length, "room for the body");
         let mut left = length;
         if let Some(connection) = &mut self.connection {
-            // What came with the head.
+            // Bytes that came with the head.
             let early = connection.buffer();
             let fits = usize::try_from(left).map_or(early.len(), |left| left.min(early.len()));
             into.put_slice(&early[..fits]);
@@ -96,7 +95,7 @@ impl Body {
         Ok(())
     }
 
-    /// All of a body that has at most so many bytes.
+    /// All of a body of up to `at_most` bytes.
     pub(in crate::store) async fn whole(mut self, at_most: u64) -> Result<Vec<u8>, StoreError> {
         let too_long = || StoreError::nonsense(format!("a body of more than {at_most} bytes"));
         let mut whole = Vec::new();
@@ -154,7 +153,7 @@ impl Body {
     }
 }
 
-/// Receives once, when a batch has come, or what there is after some patience.
+/// Receives once: a batch, or the bytes that there are after [`PATIENCE`].
 async fn batch_of(
     connection: &mut Connection,
     batch: u64,

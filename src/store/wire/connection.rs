@@ -1,4 +1,4 @@
-//! One connection: a socket, or a TLS session on one, and what was received beyond the last head.
+//! One connection: a socket, or a TLS session on one, and the bytes received beyond the last head.
 
 use std::future::poll_fn;
 use std::io;
@@ -24,9 +24,8 @@ const TLS_SLACK: u64 = 32 * 1024;
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: Stream,
-    /// Received, and not taken.
     buffer: BytesMut,
-    /// The socket is readable when it holds so many bytes (`SO_RCVLOWAT`).
+    /// `SO_RCVLOWAT` of the socket: it is readable from this number of bytes.
     low_water: i32,
 }
 
@@ -35,7 +34,7 @@ impl Connection {
         Self { stream, buffer: BytesMut::new(), low_water: 1 }
     }
 
-    /// What was received, to be taken from the front.
+    /// Received bytes, to be taken from the front.
     pub(super) fn buffer(&mut self) -> &mut BytesMut {
         &mut self.buffer
     }
@@ -45,14 +44,14 @@ impl Connection {
         self.stream.flush().await
     }
 
-    /// Receives up to this many bytes into the buffer; 0 at the end of the connection.
+    /// Receives up to `at_most` bytes into the buffer; 0 at the end of the connection.
     pub(super) async fn fill(&mut self, at_most: usize) -> io::Result<usize> {
         self.buffer.reserve(at_most);
         self.stream.read_buf(&mut (&mut self.buffer).limit(at_most)).await
     }
 
-    /// Receives up to so many bytes straight into the target; 0 at the end of the connection.
-    /// Nothing is lost when it is dropped.
+    /// Receives up to `at_most` bytes straight into the target; 0 at the end of the connection.
+    /// Cancel-safe.
     pub(super) async fn receive(
         &mut self,
         into: &mut (dyn BufMut + Send),
@@ -78,11 +77,11 @@ impl Connection {
     /// not fit for one.
     pub(super) fn rest(&mut self) -> bool {
         self.batch(1, 1);
-        // Bytes that nobody asked for belong to nobody knows what.
+        // Bytes behind the body belong to no request.
         self.buffer.is_empty() && self.low_water == 1
     }
 
-    /// Whether the server has neither closed it nor sent what nobody asked for.
+    /// The server has neither closed it nor sent unrequested bytes.
     pub(super) async fn is_quiet(&mut self) -> bool {
         let mut byte = [0];
         let mut target = ReadBuf::new(&mut byte);
@@ -104,7 +103,6 @@ sockopt_impl!(
     i32
 );
 
-/// Where bytes come from.
 #[derive(Debug)]
 pub(super) enum Stream {
     Plain(TcpStream),

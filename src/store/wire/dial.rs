@@ -20,12 +20,12 @@ use super::pool::Origin;
 /// A TCP connection that takes longer is tried again rather than waited for: a lost SYN costs 1 s
 /// and the next 2 more.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// An address that is silent for so long is not waited for alone (RFC 8305, section 5).
+/// After this time without an answer the next address is tried as well (RFC 8305, section 5).
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
 
 pub(super) struct Dialer {
     tls: TlsConnector,
-    /// Connections made so far: each begins at another of a host's addresses.
+    /// The number of connections made. Each begins at another of a host's addresses.
     turn: AtomicUsize,
 }
 
@@ -82,7 +82,7 @@ fn order(addresses: Vec<SocketAddr>, turn: usize) -> Vec<SocketAddr> {
     }
 }
 
-/// The first connection that any of the addresses gives.
+/// The first connection to any of the addresses.
 async fn first(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
     let mut addresses = addresses.into_iter();
     let mut attempts = JoinSet::new();

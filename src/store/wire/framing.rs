@@ -1,14 +1,13 @@
-//! Where a body ends: by its length, by its chunks, or with the connection. Pure.
+//! The end of a body: by its length, by its chunks, or with the connection. Pure.
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use httparse::Status;
 
 use super::head::LONGEST_HEAD;
 
-/// How much of a body is still to come.
+/// The rest of a body that is still to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Framing {
-    /// So many bytes.
     Length(u64),
     /// Chunks (RFC 9112, section 7.1).
     Chunked(Chunked),
@@ -16,20 +15,19 @@ pub(super) enum Framing {
     Close,
 }
 
-/// What of a chunked body comes next.
+/// The next element of a chunked body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Chunked {
     Size,
-    /// So many bytes of a chunk.
+    /// The rest of a chunk.
     Data(u64),
     /// The line's end behind a chunk.
     LineEnd,
-    /// Headers behind the last chunk, which nobody reads.
+    /// Headers behind the last chunk, which are ignored.
     Trailer,
     Nothing,
 }
 
-/// What was found at the front of the received bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
     /// These bytes of the body.
@@ -45,12 +43,11 @@ impl Framing {
         Self::Chunked(Chunked::Size)
     }
 
-    /// Whether all of the body was taken.
     pub(super) fn is_over(self) -> bool {
         matches!(self, Self::Length(0) | Self::Chunked(Chunked::Nothing))
     }
 
-    /// Takes what it can from the front of the received bytes, and nothing from behind the body.
+    /// Takes bytes of the body from the front of the received ones, and no byte behind the body.
     pub(super) fn take(&mut self, received: &mut BytesMut) -> Result<Found, String> {
         loop {
             if self.is_over() {
@@ -80,8 +77,7 @@ impl Framing {
 }
 
 impl Chunked {
-    /// Takes what stands between the data; gives what comes next, or nothing when there is not
-    /// enough to tell.
+    /// Takes the bytes between the data; returns the next element, or None when more bytes are needed.
     fn step(self, received: &mut BytesMut) -> Result<Option<Self>, String> {
         Ok(match self {
             // httparse takes an empty line for a size of 0, which would end the body.
@@ -111,7 +107,7 @@ impl Chunked {
     }
 }
 
-/// As much of what was received as is left of it.
+/// Received bytes, up to the rest of the chunk or body.
 fn split(received: &mut BytesMut, left: &mut u64) -> Bytes {
     let fits = usize::try_from(*left).map_or(received.len(), |left| left.min(received.len()));
     *left -= fits as u64;

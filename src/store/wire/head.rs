@@ -34,17 +34,17 @@ pub(super) fn write(request: &Request<Bytes>, origin: &Origin) -> Vec<u8> {
     text
 }
 
-/// The head of a response, and what it says of the body.
+/// The head of a response, and the framing of its body.
 #[derive(Debug)]
 pub(super) struct Head {
     pub(super) response: Response<()>,
     pub(super) framing: Framing,
-    /// Whether the connection may be used again after the body.
+    /// The connection may be used again after the body.
     pub(super) keep_alive: bool,
 }
 
-/// Takes the head of a response from the front of what was received, interim ones (1xx) before it
-/// included; `None` when it is not all there. `bodiless`: the request was a HEAD.
+/// Takes the head of a response from the front of the received bytes, interim ones (1xx) before it
+/// included; `None` when it is incomplete. `bodiless`: the request was a HEAD.
 pub(super) fn parse(received: &mut BytesMut, bodiless: bool) -> Result<Option<Head>, String> {
     loop {
         let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
@@ -94,14 +94,14 @@ fn head(parsed: &httparse::Response<'_, '_>, bodiless: bool) -> Result<Head, Str
     Ok(Head { response, framing, keep_alive })
 }
 
-/// RFC 9112, section 6.3; and whether all headers agree.
+/// RFC 9112, section 6.3; `true` if all headers agree.
 fn framing(headers: &HeaderMap, modern: bool) -> Result<(Framing, bool), String> {
     let length = content_length(headers)?;
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {
         (None, _) => Ok((length.map_or(Framing::Close, Framing::Length), true)),
         (Some(one), None) if modern && one.as_bytes().eq_ignore_ascii_case(b"chunked") => {
-            // Both headers: whoever stands between us and the store may see another end.
+            // Both headers: a proxy between us and the store may see another end.
             Ok((Framing::chunked(), length.is_none()))
         }
         _ => Err("an unknown transfer coding".to_owned()),

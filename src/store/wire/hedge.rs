@@ -1,15 +1,15 @@
-//! When a request that has no answer yet is sent a second time: no I/O, no clock, one lock.
+//! Decides when a request without a response is sent a second time. No I/O, no clock, one lock.
 //!
-//! One answer in thousands comes seconds late, or never: a packet is lost, a front end dies. A second
-//! request on another connection is answered at once in such a case, and whichever answer comes
-//! first is taken. So the time to wait is learnt from the answers that came, and what all second
-//! requests may cost is bounded: a store that is slow as a whole must not be asked twice as much.
+//! One response in thousands comes seconds late, or never: a packet is lost, a front end dies. A second
+//! request on another connection is then answered at once, and the first response of the two is taken.
+//! The time to wait is learnt from the responses so far. The share of second requests is bounded: a
+//! store that is slow as a whole must not get twice as many.
 
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
-/// Requests whose answers take equally long.
+/// Requests whose responses take about the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) enum Kind {
     /// A page of a listing.
@@ -20,39 +20,36 @@ pub(in crate::store) enum Kind {
     Get,
 }
 
-/// Nobody is asked twice sooner: a retransmission takes 0.2 s, and a store's slow moment as long.
+/// The shortest wait: a retransmission takes 0.2 s, and a store's slow moment as long.
 const LEAST: Duration = Duration::from_millis(500);
-/// Waited for as long as too little is known.
+/// The wait until enough responses are known.
 const FIRST: Duration = Duration::from_secs(2);
-/// So many answers tell the 99th percentile well enough, and so few fit a change in the network.
+/// Responses remembered: enough for a 99th percentile, and few enough to follow the network.
 const RECENT: usize = 256;
-/// Fewer tell nothing.
+/// The percentile needs at least this number.
 const ENOUGH: usize = 64;
-/// The percentile is looked up after so many answers.
+/// The percentile is computed anew after this number of responses.
 const EVERY: usize = 32;
-/// What a request adds to the means for second ones: less than the 5 % they may be.
+/// Hedge tokens earned per request. Keeps hedges below 5 % of all requests.
 const SHARE: f64 = 0.04;
-/// Second requests that may be sent at once after a quiet time.
+/// The most tokens: second requests that may be sent at once after a quiet time.
 const BURST: f64 = 8.0;
 
-/// What is known of the answers so far.
 #[derive(Debug)]
-pub(super) struct Hedger(Mutex<State>);
+pub(super) struct Hedger(Mutex<Learnt>);
 
 #[derive(Debug)]
-struct State {
+struct Learnt {
     lists: Answers,
     heads: Answers,
     gets: Answers,
-    /// How many second requests may be sent.
-    means: f64,
+    tokens: f64,
 }
 
 #[derive(Debug, Default)]
 struct Answers {
-    /// The last ones, in no order.
+    /// The last [`RECENT`], in no order.
     took: Vec<Duration>,
-    /// How many there have been.
     count: usize,
     patience: Option<Duration>,
 }
@@ -60,15 +57,15 @@ struct Answers {
 impl Default for Hedger {
     fn default() -> Self {
         let [lists, heads, gets] = [(); 3].map(|()| Answers::default());
-        Self(Mutex::new(State { lists, heads, gets, means: BURST }))
+        Self(Mutex::new(Learnt { lists, heads, gets, tokens: BURST }))
     }
 }
 
 impl Hedger {
-    /// A request is sent: how long to wait for its first byte alone.
+    /// A request is sent; the time to wait for its first byte before a second one.
     pub(super) fn patience(&self, kind: Kind) -> Duration {
         let mut state = self.0.lock();
-        state.means = (state.means + SHARE).min(BURST);
+        state.tokens = (state.tokens + SHARE).min(BURST);
         state.answers(kind).patience.unwrap_or(FIRST)
     }
 
@@ -77,16 +74,16 @@ impl Hedger {
         self.0.lock().answers(kind).add(took);
     }
 
-    /// Whether a second request may be sent; if so, it counts.
+    /// Takes a token, if there is one, for a second request.
     pub(super) fn may(&self) -> bool {
         let mut state = self.0.lock();
-        let may = state.means >= 1.0;
-        state.means -= f64::from(u8::from(may));
+        let may = state.tokens >= 1.0;
+        state.tokens -= f64::from(u8::from(may));
         may
     }
 }
 
-impl State {
+impl Learnt {
     fn answers(&mut self, kind: Kind) -> &mut Answers {
         match kind {
             Kind::List => &mut self.lists,

@@ -1,4 +1,4 @@
-//! Idle connections, by where they lead.
+//! Idle connections, by origin.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::connection::Connection;
 /// such a close fails and costs another one.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Where a connection leads.
+/// Scheme, host and port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::store) struct Origin {
     tls: bool,
@@ -24,7 +24,6 @@ pub(in crate::store) struct Origin {
 }
 
 impl Origin {
-    /// Where a URI points.
     pub(in crate::store) fn of(uri: &Uri) -> Result<Self, String> {
         let (tls, usual) = match uri.scheme_str() {
             Some("https") => (true, 443),
@@ -34,7 +33,7 @@ impl Origin {
         let host = uri.host().filter(|host| !host.is_empty());
         let host = host.ok_or_else(|| format!("{uri} has no host"))?;
         let port = uri.port_u16().unwrap_or(usual);
-        // What a `Host` header says, and what was signed: a usual port is left out.
+        // The `Host` header, which is signed, has no default port.
         let authority = if port == usual { host.to_owned() } else { format!("{host}:{port}") };
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         Ok(Self { tls, host, port, authority })
@@ -67,7 +66,7 @@ pub(super) struct Pool {
 struct Idle {
     /// In the order in which they became idle: the first is the oldest.
     connections: Vec<(Instant, Arc<Origin>, Connection)>,
-    /// A task is closing what grows old.
+    /// A task is closing connections that grow old.
     swept: bool,
 }
 
@@ -86,7 +85,7 @@ impl Pool {
         }
     }
 
-    /// Closes what is idle there: a request has failed, so each of these may.
+    /// Closes the idle connections to this origin: a request has failed, so each of them may.
     pub(super) fn distrust(&self, origin: &Origin) {
         self.idle.lock().connections.retain(|(_, at, _)| **at != *origin);
     }
@@ -104,7 +103,7 @@ impl Pool {
         }
     }
 
-    /// Closes what nobody needs any more; ends with the last one.
+    /// Closes connections that were idle for too long; ends with the last one.
     async fn sweep(self: Arc<Self>) {
         loop {
             let next = {

@@ -1,8 +1,8 @@
-//! Notes how long each request takes and how it ends.
+//! Counts each request with its duration and outcome.
 //!
-//! It stands below the retrying layer, so that it sees what the store sees: each attempt by itself,
-//! without pauses. What the layer above gives up, at its deadline or because another answer came
-//! first, is dropped here and counted as abandoned.
+//! It stands below the retrying layer, so it sees each attempt by itself, without pauses. An attempt
+//! that the layer above drops, at its deadline or because another response came first, is counted as
+//! abandoned.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,19 +13,17 @@ use bytes::BufMut;
 use super::{Class, ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError};
 use crate::stats::{Outcome, RequestKind, Stats};
 
-/// Measures what another store does.
-pub struct Measured {
+pub struct Metered {
     store: Arc<dyn ObjectStore>,
     stats: Arc<Stats>,
 }
 
-impl Measured {
-    /// Wraps a store that tries once.
+impl Metered {
     pub fn new(store: Arc<dyn ObjectStore>, stats: Arc<Stats>) -> Self {
         Self { store, stats }
     }
 
-    async fn measure<T>(
+    async fn metered<T>(
         &self,
         kind: RequestKind,
         request: impl Future<Output = Result<T, StoreError>>,
@@ -53,15 +51,15 @@ fn outcome<T>(result: &Result<T, StoreError>) -> Outcome {
 }
 
 #[async_trait]
-impl ObjectStore for Measured {
+impl ObjectStore for Metered {
     async fn list_page(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
-        let page = self.measure(RequestKind::List, self.store.list_page(request)).await?;
+        let page = self.metered(RequestKind::List, self.store.list_page(request)).await?;
         self.stats.listed.add(page.entries.len() as u64);
         Ok(page)
     }
 
     async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
-        self.measure(RequestKind::Head, self.store.head(key)).await
+        self.metered(RequestKind::Head, self.store.head(key)).await
     }
 
     async fn get_range(
@@ -70,7 +68,7 @@ impl ObjectStore for Measured {
         range: Range<u64>,
         into: &mut (dyn BufMut + Send),
     ) -> Result<(), StoreError> {
-        self.measure(RequestKind::Get, self.store.get_range(version, range, into)).await
+        self.metered(RequestKind::Get, self.store.get_range(version, range, into)).await
     }
 }
 
@@ -87,7 +85,7 @@ mod tests {
         let (stats, memory) = (Arc::new(Stats::default()), Arc::new(MemoryStore::new()));
         memory.put("a/b", vec![1; 10]);
         memory.put("c", vec![1; 10]);
-        let store = Measured::new(memory, stats.clone());
+        let store = Metered::new(memory, stats.clone());
         let meta = store.head("a/b").await.unwrap().meta;
         store.head("none").await.unwrap_err();
         store.get_range(&meta.version, 0..10, &mut Vec::new()).await.unwrap();
@@ -142,7 +140,7 @@ mod tests {
             }
         }
         let stats = Arc::new(Stats::default());
-        let store = Measured::new(Arc::new(Silent), stats.clone());
+        let store = Metered::new(Arc::new(Silent), stats.clone());
         let second = Duration::from_secs(1);
         tokio::time::timeout(second, store.head("a")).await.unwrap_err();
         let took = stats.requests.took(RequestKind::Head, Outcome::Abandoned).counts();
