@@ -19,10 +19,9 @@ use std::sync::Arc;
 
 use self::asking::shared::now;
 pub use self::asking::shared::{Names, NamesConfig};
-pub use self::entries::assembly::HiddenKeys;
-use self::entries::listing::Listing;
-pub use self::entries::node::{FOREVER, Ino, Inode, Node, ROOT};
-use self::known::directory::{NameAnswer, Resume, ScanFrom};
+use self::entries::Listing;
+pub use self::entries::{FOREVER, HiddenKeys, Ino, Inode, Node, ROOT};
+use self::known::{NameAnswer, Resume, ScanFrom};
 use self::rules::Asked;
 use self::scan::ScanPosition;
 pub use self::scan::{Scan, ScanEntry};

@@ -1,6 +1,12 @@
 //! A directory's entries: plain data that never locks and never waits.
 
-pub(super) mod assembly;
-pub(super) mod listing;
-pub(super) mod node;
-pub(super) mod run;
+pub use self::assembly::HiddenKeys;
+pub(super) use self::assembly::{Assembly, Rest};
+pub(super) use self::listing::Listing;
+pub use self::node::{FOREVER, Ino, Inode, Node, ROOT};
+pub(super) use self::run::EntryRun;
+
+mod assembly;
+mod listing;
+mod node;
+mod run;

@@ -1,12 +1,22 @@
 //! What is believed of names: pure; time comes in as an argument, and nothing here waits.
 
-pub(super) mod budget;
-pub(super) mod directories;
-pub(super) mod directory;
-pub(super) mod expiry;
-pub(super) mod inodes;
-pub(super) mod mtime;
-pub(super) mod numbers;
-pub(super) mod partial;
-pub(super) mod progress;
-pub(super) mod walk;
+pub(super) use self::directories::Directories;
+pub(super) use self::directory::NameAnswer;
+pub(super) use self::expiry::Expiry;
+pub(super) use self::inodes::Inodes;
+pub(super) use self::numbers::{Known, PointAnswer};
+pub(super) use self::progress::{ListingWriter, Progress, Shown};
+pub(super) use self::resume::{Resume, ScanFrom};
+pub(super) use self::walk::{Ahead, Neighbours};
+
+mod budget;
+mod directories;
+mod directory;
+mod expiry;
+mod inodes;
+mod mtime;
+mod numbers;
+mod partial;
+mod progress;
+mod resume;
+mod walk;

@@ -8,10 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::asking::shared::{Names, now, shut_down};
-use super::entries::listing::Listing;
-use super::entries::node::{FOREVER, Ino, Inode, Node, ROOT};
-use super::known::directory::ScanFrom;
-use super::known::progress::{Progress, Shown};
+use super::entries::{FOREVER, Ino, Inode, Listing, Node, ROOT};
+use super::known::{Progress, ScanFrom, Shown};
 use super::rules::EntryKey;
 use crate::errno::FsError;
 

@@ -12,9 +12,8 @@ use std::time::Instant;
 use super::flat::{Flat, Proved};
 use super::plan::ListingOrder;
 use super::shared::{Names, State, now};
-use crate::names::entries::assembly::Rest;
-use crate::names::known::progress::ListingWriter;
-use crate::names::known::walk::{Ahead, Neighbours};
+use crate::names::entries::Rest;
+use crate::names::known::{Ahead, ListingWriter, Neighbours};
 use crate::store::{ListFrom, ListPage, ListRequest, Nonsense, StoreError, check_page};
 
 /// Pages of one directory after which it is left out: it is worth a listing of its own.

@@ -11,8 +11,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::names::entries::assembly::{Assembly, Rest};
-use crate::names::entries::run::EntryRun;
+use crate::names::entries::{Assembly, EntryRun, Rest};
 use crate::names::rules;
 use crate::names::rules::Meaning;
 use crate::store::{ListEntry, ListPage, StoreError};

@@ -7,8 +7,8 @@ use super::pages::Pages;
 use super::plan::ListingOrder;
 use super::shared::{Names, State, now};
 use crate::errno::FsError;
-use crate::names::entries::assembly::{HiddenKeys, Rest};
-use crate::names::known::progress::{ListingWriter, Progress};
+use crate::names::entries::{HiddenKeys, Rest};
+use crate::names::known::{ListingWriter, Progress};
 use crate::store::{ListPage, StoreError};
 
 impl Names {

@@ -10,8 +10,7 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 
 use crate::names::asking::plan::{ListingOrder, ListingPlan, MAX_EMPTY_PAGES, RangeId};
-use crate::names::entries::assembly::{Assembly, Rest};
-use crate::names::entries::run::EntryRun;
+use crate::names::entries::{Assembly, EntryRun, Rest};
 use crate::store::{
     ListEntry, ListFrom, ListPage, ListRequest, Nonsense, ObjectStore, StoreError, check_page,
 };

@@ -17,12 +17,8 @@ use tokio::time::timeout;
 use super::flat::{Flat, Proved};
 use super::plan::{ListingOrder, ListingPlan};
 use super::shared::{Names, PointLookup, PointOutcome, State, now};
-use crate::names::entries::assembly::{Assembly, Rest};
-use crate::names::entries::node::Inode;
-use crate::names::entries::run::EntryRun;
-use crate::names::known::expiry::Expiry;
-use crate::names::known::numbers::PointAnswer;
-use crate::names::known::progress::ListingWriter;
+use crate::names::entries::{Assembly, EntryRun, Inode, Rest};
+use crate::names::known::{Expiry, ListingWriter, PointAnswer};
 use crate::names::rules;
 use crate::store::{ListPage, ListRequest, Nonsense, ObjectStore, StoreError, check_page};
 

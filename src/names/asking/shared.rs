@@ -10,9 +10,7 @@ use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 use tokio::sync::{Semaphore, watch};
 
 use super::plan::ListingOrder;
-use crate::names::known::directories::Directories;
-use crate::names::known::inodes::Inodes;
-use crate::names::known::numbers::{Known, PointAnswer};
+use crate::names::known::{Directories, Inodes, Known, PointAnswer};
 use crate::store::{ObjectStore, StoreError};
 
 /// Point answers that are kept, negative ones included: 100,000 of some 300 bytes are 30 MB.

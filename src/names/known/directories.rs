@@ -5,15 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::budget::NamesBudget;
-use super::directory::{Directory, NameAnswer, Resume};
+use super::directory::{Directory, NameAnswer};
 use super::expiry::Expiry;
 use super::partial::Partial;
 use super::progress::{ListingWriter, Progress};
+use super::resume::Resume;
 use super::walk::{Ahead, MOST_AHEAD, Surroundings, WalkLimits};
 use crate::errno::FsError;
-use crate::names::entries::listing::Listing;
-use crate::names::entries::node::{Ino, Inode};
-use crate::names::entries::run::EntryRun;
+use crate::names::entries::{EntryRun, Ino, Inode, Listing};
 use crate::names::rules::{self, Hidden};
 use crate::store::ListPage;
 
@@ -105,7 +104,7 @@ impl Directories {
         budget.charge(directory.memory_bytes(Listing::memory_bytes));
         budget.refund(bytes);
         if had_page && !directory.has_page() {
-            with_pages.retain(|prefix| prefix != directory.prefix());
+            with_pages.retain(|prefix| prefix != &directory.prefix);
         }
         result
     }
@@ -129,7 +128,7 @@ impl Directories {
         let Some(directory) = self.by_prefix.remove(prefix) else { return };
         self.budget.refund(directory.memory_bytes(Listing::memory_bytes));
         // No answer that was asked for before its names were dropped may come back with it.
-        self.first_epoch = self.first_epoch.max(directory.epoch());
+        self.first_epoch = self.first_epoch.max(directory.epoch);
         self.first_mtime = now;
     }
 
@@ -141,7 +140,7 @@ impl Directories {
     /// Answers to requests of this epoch are still to be believed: the directory's names have not
     /// been dropped since.
     pub(crate) fn is_current(&self, prefix: &str, epoch: u64) -> bool {
-        epoch >= self.get(prefix).map_or(self.first_epoch, Directory::epoch)
+        epoch >= self.get(prefix).map_or(self.first_epoch, |directory| directory.epoch)
     }
 
     /// The complete listing that is believed, and the kernel's TTL of its names.
@@ -183,12 +182,12 @@ impl Directories {
 
     /// What a lookup has seen of a directory, believed or not.
     pub(crate) fn partial_listing(&self, prefix: &str) -> Option<&Arc<Listing>> {
-        Some(self.get(prefix)?.partial()?.listing())
+        Some(self.get(prefix)?.partial.as_ref()?.listing())
     }
 
     /// The first page of a directory is believed, and shows no directory.
     pub(crate) fn begins_with_files(&self, prefix: &str, now: Instant) -> bool {
-        let partial = self.get(prefix).and_then(Directory::partial);
+        let partial = self.get(prefix).and_then(|directory| directory.partial.as_ref());
         partial.is_some_and(|partial| partial.shows_only_files(now))
     }
 
@@ -223,7 +222,7 @@ impl Directories {
         let directory = self.get(parent).filter(|parent| parent.is_believed(now))?;
         let listing = directory.newest()?.clone();
         let at = listing.find(name.as_bytes())?;
-        let (mut walk, took) = (directory.walk, directory.listing_took() * 2);
+        let (mut walk, took) = (directory.walk, directory.listing_took * 2);
         let limits = WalkLimits { page_keys, listings_bytes: self.budget.limit() };
         let mut ahead = walk.step(&listing, at, limits, &Around { directories: self, now });
         // What is listed ahead must still be believed when the walk comes to it.
@@ -330,7 +329,7 @@ impl Directories {
         listing.push(Arc::new(run));
         let expiry = Expiry::after(asked, self.metadata_ttl);
         let partial = Partial::new(listing, page, asked, epoch, expiry);
-        self.with(prefix, |directory| directory.set_partial(partial));
+        self.with(prefix, |directory| directory.partial = Some(partial));
         self.with_pages.retain(|other| other != prefix);
         self.with_pages.push_back(prefix.clone());
         if self.with_pages.len() > MAX_FIRST_PAGES {
@@ -378,7 +377,7 @@ impl Directories {
                 continue;
             }
             let may = |prefix: &Arc<str>| {
-                prefix != keep && self.get(prefix).is_none_or(|one| !one.being_listed())
+                prefix != keep && self.get(prefix).is_none_or(|one| !one.being_listed)
             };
             let Some(prefix) = self.budget.evict_candidate(may) else {
                 self.with_known(keep, Directory::evict_old);

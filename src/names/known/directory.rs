@@ -16,11 +16,10 @@ use super::expiry::Expiry;
 use super::mtime::Mtime;
 use super::partial::Partial;
 use super::progress::{ListingWriter, Progress};
+use super::resume::{Resume, ScanFrom};
 use super::walk::Walk;
 use crate::errno::FsError;
-use crate::names::entries::listing::Listing;
-use crate::names::entries::node::{Ino, Inode};
-use crate::names::entries::run::EntryRun;
+use crate::names::entries::{EntryRun, Ino, Inode, Listing};
 use crate::names::rules::{EntryKey, Hidden};
 use crate::store::ListPage;
 
@@ -36,27 +35,27 @@ const ALIASES: usize = VERSIONS;
 
 #[derive(Debug)]
 pub(crate) struct Directory {
-    prefix: Arc<str>,
+    pub(super) prefix: Arc<str>,
     /// The kernel knows the directory by an inode number.
     pub(super) in_kernel: bool,
     /// Newest first, at most [`VERSIONS`].
     versions: VecDeque<Arc<Listing>>,
     /// Generations of listings that were found to be equal to a version, and that version's own.
     aliases: VecDeque<(u32, u32)>,
-    partial: Option<Partial>,
+    pub(super) partial: Option<Partial>,
     /// Listings under way, and one that has failed, for the scans in the middle of it.
     progress: Vec<Progress>,
     /// A listing of this epoch is under way.
-    being_listed: bool,
+    pub(super) being_listed: bool,
     /// Answers to requests of an older epoch are not believed.
-    epoch: u64,
+    pub(super) epoch: u64,
     /// Of the newest version. `None` if the directory's names were dropped: not even a scan may go
     /// on in it.
     expiry: Option<Expiry>,
     /// How long a listing is believed; `None` is forever.
     metadata_ttl: Option<Duration>,
     /// Time from the beginning of the last listing to its end.
-    listing_took: Duration,
+    pub(super) listing_took: Duration,
     /// Lookups that have cost requests since the last listing.
     misses: u32,
     mtime: Mtime,
@@ -72,58 +71,6 @@ pub(crate) struct NameAnswer {
     pub(crate) found: Option<(Ino, Inode)>,
     /// How long it is believed.
     pub(crate) ttl: Duration,
-}
-
-/// Where a scan goes on in a listing.
-#[derive(Clone, Debug)]
-pub(crate) enum ScanFrom {
-    /// At an entry by its index.
-    Index(usize),
-    /// Behind an entry of another listing.
-    Behind { name: Vec<u8>, is_directory: bool },
-}
-
-/// How a scan goes on.
-#[derive(Clone, Debug)]
-pub(crate) enum Resume {
-    /// From this entry of this listing.
-    At(Arc<Listing>, usize),
-    /// In a listing under way.
-    In(Progress, ScanFrom),
-    /// In a listing that begins now.
-    Relist(ScanFrom),
-    /// The listing of the cookie is forgotten.
-    Stale,
-}
-
-impl ScanFrom {
-    /// Behind the entry before `index` of `listing`.
-    fn behind(listing: &Listing, index: usize) -> Self {
-        index.checked_sub(1).map_or(Self::Index(0), |last| {
-            let EntryKey { name, is_directory } = listing.key(last);
-            Self::Behind { name: name.to_vec(), is_directory }
-        })
-    }
-
-    /// The index of the next entry in `listing`; an index is one of the same generation.
-    pub(crate) fn index(&self, listing: &Listing) -> usize {
-        match self {
-            Self::Index(index) => *index,
-            Self::Behind { name, is_directory } => {
-                listing.behind(EntryKey { name, is_directory: *is_directory })
-            }
-        }
-    }
-
-    /// The index of the next entry in `listing`, which `shown` has become.
-    pub(crate) fn index_in(&self, listing: &Listing, shown: &Listing) -> usize {
-        match self {
-            Self::Index(index) if listing.generation() != shown.generation() => {
-                Self::behind(shown, *index).index(listing)
-            }
-            Self::Index(_) | Self::Behind { .. } => self.index(listing),
-        }
-    }
 }
 
 impl Directory {
@@ -153,30 +100,9 @@ impl Directory {
         }
     }
 
-    pub(super) fn prefix(&self) -> &Arc<str> {
-        &self.prefix
-    }
-
-    pub(super) fn epoch(&self) -> u64 {
-        self.epoch
-    }
-
-    pub(super) fn being_listed(&self) -> bool {
-        self.being_listed
-    }
-
-    pub(super) fn listing_took(&self) -> Duration {
-        self.listing_took
-    }
-
     /// The newest listing, believed or not.
     pub(super) fn newest(&self) -> Option<&Arc<Listing>> {
         self.versions.front()
-    }
-
-    /// What a lookup has seen of it, believed or not.
-    pub(super) fn partial(&self) -> Option<&Partial> {
-        self.partial.as_ref()
     }
 
     /// A listing of this epoch that is not over: callers that come now may wait for it.
@@ -421,11 +347,6 @@ impl Directory {
         // It would lead back to what was true before this.
         self.partial = None;
         writer.end(Ok(self.versions[0].clone()));
-    }
-
-    /// The first page of a directory that has more.
-    pub(super) fn set_partial(&mut self, partial: Partial) {
-        self.partial = Some(partial);
     }
 
     /// Gives away the first page that a listing may begin with, and when it was asked for.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::names::entries::node::FOREVER;
+use crate::names::entries::FOREVER;
 
 /// The end of an answer's life; `None` is never.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

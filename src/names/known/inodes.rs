@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use crate::names::entries::node::{Ino, Inode, ROOT};
+use crate::names::entries::{Ino, Inode, ROOT};
 use crate::store::{ObjectMeta, ObjectVersion};
 
 /// Numbers that the kernel knows.

@@ -12,9 +12,7 @@ use super::expiry::Expiry;
 use super::inodes::Inodes;
 use super::progress::ListingWriter;
 use crate::errno::FsError;
-use crate::names::entries::listing::Listing;
-use crate::names::entries::node::{FOREVER, Ino, Inode, Node, ROOT};
-use crate::names::entries::run::EntryRun;
+use crate::names::entries::{EntryRun, FOREVER, Ino, Inode, Listing, Node, ROOT};
 use crate::names::rules;
 
 /// Names in a run that are looked for one by one: some 0.3 µs each, where to look through a

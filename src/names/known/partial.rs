@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::expiry::Expiry;
-use crate::names::entries::listing::Listing;
+use crate::names::entries::Listing;
 use crate::store::{ListEntry, ListPage};
 
 /// A listing goes on from no older page, because a store may forget what its token meant; nor from

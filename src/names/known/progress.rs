@@ -10,8 +10,7 @@ use tokio::sync::watch;
 
 use super::expiry::Expiry;
 use crate::errno::FsError;
-use crate::names::entries::listing::Listing;
-use crate::names::entries::run::EntryRun;
+use crate::names::entries::{EntryRun, Listing};
 
 /// A reader's end of a listing under way.
 #[derive(Clone, Debug)]

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use crate::names::entries::listing::Listing;
+use crate::names::entries::Listing;
 
 /// Directories that were listed one after the other before the next ones are listed ahead: two may
 /// be chance.

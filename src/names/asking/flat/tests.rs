@@ -8,9 +8,7 @@ use proptest::test_runner::RngSeed;
 use super::*;
 use crate::names::asking::pages::Pages;
 use crate::names::asking::plan::ListingOrder;
-use crate::names::entries::assembly::HiddenKeys;
-use crate::names::entries::listing::Listing;
-use crate::names::entries::node::Inode;
+use crate::names::entries::{HiddenKeys, Inode, Listing};
 use crate::store::{ListFrom, ListRequest, ObjectMeta, ObjectStore};
 use crate::testing::memory::MemoryStore;
 

@@ -7,8 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
 use super::*;
-use crate::names::entries::assembly::HiddenKeys;
-use crate::names::entries::listing::Listing;
+use crate::names::entries::{HiddenKeys, Listing};
 use crate::names::rules::EntryKey;
 use crate::store::{ListFrom, ObjectHead, ObjectVersion};
 use crate::testing::fault::{Fault, FaultyStore, Operation};

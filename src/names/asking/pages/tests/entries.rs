@@ -1,7 +1,7 @@
 //! What is shown and what is hidden, by listings of whole directories.
 
 use super::*;
-use crate::names::entries::node::Inode;
+use crate::names::entries::Inode;
 use crate::names::rules::Hidden;
 use crate::testing::fault::BadPage;
 
