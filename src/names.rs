@@ -4,16 +4,19 @@
 //! of the key and a LIST below it go out together, and after the second such lookup in one
 //! directory its listing is fetched in the background.
 //!
-//! Whoever lists directories one after the other finds the next ones listed already. A listing is
-//! shown as its pages come ([`growing`]), several of them at a time ([`pages`]); what
-//! has come answers lookups, too.
+//! A program that lists directories one after the other finds the next ones listed already. A
+//! listing is shown as its pages come, several of them at a time; the entries that have come answer
+//! lookups, too.
 //!
-//! Callers that need the same answer share one flight, run by a task of its own: an interrupted
+//! Callers that need the same answer share one request, made by a task of its own: an interrupted
 //! caller does not take the answer from the others. The one lock is never held across an `.await`.
+//!
+//! The files are sorted by what a line may touch: [`entries`] are data, [`known`] is belief, pure,
+//! and [`asking`] are tasks, which alone see the store. Each uses the ones before it.
 //!
 //! Invariants: an inode number names one version of one object, only names expire; and an answer
 //! is believed no longer than its TTL from the moment it was *asked* for. A failure is handed to
-//! those who waited for it and is not remembered.
+//! the callers that waited for it and is not remembered.
 
 use std::sync::Arc;
 
@@ -36,12 +39,10 @@ mod scan;
 #[cfg(test)]
 mod tests;
 
-/// Where a file stands in its directory's listing.
+/// A file's place in its directory's listing.
 #[derive(Clone, Debug)]
 pub(crate) struct SiblingPosition {
-    /// The whole of it.
     pub(crate) listing: Arc<Listing>,
-    /// Where in it.
     pub(crate) index: usize,
 }
 
@@ -58,19 +59,15 @@ impl SiblingPosition {
 /// An inode and the name by which the kernel may know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelName {
-    /// Its number.
     pub ino: Ino,
-    /// The directory's number.
     pub parent: Ino,
-    /// The name in it.
     pub name: String,
-    /// Whether it is a directory.
     pub is_directory: bool,
 }
 
 impl Names {
-    /// Looks a name up; on success one kernel lookup is counted, which [`Self::forget`] takes back
-    /// if the kernel is never told.
+    /// Looks a name up and counts one lookup of the kernel, which [`Self::forget`] takes back if
+    /// the kernel never gets the answer.
     pub async fn lookup(self: &Arc<Self>, parent: Ino, name: &[u8]) -> Result<Node, FsError> {
         let lookup = {
             let mut state = self.state.lock();
@@ -93,7 +90,7 @@ impl Names {
         self.known().give(NameAnswer { found: point.found, ttl }, now)
     }
 
-    /// Takes back so many lookups that the kernel has counted.
+    /// Takes back `lookups` lookups that the kernel has counted.
     pub fn forget(&self, ino: Ino, lookups: u64) {
         self.known().forget(ino, lookups, now());
     }
@@ -106,12 +103,10 @@ impl Names {
         Ok(known.node(ino, inode, name_ttl, now()))
     }
 
-    /// What an inode's number names.
     pub fn inode(&self, ino: Ino) -> Result<Inode, FsError> {
         self.known().inodes.get(ino).cloned().ok_or(FsError::Stale)
     }
 
-    /// The object behind a file's inode.
     pub fn object(&self, ino: Ino) -> Result<Arc<ObjectMeta>, FsError> {
         match self.known().inodes.get(ino) {
             Some(Inode::File(meta)) => Ok(meta.clone()),
@@ -120,15 +115,16 @@ impl Names {
         }
     }
 
-    /// A directory's entries from a position on: 0 is the beginning, any other position is the
-    /// cookie of the last entry that the caller has taken.
+    /// A directory's entries behind a cookie, that of the last entry that the caller has taken; 0
+    /// is the beginning.
     ///
-    /// A beginning lists anew what is not believed any more. A continuation goes on with what is
-    /// there, however old, unless its names were dropped; if there is another listing by now, it
-    /// goes on behind the name it came to. So no scan repeats or skips what stays as it is.
+    /// A scan that begins lists the directory anew if its listing is no longer believed. One that
+    /// continues uses the listing that is there, however old, unless its names were dropped; if
+    /// there is another listing by now, it continues there behind its last name. So no scan repeats
+    /// or skips an entry that stays as it is.
     ///
-    /// Of a directory that is being listed it gives what has come, as soon as that is anything; it
-    /// gives nothing only at the end.
+    /// While the directory is being listed it gives the entries that have come, and waits for at
+    /// least one; it gives none only at the end.
     pub async fn read_directory(self: &Arc<Self>, ino: Ino, cookie: u64) -> Result<Scan, FsError> {
         let position = ScanPosition::of_cookie(cookie);
         let dots = position.map_or(0, |position| position.dots);
@@ -166,16 +162,16 @@ impl Names {
         Ok(Scan::new(listing, (dots, index), numbers, ttl))
     }
 
-    /// The object of this inode is not what it was, or is gone (412, or 404 on a GET): what is
-    /// believed of its directory's names is dropped, so that the next lookup sees the new truth.
+    /// The object of this inode was changed or deleted (412, or 404 on a GET): drops what is
+    /// believed of its directory's names, so that the next lookup asks the store.
     pub fn changed(&self, ino: Ino) {
         let mut known = self.known();
         let Some(Inode::File(meta)) = known.inodes.get(ino).cloned() else { return };
         let key = &meta.version.key;
         let Some((parent, name)) = rules::parent_and_name(key) else { return };
         let believed = known.answer(parent, name.as_bytes(), key, now());
-        // Then the new truth is known already: a file that is read on and on after its object has
-        // changed must not cost its directory a listing each time.
+        // A program that keeps reading a changed object must not cost its directory a listing each
+        // time: once is enough.
         let is_known =
             believed.is_some_and(|answer| answer.found.is_none_or(|(now, _)| now != ino));
         if !is_known {
@@ -198,7 +194,7 @@ impl Names {
         meta.version.key.strip_prefix(&self.config.root_prefix).map(str::to_owned)
     }
 
-    /// All that the kernel knows but the root, in no order.
+    /// Every inode that the kernel knows but the root, in no order.
     pub fn kernel_names(&self) -> Vec<KernelName> {
         let known = self.known();
         let names = known.inodes.known().filter_map(|(ino, inode)| {
@@ -211,8 +207,7 @@ impl Names {
         names.collect()
     }
 
-    /// Where a file stands among the others of its directory, if that has a listing which is
-    /// believed. Sends no request.
+    /// A file's place in its directory's listing, if that is believed. Sends no request.
     pub(crate) fn sibling_position(
         &self,
         ino: Ino,
@@ -224,13 +219,12 @@ impl Names {
         (listing.ino(index) == ino).then_some(SiblingPosition { listing, index })
     }
 
-    /// The directories that the kernel knows.
     pub fn known_directories(&self) -> Vec<Ino> {
         self.known().inodes.directories().collect()
     }
 
-    /// Drops what is believed of all names, negative answers included. Inodes stay: whoever has
-    /// one open goes on reading the version it names.
+    /// Drops what is believed of all names, negative answers included. Inodes stay: a program that
+    /// has one open keeps reading the version that it names.
     pub fn drop_names(&self) {
         self.known().directories.drop_all_names(now());
     }

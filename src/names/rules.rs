@@ -1,4 +1,4 @@
-//! The rules from keys to a tree, all of them, and nothing else: no I/O, no state.
+//! The rules from keys to a tree, all of them, and nothing else. Pure.
 //!
 //! - **N1** A key is cut at its `/` into components: the last one names a file, those before it
 //!   name directories. A directory needs no object of its own.
@@ -14,8 +14,8 @@
 //! - **N9** Names are bytes: no Unicode normalisation, no case folding.
 //! - **N10** A directory's entries are in key order, in which a subdirectory stands as `name/`.
 //! - **N11** A key has at most 1024 bytes: what would need a longer one is not found.
-//! - **N12** A directory exists as long as any key begins with its path and a `/`, were it a marker
-//!   or a hidden key. The root always exists.
+//! - **N12** A directory exists as long as any key begins with its path and a `/`, even a marker or
+//!   a hidden key. The root always exists.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -28,20 +28,19 @@ pub(crate) const MAX_NAME_BYTES: usize = 255;
 /// The longest key of S3, in bytes of UTF-8 ("Naming Amazon S3 objects", S3 user guide).
 pub(crate) const MAX_KEY_BYTES: usize = 1024;
 
-/// What one entry of a directory's delimited listing means.
+/// An entry of a directory's delimited listing, as a name in the directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Meaning<'a> {
     /// The directory's own marker.
     Marker,
     /// A file of this name; hidden after all if a directory of the same name follows.
     File(&'a str),
-    /// A directory of this name.
     Directory(&'a str),
     /// Keys that cannot be shown.
     Hidden(Hidden),
 }
 
-/// Why a key is not shown.
+/// The reason why a key is not shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Hidden {
     /// N4
@@ -71,7 +70,7 @@ impl fmt::Display for Hidden {
     }
 }
 
-/// What an entry means in the listing of the directory `prefix`; `None` when it cannot belong
+/// The meaning of an entry in the listing of the directory `prefix`; `None` if it cannot belong
 /// there, because the store did not roll up at the delimiter or listed outside of the prefix.
 pub(crate) fn meaning<'a>(prefix: &str, entry: &'a ListEntry) -> Option<Meaning<'a>> {
     let below = entry.key().strip_prefix(prefix)?;
@@ -91,13 +90,11 @@ pub(crate) fn meaning<'a>(prefix: &str, entry: &'a ListEntry) -> Option<Meaning<
 pub(crate) enum Asked {
     /// No key can have this name.
     Nothing,
-    /// The name is too long to be one.
     TooLong,
     /// This key, or keys below it.
     Key(String),
 }
 
-/// What the kernel asks for with a name.
 pub(crate) fn asked(prefix: &str, name: &[u8]) -> Asked {
     match hidden_name(name) {
         Some(Hidden::TooLong) => return Asked::TooLong,

@@ -1,8 +1,8 @@
 //! A directory read in pieces: positions, cookies, entries.
 //!
 //! There are no directory handles, so a cookie says everything: the listing's generation in its
-//! high half, in its low half how many entries have been taken, `.` and `..` included. It stays
-//! positive as the signed offset that the kernel makes of it, and 0 is the beginning.
+//! high half, the number of entries taken in its low half, `.` and `..` included. It stays positive
+//! as the signed offset that the kernel makes of it, and 0 is the beginning.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,25 +13,23 @@ use super::known::{Progress, ScanFrom, Shown};
 use super::rules::EntryKey;
 use crate::errno::FsError;
 
-/// Runs of a listing that one scan looks at in one piece: some thousand entries, more than any reply
-/// to the kernel holds.
+/// Runs of a listing that one scan looks at in one piece: some thousand entries, more than any
+/// reply to the kernel holds.
 const RUNS_AT_ONCE: usize = 4;
 
 const DOTS: [&[u8]; 2] = [b".", b".."];
 
-/// Where a scan goes on.
+/// A decoded cookie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ScanPosition {
-    /// The listing that it was on.
     pub(crate) generation: u32,
-    /// How many of `.` and `..` have been taken.
+    /// How many of `.` and `..` were taken, and of the entries behind them.
     pub(crate) dots: usize,
-    /// How many entries behind them have been taken.
     pub(crate) entries: usize,
 }
 
 impl ScanPosition {
-    /// What a cookie stands for; `None` for the beginning.
+    /// `None` is the beginning.
     pub(crate) fn of_cookie(cookie: u64) -> Option<Self> {
         let taken = usize::try_from(cookie & u64::from(u32::MAX)).expect("32 bits");
         let generation = u32::try_from(cookie >> 32).expect("32 bits");
@@ -59,16 +57,14 @@ pub struct Scan {
 /// One entry of a scan.
 #[derive(Clone, Copy, Debug)]
 pub struct ScanEntry<'a> {
-    /// Its name.
     pub name: &'a [u8],
-    /// Its inode number, which the kernel may not know yet.
+    /// The kernel may not know it yet.
     pub ino: Ino,
-    /// Directory or file.
     pub is_directory: bool,
     /// The position behind this entry, for [`Names::read_directory`].
     pub cookie: u64,
     scan: &'a Scan,
-    /// Where it stands in the listing; `None` for `.` and `..`.
+    /// In the listing; `None` for `.` and `..`.
     index: Option<usize>,
 }
 
@@ -82,7 +78,7 @@ impl Scan {
         Self { listing, dots, index, ino, parent, name_ttl }
     }
 
-    /// The entries, in key order. Costs nothing for those that are not asked for.
+    /// The entries, in key order, made one by one.
     pub fn iter(&self) -> impl Iterator<Item = ScanEntry<'_>> {
         let generation = self.listing.generation();
         let dots = (self.dots..DOTS.len()).map(move |dot| ScanEntry {
@@ -126,7 +122,7 @@ impl Names {
     /// A scan's entry with its attributes, as readdirplus wants it.
     pub fn node(&self, entry: &ScanEntry<'_>) -> Node {
         let mut names = self.known();
-        // What the kernel knows by a number does not change, were it only a fraction of a second.
+        // What the kernel knows by a number never changes, not even by a fraction of a second.
         let known = names.inodes.get(entry.ino).cloned();
         let listing = &entry.scan.listing;
         let (inode, ttl) = if let Some(index) = entry.index {
@@ -142,7 +138,7 @@ impl Names {
     /// none for `.` and `..`.
     pub fn remember(&self, entry: &ScanEntry<'_>) {
         let Some(index) = entry.index else { return };
-        debug_assert_ne!(entry.ino, ROOT, "the root is nobody's entry");
+        debug_assert_ne!(entry.ino, ROOT, "the root is no entry");
         let inode = entry.scan.listing.inode(index);
         self.known().remember(entry.ino, &inode);
     }

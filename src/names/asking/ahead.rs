@@ -1,9 +1,9 @@
 //! Lists neighbouring directories together, ahead of a walk, in pages without a delimiter.
 //!
-//! Every directory of a run has a listing under way from the beginning, so whoever comes to one
-//! waits for the run, as for any other listing. What a run does not come to, because a page failed
-//! or a directory was larger than all that was expected of it, is left to listings of its own, if
-//! anybody is waiting for it; else it was listed ahead in vain, and that ends there.
+//! Every directory of a run has a listing under way from the beginning, so a program that comes to
+//! one waits for the run, as for any other listing. Where a run does not come to, because a page
+//! failed or a directory was larger than expected, a directory gets a listing of its own if a
+//! caller waits for it; else it is not listed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,23 +16,22 @@ use crate::names::entries::Rest;
 use crate::names::known::{Ahead, ListingWriter, Neighbours};
 use crate::store::{ListFrom, ListPage, ListRequest, Nonsense, StoreError, check_page};
 
-/// Pages of one directory after which it is left out: it is worth a listing of its own.
+/// Pages of one directory after which the run skips it: it is worth a listing of its own.
 const LARGE_PAGES: usize = 2;
 
-/// A run under way.
+/// A run of requests under way.
 struct AheadRun {
     names: Arc<Names>,
     parent: Arc<str>,
-    /// The listings that have not come to an end.
+    /// The listings that are not over.
     open: BTreeMap<Arc<str>, ListingWriter>,
     asked: Instant,
     epoch: u64,
-    /// Keys in and below directories of the run that were seen whole, and how many these are.
+    /// Keys in and below the directories of the run that were seen whole, and their number.
     measured: (usize, usize),
 }
 
 impl Names {
-    /// Begins to list what is worth it.
     pub(crate) fn list_ahead(self: &Arc<Self>, state: &mut State, ahead: Vec<Ahead>, now: Instant) {
         for ahead in ahead {
             match ahead {
@@ -136,7 +135,7 @@ impl AheadRun {
         }
     }
 
-    /// The directories left that are gone have no keys any more.
+    /// Ends the listings of open directories that have no keys any more.
     fn are_gone(&mut self, is_gone: impl Fn(&str) -> bool) {
         let mut state = self.names.state.lock();
         for (_, writer) in self.open.extract_if(.., |directory, _| is_gone(directory)) {
@@ -145,7 +144,7 @@ impl AheadRun {
         }
     }
 
-    /// This directory is not listed by the run.
+    /// The run does not list this directory.
     fn leave(&mut self, directory: &str) {
         let Some(writer) = self.open.remove(directory) else { return };
         let mut state = self.names.state.lock();

@@ -2,13 +2,12 @@
 //!
 //! All keys of a directory, those further down included, stand together. So a key proves that each
 //! directory on its path exists; and a directory whose end has come, by a key behind it or by the
-//! end of the listing, is known as completely as if it had been listed itself. What the pages have
-//! come to the middle of is known to exist, and no more.
+//! end of the listing, is known as completely as if it had been listed itself. A directory in whose
+//! middle the pages end is known to exist, and no more.
 //!
 //! Each directory's keys are rolled up at the next `/`, as the store does it for a delimiter, and
 //! go through the same [`Assembly`]: so there is one set of naming rules.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use crate::names::entries::{Assembly, EntryRun, Rest};
@@ -17,7 +16,7 @@ use crate::names::rules::Meaning;
 use crate::store::{ListEntry, ListPage, StoreError};
 
 /// Directories below this level are not told apart: 1,000 keys of 1,024 bytes may hold half a
-/// million directories, which nobody has asked for.
+/// million directories, which no program has asked for.
 const DEEPEST: usize = 16;
 
 /// Sorts behind every name that a key is likely to have.
@@ -27,41 +26,41 @@ const LAST: char = '\u{10ffff}';
 #[derive(Debug)]
 pub(crate) struct Flat {
     /// The prefix, and below it the directories that the last key stands in.
-    open: Vec<Open>,
-    /// Keys in this directory are not looked at: it was left in its middle.
+    open: Vec<OpenDirectory>,
+    /// A directory that was left in its middle: its keys are skipped.
     left: Option<String>,
     /// The pages do not begin at the first key of the prefix, so it is never known completely.
     begun_behind: bool,
 }
 
+/// A directory whose end has not come.
 #[derive(Debug)]
-struct Open {
+struct OpenDirectory {
     assembly: Assembly,
     prefix: Arc<str>,
-    /// What has come of it on this page, rolled up.
+    /// Its entries on this page, rolled up.
     entries: Vec<ListEntry>,
-    /// The last thing that was rolled up.
+    /// The last directory that was rolled up.
     rolled_up: String,
     runs: Vec<EntryRun>,
     keys: usize,
 }
 
-/// A directory that is known completely.
+/// A directory that was seen whole.
 #[derive(Debug)]
 pub(crate) struct Proved {
     pub(crate) prefix: Arc<str>,
-    /// Its entries, in pieces and without numbers.
+    /// Without inode numbers.
     pub(crate) runs: Vec<EntryRun>,
-    /// What it does not show.
     pub(crate) rest: Rest,
-    /// How many keys are in and below it.
+    /// Number of keys in and below it.
     pub(crate) keys: usize,
 }
 
 impl Flat {
     /// Pages that begin at the first key of the directory `prefix`.
     pub(crate) fn new(prefix: &str) -> Self {
-        Self { open: vec![Open::new(prefix.into())], left: None, begun_behind: false }
+        Self { open: vec![OpenDirectory::new(prefix.into())], left: None, begun_behind: false }
     }
 
     /// Pages that begin between two names of the directory `prefix`.
@@ -69,17 +68,17 @@ impl Flat {
         Self { begun_behind: true, ..Self::new(prefix) }
     }
 
-    /// Where to begin a listing behind a directory. Keys of the directory that come all the same
-    /// are not looked at.
+    /// The `start-after` of a listing that begins behind a directory. Keys of the directory that
+    /// come all the same are skipped.
     pub(crate) fn start_behind(directory: &str) -> String {
         format!("{directory}{LAST}")
     }
 
-    /// Takes the next page, checked, and gives the directories that it has come to the end of, in
-    /// the order of their ends.
+    /// Takes the next page, checked, and gives the directories that end on it, in the order of
+    /// their ends.
     ///
-    /// A page with keys that nobody can decode proves nothing complete, for nobody knows where they
-    /// stand: `Nonsense::Protocol`.
+    /// A page with keys that cannot be decoded proves nothing complete, because their places are
+    /// unknown: `Nonsense::Protocol`.
     pub(crate) fn add(&mut self, page: ListPage) -> Result<Vec<Proved>, StoreError> {
         if page.undecodable > 0 {
             return Err(StoreError::nonsense("keys that are not UTF-8".to_owned()));
@@ -90,7 +89,7 @@ impl Flat {
                 continue;
             }
             while self.open.len() > 1 && !entry.key().starts_with(&*self.innermost().prefix) {
-                proved.extend(self.open.pop().map(Open::end).transpose()?);
+                proved.extend(self.open.pop().map(OpenDirectory::end).transpose()?);
             }
             self.put(entry);
         }
@@ -100,10 +99,10 @@ impl Flat {
         Ok(proved)
     }
 
-    /// The listing has come to its end, and so have all directories.
+    /// The listing is over, and so are all directories.
     pub(crate) fn end(mut self) -> Result<Vec<Proved>, StoreError> {
         let complete = usize::from(self.begun_behind)..self.open.len();
-        self.open.drain(complete).rev().map(Open::end).collect()
+        self.open.drain(complete).rev().map(OpenDirectory::end).collect()
     }
 
     /// The directories that the last key stands in, below the prefix and outermost first: they
@@ -112,20 +111,20 @@ impl Flat {
         self.open[1..].iter().map(|open| &open.prefix)
     }
 
-    /// The directory right below the prefix that the last key stands in, and how many of its keys
-    /// have come.
+    /// The directory right below the prefix that the last key stands in, and the number of its keys
+    /// so far.
     pub(crate) fn in_child(&self) -> Option<(&Arc<str>, usize)> {
         self.open.get(1).map(|open| (&open.prefix, open.keys))
     }
 
-    /// Gives the directory of [`Self::in_child`] up; the next page may begin behind it.
+    /// Leaves the directory of [`Self::in_child`]; the next page may begin behind it.
     pub(crate) fn leave_child(&mut self) {
         if let Some(child) = self.open.drain(1..).next() {
             self.left = Some(child.prefix.to_string());
         }
     }
 
-    fn innermost(&self) -> &Open {
+    fn innermost(&self) -> &OpenDirectory {
         self.open.last().expect("the prefix is never closed")
     }
 
@@ -143,7 +142,7 @@ impl Flat {
             };
             let directory = &key[..=open.prefix.len() + slash];
             if open.rolled_up == directory {
-                // It is not looked into.
+                // Too deep, or hidden.
                 return;
             }
             directory.clone_into(&mut open.rolled_up);
@@ -154,13 +153,13 @@ impl Flat {
             if !is_shown || depth > DEEPEST {
                 return;
             }
-            let directory = Open { keys: 1, ..Open::new(directory.into()) };
+            let directory = OpenDirectory { keys: 1, ..OpenDirectory::new(directory.into()) };
             self.open.push(directory);
         }
     }
 }
 
-impl Open {
+impl OpenDirectory {
     fn new(prefix: Arc<str>) -> Self {
         Self {
             assembly: Assembly::new(prefix.clone()),
@@ -172,17 +171,14 @@ impl Open {
         }
     }
 
-    /// Packs what has come.
+    /// Packs the entries of this page.
     fn flush(&mut self) -> Result<(), StoreError> {
         if self.entries.is_empty() {
             return Ok(());
         }
         let entries = std::mem::take(&mut self.entries);
-        let all: Range<usize> = 0..entries.len();
         let page = ListPage { entries, next: None, undecodable: 0 };
-        let run = self.assembly.run(&page, all)?;
-        self.assembly.append(run)?;
-        self.runs.push(self.assembly.settled()?);
+        self.runs.push(self.assembly.add(&page, 0..page.entries.len())?);
         Ok(())
     }
 

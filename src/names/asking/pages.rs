@@ -1,8 +1,8 @@
 //! Fetches a directory's listing, several pages at a time.
 //!
-//! A store that lists in no order is recognised by a page that is in none, or that still begins
-//! before its place when it has been asked for again. Then everything is fetched page by page from
-//! the beginning, and sorted.
+//! A store that lists in no order is recognised by a page in no order, or by one that still begins
+//! before its place after retries. Then all pages are fetched one by one from the beginning, and
+//! sorted.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -15,31 +15,30 @@ use crate::store::{
     ListEntry, ListFrom, ListPage, ListRequest, Nonsense, ObjectStore, StoreError, check_page,
 };
 
-/// Entries of a run where it is not a page that makes it one.
+/// Entries of a run of a sorted listing; else a run is a page.
 const RUN_ENTRIES: usize = 1000;
 
-/// The pages of one directory, under way. Dropping it cancels what is in flight.
+/// The pages of one directory, under way. Dropping it cancels the requests in flight.
 pub(crate) struct Pages {
     store: Arc<dyn ObjectStore>,
     prefix: Arc<str>,
     page_keys: u16,
     plan: ListingPlan,
-    /// A first page that need not be asked for.
+    /// A first page that is there already.
     first: Option<ListPage>,
-    /// Tasks of their own, for to parse a page is work for a core.
+    /// Tasks of their own, because parsing a page is work for a core.
     flights: JoinSet<(RangeId, Result<ListPage, StoreError>)>,
-    /// Entries that have come before those on their left.
+    /// Entries that have come, in front of which others are missing.
     early: HashMap<RangeId, Vec<EntryRun>>,
     assembly: Assembly,
-    /// Some entries have been given out, which cannot be taken back.
+    /// Entries have been given out, which cannot be taken back.
     shown: bool,
-    /// All of them have.
     over: bool,
 }
 
 impl Pages {
-    /// Lists what stands one step below `prefix`, `page_keys` entries a page, at most `workers`
-    /// pages at a time; one is the plain sequential listing.
+    /// Lists the directory `prefix`, `page_keys` entries a page, at most `workers` pages at a time;
+    /// one is the plain sequential listing.
     pub(crate) fn new(
         store: Arc<dyn ObjectStore>,
         prefix: Arc<str>,
@@ -61,29 +60,27 @@ impl Pages {
         }
     }
 
-    /// Begins with a first page that somebody has fetched and found good, of the same prefix and the
-    /// same size.
+    /// Begins with a first page that was fetched and checked before, of the same prefix and size.
     pub(crate) fn begin_with(&mut self, first: Option<ListPage>) {
         self.first = first;
     }
 
-    /// What is known of the store by now.
     pub(crate) fn order(&self) -> ListingOrder {
         self.plan.order()
     }
 
-    /// Memory of what has come and cannot be shown yet.
+    /// Memory of entries that have come and cannot be shown yet.
     pub(crate) fn memory_bytes(&self) -> usize {
         let early = self.early.values().flatten();
         early.map(EntryRun::memory_bytes).sum::<usize>() + self.assembly.memory_bytes()
     }
 
-    /// Waits for a page and gives what can be shown now behind what could be before, in pieces of
-    /// about a page, without numbers; `None` behind the last page.
+    /// Waits for a page and gives the next entries that can be shown, in runs of about a page,
+    /// without inode numbers; `None` behind the last page.
     ///
-    /// Ends for every store that has an end: each page must lead on, or [`Nonsense::Protocol`]. A
-    /// store that turns out to list in no order when something has been given out is an error, once:
-    /// [`Self::order`] knows it from then on.
+    /// Always ends: a page that does not lead on is [`Nonsense::Protocol`]. A store that turns out
+    /// to list in no order after entries were given out is an error, once: [`Self::order`] knows it
+    /// from then on.
     pub(crate) async fn next(&mut self) -> Result<Option<Vec<EntryRun>>, StoreError> {
         if self.over {
             return Ok(None);
@@ -140,7 +137,7 @@ impl Pages {
         Ok(settled)
     }
 
-    /// Everything there is, whatever order it comes in.
+    /// All entries, in whatever order they come.
     async fn all_sorted(&mut self) -> Result<Vec<EntryRun>, StoreError> {
         let wrong = |what: &str| {
             Err(StoreError::nonsense(format!("{what} in the listing of {:?}", self.prefix)))
@@ -157,7 +154,7 @@ impl Pages {
             undecodable += page.undecodable;
             let last = page.entries.last().map_or_else(String::new, |entry| entry.key().to_owned());
             let before = entries.len();
-            // What it rolls up may come on each page, and the newest answer is the truest.
+            // A common prefix may come on each page.
             entries.extend(page.entries.into_iter().map(|entry| (entry.key().to_owned(), entry)));
             in_vain = if entries.len() > before { 0 } else { in_vain + 1 };
             let Some(token) = page.next else { break };
@@ -175,16 +172,15 @@ impl Pages {
         let mut settled = Vec::new();
         for start in (0..page.entries.len()).step_by(RUN_ENTRIES) {
             let end = page.entries.len().min(start + RUN_ENTRIES);
-            let run = self.assembly.run(&page, start..end)?;
-            self.assembly.append(run)?;
-            settled.push(self.assembly.settled()?);
+            settled.push(self.assembly.add(&page, start..end)?);
         }
         settled.push(self.assembly.last()?);
         self.over = true;
         Ok(settled)
     }
 
-    /// Sends what is to be asked for and waits for a page; `None` if it failed and that is no harm.
+    /// Sends the requests of the plan and waits for a page; `None` if one failed that is not
+    /// needed.
     async fn land(&mut self) -> Result<Option<(RangeId, ListPage)>, StoreError> {
         while let Some(ask) = self.plan.ask() {
             let request = ListRequest {
@@ -208,7 +204,6 @@ impl Pages {
         }
     }
 
-    /// What is not shown.
     pub(crate) fn rest(self) -> Rest {
         self.assembly.rest()
     }

@@ -1,26 +1,26 @@
 //! Which pages of one prefix to ask for at the same time. Pure.
 //!
-//! The keys still to come are cut into ranges, and each range is listed page by page. Whenever a
-//! request more may be in flight, the range that seems to hold the most pages is cut in two and the
-//! right half is tried (a *probe*). Nobody says how names look, so the cut is guessed:
+//! The keys still to come are cut into ranges, and each range is listed page by page. Whenever one
+//! more request may be in flight, the range that seems to hold the most pages is cut in two and the
+//! right half is tried (a *probe*). How names look is not known, so the cut is guessed:
 //!
 //! - from a model of the names seen so far ([`model`]), weighed with how densely its places were
 //!   filled, in the whole listing and in this range;
 //! - where a range outlives its estimate the model is wrong about it, and then its age is the best
-//!   guess of what is left (as long again as it has lasted, after Lindy), and the cut is made so
-//!   many pages ahead as the last page was wide: a few at first, four times more when that was
-//!   not too far, so that a stem of 200 bytes or a gap is found by leaps. Where keys stand in dense
-//!   clusters, as those of `ImageNet` do, a page's width says nothing of what is behind the cluster: leaps
-//!   take turns with the model's cuts where that still sees many pages, and are believed as far as
-//!   they have had luck lately.
+//!   guess of what is left (as long again as it has lasted, after Lindy), and the cut is made a
+//!   number of page widths ahead: a few at first, four times more when that was not too far, so
+//!   that a stem of 200 bytes or a gap is found by leaps. Where keys stand in dense clusters, as
+//!   those of `ImageNet` do, a page's width says nothing of the keys behind the cluster: leaps take
+//!   turns with the model's cuts where that still sees many pages, and are believed as far as they
+//!   have found keys lately.
 //!
-//! A page knows everything between the key it began behind and its last one: what that says of
-//! other ranges is taken too.
+//! A page shows everything between the key it began behind and its last one: its entries go to all
+//! ranges that they belong to.
 //!
-//! Guesses cost requests. Invariant: a probe is made only as long as all requests, it included, stay
-//! under a share above the full pages that the keys found so far would fill ([`LEAST_WASTE`]). So a
-//! small directory is listed page by page, and a larger one the more parallel the larger it turns
-//! out to be.
+//! Guesses cost requests. Invariant: a probe is made only as long as all requests, it included,
+//! stay under a share above the full pages that the keys found so far would fill ([`LEAST_WASTE`]).
+//! So a small directory is listed page by page, and a larger one the more parallel the larger it
+//! turns out to be.
 //!
 //! A store that does not know `start-after` would answer a probe with the beginning of the prefix.
 //! Until one probe has been answered well, there is only one, and its range is taken back if its
@@ -36,22 +36,22 @@ mod density;
 mod model;
 mod range;
 
-/// So many requests more than pages there may be, for each full page of keys found: a probe for
-/// every five pages, so that regular names, whose probes mostly succeed, stay below 1.3 requests a
-/// page and a directory of up to five pages is not guessed about.
+/// Requests beyond the pages, for each full page of keys found: a probe for every five pages, so
+/// that regular names, whose probes mostly succeed, stay below 1.3 requests a page, and a directory
+/// of up to five pages gets no probe.
 const LEAST_WASTE: f64 = 0.2;
 /// Beyond [`MANY_PAGES`], where irregular names are worth more of it: in all less than 2.
 const MORE_WASTE: f64 = 0.7;
 const MANY_PAGES: f64 = 200.0;
 
-/// Not worth a cut: what a range seems to hold, in pages, behind the page in flight.
+/// Pages behind the page in flight that a range must seem to hold to be cut.
 const LEAST_CUT: f64 = 0.7;
 
-/// So many pages come while the first probe is not answered: the store does not answer those.
+/// Pages that come while the first probe has no answer, after which it will get none.
 const PATIENCE_PAGES: u32 = 8;
 
-/// So many empty pages in a row, each with a token that leads on, are not a listing any more. S3
-/// sends some when it skips deleted versions; a broken store might send them for ever.
+/// Empty pages in a row, each with a token that leads on, after which a listing is an error. S3
+/// sends some when it skips deleted versions; a broken store might send them forever.
 pub(crate) const MAX_EMPTY_PAGES: u32 = 100;
 
 /// How a store lists.
@@ -72,16 +72,14 @@ pub(crate) enum ListingOrder {
 /// A page to ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ask {
-    /// On behalf of this range.
     pub(crate) range: RangeId,
-    /// Where the page begins.
     pub(crate) from: ListFrom,
 }
 
 /// Entries of a page that belong to a range, behind those it has.
 pub(crate) type RangeShare = (RangeId, std::ops::Range<usize>);
 
-/// What is still to be listed of a prefix, and how.
+/// The keys of a prefix that are still to be listed, and how.
 #[derive(Debug)]
 pub(crate) struct ListingPlan {
     prefix: String,
@@ -108,7 +106,7 @@ enum Probe {
 }
 
 impl ListingPlan {
-    /// Of everything behind `prefix`, `page_keys` entries a page and `workers` pages at a time.
+    /// For all keys of `prefix`, `page_keys` entries a page and `workers` pages at a time.
     pub(crate) fn new(prefix: &str, page_keys: u16, workers: usize, order: ListingOrder) -> Self {
         let whole = KeyRange::new(RangeId(0), None, None, ListFrom::Start);
         Self {
@@ -124,7 +122,6 @@ impl ListingPlan {
         }
     }
 
-    /// What is known by now of the store.
     pub(crate) fn order(&self) -> ListingOrder {
         self.order
     }
@@ -210,16 +207,16 @@ impl ListingPlan {
         Ok(shares)
     }
 
-    /// A request has failed. True if that is no harm: other pages have brought what it asked for, or
-    /// it was the first probe and the store did not understand it, so that its range is taken back
-    /// and no other will be cut.
+    /// A request has failed. True if it is not needed: other pages have brought its entries, or it
+    /// was the first probe and the store may not know `start-after`, so that its range is taken back
+    /// and no other is cut.
     pub(crate) fn failed(&mut self, id: RangeId) -> bool {
         self.in_flight -= 1;
         let Some(at) = self.ranges.iter().position(|range| range.id == id && !range.done) else {
             return true;
         };
-        // Who knows what a store says to a `start-after` that it does not know. If it would say the
-        // same to anybody, the range on the left will hear it too.
+        // Any error may be the answer to an unknown `start-after`. If it has another cause, the range
+        // on the left gets it too.
         let is_first = self.order == ListingOrder::Unknown && self.ranges[at].is_probe();
         if is_first {
             self.join(at - 1);

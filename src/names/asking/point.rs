@@ -1,10 +1,10 @@
-//! Single lookups: what they ask, and what else the answers tell.
+//! Single lookups: their requests, and what else the answers prove.
 //!
 //! The kernel asks for a path component by component and waits for each answer, so a round trip has
 //! to bring more than one. Three requests go out together: a HEAD of the key; the first page of
 //! all keys below it, without a delimiter, whose first key proves the directory and all others
-//! on the way to it, and which lists a small tree whole ([`Flat`]); and, because of a large tree
-//! that page shows one corner only, the first page of the directory itself, which answers for the
+//! on the way to it, and which lists a small tree whole ([`Flat`]); and, because that page shows
+//! only one corner of a large tree, the first page of the directory itself, which answers for the
 //! next component. So a component costs half a round trip, or nothing, and never more than a page.
 
 use std::collections::HashSet;
@@ -22,27 +22,26 @@ use crate::names::known::{Expiry, ListingWriter, PointAnswer};
 use crate::names::rules;
 use crate::store::{ListPage, ListRequest, Nonsense, ObjectStore, StoreError, check_page};
 
-/// A directory's own page is waited for as long again as the other answers took, and this: to wait
-/// for it is a bet that it saves the next lookup a round trip.
+/// A lookup waits for a directory's own page as long again as the other answers took, and this:
+/// the wait is a bet that the page saves the next lookup a round trip.
 const LEAST_PATIENCE: Duration = Duration::from_millis(2);
 
-/// What the store says of a key.
 struct StoreAnswer {
     found: Option<Inode>,
     /// The first page of all keys below it.
     flat: ListPage,
-    /// The first page of it as a directory.
+    /// The first page of the directory.
     own: Option<ListPage>,
 }
 
-/// What is learnt from a directory's first page of its own.
+/// What a directory's own first page shows.
 enum Own {
     Whole(Proved),
     Beginning(EntryRun),
 }
 
 impl Names {
-    /// The lookup that finds out about a key; counts as a miss if it has to start.
+    /// The lookup of a key that is under way, or one that begins now and counts as a miss.
     pub(crate) fn point_lookup(
         self: &Arc<Self>,
         state: &mut State,
@@ -56,8 +55,8 @@ impl Names {
         {
             return lookup.clone();
         }
-        // Where there are thousands of files and no directory so far, one more file is likely, and
-        // where nothing is believed, or a page proves nothing, there is nothing to learn.
+        // Behind thousands of files and no directory, one more file is likely; and where nothing is
+        // believed, or a page proves nothing, there is nothing to learn.
         let is_alone = self.config.metadata_ttl == Some(Duration::ZERO)
             || state.order == ListingOrder::Unordered
             || state.known.directories.begins_with_files(prefix, now);
@@ -113,7 +112,7 @@ impl Names {
         outcome.send_replace(Some(point));
     }
 
-    /// A directory is known completely, as it was `asked` for in `epoch`.
+    /// Believes a directory that answers to requests from `asked`, in `epoch`, show whole.
     pub(super) fn learn(&self, state: &mut State, proved: Proved, asked: Instant, epoch: u64) {
         let Proved { prefix, runs, rest, .. } = proved;
         let directories = &mut state.known.directories;
@@ -124,7 +123,7 @@ impl Names {
         self.show_whole(state, &mut writer, runs, asked, rest);
     }
 
-    /// Shows all entries of a directory that is known completely.
+    /// Shows all entries of a directory at once.
     pub(super) fn show_whole(
         &self,
         state: &mut State,
@@ -149,7 +148,7 @@ struct Question {
     epoch: u64,
 }
 
-/// Where answers to a question are remembered.
+/// Takes in what answers show beside the key that was asked for.
 struct Learnt<'a> {
     names: &'a Names,
     state: &'a mut State,
@@ -161,13 +160,13 @@ impl Learnt<'_> {
     fn learn_flat_page(&mut self, below: &str, page: ListPage) {
         let is_all = page.next.is_none();
         let mut flat = Flat::new(below);
-        // It may hold what proves nothing; then nothing is learnt.
+        // A page that proves nothing is no error here.
         let Ok(mut proved) = flat.add(page) else { return };
         if is_all {
             let Ok(rest) = flat.end() else { return };
             proved.extend(rest);
         } else {
-            // Whose parents have not been seen whole: nothing else tells that they exist.
+            // Nothing else proves that directories exist whose parents were not seen whole.
             let incomplete: HashSet<_> =
                 flat.in_middle_of().map(|directory| &**directory).collect();
             let proved = proved.iter().map(|proved| &proved.prefix);
@@ -198,12 +197,12 @@ impl Learnt<'_> {
                 known.number_all(below, &mut run, &mut 0);
                 known.directories.begins_with(below, (page, self.asked, self.epoch), run, now);
             }
-            // A page that makes no sense is none.
+            // The lookup has its answer without this page.
             Err(_) => {}
         }
     }
 
-    /// A directory exists, and that is all that is known of it.
+    /// A directory exists, and nothing else is known of it.
     fn exists(&mut self, directory: &Arc<str>) {
         let Some((parent, _)) = rules::parent_and_name(directory) else { return };
         if !self.state.known.directories.is_current(parent, self.epoch) {
@@ -218,10 +217,10 @@ impl Learnt<'_> {
     }
 }
 
-/// Asks the store what a key is, all at once. The directory wins (N3), so nothing is certain before
-/// the listing has answered, and nothing more is needed when it has found a key.
+/// Asks the store what a key is, with all requests at once. The directory wins (N3), so nothing is
+/// certain before the listing has answered, and nothing more is needed when it has found a key.
 ///
-/// With `page_keys`, also what is there to be learnt from pages of so many keys.
+/// Without `page_keys` it asks for nothing else; with it, for pages of `page_keys` keys.
 async fn ask(
     store: &Arc<dyn ObjectStore>,
     key: &str,
@@ -231,7 +230,7 @@ async fn ask(
     let below = rules::directory_prefix(key);
     let own = below.clone().zip(page_keys).map(|(prefix, keys)| {
         let store = store.clone();
-        // A task, for to cancel a request costs its connection.
+        // A task, because to cancel a request costs its connection.
         tokio::spawn(async move { first_page(&*store, &prefix, true, Some(keys)).await })
     });
     let list = async {
@@ -253,7 +252,7 @@ async fn ask(
     };
     if !is_empty(&flat) {
         let found = below.as_deref().map(|prefix| Inode::Directory(prefix.into()));
-        // The whole tree tells more than its first level.
+        // The whole tree shows more than its first level.
         let own = match own.filter(|_| flat.next.is_some() || flat.undecodable > 0) {
             Some(own) => {
                 let waited = timeout(started.elapsed() + LEAST_PATIENCE, own).await;
@@ -272,8 +271,8 @@ async fn ask(
     }
 }
 
-/// The first page of a prefix that holds anything, or an empty one if nothing does. Without
-/// `page_keys` it is asked for nothing but whether there is anything, which takes no order.
+/// The first page of a prefix that is not empty, or an empty one if there is none. Without
+/// `page_keys` one key is enough, in whatever order the store lists.
 async fn first_page(
     store: &dyn ObjectStore,
     prefix: &str,
@@ -299,16 +298,14 @@ fn is_empty(page: &ListPage) -> bool {
     page.entries.is_empty() && page.undecodable == 0
 }
 
-/// What the first page of the directory `prefix` shows.
 fn own_page(prefix: &Arc<str>, page: &ListPage) -> Result<Own, StoreError> {
     let mut assembly = Assembly::new(prefix.clone());
     assembly.count(page);
-    let run = assembly.run(page, 0..page.entries.len())?;
-    assembly.append(run)?;
+    let beginning = assembly.add(page, 0..page.entries.len())?;
     if page.next.is_some() {
-        return Ok(Own::Beginning(assembly.settled()?));
+        return Ok(Own::Beginning(beginning));
     }
-    let runs = vec![assembly.last()?];
-    let rest: Rest = assembly.rest();
-    Ok(Own::Whole(Proved { prefix: prefix.clone(), runs, rest, keys: page.entries.len() }))
+    let runs = vec![beginning, assembly.last()?];
+    let (prefix, rest) = (prefix.clone(), assembly.rest());
+    Ok(Own::Whole(Proved { prefix, runs, rest, keys: page.entries.len() }))
 }

@@ -16,24 +16,23 @@ use crate::store::{ObjectStore, StoreError};
 /// Point answers that are kept, negative ones included: 100,000 of some 300 bytes are 30 MB.
 const MAX_POINT_ANSWERS: NonZeroUsize = NonZeroUsize::new(100_000).expect("not zero");
 
-/// Listings that are made anew at once before their time. What finds no place is listed when it is
-/// asked for: to walk through ten thousand directories at the end of their lives must not list each
-/// of them.
+/// Listings that are renewed at once before they expire. A walk through ten thousand directories at
+/// the end of their lives must not list each of them; the others are listed when they are asked
+/// for.
 const MOST_REFRESHES: usize = 4;
 
-/// How names are kept.
 #[derive(Clone, Debug)]
 pub struct NamesConfig {
     /// Empty, or a key prefix that ends with `/`: the root directory.
     pub root_prefix: String,
-    /// How long a listing or a point lookup is believed; `None` is for ever.
+    /// How long a listing or a point lookup is believed; `None` is forever.
     pub metadata_ttl: Option<Duration>,
     /// How long a negative answer is believed in a directory that is not listed.
     pub negative_ttl: Duration,
     /// Wall-clock time of the mount: what tokio's clock counts directory mtimes from.
     pub mounted_at: SystemTime,
-    /// Memory that all that is known of directories may take together: listings, complete or under
-    /// way, and what goes with them. What is in use may take more.
+    /// Limit on the memory for everything that is known of directories, listings above all. A
+    /// listing in use may exceed it.
     pub listings_bytes: usize,
     /// Keys a page may hold, 1 to 1000; less only in tests.
     pub page_keys: u16,
@@ -74,23 +73,22 @@ impl PointLookup {
 pub(crate) struct State {
     pub(crate) known: Known,
     pub(crate) lookups: HashMap<String, PointLookup>,
-    /// What is known of the store.
     pub(crate) order: ListingOrder,
 }
 
 impl State {
-    /// A listing has found out how the store lists. That it does not begin where it is told to is
-    /// not remembered: it may have been busy or out of reach.
+    /// A listing has found out how the store lists. `Sequential` is not remembered: the store may
+    /// have been busy or out of reach.
     pub(crate) fn found_out(&mut self, order: ListingOrder) {
         match (self.order, order) {
             (ListingOrder::Unknown, ListingOrder::Seekable) => self.order = order,
             (known, ListingOrder::Unordered) if known != order => {
                 self.order = order;
                 tracing::info!(
-                    "the store does not list in key order: its directories are listed one page after \
-                     the other, and shown when all of their pages are there"
+                    "the store does not list in key order: its directories are listed one page \
+                     after the other, and shown when all of their pages are there"
                 );
-                // Some of it may rest on an order that there was not.
+                // Some of them may rest on an order that was none.
                 self.known.directories.drop_all_names(now());
             }
             _ => {}
@@ -105,12 +103,11 @@ pub struct Names {
     pub(crate) store: Arc<dyn ObjectStore>,
     pub(crate) config: NamesConfig,
     pub(crate) state: Mutex<State>,
-    /// Listings that are made anew before their time.
     pub(crate) refreshes: Arc<Semaphore>,
 }
 
 impl Names {
-    /// The names of the bucket behind `store`; asks nothing yet.
+    /// Sends no request yet.
     pub fn new(store: Arc<dyn ObjectStore>, config: NamesConfig) -> Arc<Self> {
         let directories = Directories::new(
             config.root_prefix.as_str().into(),
@@ -137,12 +134,12 @@ impl Names {
     }
 }
 
-/// The time that everything known is judged by: tokio's clock, which tests can pause.
+/// The one clock of names: tokio's, which tests can pause.
 pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// A task died before it had its answer.
+/// The error of callers whose task has died.
 pub(crate) fn shut_down() -> StoreError {
     StoreError::Unavailable("shutting down".to_owned())
 }

@@ -11,15 +11,15 @@ use super::run::EntryRun;
 use crate::names::rules::{self, EntryKey, Hidden, Meaning};
 use crate::store::{ListEntry, ListPage, StoreError};
 
-/// A directory's entries on their way from pages to runs, and what cannot be shown.
+/// A directory's entries on their way from pages to runs.
 ///
 /// An object is hidden by a directory of the same name (N3), which can stand far behind it: between
-/// `a` and `a/` there is room for every `a-…`. So an entry settles when what has come behind it is
-/// greater than the directory that might hide it, and is not shown before.
+/// `a` and `a/` there is room for every `a-…`. So an entry is not shown before it has *settled*: an
+/// entry has come that is greater than the directory that might hide it.
 #[derive(Debug)]
 pub(crate) struct Assembly {
     prefix: Arc<str>,
-    /// In key order, the first of them not settled.
+    /// In key order; the first of them has not settled.
     open: EntryRun,
     /// Objects in `open` that a directory may still hide, each one's name a beginning of the next.
     unsettled: Vec<usize>,
@@ -33,18 +33,16 @@ pub(crate) struct Assembly {
 /// Keys that a listing hides for one reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HiddenKeys {
-    /// Why.
     pub reason: Hidden,
-    /// How many; a common prefix counts as one.
+    /// A common prefix counts as one.
     pub count: usize,
-    /// The first of them, in order, at most [`HiddenKeys::MOST_KEPT`]; of those that are not UTF-8,
-    /// none.
+    /// The first of them, in order, at most [`HiddenKeys::MOST_KEPT`]; none that is not UTF-8.
     pub keys: BTreeSet<String>,
 }
 
 impl HiddenKeys {
-    /// Whoever has so many has made them by a rule, and sees it by now: 1,000 of 100 bytes are
-    /// 100 KB a directory and reason, for as long as it is being listed.
+    /// 1,000 keys of 100 bytes are 100 KB a directory and reason, while it is being listed. More
+    /// would show nothing new: they were made by a rule.
     pub const MOST_KEPT: usize = 1000;
 }
 
@@ -58,7 +56,6 @@ pub(crate) struct Rest {
 }
 
 impl Assembly {
-    /// Of the directory `prefix`.
     pub(crate) fn new(prefix: Arc<str>) -> Self {
         Self {
             prefix,
@@ -71,14 +68,14 @@ impl Assembly {
         }
     }
 
-    /// Counts what nobody can decode on a page.
+    /// Counts the keys of a page that cannot be decoded.
     pub(crate) fn count(&mut self, page: &ListPage) {
         if page.undecodable > 0 {
             self.hide(Hidden::NotUtf8, page.undecodable, None);
         }
     }
 
-    /// Some entries of a checked page, to be appended when those before them have been.
+    /// Some entries of a checked page, to be appended behind those before them.
     pub(crate) fn run(
         &mut self,
         page: &ListPage,
@@ -105,7 +102,18 @@ impl Assembly {
         Ok(run)
     }
 
-    /// Appends what comes behind all that was appended.
+    /// Appends entries of a checked page and takes those that have settled.
+    pub(crate) fn add(
+        &mut self,
+        page: &ListPage,
+        share: Range<usize>,
+    ) -> Result<EntryRun, StoreError> {
+        let run = self.run(page, share)?;
+        self.append(run)?;
+        self.settled()
+    }
+
+    /// Appends entries that come behind all others.
     pub(crate) fn append(&mut self, run: EntryRun) -> Result<(), StoreError> {
         let open = self.open.len();
         self.open.append(run)?;
@@ -154,7 +162,6 @@ impl Assembly {
         for index in &mut self.unsettled {
             *index -= settled;
         }
-        // Those behind are moved with their entries.
         self.shadowed.retain(|index| *index >= settled);
         for index in &mut self.shadowed {
             *index -= settled;
@@ -164,18 +171,17 @@ impl Assembly {
         Ok(shown)
     }
 
-    /// Takes what is left behind the last entry: nothing can hide it any more.
+    /// Takes the rest behind the last entry: nothing can hide it any more.
     pub(crate) fn last(&mut self) -> Result<EntryRun, StoreError> {
         self.unsettled.clear();
         self.settled()
     }
 
-    /// Memory of what has not settled.
+    /// Memory of the entries that have not settled.
     pub(crate) fn memory_bytes(&self) -> usize {
         self.open.memory_bytes()
     }
 
-    /// What is not shown.
     pub(crate) fn rest(mut self) -> Rest {
         self.hidden.sort_unstable_by_key(|keys| keys.reason);
         let exists = self.shown || self.marker || !self.hidden.is_empty();

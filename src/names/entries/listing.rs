@@ -1,8 +1,5 @@
-//! A directory's entries: compact, in key order, and never changed once they are shown.
-//!
-//! A listing is made of runs, which are shown one after the other as pages arrive. It is all or
-//! nothing all the same: a page that fails or makes no sense fails the whole, because a directory
-//! that silently lacks files is worse than an error.
+//! A directory's entries in key order: runs that are shown one after the other as pages arrive, and
+//! never change once they are shown.
 
 use std::sync::Arc;
 
@@ -10,26 +7,23 @@ use super::node::{Ino, Inode};
 use super::run::EntryRun;
 use crate::names::rules::{self, EntryKey};
 
-/// What a run of a listing costs beside its entries: an `Arc`, two vectors, and their allocations.
+/// Memory of a run beside its entries: an `Arc`, two vectors, and their allocations.
 const RUN_BYTES: usize = 128;
 
-/// A directory's entries in key order (N10), each with its inode number.
-///
-/// While it grows, it is a beginning of the whole.
+/// A directory's entries in key order (N10), each with its inode number. While the directory is
+/// being listed, a beginning of them.
 #[derive(Clone, Debug)]
 pub(crate) struct Listing {
     prefix: Arc<str>,
     /// Unique in a mount, never 0: the high half of the cookies of scans over this listing.
     generation: u32,
-    /// Not empty, each with the index of its first entry. Indices are those of the whole directory,
-    /// also where the first runs have been left out.
+    /// Not empty, each with the index of its first entry in the whole directory.
     runs: Vec<(usize, Arc<EntryRun>)>,
     length: usize,
     memory_bytes: usize,
 }
 
 impl Listing {
-    /// Of the directory `prefix`, with nothing in it yet.
     pub(crate) fn new(prefix: Arc<str>, generation: u32) -> Self {
         let memory_bytes = size_of::<Self>() + prefix.len();
         Self { prefix, generation, runs: Vec::new(), length: 0, memory_bytes }
@@ -39,7 +33,6 @@ impl Listing {
         &self.prefix
     }
 
-    /// What tells this listing from every other.
     pub(crate) fn generation(&self) -> u32 {
         self.generation
     }
@@ -63,7 +56,7 @@ impl Listing {
         runs.sum::<usize>() + self.prefix.len() + size_of::<Self>()
     }
 
-    /// Where the entry of this name stands.
+    /// The index of the entry with this name.
     pub(crate) fn find(&self, name: &[u8]) -> Option<usize> {
         [true, false].into_iter().find_map(|is_directory| {
             let key = EntryKey { name, is_directory };
@@ -91,7 +84,7 @@ impl Listing {
         run.ino(index)
     }
 
-    /// A file's size; `None` for a directory, and for a file that cannot be read.
+    /// A file's size; `None` for a directory, and for an archived file.
     pub(crate) fn file_bytes(&self, index: usize) -> Option<u64> {
         let (run, index) = self.at(index);
         run.file_bytes(index)
@@ -102,15 +95,15 @@ impl Listing {
         run.inode(index, &self.prefix)
     }
 
-    /// The number of what has this name here, if it is the same thing as `of`.
+    /// The number of the entry that has the name of `of`, if it is the same thing.
     pub(crate) fn number(&self, of: &Inode) -> Option<Ino> {
         let (_, name) = rules::parent_and_name(of.key())?;
         let (run, index) = self.at(self.find(name.as_bytes())?);
         run.is(index, of).then(|| run.ino(index))
     }
 
-    /// The number of the entry with this index, if it has the name of an entry of `run` and is the
-    /// same thing: what has not changed has the index it had, give or take what came and went.
+    /// The number of the entry with this index, if it is the same as entry `at` of `run`: what has
+    /// not changed has almost the index that it had.
     pub(crate) fn number_near(&self, index: usize, run: &EntryRun, at: usize) -> Option<Ino> {
         let (own, own_at) = (index < self.length).then(|| self.at(index))?;
         own.is_same(own_at, run, at).then(|| own.ino(own_at))
@@ -122,7 +115,7 @@ impl Listing {
         if index < self.length && self.key(index) == key { index + 1 } else { index }
     }
 
-    /// Whether the entries from `start` on begin with those of `run`, under the same numbers.
+    /// The entries from `start` on begin with those of `run`, under the same numbers.
     pub(crate) fn continues_with(&self, start: usize, run: &EntryRun) -> bool {
         start + run.len() <= self.length
             && (0..run.len()).all(|at| {
@@ -141,8 +134,7 @@ impl Listing {
         self.runs.push((self.length - run.len(), run));
     }
 
-    /// The same listing without what stands before the run of entry `index`, and with at most
-    /// `runs` runs.
+    /// The same listing from the run of entry `index` on, with at most `runs` runs.
     pub(crate) fn tail(&self, index: usize, runs: usize) -> Self {
         let first = self.runs.partition_point(|(start, _)| *start <= index).saturating_sub(1);
         let runs: Vec<_> = self.runs.iter().skip(first).take(runs).cloned().collect();

@@ -5,16 +5,16 @@ use std::time::{Duration, SystemTime};
 
 use crate::store::ObjectMeta;
 
-/// "Practically for ever", as a TTL for the kernel: ten years.
+/// "Forever", as a TTL for the kernel: ten years.
 pub const FOREVER: Duration = Duration::from_hours(10 * 365 * 24);
 
 /// An inode number: names one version of one object, or one directory; never reused while mounted.
 pub type Ino = u64;
 
-/// The root directory's inode number, as FUSE wants it.
+/// The root directory's inode number, by the FUSE protocol.
 pub const ROOT: Ino = 1;
 
-/// What a number names.
+/// What an inode number names.
 #[derive(Clone, Debug)]
 pub enum Inode {
     /// A directory, by its prefix: empty, or the path and a `/`.
@@ -54,7 +54,7 @@ pub struct Node {
     pub mtime: SystemTime,
     /// How long the kernel may believe the *name* without asking.
     pub name_ttl: Duration,
-    /// How long the kernel may believe the attributes: [`FOREVER`] for a file, whose inode names one
-    /// version.
+    /// How long the kernel may believe the attributes: [`FOREVER`] for a file, whose inode names
+    /// one version.
     pub attr_ttl: Duration,
 }

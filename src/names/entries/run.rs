@@ -11,8 +11,8 @@ use crate::store::{ObjectMeta, ObjectVersion, StoreError};
 /// Entries in key order (N10).
 #[derive(Clone, Debug, Default)]
 pub(crate) struct EntryRun {
-    /// Each entry's name, and behind it a file's `ETag`, in the order of the entries. One allocation
-    /// for all, for a directory of a million files should not cost three million.
+    /// Each entry's name, and behind it a file's `ETag`, in the order of the entries. One
+    /// allocation for all: a directory of a million files should not cost three million.
     bytes: Vec<u8>,
     records: Vec<Record>,
 }
@@ -37,7 +37,7 @@ enum RecordKind {
     ArchivedFile,
 }
 
-/// So many bytes behind the name, and whether they are packed.
+/// The number of bytes behind the name, and whether they are packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Etag(u16);
 
@@ -107,7 +107,7 @@ impl Etag {
     }
 }
 
-/// Only the digits that are given back.
+/// Lower-case digits only: they are what [`Etag::text`] gives back.
 fn digit(digit: u8) -> Option<u8> {
     match digit {
         b'0'..=b'9' => Some(digit - b'0'),
@@ -134,7 +134,7 @@ impl EntryRun {
         self.record_key(record)
     }
 
-    /// A file's size; `None` for a directory, and for a file that cannot be read.
+    /// A file's size; `None` for a directory, and for an archived file.
     pub(crate) fn file_bytes(&self, index: usize) -> Option<u64> {
         let record = &self.records[index];
         (record.kind == RecordKind::File).then_some(record.size_bytes)
@@ -149,7 +149,6 @@ impl EntryRun {
         self.records[index].ino = ino;
     }
 
-    /// What an entry's number names, in the directory `prefix`.
     pub(crate) fn inode(&self, index: usize, prefix: &str) -> Inode {
         let record = &self.records[index];
         let (name, etag) = self.texts(record);
@@ -168,7 +167,7 @@ impl EntryRun {
         }))
     }
 
-    /// Whether an entry is the same thing as `of`, which has its name.
+    /// The entry is the same thing as `of`, which has its name.
     pub(crate) fn is(&self, index: usize, of: &Inode) -> bool {
         let record = &self.records[index];
         match (of, record.kind) {
@@ -182,7 +181,7 @@ impl EntryRun {
         }
     }
 
-    /// Whether an entry and one of another run have the same name and name the same thing.
+    /// The entry and one of another run have the same name and are the same thing.
     pub(crate) fn is_same(&self, index: usize, other: &Self, other_index: usize) -> bool {
         let (a, b) = (&self.records[index], &other.records[other_index]);
         a.kind == b.kind
@@ -191,7 +190,7 @@ impl EntryRun {
             && self.texts(a) == other.texts(b)
     }
 
-    /// Whether an entry and one of another run show the same under the same number.
+    /// The entry and one of another run have the same name, type and number.
     pub(crate) fn shows_same(&self, index: usize, other: &Self, other_index: usize) -> bool {
         let (a, b) = (&self.records[index], &other.records[other_index]);
         a.ino == b.ino && a.kind == b.kind && self.texts(a).0 == other.texts(b).0
@@ -229,7 +228,7 @@ impl EntryRun {
         Ok(())
     }
 
-    /// Appends all of another run, which comes behind.
+    /// Appends another run, which comes behind.
     pub(crate) fn append(&mut self, mut behind: Self) -> Result<(), StoreError> {
         if self.is_empty() {
             *self = behind;
@@ -255,7 +254,6 @@ impl EntryRun {
         Self { bytes: self.bytes.split_off(shift as usize), records }
     }
 
-    /// Lets go of memory that it does not need.
     pub(crate) fn shrink(&mut self) {
         self.bytes.shrink_to_fit();
         self.records.shrink_to_fit();
@@ -283,7 +281,7 @@ impl EntryRun {
     }
 }
 
-/// Only a file whose name begins 50 million others' can hold so many back.
+/// The limit is 4 GiB: only a file whose name begins 50 million others' can hold them back.
 fn too_many() -> StoreError {
     StoreError::nonsense("too many names that begin with another".to_owned())
 }

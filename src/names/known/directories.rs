@@ -316,8 +316,8 @@ impl Directories {
         self.make_room(&writer.prefix, now);
     }
 
-    /// A directory begins with this page, asked for at `asked` in `epoch`, which shows these entries
-    /// for certain, and has more.
+    /// A directory begins with this page, asked for at `asked` in `epoch`, which shows these
+    /// entries for certain, and has more.
     pub(crate) fn begins_with(
         &mut self,
         prefix: &Arc<str>,
@@ -339,8 +339,8 @@ impl Directories {
         self.make_room(prefix, now);
     }
 
-    /// Gives away the page that a listing of this directory may begin with instead of asking for it,
-    /// and when it was asked for.
+    /// Gives away the page that a listing of this directory may begin with instead of asking for
+    /// it, and when it was asked for.
     pub(crate) fn take_page(&mut self, prefix: &str, now: Instant) -> Option<(ListPage, Instant)> {
         self.with_known(prefix, |directory| directory.take_page(now))?
     }

@@ -1,7 +1,7 @@
 //! The inode table: what the kernel knows by number. Pure.
 //!
 //! Invariants: a number names one path of a directory, or one version of one object (key, `ETag`,
-//! size, and whether it can be read at all, for that shows in its mode); it is never given to
+//! size, and whether it is archived, which shows in its mode); it is never given to
 //! anything else while mounted; it is known from the first lookup that the kernel counts until it
 //! has forgotten them all. The root is always known.
 
@@ -13,7 +13,6 @@ use std::sync::Arc;
 use crate::names::entries::{Ino, Inode, ROOT};
 use crate::store::{ObjectMeta, ObjectVersion};
 
-/// Numbers that the kernel knows.
 #[derive(Debug)]
 pub(crate) struct Inodes {
     next: Ino,
@@ -53,7 +52,6 @@ impl Hash for ByVersion {
 }
 
 impl Inodes {
-    /// A table that knows only the root.
     pub(crate) fn new(root_prefix: &str) -> Self {
         let mut inodes = Self {
             next: ROOT + 1,
@@ -71,12 +69,11 @@ impl Inodes {
         self.next - 1
     }
 
-    /// What a known number names.
     pub(crate) fn get(&self, ino: Ino) -> Option<&Inode> {
         self.known.get(&ino).map(|known| &known.inode)
     }
 
-    /// Every number that is known but the root's, and what it names.
+    /// Every number but the root's, and what it names.
     pub(crate) fn known(&self) -> impl Iterator<Item = (Ino, &Inode)> {
         self.known.iter().filter(|&(&ino, _)| ino != ROOT).map(|(&ino, known)| (ino, &known.inode))
     }
@@ -96,15 +93,14 @@ impl Inodes {
         self.directories.get(prefix).copied()
     }
 
-    /// All directories that are known.
     pub(crate) fn directories(&self) -> impl Iterator<Item = Ino> {
         self.directories.values().copied()
     }
 
-    /// Whether anything may be known in the directory `prefix` whose key does not stand before that
-    /// of the name `first`; false is certain.
+    /// `false` only if the kernel knows no entry of `prefix` at or behind `first`. May be `true`
+    /// without cause.
     pub(crate) fn may_know_from(&self, prefix: &str, first: &[u8]) -> bool {
-        /// More are not looked through.
+        /// More than these are not searched.
         const FEW: usize = 1000;
         let is_behind = |key: &str| {
             key.strip_prefix(prefix)
@@ -135,7 +131,7 @@ impl Inodes {
         }
     }
 
-    /// Takes lookups back; gives what the number named if that was the last of them.
+    /// Takes lookups back; gives the inode if that was the last of them.
     pub(crate) fn forget(&mut self, ino: Ino, lookups: u64) -> Option<Inode> {
         if ino == ROOT {
             return None;

@@ -107,8 +107,8 @@ impl ListingWriter {
         });
     }
 
-    /// Ends the listing for all who read along. One that has failed is emptied: a scan in the middle
-    /// of it gets the error.
+    /// Ends the listing for all who read along. One that has failed is emptied: a scan in the
+    /// middle of it gets the error.
     pub(super) fn end(&self, outcome: Result<Arc<Listing>, FsError>) {
         self.cell.send_modify(|shown| {
             if outcome.is_err() {

@@ -1,48 +1,45 @@
-//! How somebody goes through the directories in a directory, and what is worth listing ahead. Pure.
+//! Walks through the directories in a directory, and what is worth listing ahead of them. Pure.
 //!
-//! Whoever lists a directory's directories in its order, as `find` and `os.walk` do, will list the
-//! next ones. Where they are small they are listed together, in pages without a delimiter that fill
-//! one directory after the other, all that is below them included; a few such *runs* are under way
-//! at once. Where they fill pages of their own, each has its own listing.
+//! A program that lists a directory's directories in their order, as `find` and `os.walk` do, will
+//! list the next ones. Small ones are listed together, in pages without a delimiter that fill one
+//! directory after the other, everything below included; a few such *runs* are under way at once.
+//! Directories that fill pages of their own have listings of their own.
 
 use std::sync::Arc;
 
 use crate::names::entries::Listing;
 
-/// Directories that were listed one after the other before the next ones are listed ahead: two may
-/// be chance.
+/// Directories listed in order before the next ones are listed ahead: two may be chance.
 const STEPS_BEFORE_WALK: u32 = 2;
 
-/// Directories with listings of their own that are listed ahead at most: as many latencies go by
-/// at the same time.
+/// Most directories with listings of their own that are ahead of a walk, all at the same time.
 pub(crate) const MOST_AHEAD: usize = 16;
 
-/// Pages of runs that are ahead of a walk at most. They come as fast as 16 single listings, and
-/// whoever stops has paid for no more.
+/// Most pages of runs that are ahead of a walk. They come as fast as 16 single listings, and a
+/// program that stops has paid for no more.
 const MOST_PAGES: usize = 16;
 
 /// Runs that are under way at once, each of them page by page.
 const RUNS: usize = 4;
 
-/// Entries that are looked through for the next directory: beyond so many files in between there
-/// is no walk to be fast for.
+/// Entries that are searched for the next directory: with more files in between, no walk is fast.
 const NEXT_WITHIN: usize = 4096;
 
-/// Memory that a listed key takes, generously: what is ahead may fill a quarter of the budget.
+/// Memory of a listed key, generously: listings ahead may fill a quarter of the budget.
 const KEY_BYTES: usize = 200;
 
-/// Keys that a directory is taken to have while nothing is known.
+/// Assumed keys of a directory while nothing is known.
 const UNKNOWN_KEYS: usize = 100;
 
-/// How far somebody has gone.
+/// How far a walk has come.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Walk {
     /// The listing, and the last directory in it that was listed.
     generation: u32,
     at: usize,
-    /// How many directories in a row were the next one.
+    /// Directories in a row that were the next one.
     steps: u32,
-    /// Directories behind it that were chosen to be listed ahead, and where the next ones stand.
+    /// Directories behind it that are listed ahead, and the index where the next ones begin.
     ahead: usize,
     ahead_to: usize,
     /// Keys in and below each of them, as the last run has found.
@@ -52,25 +49,23 @@ pub(crate) struct Walk {
 /// What is worth listing ahead.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Ahead {
-    /// A directory.
     Single(Arc<str>),
-    /// Neighbours, together.
     Together(Neighbours),
 }
 
-/// Directories to be listed in pages without a delimiter.
+/// Directories to be listed together, in pages without a delimiter.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Neighbours {
     pub(crate) parent: Arc<str>,
     /// In key order, at least two.
     pub(crate) directories: Vec<Arc<str>>,
-    /// What they are worth: when it is spent, the run ends.
+    /// The run ends after this number of pages.
     pub(crate) most_pages: usize,
 }
 
-/// What there is to know about a walk.
+/// What a walk may ask of other directories.
 pub(crate) trait Surroundings {
-    /// Whether a directory needs no listing.
+    /// The directory needs no listing.
     fn is_known(&self, directory: &str) -> bool;
     /// Entries of its last listing.
     fn entries(&self, directory: &str) -> Option<usize>;
@@ -119,7 +114,7 @@ impl Walk {
             return next.filter(|next| !around.is_known(next)).map(Ahead::Single).collect();
         }
         let run_pages = (pages / RUNS).max(1);
-        // A directory more, to see where the last one ends.
+        // One directory more, to see where the last one ends.
         let run_keys = run_pages * page_keys - keys_each / 2;
         let most_ahead = pages * page_keys / keys_each;
         let run_directories = run_keys / keys_each;
@@ -147,7 +142,7 @@ impl Walk {
         chosen
     }
 
-    /// A run has seen so many keys in and below so many directories.
+    /// A run has seen `keys` keys in and below `directories` directories.
     pub(crate) fn measured(&mut self, keys: usize, directories: usize) {
         if directories > 0 {
             self.keys_each = Some(keys.div_ceil(directories).max(1));
@@ -155,14 +150,13 @@ impl Walk {
     }
 }
 
-/// Indices of the directories from an index on.
+/// The indices of directories, from an index on.
 fn directories(listing: &Listing, from: usize) -> impl Iterator<Item = usize> {
     let within = from..listing.len().min(from.saturating_add(NEXT_WITHIN));
     within.filter(|index| listing.key(*index).is_directory)
 }
 
-/// The next directories that so many keys are enough for, with the files between them; at least
-/// one.
+/// The next directories that `keys` keys are enough for, with the files between them; at least one.
 fn neighbours(listing: &Listing, from: usize, keys: usize, keys_each: usize) -> Vec<usize> {
     let (mut found, mut spent, mut before) = (Vec::new(), 0, from);
     for index in directories(listing, from) {
@@ -178,7 +172,7 @@ fn neighbours(listing: &Listing, from: usize, keys: usize, keys_each: usize) -> 
     found
 }
 
-/// Keys in a directory, by what the last ones have.
+/// Keys in a directory, estimated by the last three.
 fn guess(listing: &Listing, at: usize, around: &impl Surroundings) -> usize {
     let before = (at.saturating_sub(NEXT_WITHIN)..at).rev();
     let before = before.filter(|index| listing.key(*index).is_directory).take(3);

@@ -162,8 +162,8 @@ async fn listings_are_thrown_away_by_last_use_when_there_are_too_many() {
     for directory in all {
         roomy.list(directory).await.expect("listed");
     }
-    // Two misses have listed the root, which goes when others are used. Room for two listings of one
-    // entry, beside what is known of the directories themselves.
+    // Two misses have listed the root, which goes when others are used. Room for two listings of
+    // one entry, beside what is known of the directories themselves.
     let [one, root] = [all[0], ROOT].map(|directory| listing_bytes(&roomy, directory));
     let most = roomy.charged_bytes() - root - one;
     assert!(root < 2 * one, "{root} {one}");

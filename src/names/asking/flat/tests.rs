@@ -137,8 +137,8 @@ proptest! {
         });
     }
 
-    /// From the middle on, and over a directory that is left in its middle: nothing is proved of what
-    /// was not seen whole.
+    /// From the middle on, and over a directory that is left in its middle: nothing is proved of
+    /// what was not seen whole.
     #[test]
     fn what_was_not_seen_whole_is_not_proved(
         keys in keys(),

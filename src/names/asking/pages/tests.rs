@@ -137,7 +137,8 @@ proptest! {
                 let expected = list(plain, prefix, page_keys, 1).await;
                 let (memory, unordered) = store(&keys);
                 memory.list_in_no_order();
-                let known = list_as(unordered.clone(), prefix, page_keys, workers, ListingOrder::Unordered);
+                let order = ListingOrder::Unordered;
+                let known = list_as(unordered.clone(), prefix, page_keys, workers, order);
                 assert_eq!(known.await.0, expected);
                 let untried = list_as(unordered, prefix, page_keys, 1, ListingOrder::Unknown);
                 let (listed, order) = untried.await;
@@ -164,7 +165,9 @@ proptest! {
             let expected = list(plain, "", page_keys, 1).await.expect("complete");
             let (_, faulty) = store(&keys);
             faulty.hook(move |call| match call.number {
-                number if number == failing => Fault::Fail(StoreError::Throttled { retry_after: None }),
+                number if number == failing => {
+                    Fault::Fail(StoreError::Throttled { retry_after: None })
+                }
                 _ => Fault::None,
             });
             match list(faulty.clone(), "", page_keys, workers).await {

@@ -4,16 +4,16 @@
 use super::model::{KeyModel, common};
 use super::range::{Cut, KeyRange, Width, speakable};
 
-/// An estimate by a single page's width is not believed any further than this.
+/// Pages up to which an estimate by a single page's width is believed.
 const FARTHEST_PAGES: f64 = 256.0;
 
-/// So many pages in sight of the model are worth a cut by it, whatever a page's width says.
+/// Pages in sight of the model that are worth a cut by it, whatever a page's width says.
 const MANY_IN_SIGHT: f64 = 8.0;
 
-/// Of leaps lately so many must have found something for a single page's width to be believed.
+/// Share of the last leaps that must have found keys for a single page's width to be believed.
 const LEAST_LUCK: f64 = 0.5;
 
-/// Of some probes lately: how many found anything, of how many.
+/// The share of probes that found keys, the last ones weighing most.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Luck {
     found: f64,
@@ -32,7 +32,7 @@ impl Luck {
     }
 }
 
-/// What all pages of a listing so far say of its keys.
+/// What the pages of a listing have shown of its keys so far.
 #[derive(Debug)]
 pub(super) struct KeyDensity {
     model: KeyModel,
@@ -87,7 +87,7 @@ impl KeyDensity {
             range.width = Some(Width { last: last.to_owned(), stem, ln_room });
         }
         let found = own - first;
-        // Nor does what lies behind a stem that holds all keys.
+        // Nor does the room behind a stem that holds all keys.
         let behind_stem = matches!(range.cut_from, Some((_, Cut::Stem)));
         let room = if behind_stem && found == 0 { 0.0 } else { room };
         self.room += room;
@@ -99,7 +99,7 @@ impl KeyDensity {
         is_all
     }
 
-    /// How many pages a range seems to hold, and whether the model has no part in that.
+    /// The pages that a range seems to hold; true if that is no estimate of the model.
     pub(super) fn estimate(&self, range: &KeyRange) -> (f64, bool) {
         let mut density = real(self.keys) / self.room.max(f64::MIN_POSITIVE);
         if range.keys > 0 {
@@ -119,7 +119,7 @@ impl KeyDensity {
         if age > by_model { (age, true) } else { (by_model, false) }
     }
 
-    /// What the range holds if all of it is as dense as the last page.
+    /// The pages of the range if all of it is as dense as its last page.
     fn pages_by_width(&self, range: &KeyRange) -> f64 {
         let Some(width) = &range.width else { return FARTHEST_PAGES };
         let stem = range.end.as_ref().map_or(0, |end| common(range.cursor(), end));
@@ -153,8 +153,8 @@ impl KeyDensity {
         speakable(&self.model.string_at(stem, from + room * left, room * 0.02), cursor, end)
     }
 
-    /// A place so many pages ahead as the range leaps, by the width of its last page; behind the
-    /// last page's stem where that ends before.
+    /// A place `range.leap` widths of its last page ahead; behind the last page's stem where that
+    /// ends before.
     pub(super) fn leap(&self, range: &KeyRange) -> Option<String> {
         let width = range.width.as_ref()?;
         let pages = self.pages_by_width(range);

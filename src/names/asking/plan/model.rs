@@ -1,4 +1,4 @@
-//! Where keys are likely to be: learned from those that were seen. Pure.
+//! Where keys are likely to be, learned from those that were seen. Pure.
 //!
 //! A model gives every string a place between 0 and 1, in the order of strings, so that keys lie
 //! about evenly: at each position a symbol takes as much room as it was seen to have. What it takes
@@ -8,11 +8,11 @@
 
 use std::ops::Range;
 
-/// Longer keys than S3 knows there are not.
+/// No key is longer.
 const MAX_POSITIONS: usize = crate::names::rules::MAX_KEY_BYTES;
 
-/// What the prior knowledge of a position weighs, in edges seen: after a handful of edges what was
-/// seen counts for more.
+/// Weight of the prior knowledge of a position, in edges seen: after a handful of edges those count
+/// for more.
 const PRIOR_EDGES: f64 = 2.0;
 
 /// A stem below which nothing can be told apart any more.
@@ -22,14 +22,14 @@ const NARROWEST: f64 = 1e-14;
 #[derive(Clone, Debug)]
 pub(crate) struct KeyModel {
     positions: Vec<SymbolCounts>,
-    /// Of any position where nothing was seen.
+    /// Any position where nothing was seen.
     unseen: SymbolCounts,
 }
 
 #[derive(Clone, Debug)]
 struct SymbolCounts {
     edges: Box<[u32; 256]>,
-    /// Of each byte the room of all smaller ones; the last is 1.
+    /// For each byte, the room of all smaller ones; the last is 1.
     below: Box<[f64; 257]>,
     is_stale: bool,
 }
@@ -179,7 +179,7 @@ impl SymbolClass {
         }
     }
 
-    /// Whether it is likely where those classes were seen whose bits are set.
+    /// It is likely where the classes were seen whose bits are set.
     fn is_alike(self, seen: u32) -> bool {
         let has = |class: Self| seen & 1 << class as u32 != 0;
         match self {
@@ -206,7 +206,7 @@ impl SymbolClass {
     }
 }
 
-/// How many bytes two strings have in common at their beginning.
+/// Length of the common beginning of two strings.
 pub(crate) fn common(a: &str, b: &str) -> usize {
     a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count()
 }

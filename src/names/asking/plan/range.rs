@@ -3,14 +3,12 @@
 use super::model::common;
 use crate::store::{ListFrom, ListPage};
 
-/// The first leap, in widths of the last page, and how it grows.
+/// The first leap, in widths of the last page.
 pub(super) const FIRST_LEAP: f64 = 4.0;
 
-/// Bytes that a range's keys begin with, so many that it is worth a request to see whether there are
-/// any that do not.
+/// Length of a common beginning of a range's keys that is worth a request for keys without it.
 const LONG_STEM: usize = 8;
 
-/// One of the ranges of a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct RangeId(pub(super) u32);
 
@@ -21,7 +19,7 @@ pub(super) struct KeyRange {
     pub(super) id: RangeId,
     pub(super) cursor: Option<String>,
     pub(super) end: Option<String>,
-    /// What the next request asks for.
+    /// Where the next request begins.
     pub(super) from: ListFrom,
     pub(super) in_flight: bool,
     pub(super) done: bool,
@@ -59,7 +57,6 @@ pub(super) struct Width {
 }
 
 impl KeyRange {
-    /// A range that nothing is known of.
     pub(super) fn new(
         id: RangeId,
         cursor: Option<String>,
@@ -96,12 +93,12 @@ impl KeyRange {
         self.cursor.as_deref().unwrap_or_default()
     }
 
-    /// Where the keys begin that stand behind the cursor.
+    /// The index of the first key behind the cursor.
     pub(super) fn behind_cursor(&self, keys: &[&str]) -> usize {
         keys.partition_point(|key| Some(*key) <= self.cursor.as_deref())
     }
 
-    /// Where the keys begin that stand behind the end.
+    /// The index of the first key behind the end.
     pub(super) fn up_to_end(&self, keys: &[&str]) -> usize {
         let end = self.end.as_deref();
         end.map_or(keys.len(), |end| keys.partition_point(|key| *key <= end))
@@ -113,8 +110,8 @@ impl KeyRange {
         }
     }
 
-    /// Where the range goes on behind a page that it has taken up to its cursor; `to_the_last`: up
-    /// to the page's last entry.
+    /// Sets where the range goes on behind a page that it has taken up to its cursor;
+    /// `to_the_last`: up to the page's last entry.
     pub(super) fn go_on(&mut self, page: &ListPage, to_the_last: bool, prefix: &str) {
         let at_end = self.end.is_some() && self.cursor >= self.end;
         let Some(token) = page.next.clone().filter(|_| to_the_last && !at_end) else {
@@ -127,9 +124,9 @@ impl KeyRange {
     }
 }
 
-/// A place behind everything that begins as the range's keys have so far. For a range without
-/// an end it is what tells most: numbers are padded and names have a constant beginning, so
-/// there is likely nothing, and then the model has much less to guess.
+/// A place behind all keys with the common beginning of the range's keys so far. For a range
+/// without an end it tells most: numbers are padded and names have a constant beginning, so there
+/// is likely nothing behind, and then the model has much less to guess.
 pub(super) fn behind_stem(range: &KeyRange) -> Option<String> {
     let cursor = range.cursor();
     let stem = common(range.first.as_deref()?, cursor);
@@ -151,8 +148,8 @@ pub(super) fn behind_stem(range: &KeyRange) -> Option<String> {
     speakable(&behind, cursor, range.end.as_deref())
 }
 
-/// What can be said of a guess in a request, if that lies between the two: UTF-8, no control
-/// character, and not inside a common prefix, which would be listed on both sides.
+/// The guess as a `start-after` between the two keys: UTF-8, no control character, and not inside a
+/// common prefix, which would be listed on both sides.
 pub(super) fn speakable(guess: &[u8], behind: &str, before: Option<&str>) -> Option<String> {
     let mut guess = guess.iter().copied().peekable();
     let mut spoken = Vec::new();
