@@ -117,6 +117,9 @@ async fn throttling_is_a_line_when_it_begins_and_a_line_when_it_is_over() {
     let log = Log::default();
     let writer = log.clone();
     let lines = tracing_subscriber::fmt().without_time().with_ansi(false).with_target(false);
+    // With a single dispatcher, tracing asks the thread that first reaches a log line whether it is
+    // wanted: another test's thread, without a subscriber. With two it asks both of them.
+    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::default());
     let _logging =
         tracing::subscriber::set_default(lines.with_writer(move || writer.clone()).finish());
     let throttle = Throttle::new();
