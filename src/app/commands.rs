@@ -57,7 +57,7 @@ enum Subcommand {
         #[arg(long, value_name = "NUMBER", default_value = "32",
               value_parser = clap::value_parser!(u16).range(1..=512))]
         jobs: u16,
-        /// Print JSON
+        /// Print JSON instead of text
         #[arg(long)]
         json: bool,
     },
@@ -73,7 +73,7 @@ enum Subcommand {
 struct MountArg {
     /// Directory on which it is mounted
     mountpoint: PathBuf,
-    /// Print JSON
+    /// Print JSON instead of text
     #[arg(long)]
     json: bool,
 }
@@ -84,7 +84,7 @@ struct DoctorArgs {
     /// Bucket to test: bucket, bucket/prefix or s3://bucket/prefix/
     #[arg(value_name = "BUCKET")]
     bucket: args::BucketPrefix,
-    /// Print JSON
+    /// Print JSON instead of text
     #[arg(long)]
     json: bool,
     /// Measure for a shorter time

@@ -4,10 +4,10 @@
 //! This table is the only one in the code: the man pages are generated from it, and
 //! docs/semantics.md and the unit file are compared with it.
 
-/// One row for each code: the number, the name in `sysexits(3)`, whether another try can help, the
-/// meaning for a mount that cannot start, and for a subcommand ("" where none uses the code).
+/// One row for each code: the number, the name in `sysexits(3)`, whether it is final, the meaning
+/// for a mount that cannot start, and for a subcommand ("" where none uses the code).
 macro_rules! exits {
-    ($($exit:ident $code:literal $name:literal $retry:ident $mount:literal $command:literal)*) => {
+    ($($exit:ident $code:literal $name:literal $is_final:literal $mount:literal $cmd:literal)*) => {
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Exit {
             $($exit = $code,)*
@@ -17,64 +17,52 @@ macro_rules! exits {
             $(ExitMeaning {
                 code: $code,
                 name: $name,
-                retry: Retry::$retry,
+                is_final: $is_final,
                 mount: $mount,
-                command: $command,
+                command: $cmd,
             },)*
         ];
     };
 }
 
 exits! {
-    Usage 64 "EX_USAGE" InVain "an option is wrong" "an option is wrong"
-    DataErr 65 "EX_DATAERR" InVain
+    Usage 64 "EX_USAGE" true "an option is wrong" "an option is wrong"
+    DataErr 65 "EX_DATAERR" true
         "the region is wrong and the bucket's answer does not correct it" ""
-    NoInput 66 "EX_NOINPUT" InVain
+    NoInput 66 "EX_NOINPUT" true
         "no such bucket" "not a mount of ours (any more), or a path to warm is outside of one"
-    NoHost 68 "EX_NOHOST" MayHelp "the endpoint cannot be reached" ""
-    Unavailable 69 "EX_UNAVAILABLE" MayHelp
+    NoHost 68 "EX_NOHOST" false "the endpoint cannot be reached" ""
+    Unavailable 69 "EX_UNAVAILABLE" false
         "the store fails" "the daemon is gone, or does not answer in time"
-    Software 70 "EX_SOFTWARE" MayHelp
+    Software 70 "EX_SOFTWARE" false
         "a fault of the program or the machine" "the daemon refuses, or an unmount has not ended"
-    OsErr 71 "EX_OSERR" MayHelp "/dev/fuse is missing, or mounting was refused" ""
-    OsFile 72 "EX_OSFILE" InVain
+    OsErr 71 "EX_OSERR" false "/dev/fuse is missing, or mounting was refused" ""
+    OsFile 72 "EX_OSFILE" true
         "the mountpoint is missing or not a directory, or a /dev/fd/N that is not a mount" ""
-    CantCreat 73 "EX_CANTCREAT" MayHelp
+    CantCreat 73 "EX_CANTCREAT" false
         "the mountpoint is busy, or --metrics-listen cannot listen" ""
-    IoErr 74 "EX_IOERR" MayHelp
+    IoErr 74 "EX_IOERR" false
         "the mountpoint is a stale mount of another program; one of ours is removed"
         "some of the files to warm could not be read"
-    TempFail 75 "EX_TEMPFAIL" MayHelp "the store throttles or does not answer in time" ""
-    Protocol 76 "EX_PROTOCOL" MayHelp "the endpoint does not speak S3" ""
-    NoPerm 77 "EX_NOPERM" InVain "access denied" "the mount belongs to another user"
-    Config 78 "EX_CONFIG" MayHelp "no credentials" ""
+    TempFail 75 "EX_TEMPFAIL" false "the store throttles or does not answer in time" ""
+    Protocol 76 "EX_PROTOCOL" false "the endpoint does not speak S3" ""
+    NoPerm 77 "EX_NOPERM" true "access denied" "the mount belongs to another user"
+    Config 78 "EX_CONFIG" false "no credentials" ""
 }
 
 /// A row of the table.
 pub struct ExitMeaning {
     pub code: u8,
     pub name: &'static str,
-    retry: Retry,
+    /// Only a change of the settings helps: `RestartPreventExitStatus=` of the unit.
+    pub is_final: bool,
     pub mount: &'static str,
     pub command: &'static str,
-}
-
-#[derive(PartialEq)]
-enum Retry {
-    MayHelp,
-    InVain,
 }
 
 impl Exit {
     pub(crate) const fn code(self) -> u8 {
         self as u8
-    }
-}
-
-impl ExitMeaning {
-    /// Only a change of the settings helps: `RestartPreventExitStatus=` of the unit.
-    pub fn is_final(&self) -> bool {
-        self.retry == Retry::InVain
     }
 }
 
@@ -101,7 +89,7 @@ mod tests {
         let text = read("docs/semantics.md");
         let section = text.split("\n## Exit codes\n").nth(1).unwrap();
         let (mount, command) = section.split_once("`doctor` ends with").unwrap();
-        let star = |exit: &ExitMeaning| if exit.is_final() { "*" } else { "" };
+        let star = |exit: &ExitMeaning| if exit.is_final { "*" } else { "" };
         let want = EXITS.iter().map(|exit| {
             [format!("{}{}", exit.code, star(exit)), exit.name.to_owned(), exit.mount.to_owned()]
         });
@@ -115,7 +103,7 @@ mod tests {
     fn the_unit_tries_again_where_that_can_help() {
         let unit = read("systemd/fasts3-mount@.service");
         let line = unit.lines().find_map(|line| line.strip_prefix("RestartPreventExitStatus="));
-        let in_vain = EXITS.iter().filter(|exit| exit.is_final());
+        let in_vain = EXITS.iter().filter(|exit| exit.is_final);
         let want: Vec<_> = in_vain.map(|exit| exit.code.to_string()).collect();
         assert_eq!(line, Some(want.join(" ").as_str()));
     }

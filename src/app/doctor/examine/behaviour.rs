@@ -46,7 +46,8 @@ impl Lister<'_> {
             Ok(_) | Err(StoreError::Nonsense(Nonsense::Backwards(_) | Nonsense::Unordered(_))) => {
                 report.slow(
                     topic,
-                    "start-after is not honoured, so a directory is listed one page after the other",
+                    "start-after is not honoured, so a directory is listed one page after the \
+                     other",
                 );
             }
             Err(error) => report.wrong(topic, because("a listing from the middle fails", &error)),
