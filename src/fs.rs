@@ -81,9 +81,9 @@ impl Attributes {
 
 /// The constant answer to statvfs(3), chosen so that no tool misreads it.
 ///
-/// A bucket has no limit, and nothing can be written here anyway. Tools that list file systems leave
-/// out one of size zero, and full ones raise alarms; so there is a PiB, and all of it is free, as
-/// with other mounts of buckets. There are 0 inodes, as in file systems without a limit on them.
+/// A bucket has no limit, and nothing can be written here anyway. Tools that list file systems
+/// leave out one of size zero, and full ones raise alarms; so there is a PiB, and all of it is
+/// free, as with other mounts of buckets. There are 0 inodes: they have no limit.
 #[derive(Clone, Copy, Debug)]
 pub struct StatfsValues {
     /// All of them free.
@@ -129,7 +129,7 @@ impl BucketFs {
         (self.cache.used_bytes(), self.cache.budget_bytes())
     }
 
-    /// The key of a file that the kernel knows, without the prefix under which the bucket is mounted.
+    /// The key of a file that the kernel knows, without the prefix of the mount.
     pub fn path_of(&self, ino: Ino) -> Option<String> {
         self.names.path_of(ino)
     }
@@ -147,8 +147,8 @@ impl BucketFs {
         Ok(self.attributes_of(&self.names.attributes(ino)?))
     }
 
-    /// The directory and the name by which the kernel may know a file. It must forget that name when
-    /// the file is [`FsError::Stale`], or it would open the stale file by it again.
+    /// The directory and the name by which the kernel may know a file. It must forget that name
+    /// when the file is [`FsError::Stale`], or it would open the stale file by it again.
     pub fn name_of(&self, ino: Ino) -> Option<(Ino, String)> {
         self.names.name_of(ino)
     }
@@ -240,7 +240,7 @@ impl BucketFs {
         self.cache.evict_all();
     }
 
-    /// The inodes that the kernel knows, each with the directory and the name by which it may know it.
+    /// The inodes that the kernel knows, each with a directory and a name under which it knows it.
     pub fn known(&self) -> Vec<KernelName> {
         self.names.kernel_names()
     }

@@ -1,5 +1,5 @@
-//! The fetches that a read starts: the bytes that it waits for, those that its stream will read next
-//! ([`streams`]), and the siblings of a small file ([`siblings`]).
+//! The fetches that a read starts: the bytes that it waits for, those that its stream will read
+//! next ([`streams`]), and the siblings of a small file ([`siblings`]).
 //!
 //! Here the limits of both are derived from the memory budget, and their plans are carried out.
 
@@ -38,7 +38,7 @@ impl Readahead {
         let siblings = SiblingLimits {
             small_bytes: WHOLE_OBJECT_BYTES.min(layout.largest_part_bytes),
             ahead_bytes: budget / 4,
-            // The cache keeps room for a part; a quarter is for bytes that are fetched and not served.
+            // The cache keeps room for a part; a quarter is for bytes that are never served.
             life_bytes: budget.saturating_sub(layout.largest_part_bytes) / 4 * 3,
         };
         Self {
@@ -50,8 +50,8 @@ impl Readahead {
         }
     }
 
-    /// Starts the fetches for a read of `want`, a range inside the object, and ahead of it. Does not
-    /// wait for room in the cache: `ChunkCache::read` fetches the bytes of `want` that found none.
+    /// Starts the fetches for a read of `want`, a range inside the object, and ahead of it. Does
+    /// not wait for room: `ChunkCache::read` fetches the bytes of `want` that found none.
     pub(crate) fn on_read(&self, names: &Names, source: &Source, want: &Range<u64>) {
         let begins = self.siblings.begins(source.id, source.meta.version.size_bytes);
         let cached = begins && self.cache.holds(source.id);

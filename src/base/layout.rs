@@ -40,8 +40,8 @@ pub struct Span {
 
 impl Layout {
     /// Sizes for a cache of `budget_bytes`. A chunk is at most a quarter of it: chunks are evicted
-    /// whole, and there must be several. A part may become twice as long as `part_bytes`, if the store
-    /// is far away.
+    /// whole, and there must be several. A part may become twice as long as `part_bytes`, if the
+    /// store is far away.
     pub fn within(budget_bytes: u64, chunk_bytes: u64, part_bytes: u64) -> Self {
         let quarter = (budget_bytes / 4).max(BLOCK_BYTES);
         let chunk_bytes = chunk_bytes.min(1 << quarter.ilog2());

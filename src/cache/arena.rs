@@ -7,8 +7,8 @@
 //!
 //! It is sound because of four rules, which this file alone keeps:
 //!
-//! - A block is empty, being fetched or ready ([`States`]). It stops being empty only under the lock
-//!   of [`Arena::slots`], when one [`BlockWriter`] takes it; so no two writers share a block.
+//! - A block is empty, being fetched or ready ([`States`]). It stops being empty only under the
+//!   lock of [`Arena::slots`], when one [`BlockWriter`] takes it; so no two writers share a block.
 //! - Only its writer writes to a block, and only until it is ready.
 //! - The writer publishes a block with `Release`, and [`Memory::bytes`] reads it only after it
 //!   has seen it ready with `Acquire`. It stays ready as long as its [`Memory`] lives.
@@ -32,7 +32,7 @@ use super::slots::{Charged, Full, Slot, Slots, Usage};
 use super::states::States;
 use crate::base::layout::Layout;
 
-/// A huge page of x86-64, and of arm64 with small pages of 4 KiB. Elsewhere it is only an alignment.
+/// A huge page of x86-64, and of arm64 with pages of 4 KiB. Elsewhere it is only an alignment.
 const HUGE_BYTES: usize = 2 << 20;
 
 /// A mapping of address space, and the slots that it is divided into.
@@ -80,8 +80,8 @@ impl Arena {
             return Err(std::io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast::<u8>()).ok_or(std::io::ErrorKind::OutOfMemory)?;
-        // SAFETY: our own mapping. With huge pages one touched block of 128 KiB would cost 2 MiB that
-        // is not counted, so they are enabled only where whole ones are charged
+        // SAFETY: our own mapping. With huge pages one touched block of 128 KiB would cost 2 MiB
+        // that is not counted, so they are enabled only where whole ones are charged
         // ([`Memory::populate`]). Object bytes do not belong into core files. A kernel may refuse
         // either advice; nothing depends on it.
         let page = unsafe {
@@ -90,7 +90,7 @@ impl Arena {
             libc::sysconf(libc::_SC_PAGESIZE)
         };
         let page_bytes = usize::try_from(page).unwrap_or(4096);
-        // Multiples of HUGE_BYTES in the arena are huge pages in memory: one more of them is mapped.
+        // Multiples of HUGE_BYTES in the arena are huge pages in memory: one more is mapped.
         // SAFETY: less than a huge page further, so still inside the mapping.
         let start = unsafe { base.add(base.align_offset(HUGE_BYTES)) };
         let slots = Mutex::new(slots);
@@ -110,8 +110,8 @@ impl Arena {
         self.slots.lock().usage()
     }
 
-    /// Populates `bytes` of memory where the first large chunks will be, unless it is in use. Takes a
-    /// tenth of a second or more.
+    /// Populates `bytes` of memory where the first large chunks will be, unless it is in use. Takes
+    /// a tenth of a second or more.
     pub(super) fn make_ready(self: &Arc<Self>, bytes: u64) {
         let Ok(chunk) = usize::try_from(self.layout.chunk_bytes) else { return };
         let mut ready = Vec::new();
@@ -151,8 +151,8 @@ impl Arena {
         let end = end / self.page_bytes * self.page_bytes;
         if start < end {
             debug_assert!(end <= self.mapped_bytes - HUGE_BYTES);
-            // SAFETY: inside the mapping, and idle: no block there is charged, so no writer or reader
-            // uses it. Its contents are not needed.
+            // SAFETY: inside the mapping, and idle: no block there is charged, so no writer or
+            // reader uses it. Its contents are not needed.
             unsafe {
                 let at = self.start.as_ptr().add(start);
                 libc::madvise(at.cast(), end - start, libc::MADV_DONTNEED);
@@ -163,8 +163,8 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        // SAFETY: our own mapping, of this length. Every `Memory` keeps the arena alive, so no pointer
-        // into it is left.
+        // SAFETY: our own mapping, of this length. Every `Memory` keeps the arena alive, so no
+        // pointer into it is left.
         unsafe {
             libc::munmap(self.mapping.as_ptr().cast(), self.mapped_bytes);
         }
@@ -222,8 +222,8 @@ impl Memory {
         self.states.have_empty(blocks)
     }
 
-    /// Takes all empty blocks of a run and charges them on the budget: a writer for each part of each
-    /// stretch of them. Takes none if the budget has no room for all.
+    /// Takes all empty blocks of a run and charges them on the budget: a writer for each part of
+    /// each stretch of them. Takes none if the budget has no room for all.
     pub(super) fn claim(self: &Arc<Self>, blocks: Range<usize>) -> Result<Vec<BlockWriter>, Full> {
         let layout = self.arena.layout;
         let mut slots = self.arena.slots.lock();
@@ -265,8 +265,8 @@ impl Memory {
         self.slot.offset + bytes.start as u64..self.slot.offset + bytes.end as u64
     }
 
-    /// Has the system provide memory for these bytes of the chunk, which are charged, all at once: each
-    /// page that is first touched by a write costs a trap. Uses huge pages where whole ones fit.
+    /// Has the system provide memory for these charged bytes of the chunk all at once: each page
+    /// that is first touched by a write costs a trap. Uses huge pages where whole ones fit.
     pub(super) fn populate(&self, bytes: &Range<usize>) {
         assert!(bytes.start <= bytes.end && bytes.end <= self.len, "inside the chunk");
         let advise = |unit: usize, advice: libc::c_int| {
@@ -274,8 +274,8 @@ impl Memory {
             let inside = start.align_offset(unit);
             let len = (bytes.end - bytes.start).saturating_sub(inside) / unit * unit;
             if len > 0 {
-                // SAFETY: inside our slot. No advice used here changes a byte, and a kernel that does
-                // not know one refuses it; nothing depends on it.
+                // SAFETY: inside our slot. No advice used here changes a byte, and a kernel that
+                // does not know one refuses it; nothing depends on it.
                 unsafe {
                     libc::madvise(start.add(inside).cast(), len, advice);
                 }
@@ -309,8 +309,8 @@ impl Drop for Memory {
 
 /// The exclusive right to fill a run of blocks: a cursor that network bytes are written to.
 ///
-/// When it passes the end of a block, that block is ready. When it is dropped, the blocks that it has
-/// not filled are empty again, and no longer charged.
+/// When it passes the end of a block, that block is ready. When it is dropped, the blocks that it
+/// has not filled are empty again, and no longer charged.
 #[derive(Debug)]
 pub(super) struct BlockWriter {
     memory: Arc<Memory>,

@@ -69,7 +69,7 @@ impl Chunk {
         if self.memory.block_end(blocks.end - 1) > bytes.end {
             ended.end -= 1;
         }
-        // Acquire, with the Release of `unspend`: a cleared flag is seen only with the reset number.
+        // Acquire, with the Release of `unspend`: a cleared flag is seen with the reset number.
         let is_new = |block: &&AtomicBool| !block.swap(true, Ordering::Acquire);
         let new = self.taken[ended].iter().filter(is_new).count();
         new > 0 && self.not_taken.fetch_sub(new, Ordering::Relaxed) == new
@@ -117,7 +117,7 @@ struct FetchFailure {
 }
 
 impl RecentFailures {
-    /// A waiting reader finds its failure before eight others have followed; if not, it tries itself.
+    /// A waiting reader that finds eight later failures instead of its own tries itself.
     const KEPT: usize = 8;
     /// A failure is reported to all readers for this long.
     const REMEMBERED: Duration = Duration::from_secs(1);
@@ -140,7 +140,7 @@ impl RecentFailures {
         self.count
     }
 
-    /// The latest failure of any of these blocks that came after the first `since` ones, or is recent.
+    /// The latest failure of these blocks that came after the first `since` ones, or is recent.
     pub(super) fn find(&self, since: u64, blocks: &Range<usize>) -> Option<StoreError> {
         let counts = |failure: &&FetchFailure| {
             failure.number > since || failure.at.elapsed() < Self::REMEMBERED

@@ -62,7 +62,7 @@ pub(super) async fn fetch(lease: Lease, mut writer: BlockWriter, purpose: Purpos
         }
     }
     if let Some(populating) = populating {
-        // Must end before the charge does. A panic there means only that the memory is not populated.
+        // Must end before the charge does. A panic there leaves the memory unpopulated.
         let _ = populating.await;
     }
     report.failure = match outcome {

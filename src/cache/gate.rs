@@ -1,13 +1,13 @@
 //! The order in which GETs are sent: readers before readahead, always, within one number of
 //! connections.
 //!
-//! A GET that takes longer than [`OVERDUE`] gives up its place; at most as many GETs may be outside
-//! of the count as inside. While half of the places are taken, an object that has such a GET gets no
-//! new ones. So an object that the store does not deliver delays only its own readers.
+//! A GET that takes longer than `OVERDUE` (2 s) gives up its place; at most as many GETs may be
+//! outside of the count as inside. While half of the places are taken, an object that has such a
+//! GET gets no new ones. So an object that the store does not deliver delays only its own readers.
 //!
-//! This is the admission of a GET with all its attempts, by purpose and object, which the layers below
-//! do not know. Each attempt is admitted again in `store/retry/admission.rs`, below the pauses between
-//! attempts, where LISTs and HEADs compete with it.
+//! This is the admission of a GET with all its attempts, by purpose and object, which the layers
+//! below do not know. Each attempt is admitted again in `store/retry/admission.rs`, below the
+//! pauses between attempts, where LISTs and HEADs compete with it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -18,8 +18,6 @@ use tokio::time::Instant;
 
 use super::pace::{NetworkPace, Pace, Timing};
 use super::{ObjectId, Purpose};
-#[cfg(doc)]
-use crate::store::retry::OVERDUE;
 
 /// Lets GETs through.
 #[derive(Debug)]
@@ -54,8 +52,8 @@ pub(super) struct Pass {
 }
 
 impl Gate {
-    /// A gate for `most` GETs at once. Readahead never takes the last quarter of the places, so that
-    /// a reader mostly finds one free.
+    /// A gate for `most` GETs at once. Readahead never takes the last quarter of the places, so
+    /// that a reader mostly finds one free.
     pub(super) fn new(most: usize) -> Arc<Self> {
         let inside = Inside {
             all: 0,
@@ -114,7 +112,7 @@ impl Gate {
         inside.pace.connections(bytes).min(self.most - self.most / 4)
     }
 
-    /// There is a place, and the object may have it: not if it has overdue GETs and places are short.
+    /// There is a place for the object: not if it has overdue GETs and places are short.
     fn admits_demand(&self, inside: &Inside, object: ObjectId) -> bool {
         let short = inside.all >= self.most.div_ceil(2);
         inside.all < self.most && !(short && inside.overdue.contains_key(&object))

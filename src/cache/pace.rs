@@ -1,5 +1,5 @@
-//! The network as measured, and two conclusions from it: how many GETs of readahead are worth having
-//! in flight, and how large they should be. Pure; time comes in as an argument.
+//! The network as measured, and two conclusions from it: how many GETs of readahead are worth
+//! having in flight, and how large they should be. Pure; time comes in as an argument.
 //!
 //! Three measurements: the time to a first byte (the least seen lately), the rate of one connection
 //! (the most), and the rate of all of them together (the most). The least and the most, as BBR
@@ -14,8 +14,8 @@ use tokio::time::Instant;
 const PROBE: f64 = 1.25;
 
 /// This many GETs of readahead are always admitted: before anything is measured, and after a slow
-/// program has requested too little to measure anything. 32 connections of 90 MB/s behind 15 ms move
-/// 2.2 GB/s in the parts of 4 MiB that four streams request.
+/// program has requested too little to measure anything. 32 connections of 90 MB/s behind 15 ms
+/// move 2.2 GB/s in the parts of 4 MiB that four streams request.
 const LEAST_CONNECTIONS: usize = 32;
 
 /// This many bytes are always admitted, however small their GETs: files of 100 KB need every
@@ -73,8 +73,8 @@ impl Pace {
         Self { first_byte: new(), connection: new(), together: new(), sample: (now, 0) }
     }
 
-    /// A GET has ended; all GETs together have received `received` bytes. GETs that end at the same time
-    /// may report in another order than they counted.
+    /// A GET has ended; all GETs together have received `received` bytes. GETs that end at the same
+    /// time may report in another order than they counted.
     pub(super) fn add(&mut self, timing: Timing, received: u64, now: Instant) {
         // The least time is the greatest inverse.
         self.first_byte.add(1.0 / timing.first_byte.as_secs_f64().max(1e-6), now);

@@ -77,9 +77,9 @@ struct SizeClass {
 }
 
 impl Slots {
-    /// Plans an arena for chunks of up to `chunk` bytes in blocks of `block` bytes, with `budget` bytes
-    /// of memory, counted in granules of `granule` bytes, a power of two. Slots that can hold a huge
-    /// page, of `huge` bytes, begin at a multiple of it.
+    /// Plans an arena for chunks of up to `chunk` bytes in blocks of `block` bytes, with `budget`
+    /// bytes of memory, counted in granules of `granule` bytes, a power of two. Slots that can hold
+    /// a huge page, of `huge` bytes, begin at a multiple of it.
     pub(super) fn new(chunk: u64, block: u64, granule: u64, huge: u64, budget: u64) -> Self {
         let mut classes = Vec::new();
         let mut offset: u64 = 0;

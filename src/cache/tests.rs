@@ -345,7 +345,10 @@ proptest! {
                 let n = faults[usize::try_from(call.number).unwrap() % faults.len()];
                 match n % 8 {
                     0 => Fault::Fail(StoreError::Throttled { retry_after: None }),
-                    1 => Fault::BreakAfter(usize::from(n / 8), StoreError::Throttled { retry_after: None }),
+                    1 => Fault::BreakAfter(
+                        usize::from(n / 8),
+                        StoreError::Throttled { retry_after: None },
+                    ),
                     2 | 3 => Fault::Delay(Duration::from_millis(u64::from(n))),
                     _ => Fault::None,
                 }
@@ -377,7 +380,9 @@ proptest! {
                 assert!(rig.cache.used_bytes() <= 32);
             }
             for outcome in readers.join_all().await {
-                assert!(matches!(outcome, Ok(()) | Err(StoreError::Throttled { retry_after: None })), "{outcome:?}");
+                let is_expected =
+                    matches!(outcome, Ok(()) | Err(StoreError::Throttled { retry_after: None }));
+                assert!(is_expected, "{outcome:?}");
             }
             // Everything comes to rest: no charge is left for bytes that never came.
             tokio::time::sleep(Duration::from_mins(1)).await;

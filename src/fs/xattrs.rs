@@ -32,8 +32,8 @@ const MAX_CACHED: NonZeroUsize = NonZeroUsize::new(10_000).expect("not zero");
 /// Characters that would break the lines or columns of a list of keys.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
 
-/// Attributes whose value has cost requests. A program asks for a value's size before the value, and
-/// tools ask for one name after the other.
+/// Attributes whose value has cost requests. A program asks for a value's size before the value,
+/// and tools ask for one name after the other.
 pub(super) struct AttributeCache {
     store: Arc<dyn ObjectStore>,
     ttl: Option<Duration>,
@@ -91,8 +91,8 @@ impl BucketFs {
 
     /// The names of those extended attributes that cost no request, each with a NUL behind it.
     ///
-    /// Only those: `ls -l`, `cp -a` and `tar --xattrs` ask for the names of every file's attributes,
-    /// and the latter two then for all values.
+    /// Only those: `ls -l`, `cp -a` and `tar --xattrs` ask for the names of every file's
+    /// attributes, and the latter two then for all values.
     pub fn xattr_names(&self, ino: Ino) -> Result<Vec<u8>, FsError> {
         let names: &[&str] = match self.names.inode(ino)? {
             Inode::File(_) => &[KEY, ETAG],

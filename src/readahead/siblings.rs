@@ -2,26 +2,26 @@
 //!
 //! A program that reads small files one by one waits for a first byte each time: 16 threads behind
 //! 15 ms read 970 files a second, however fast the network is. No call says what will be read next,
-//! but a listed directory says what there is to be read, and its files are mostly read in one of two
-//! ways:
+//! but a listed directory says what there is to be read, and its files are mostly read in one of
+//! two ways:
 //!
 //! - **In order**: by `cp`, `tar`, `cat *`, or workers that take turns. As many of the following
 //!   files are read ahead as were read in order, up to a window.
 //! - **Shuffled**, each once: an epoch. Whether a program will go on to read all files, or stop
-//!   after some, cannot be told from the first ones: a random order looks the same in both cases. So
-//!   it is a bet. Until more than a tenth of the directory has been read, the files read ahead and
-//!   not used stay under a tenth of those read. From then on each read allows for six more, until all
-//!   the rest is cached.
+//!   after some, cannot be told from the first ones: a random order looks the same in both cases.
+//!   So it is a bet. Until more than a tenth of the directory has been read, the files read ahead
+//!   and not used stay under a tenth of those read. From then on each read allows for six more,
+//!   until all the rest is cached.
 //!
-//! Both are bets, and a ledger of the directory checks them: when more than a tenth of the files read
-//! ahead were not used, the directory is held to the tenth until that is long ago.
+//! Both are bets, and a ledger of the directory checks them: when more than a tenth of the files
+//! read ahead were not used, the directory is held to the tenth until that is long ago.
 //!
 //! Files read ahead must still be cached when they are wanted. So they take no more than a share of
 //! the memory budget for all directories together, and in a shuffled epoch nothing is read ahead
 //! before the rest of the epoch, and all that is read meanwhile, fits into the budget.
 //!
 //! An access costs amortised O(1), whatever the size of the directory; its state is three bits for
-//! each entry. Time is measured in bytes served, because that is the clock by which a cache forgets.
+//! each entry. Time is measured in bytes served, the clock by which a cache forgets.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -123,8 +123,8 @@ impl Siblings {
         }
     }
 
-    /// [`Self::read`] must be called for a read of object `id`: the file is small, and the read is not
-    /// the continuation of another one. Costs some nanoseconds.
+    /// [`Self::read`] must be called for a read of object `id`: the file is small, and the read is
+    /// not the continuation of another one. Costs some nanoseconds.
     pub(crate) fn begins(&self, id: u64, size_bytes: u64) -> bool {
         if size_bytes > self.limits.small_bytes || self.limits.ahead_bytes == 0 {
             return false;
@@ -137,8 +137,8 @@ impl Siblings {
         true
     }
 
-    /// Notes the first read of a small file. Returns the indices of the siblings to fetch ahead, the
-    /// likeliest first. None of them was read or fetched ahead in this epoch.
+    /// Notes the first read of a small file. Returns the indices of the siblings to fetch ahead,
+    /// the likeliest first. None of them was read or fetched ahead in this epoch.
     pub(crate) fn read(&self, directory: &dyn Listed, read: SmallRead) -> Vec<usize> {
         if read.index >= directory.entries() {
             return Vec::new();
@@ -200,8 +200,8 @@ impl Patterns {
         pattern.waste_all(&mut self.account);
     }
 
-    /// Frees the share of the least recently used directory that has files ahead, if the cache cannot
-    /// hold them any more.
+    /// Frees the share of the least recently used directory that has files ahead, if the cache
+    /// cannot hold them any more.
     fn give_up_idle(&mut self, served_bytes: u64) {
         let Self { by_path, account, .. } = self;
         // Few of them have anything ahead at all.

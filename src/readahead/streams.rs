@@ -2,16 +2,16 @@
 //!
 //! There are no file handles, so the state of a reader belongs to the object. An object has several
 //! *streams*: places where a program reads on. A read belongs to the stream whose position it is
-//! near to, because the kernel sends the requests of one `read(2)` from several threads, a little out
-//! of order. A read that belongs to none begins a new stream and replaces the least recently used one
-//! if there are too many: a jump to the tail (a Parquet footer, a zip directory) costs the others
-//! nothing.
+//! near to, because the kernel sends the requests of one `read(2)` from several threads, a little
+//! out of order. A read that belongs to none begins a new stream and replaces the least recently
+//! used one if there are too many: a jump to the tail (a Parquet footer, a zip directory) costs the
+//! others nothing.
 //!
 //! The ranges fetched ahead depend on how a stream proceeds:
 //!
-//! - *Sequentially*, one read behind the other: a window ahead of its position, which grows with the
-//!   bytes read. Reads that skip what lies between them (the holes of a page cache) have read little,
-//!   and open no large window.
+//! - *Sequentially*, one read behind the other: a window ahead of its position, which grows with
+//!   the bytes read. Reads that skip what lies between them (the holes of a page cache) have read
+//!   little, and open no large window.
 //! - *In strides*, each read as far from the last as that from the one before (the rows of a table,
 //!   a column of a Parquet file, a file read backwards): the next reads, and not what lies between.
 //! - A first read, or a random one: nothing. It fetches the bytes that were requested, in whole
@@ -32,8 +32,8 @@ use crate::cache::{NetworkPace, ObjectId};
 const FIRST_BYTES: u64 = 1 << 20;
 
 /// Bytes that a reader waits for are fetched in parallel GETs of this size: a page fault that makes
-/// the kernel ask for 1 MiB has it after 18 ms instead of 27, at 15 ms to the first byte and 90 MB/s
-/// a connection.
+/// the kernel ask for 1 MiB has it after 18 ms instead of 27, at 15 ms to the first byte and 90
+/// MB/s a connection.
 const DEMAND_PIECE_BYTES: u64 = 256 << 10;
 
 /// The longest window for each byte that was read of a stream. Eight bring a stream to the whole
@@ -49,9 +49,9 @@ const READ_PER_WINDOW: u64 = 1 << 20;
 /// requests of 1 MiB open a window of 32 MiB, which keeps 16 connections busy for 38 ms.
 const WINDOW_PER_BULK_READ: u64 = 16;
 
-/// A window is requested in this many pieces or fewer, each at least [`LEAST_PIECE_BYTES`] and at most
-/// a part. 16 connections of 90 MB/s behind 15 ms move 0.6 GB/s in pieces of 1 MiB, 1.2 GB/s in
-/// pieces of 8 MiB; few large pieces would leave a young stream with few connections.
+/// A window is requested in this many pieces or fewer, each at least [`LEAST_PIECE_BYTES`] and at
+/// most a part. 16 connections of 90 MB/s behind 15 ms move 0.6 GB/s in pieces of 1 MiB, 1.2 GB/s
+/// in pieces of 8 MiB; few large pieces would leave a young stream with few connections.
 const PIECES: u64 = 16;
 
 /// With smaller ones a connection would wait for first bytes more than half of its time.
@@ -262,8 +262,8 @@ impl Streams {
             .max(LEAST_PIECE_BYTES)
             .min(part)
             .next_multiple_of(self.limits.block_bytes);
-        // Whole pieces, for whole GETs; and always all that fit, so that no connection for which the
-        // window has room is idle.
+        // Whole pieces, for whole GETs; and always all that fit, so that no connection for which
+        // the window has room is idle.
         let asked = stream.asked.max(stream.position);
         let reach = stream.position + window;
         let until = if reach < size { (reach / piece * piece).max(asked) } else { size };
@@ -272,9 +272,9 @@ impl Streams {
         ReadPlan { ahead, ahead_piece_bytes: piece, ..no_ahead }
     }
 
-    /// The longest window of each of `streams` streams. A single one has all that the network needs in
-    /// flight, less the part in which it reads: so it mostly fits into two chunks. Several share twice
-    /// as much, which keeps the network as busy and memory free.
+    /// The longest window of each of `streams` streams. A single one has all that the network needs
+    /// in flight, less the part in which it reads: so it mostly fits into two chunks. Several share
+    /// twice as much, which keeps the network as busy and memory free.
     fn window(&self, streams: u64, pace: NetworkPace) -> u64 {
         let one = self.limits.window_bytes.max(pace.in_flight_bytes);
         let one = one.saturating_sub(pace.part_bytes).max(pace.part_bytes);
@@ -282,7 +282,7 @@ impl Streams {
         one.min(share).min(self.limits.ahead_bytes / streams)
     }
 
-    /// The cache had room for a range ahead only up to `reached`, not `until`: plans the rest again.
+    /// The cache had room for a range ahead up to `reached`, not `until`: plans the rest again.
     pub(crate) fn fell_short(&self, id: ObjectId, reached: u64, until: u64) {
         let mut objects = self.objects.lock();
         for stream in objects.peek_mut(&id).into_iter().flatten() {

@@ -3,8 +3,8 @@
 //!
 //! Every store below this layer tries once. A transient failure ([`StoreError::is_transient`]) is
 //! retried until the deadline, an answer that makes no sense only a few times, and a refused
-//! signature once; a body that broke half way is resumed where it stopped. A silent request is sent a
-//! second time below, where silence is noticed (`store/wire/hedge.rs`).
+//! signature once; a body that broke half way is resumed where it stopped. A silent request is sent
+//! a second time below, where silence is noticed (`store/wire/hedge.rs`).
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::ops::Range;
@@ -49,8 +49,8 @@ pub struct RetryPolicy {
 
 impl Default for RetryPolicy {
     /// A broken connection is worth retrying at once; a store that throttles needs time, and AWS
-    /// documents seconds for its partitions to split. The deadline of 30 s is shorter than people wait
-    /// before they kill a job, and longer than any failover of a store.
+    /// documents seconds for its partitions to split. The deadline of 30 s is shorter than people
+    /// wait before they kill a job, and longer than any failover of a store.
     fn default() -> Self {
         Self {
             first_pause: Duration::from_millis(50),
@@ -114,8 +114,8 @@ impl ObjectStore for Retrying {
         }
     }
 
-    /// A body that still flows at the deadline is requested again from the byte reached: one request
-    /// more in 30 s bounds every wait, whatever the store below does.
+    /// A body that still flows at the deadline is requested again from the byte reached: one
+    /// request more in 30 s bounds every wait, whatever the store below does.
     async fn get_range(
         &self,
         version: &ObjectVersion,
@@ -235,8 +235,8 @@ impl<'a> Tries<'a> {
         Ok(())
     }
 
-    /// Logs an error that no further attempt cures, but only a denial: the others concern one object,
-    /// and its reader gets the error.
+    /// Logs an error that no further attempt cures, but only a denial: the others concern one
+    /// object, and its reader gets the error.
     fn lost(&self, error: StoreError) -> StoreError {
         if matches!(error, StoreError::Denied(_)) {
             let Self { operation, key, .. } = self;
@@ -245,8 +245,8 @@ impl<'a> Tries<'a> {
         error
     }
 
-    /// Between a half and the whole of the doubled pause, by a hash: readers that failed together do
-    /// not retry together, and tests repeat exactly.
+    /// Between a half and the whole of the doubled pause, by a hash: readers that failed together
+    /// do not retry together, and tests repeat exactly.
     fn pause(&self, error: &StoreError) -> Duration {
         let first = match error.class() {
             Class::Throttled => self.policy.first_pause_throttled,

@@ -18,18 +18,19 @@ const AHEAD_PER_READ: usize = 6;
 /// Fewer files mean nothing: three that are read in a row, or three read ahead in vain, are chance.
 pub(super) const BEYOND_CHANCE: usize = 4;
 
-/// The largest distance of the next file from a front: 16 threads that take turns are at most twice their
-/// number apart. Less in a small directory: one for each [`ENTRIES_PER_TOLERANCE`] entries.
+/// The largest distance of the next file from a front: 16 threads that take turns are at most twice
+/// their number apart. Less in a small directory: one for each [`ENTRIES_PER_TOLERANCE`] entries.
 const TOLERANCE: usize = 32;
 const ENTRIES_PER_TOLERANCE: usize = 128;
 
-/// Fronts of a directory: the workers of a data loader, each in a batch of its own. Fewer in a small
-/// directory, one for each [`ENTRIES_PER_FRONT`] entries: with many fronts, any file is near to one.
+/// Fronts of a directory: the workers of a data loader, each in a batch of its own. Fewer in a
+/// small directory, one for each [`ENTRIES_PER_FRONT`] entries: with many fronts, any file is near
+/// to one.
 const FRONTS: usize = 16;
 const ENTRIES_PER_FRONT: usize = 64;
 
-/// The window of files read ahead in order: at 15 ms to the first byte, 48 connections are busy with
-/// 48 files; ten times that for a network with ten times the delay.
+/// The window of files read ahead in order: at 15 ms to the first byte, 48 connections are busy
+/// with 48 files; ten times that for a network with ten times the delay.
 pub(super) const WINDOW_FILES: usize = 512;
 
 /// The same in bytes: half of the window of a stream in a large file.
@@ -161,8 +162,8 @@ impl Pattern {
         self.read.count() >= self.small_files - self.small_files / 16
     }
 
-    /// The front that a file belongs to: the nearest within the tolerance, or a new one that replaces
-    /// the least recently used.
+    /// The front that a file belongs to: the nearest within the tolerance, or a new one that
+    /// replaces the least recently used.
     pub(super) fn front(&mut self, index: usize) -> usize {
         let now = self.ledger.reads;
         let distance = |front: &Front| front.position.abs_diff(index);
@@ -280,8 +281,8 @@ impl Pattern {
         (self.read.count() / LITTLE).saturating_sub(self.ledger.wasted)
     }
 
-    /// The rest of a shuffled epoch will be read before the cache evicts what is fetched now, with all
-    /// that is read in between.
+    /// The rest of a shuffled epoch will be read before the cache evicts what is fetched now, with
+    /// all that is read in between.
     fn fits(&self, limits: &SiblingLimits) -> bool {
         let left = self.small_files.saturating_sub(self.read.count()) as u64;
         left.saturating_mul(self.served_per_read()) <= limits.life_bytes

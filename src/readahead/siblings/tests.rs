@@ -444,15 +444,24 @@ fn reads_that_looked_at_the_clock_in_another_order_change_nothing() {
 }
 
 proptest! {
-    /// Whatever is read in whatever order, with any limits and sizes: what is chosen is a small file
-    /// that was neither read nor chosen before in the epoch, the share is kept, and the books agree.
+    /// Whatever is read in whatever order, with any limits and sizes: what is chosen is a small
+    /// file that was neither read nor chosen before in the epoch, the share is kept, and the books
+    /// agree.
     #[test]
     fn any_reading_keeps_to_the_rules(
         sizes in proptest::collection::vec(
-            prop_oneof![8 => (1..200 * KIB).prop_map(Some), 1 => Just(None), 1 => Just(Some(9 * MIB)), 1 => Just(Some(0))],
+            prop_oneof![
+                8 => (1..200 * KIB).prop_map(Some),
+                1 => Just(None),
+                1 => Just(Some(9 * MIB)),
+                1 => Just(Some(0))
+            ],
             1..300,
         ),
-        stretches in proptest::collection::vec((0..300_usize, 1..80_usize, 0..4_u8, any::<bool>()), 1..8),
+        stretches in proptest::collection::vec(
+            (0..300_usize, 1..80_usize, 0..4_u8, any::<bool>()),
+            1..8,
+        ),
         share in 0..30 * MIB,
         life in 0..60 * MIB,
         refusing in any::<bool>(),

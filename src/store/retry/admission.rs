@@ -1,8 +1,8 @@
 //! Limits on the attempts that are sent to the store: at once, and in a second.
 //!
-//! Each attempt is admitted, below the pauses between attempts, so that no pause holds a connection.
-//! Which GET comes first is decided above the retries, by purpose and object, in `cache/gate.rs`. Both
-//! take a request for overdue after [`OVERDUE`].
+//! Each attempt is admitted, below the pauses between attempts, so that no pause holds a
+//! connection. Which GET comes first is decided above the retries, by purpose and object, in
+//! `cache/gate.rs`. Both take a request for overdue after [`OVERDUE`].
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -15,9 +15,9 @@ use super::throttle::Throttle;
 use crate::stats::Stats;
 use crate::store::{StoreError, flow};
 
-/// A GET of the cache that takes longer gives up its place at the cache's gate, and a request that has
-/// received no byte until then gives up its place here; at most as many may be outside of the count
-/// as inside. The largest GET takes a fraction of it, or its connection gives less than 8 MB/s.
+/// A GET of the cache that takes longer gives up its place at the cache's gate, and a request that
+/// has received no byte until then gives up its place here; at most as many may be outside of the
+/// count as inside. The largest GET is faster unless its connection gives less than 8 MB/s.
 ///
 /// A request whose body flows keeps its place here, or a slow network would have twice as many in
 /// flight. A body that falls silent fails below, after as long.
@@ -62,7 +62,7 @@ impl Admission {
 }
 
 impl Admitted<'_> {
-    /// Sends the request. Gives up the place if it is overdue and there is room outside of the count.
+    /// Sends the request; gives up the place if it is overdue and may be outside of the count.
     pub(super) async fn hold<T>(
         self,
         request: impl Future<Output = Result<T, StoreError>>,

@@ -1,5 +1,5 @@
-//! The rate of requests to a store that throttles: one number for the whole mount, cut when the store
-//! refuses, raised a little as long as it does not.
+//! The rate of requests to a store that throttles: one number for the whole mount, cut when the
+//! store refuses, raised a little as long as it does not.
 
 use std::time::Duration;
 
@@ -9,17 +9,17 @@ use tokio::time::Instant;
 /// Answers are counted for this long before the rate is changed: long enough that a burst in flight
 /// counts once, short enough that a mount reacts before its retries return.
 const WINDOW: Duration = Duration::from_millis(250);
-/// The lowest rate, in requests a second: 128 waiting requests have their turn within a deadline, and
-/// no working store allows less.
+/// The lowest rate, in requests a second: 128 waiting requests have their turn within a deadline,
+/// and no working store allows less.
 const FLOOR: f64 = 16.0;
 /// The rate rises by this part of the cut rate in each second.
 const GROWTH: f64 = 0.2;
 /// At this multiple of the cut rate, 35 s later, the limit is lifted.
 const LIFTED: f64 = 8.0;
 
-/// Holds back the requests of the whole mount together. The share of refusals says how far the rate is
-/// cut, as DCTCP does for a congested network: to a half if all were refused, and hardly at all if
-/// one of a hundred was, because then the store throttles one key and not this client.
+/// Holds back the requests of the whole mount together. The share of refusals says how far the rate
+/// is cut, as DCTCP does for a congested network: to a half if all were refused, and hardly at all
+/// if one of a hundred was, because then the store throttles one key and not this client.
 #[derive(Debug)]
 pub(super) struct Throttle(Mutex<RateLimit>);
 
