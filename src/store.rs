@@ -25,8 +25,8 @@ pub use error::{Class, Nonsense, StoreError};
 /// Keys are UTF-8, as S3 defines them, and compare by their bytes.
 #[async_trait]
 pub trait ObjectStore: Send + Sync + 'static {
-    /// One page of a listing (`ListObjectsV2`), in key order as [`check_page`] wants it: some stores
-    /// list in another.
+    /// One page of a listing (`ListObjectsV2`), in key order as [`check_page`] wants it: some
+    /// stores list in another.
     async fn list_page(&self, request: &ListRequest) -> Result<ListPage, StoreError>;
 
     /// Metadata of one object (`HeadObject`); [`StoreError::NotFound`] when there is no such key.
@@ -107,8 +107,8 @@ pub enum ListFrom {
     Token {
         /// [`ListPage::next`] of the page before.
         token: String,
-        /// The last entry of the pages before: every entry of this page must be greater, unless they
-        /// come in any order.
+        /// The last entry of the pages before: every entry of this page must be greater, unless
+        /// they come in any order.
         last: String,
     },
 }

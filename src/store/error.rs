@@ -1,8 +1,9 @@
-//! Every way in which a store can fail, by meaning, and the one match over them: [`StoreError::class`].
+//! Every way in which a store can fail, by meaning, and the one match over them:
+//! [`StoreError::class`].
 
 use std::time::Duration;
 
-/// A failed request, by what its failure means.
+/// A failed request, by the meaning of its failure.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// 404: no such key.
@@ -20,7 +21,7 @@ pub enum StoreError {
     /// 403.
     #[error("access denied: {0}")]
     Denied(String),
-    /// A request was refused for its signature, not for what it asked: credentials that have
+    /// A request was refused for its signature, not for its subject: credentials that have
     /// expired, or the clock. The store has replaced them since, so it may be asked once more.
     #[error("the signature is refused: {0}")]
     SignatureRefused(String),
@@ -47,7 +48,6 @@ pub enum StoreError {
     Nonsense(Nonsense),
 }
 
-/// How a response can be wrong.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Nonsense {
     /// Against the protocol, the request, or itself.
@@ -62,8 +62,8 @@ pub enum Nonsense {
     Unordered(String),
 }
 
-/// What the layers above distinguish: errno, metric label, retries and the doctor's advice depend on
-/// this alone.
+/// The distinctions of the layers above: errno, metric label, retries and the doctor's advice
+/// depend on this alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     NotFound,
@@ -105,7 +105,7 @@ impl StoreError {
         }
     }
 
-    /// Whether asking again may help.
+    /// Another attempt may succeed.
     pub fn is_transient(&self) -> bool {
         match self.class() {
             Class::Throttled | Class::Unavailable | Class::TimedOut | Class::Nonsense => true,

@@ -1,8 +1,8 @@
 //! Counts each request with its duration and outcome.
 //!
-//! It stands below the retrying layer, so it sees each attempt by itself, without pauses. An attempt
-//! that the layer above drops, at its deadline or because another response came first, is counted as
-//! abandoned.
+//! It stands below the retrying layer, so it sees each attempt by itself, without pauses. An
+//! attempt that the layer above drops, at its deadline or because another response came first, is
+//! counted as abandoned.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -1,7 +1,9 @@
-//! A real bucket: requests filled in, signed and sent over our own wire, and their responses checked.
+//! A real bucket: requests filled in, signed and sent over our own wire, and their responses
+//! checked.
 //!
-//! Of the AWS SDK this uses the endpoint rules and the credential providers; no request for a bucket
-//! goes through it. One call here is one request: [`Retrying`](super::retry::Retrying) sends more.
+//! Of the AWS SDK this uses the endpoint rules and the credential providers; no request for a
+//! bucket goes through it. One call here is one request: [`Retrying`](super::retry::Retrying) sends
+//! more.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -66,8 +68,8 @@ pub struct S3Store {
 }
 
 impl S3Store {
-    /// Finds endpoint, region and credentials by the rules of the AWS configuration. Nothing is sent
-    /// to the store yet.
+    /// Finds endpoint, region and credentials by the rules of the AWS configuration. Nothing is
+    /// sent to the store yet.
     ///
     /// Fails with [`StoreError::NoCredentials`], within seconds.
     pub async fn connect(bucket: &str, config: &StoreConfig) -> Result<Self, StoreError> {
@@ -85,7 +87,7 @@ impl S3Store {
         connect::connect(bucket, config, region, None, stats).await
     }
 
-    /// As [`Self::connect`], with these keys, whatever the environment says.
+    /// As [`Self::connect`], with these keys in place of those of the environment.
     pub async fn connect_with(
         bucket: &str,
         config: &StoreConfig,
@@ -104,20 +106,20 @@ impl S3Store {
         &self.endpoint
     }
 
-    /// Asks for one key under a prefix, once; whether there is any.
+    /// Asks for one key under a prefix, once; `true` if there is any.
     pub async fn probe(&self, prefix: &str) -> Result<bool, StoreError> {
         let page = self.page(&one_key(prefix)).await?;
         let page = page::read(&page)?;
         Ok(!page.entries.is_empty() || page.undecodable > 0)
     }
 
-    /// The bucket's region, as any response to a `HeadBucket` tells it, refusals included.
+    /// The bucket's region, by any response to a `HeadBucket`, refusals included.
     pub async fn bucket_region(&self) -> Option<String> {
         let response = self.send(&HEAD_BUCKET).await.ok()?;
         Some(response.headers().get(response::REGION)?.to_str().ok()?.to_owned())
     }
 
-    /// One request, and the head of its response, whatever that says.
+    /// One request, and the head of its response, whatever its status.
     async fn send(&self, fields: &RequestFields<'_>) -> Result<Response<Body>, StoreError> {
         let credentials = match &self.credentials {
             None => None,
@@ -212,7 +214,7 @@ impl ObjectStore for S3Store {
         debug_assert!(range.start < range.end && range.end <= version.size_bytes, "{range:?}");
         let bytes = format!("bytes={}-{}", range.start, range.end - 1);
         let is_checked = range == (0..version.size_bytes) && version.size_bytes <= CHECKED_BYTES;
-        // S3 tells no checksum of the whole with a range.
+        // With a range, S3 sends no checksum of the whole object.
         let last = if is_checked { checksum::ASK } else { ("range", bytes.as_str()) };
         let headers = [("if-match", version.etag.as_str()), last];
         let (key, headers) = (version.key.as_str(), &headers);
@@ -239,8 +241,8 @@ async fn receive_checked(
     if received.is_ok() {
         checksum.check(&bytes)?;
     }
-    // What came of a body that broke is gone on from, so that a broken line gets on: no sum is told
-    // of the rest.
+    // The bytes of a body that broke are kept, so that each attempt over a bad line makes progress;
+    // the rest is then asked for with a range, which has no checksum.
     into.put_slice(&bytes);
     received
 }

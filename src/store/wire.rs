@@ -6,8 +6,8 @@
 //! (docs/performance.md). [`Body::receive`] has the kernel, or the TLS session, write into the
 //! destination.
 //!
-//! A server can do no harm: heads are short, a body ends where its head says, and a connection is used
-//! again only after a body that was read to its end.
+//! A server can do no harm: heads are short, a body ends where its head says, and a connection is
+//! used again only after a body that was read to its end.
 
 use std::fmt;
 use std::io;
@@ -38,30 +38,19 @@ pub(super) use pool::Origin;
 use pool::{Home, Pool};
 
 /// A request failed before there was a response.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(super) enum CallError {
     /// No connection: no address, refused, no TLS session.
+    #[error("cannot connect: {0}")]
     Unreachable(String),
     /// The connection broke before the response's head.
+    #[error("the connection broke: {0}")]
     Broken(String),
-    /// The bytes that came back are not HTTP.
+    #[error("the answer is not HTTP: {0}")]
     NotHttp(String),
-    /// Nothing came back within this time.
+    #[error("no response within {} s", .0.as_secs_f32())]
     Silent(Duration),
 }
-
-impl fmt::Display for CallError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unreachable(cause) => write!(f, "cannot connect: {cause}"),
-            Self::Broken(cause) => write!(f, "the connection broke: {cause}"),
-            Self::NotHttp(cause) => write!(f, "the answer is not HTTP: {cause}"),
-            Self::Silent(limit) => write!(f, "no response within {} s", limit.as_secs_f32()),
-        }
-    }
-}
-
-impl std::error::Error for CallError {}
 
 impl From<io::Error> for CallError {
     fn from(error: io::Error) -> Self {
@@ -186,7 +175,8 @@ impl Wire {
             if let Some(Head { response, framing, keep_alive }) = parsed {
                 // After a fault of the server the next request is better sent to another one.
                 let keep = keep_alive && !response.status().is_server_error();
-                let home = keep.then(|| Home::new(&self.pool, &message.origin));
+                let (pool, origin) = (&self.pool, &message.origin);
+                let home = keep.then(|| Home { pool: pool.clone(), origin: origin.clone() });
                 return Ok(response.map(|()| Body::new(connection, framing, home)));
             }
             let unanswered = !answered;

@@ -1,7 +1,8 @@
 //! A store that fails on cue: scripted failures and delays around any other store, for tests.
 //!
-//! What happens to a call is decided in this order: wait while the gate is closed, sleep the
-//! operation's delay, then the oldest scripted fault for the operation, else the hook, else nothing.
+//! The steps of a call, in this order: wait while the gate is closed, sleep the
+//! operation's delay, then the oldest scripted fault for the operation, else the hook, else
+//! nothing.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -38,11 +39,11 @@ pub struct Call<'a> {
     pub key: &'a str,
     /// The range of a GET; empty for other calls.
     pub range: &'a Range<u64>,
-    /// How many calls came before this one.
+    /// The number of calls before this one.
     pub number: u64,
 }
 
-/// What goes wrong with one call.
+/// The fault of one call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// Nothing.
@@ -59,7 +60,7 @@ pub enum Fault {
     Page(BadPage),
 }
 
-/// How a page of a listing can be wrong.
+/// The fault of a page of a listing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadPage {
     /// The next token is the one that was sent (no effect on a first page).
@@ -68,20 +69,20 @@ pub enum BadPage {
     GoesBackwards,
     /// An entry lies outside of the prefix (no effect on the empty prefix).
     OutsidePrefix,
-    /// No entry, and a new token that leads to what this page should have been. One of them is
-    /// legal, and S3 does it; a store that does it for ever is not.
+    /// No entry, and a new token that leads to the page itself. One of them is legal, and S3 sends
+    /// them; without end they are not.
     Empty,
-    /// The entries are there, and so many keys that nobody can decode.
+    /// The entries, and this number of keys that cannot be decoded.
     Undecodable(usize),
 }
 
 type Hook = dyn Fn(&Call<'_>) -> Fault + Send + Sync;
 
-/// A store around another, which fails as it was told to.
+/// A store around another, with scripted failures.
 pub struct FaultyStore {
     below: Arc<dyn ObjectStore>,
     script: Mutex<Script>,
-    /// Whether calls may pass.
+    /// Calls may pass.
     gate: watch::Sender<bool>,
 }
 
@@ -102,7 +103,7 @@ impl fmt::Debug for FaultyStore {
 }
 
 impl FaultyStore {
-    /// Wraps `below`; nothing fails until told to.
+    /// Wraps `below`; nothing fails without a script.
     pub fn new(below: Arc<dyn ObjectStore>) -> Self {
         Self { below, script: Mutex::default(), gate: watch::Sender::new(true) }
     }
@@ -122,7 +123,7 @@ impl FaultyStore {
         self.script.lock().delays.insert(operation, delay);
     }
 
-    /// Decides the calls that the script says nothing of.
+    /// Decides the calls that are not in the script.
     pub fn hook(&self, hook: impl Fn(&Call<'_>) -> Fault + Send + Sync + 'static) {
         self.script.lock().hook = Some(Arc::new(hook));
     }
@@ -137,7 +138,7 @@ impl FaultyStore {
         self.gate.send_replace(true);
     }
 
-    /// How many calls have arrived, held ones included.
+    /// The number of calls that have arrived, held ones included.
     pub fn calls(&self) -> u64 {
         self.script.lock().calls
     }

@@ -1,5 +1,5 @@
-//! What must hold for any input: tried on the same few hundred with every test, and on others for as
-//! long as `FASTS3_FUZZ_SECONDS` says (`make fuzz`). For tests only.
+//! What must hold for any input: tried on the same few hundred with every test, and on others for
+//! as long as `FASTS3_FUZZ_SECONDS` says (`make fuzz`). For tests only.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,8 @@ use proptest::strategy::Strategy;
 use proptest::string::{RegexGeneratorStrategy, string_regex};
 use proptest::test_runner::{Config, RngSeed, TestCaseResult, TestRunner};
 
-/// A text that a regular expression describes. A `&str` would do, but is parsed anew for each input.
+/// A text that a regular expression describes. A `&str` would do, but is parsed anew for each
+/// input.
 pub(crate) fn text(expression: &str) -> RegexGeneratorStrategy<String> {
     string_regex(expression).expect("a regular expression")
 }

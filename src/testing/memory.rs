@@ -26,7 +26,7 @@ pub struct MemoryStore {
     bucket: Mutex<Bucket>,
 }
 
-/// How many requests of each kind a store has received.
+/// Requests of each kind that a store has received.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Calls of [`ObjectStore::list_page`].
@@ -41,7 +41,7 @@ pub struct Counts {
 struct Bucket {
     /// `String` orders by its bytes, as S3 orders keys.
     objects: BTreeMap<String, (ObjectMeta, Bytes)>,
-    /// Of the objects that have other than usual ones.
+    /// Only of objects whose details are unusual.
     details: BTreeMap<String, ObjectDetails>,
     puts: u64,
     counts: Counts,
@@ -65,7 +65,7 @@ impl MemoryStore {
         self.insert(key, bytes.into(), true)
     }
 
-    /// Says of an object what only a HEAD tells, whatever version of it there is.
+    /// Sets the attributes that only a HEAD has, for every version of the object.
     pub fn describe(&self, key: &str, details: ObjectDetails) {
         self.bucket.lock().details.insert(key.to_owned(), details);
     }
@@ -114,7 +114,7 @@ impl Bucket {
             return Ok(self.list_by_hash(request));
         }
         let prefix = request.prefix.as_str();
-        // Everything at or below `behind` has been listed, and so has what it rolled up.
+        // Everything at or below `behind` has been listed, and so have the keys that it rolled up.
         let (behind, rolled_up) = match &request.from {
             ListFrom::Start => (None, None),
             ListFrom::After(key) => (Some(key.as_str()), None),

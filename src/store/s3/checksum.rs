@@ -10,7 +10,8 @@ use crate::store::StoreError;
 pub(super) const ASK: (&str, &str) = ("x-amz-checksum-mode", "ENABLED");
 
 /// S3 has one of these for an object, by the choice of the client that uploaded it; the last is the
-/// default. SHA-1 and SHA-256 take more than ten times the CPU time (0.6 to 1 s/GB) and are ignored.
+/// default. SHA-1 and SHA-256 take more than ten times the CPU time (0.6 to 1 s/GB) and are
+/// ignored.
 const KNOWN: [(&str, CrcAlgorithm, usize); 3] = [
     ("x-amz-checksum-crc32", CrcAlgorithm::Crc32IsoHdlc, 4),
     ("x-amz-checksum-crc32c", CrcAlgorithm::Crc32Iscsi, 4),
@@ -25,8 +26,8 @@ pub(super) struct Checksum {
 }
 
 impl Checksum {
-    /// The object's checksum in the headers of a response. For an object that was uploaded in parts it
-    /// may be a checksum of checksums, which cannot be compared with the bytes.
+    /// The object's checksum in the headers of a response. For an object that was uploaded in parts
+    /// it may be a checksum of checksums, which cannot be compared with the bytes.
     pub(super) fn told(headers: &HeaderMap) -> Option<Self> {
         let text = |name: &str| headers.get(name)?.to_str().ok();
         if text("x-amz-checksum-type").is_some_and(|kind| kind != "FULL_OBJECT") {

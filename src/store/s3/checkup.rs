@@ -32,8 +32,8 @@ impl S3Store {
         seconds_ahead(date, now).ok_or_else(|| StoreError::nonsense("a date that is none"))
     }
 
-    /// The store encodes the keys of listings as asked. If not, keys with control characters cannot be
-    /// listed.
+    /// The store encodes the keys of listings as asked. If not, keys with control characters cannot
+    /// be listed.
     pub async fn encodes_keys(&self, prefix: &str) -> Result<bool, StoreError> {
         page::is_encoded(&self.page(&one_key(prefix)).await?)
     }

@@ -195,8 +195,8 @@ fn with_slash(url: &str) -> String {
     if needs_one { format!("{url}/") } else { url.to_owned() }
 }
 
-/// No region is configured: stores other than AWS ignore it, and on AWS the instance's own is the best
-/// guess.
+/// No region is configured: stores other than AWS ignore it, and on AWS the instance's own is the
+/// best guess.
 async fn guess_region(endpoint: Option<&str>) -> Region {
     let fallback = Region::from_static(FIRST_REGION);
     if endpoint.is_some_and(is_custom) {
@@ -234,7 +234,8 @@ fn path_style(style: PathStyle, endpoint: Option<&str>) -> bool {
     }
 }
 
-/// The endpoint is an address or a host outside AWS, where names of buckets are seldom names of hosts.
+/// The endpoint is an address or a host outside AWS, where names of buckets are seldom names of
+/// hosts.
 fn is_custom(endpoint: &str) -> bool {
     let uri: Option<::http::Uri> = endpoint.parse().ok();
     let Some(host) = uri.as_ref().and_then(::http::Uri::host) else { return true };

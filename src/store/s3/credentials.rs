@@ -1,9 +1,10 @@
 //! Credentials that are renewed: before they expire, and when the store refuses them, once for all
 //! requests that need them.
 //!
-//! The SDK's own cache keeps credentials until they expire, whatever the store says of them, and its
-//! chain of providers reads a file once. So each renewal asks a new chain: files that were rotated
-//! are read again, a credential process runs again, a web identity token is what its file now holds.
+//! The SDK's own cache keeps credentials until they expire, whatever the store says of them, and
+//! its chain of providers reads a file once. So each renewal asks a new chain: files that were
+//! rotated are read again, a credential process runs again, a web identity token is what its file
+//! now holds.
 
 use std::fmt;
 use std::pin::Pin;
@@ -19,16 +20,16 @@ use tokio::time::{Instant, timeout};
 use crate::base::text::innermost;
 use crate::store::StoreError;
 
-/// Credentials are renewed this long before they expire. It is the AWS SDKs' own margin for roles; a
-/// provider that fails for a while does no harm in it.
+/// Credentials are renewed this long before they expire. It is the AWS SDKs' own margin for roles;
+/// a provider that fails for a while does no harm in it.
 const AHEAD: Duration = Duration::from_mins(5);
 /// In the last part of their life requests wait for the renewal; the store may check a request that
 /// late.
 const LAST: Duration = Duration::from_secs(10);
 /// A provider that has failed, or gave the same credentials again, is not asked again before this.
 const PAUSE: Duration = Duration::from_secs(1);
-/// A refusal without a reason counts against the credentials no more often than this: most are about
-/// names without permission, and must not cost a renewal and a request each.
+/// A refusal without a reason counts against the credentials no more often than this: most are
+/// about names without permission, and must not cost a renewal and a request each.
 const DOUBT_EVERY: Duration = Duration::from_mins(1);
 /// A provider that takes longer has failed: a process may hang, a metadata service may be away.
 pub(super) const LIMIT: Duration = Duration::from_secs(5);
@@ -77,8 +78,8 @@ impl Renewing {
         Self(Arc::new(Inner { chain: Box::new(chain), kept, turn }))
     }
 
-    /// The store has refused the signature of a request that began at `begun`. Credentials of before
-    /// are not used again, unless they were just renewed and are still the same.
+    /// The store has refused the signature of a request that began at `begun`. Credentials of
+    /// before are not used again, unless they were just renewed and are still the same.
     pub(super) fn refused(&self, begun: Instant) {
         let mut kept = self.0.kept.lock();
         let is_old = kept.credentials.as_ref().is_some_and(|(_, since)| *since <= begun);
@@ -88,8 +89,8 @@ impl Renewing {
         }
     }
 
-    /// The store has refused a request that began at `begun`, without a reason. `true` if the reason
-    /// may be the credentials, so that another signature is worth a request.
+    /// The store has refused a request that began at `begun`, without a reason. `true` if the
+    /// reason may be the credentials, so that another signature is worth a request.
     pub(super) fn doubted(&self, begun: Instant) -> bool {
         let mut kept = self.0.kept.lock();
         let Some((_, since)) = kept.credentials else { return false };

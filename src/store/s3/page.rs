@@ -1,8 +1,8 @@
 //! A page of a listing, read from XML in one pass. Pure.
 //!
-//! A document that is not whole, that is of another kind or that lacks something is [`Nonsense::Protocol`](crate::store::Nonsense::Protocol), for an
-//! empty page in its place would be an empty directory. Unknown elements are skipped, in whatever
-//! namespace.
+//! A document that is not whole, that is of another kind or that lacks something is
+//! [`Nonsense::Protocol`](crate::store::Nonsense::Protocol), for an empty page in its place would
+//! be an empty directory. Unknown elements are skipped, in whatever namespace.
 
 use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -19,7 +19,7 @@ pub(super) fn read(xml: &[u8]) -> Result<ListPage, StoreError> {
     found(xml)?.page()
 }
 
-/// Whether a page says that its keys are URL-encoded.
+/// The page declares its keys as URL-encoded.
 pub(super) fn is_encoded(xml: &[u8]) -> Result<bool, StoreError> {
     Ok(found(xml)?.is_encoded)
 }
@@ -82,7 +82,7 @@ impl Found {
             (Some(true), Some(token)) if !token.is_empty() => Some(token),
             (Some(true), _) => return Err(wrong("a truncated listing page without a token")),
             (Some(false), _) => None,
-            // S3 always says.
+            // S3 always sends it.
             (None, _) => return Err(wrong("a listing page that does not say whether more follow")),
         };
         let listed = objects.len() + prefixes.len();
@@ -117,7 +117,7 @@ fn object(document: &mut Document<'_>) -> Result<ListEntry, StoreError> {
                 let text = document.text()?;
                 modified = Some(time(text).ok_or_else(|| odd("LastModified", text))?);
             }
-            // INTELLIGENT_TIERING's archive tiers are told by HEAD only; GLACIER_IR is readable.
+            // INTELLIGENT_TIERING's archive tiers are known by HEAD only; GLACIER_IR is readable.
             b"StorageClass" => archived = matches!(document.text()?, "GLACIER" | "DEEP_ARCHIVE"),
             _ => document.skip()?,
         }

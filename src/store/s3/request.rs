@@ -1,8 +1,8 @@
 //! Requests for a bucket and the objects in it: a template, made once, and the fields filled in.
 //!
-//! The SDK's orchestrator costs ten times what the rest of a small request does. All that it knows of
-//! a bucket's requests are its endpoint rules: they say once, as plain data, what goes into the
-//! template. The SDK's own requests are the measure of these (`request/tests.rs`).
+//! The SDK's orchestrator takes ten times the CPU of the rest of a small request. Its knowledge of
+//! a bucket's requests are its endpoint rules: they give, once and as plain data, the contents of
+//! the template. The SDK's own requests are the measure of these (`request/tests.rs`).
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -23,7 +23,7 @@ const KEY: &AsciiSet =
 /// The same in a query, where a slash is encoded.
 const QUERY: &AsciiSet = &KEY.add(b'/');
 
-/// What all requests for a bucket have in common.
+/// The common parts of all requests for a bucket.
 #[derive(Debug)]
 pub(super) struct RequestTemplate {
     origin: Arc<Origin>,
@@ -36,7 +36,7 @@ pub(super) struct RequestTemplate {
     signer: Option<Signer>,
 }
 
-/// What one request adds.
+/// The parts of one request.
 pub(super) struct RequestFields<'a> {
     pub(super) kind: Kind,
     /// Empty for the bucket.
@@ -48,7 +48,7 @@ pub(super) struct RequestFields<'a> {
 }
 
 impl RequestTemplate {
-    /// By what the endpoint rules say of the bucket; `headers` go with every request.
+    /// `endpoint`: by the endpoint rules; `headers`: sent with every request.
     pub(super) fn new(
         endpoint: &Endpoint,
         user_agent: String,
@@ -78,7 +78,7 @@ impl RequestTemplate {
         Ok(Self { origin: Arc::new(origin), path, user_agent, headers, signer })
     }
 
-    /// The request, signed at this time if it is to be signed.
+    /// The request. It is signed for `time` if the template has a signer and there are credentials.
     pub(super) fn fill(
         &self,
         fields: &RequestFields<'_>,

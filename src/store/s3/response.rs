@@ -263,8 +263,8 @@ impl std::fmt::Display for Refusal {
     }
 }
 
-/// `Retry-After`: in seconds, as stores write it, or a date, as proxies may (RFC 9110, 10.2.3). That
-/// one is by the clock that has written the answer's own date, or by ours if there is none.
+/// `Retry-After`: in seconds, as stores write it, or a date, as proxies may (RFC 9110, 10.2.3).
+/// That one is by the clock that has written the answer's own date, or by ours if there is none.
 fn come_back(header: &str, date: Option<&str>) -> Option<Duration> {
     let header = header.trim();
     if let Ok(seconds) = header.parse() {

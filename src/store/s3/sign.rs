@@ -1,8 +1,8 @@
 //! Signatures of requests without a body (AWS Signature Version 4). No I/O; one lock.
 //!
-//! `aws-sigv4` signs every request there is, and takes twice the time of all the rest of a small GET.
-//! This signs the requests that are sent thousands of times a second, and derives the signing key
-//! once a day.
+//! `aws-sigv4` signs every request there is, and takes twice the time of all the rest of a small
+//! GET. This signs the requests that are sent thousands of times a second, and derives the signing
+//! key once a day.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -18,7 +18,7 @@ use sha2::{Digest as _, Sha256};
 pub(super) const NO_BODY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 
-/// What a signature is valid for, as the endpoint rules name it, and the header that carries a
+/// Region and service of a signature, by the endpoint rules, and the header that carries a
 /// session token. A directory bucket has other values here, and sessions of its own.
 #[derive(Debug)]
 pub(super) struct SigningScope {

@@ -1,7 +1,7 @@
 //! TLS settings, and the wire as the SDK sees it, for the providers that fetch credentials.
 //!
-//! The SDK's own client offers HTTP/2 to every TLS server, cannot skip certificate checks, and panics
-//! on a bad certificate file.
+//! The SDK's own client offers HTTP/2 to every TLS server, cannot skip certificate checks, and
+//! panics on a bad certificate file.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -18,7 +18,7 @@ const SHOWN_BYTES: usize = 200;
 pub(super) struct Document<'a> {
     reader: Reader<&'a [u8]>,
     depth: usize,
-    /// Of the element read last.
+    /// The text of the element read last.
     text: Vec<u8>,
 }
 
@@ -75,13 +75,13 @@ impl<'a> Document<'a> {
         Ok(())
     }
 
-    /// What comes next; an end only of what has begun.
+    /// The next event.
     fn event(&mut self) -> Result<Event<'a>, StoreError> {
         let event = self.reader.read_event().map_err(|error| not_xml(&error))?;
         match &event {
             Event::Start(_) if self.depth == DEEPEST => return Err(not_xml(&"it is too deep")),
             Event::Start(_) => self.depth += 1,
-            // The reader has compared it with what it ends.
+            // The reader has compared it with its start.
             Event::End(_) => self.depth -= 1,
             Event::DocType(_) => return Err(not_xml(&"it has a document type")),
             Event::Eof if self.depth > 0 => return Err(not_xml(&"it is cut off")),
@@ -116,7 +116,7 @@ pub(super) fn not_xml(why: &dyn fmt::Display) -> StoreError {
     wrong(&format!("a listing page that is no XML: {why}"))
 }
 
-/// At most the first [`SHOWN_BYTES`] of what the store wrote are shown.
+/// At most [`SHOWN_BYTES`] of the store's text are shown.
 pub(super) fn wrong(what: &str) -> StoreError {
     let end = what.floor_char_boundary(SHOWN_BYTES);
     let more = if end < what.len() { "…" } else { "" };

@@ -14,14 +14,14 @@ use crate::store::{StoreError, flow};
 /// After this time without a byte a body has stalled: a live connection retransmits several
 /// times meanwhile, and to go on from the byte reached on a new one costs one request.
 pub(super) const SILENCE: Duration = Duration::from_secs(2);
-/// The same until the first byte, and for bodies of unknown length: a store may send a head before it
-/// has the body, and an attempt that is given up here has brought nothing.
+/// The same until the first byte, and for bodies of unknown length: a store may send a head before
+/// it has the body, and an attempt that is given up here has brought nothing.
 pub(super) const FIRST_SILENCE: Duration = Duration::from_secs(4);
 /// Bytes are received in batches of no less, unless less is left: a reader is served by the block
 /// of 128 KiB.
 const SMALLEST_BATCH: u64 = 128 << 10;
-/// Batches grow with the bytes received, up to this: half of it saves less CPU, twice as much no more
-/// (docs/decisions.md).
+/// Batches grow with the bytes received, up to this: half of it saves less CPU, twice as much no
+/// more (docs/decisions.md).
 const LARGEST_BATCH: u64 = 512 << 10;
 /// A batch that does not fill is taken as it is, so that a slow connection's bytes are late by no
 /// more. A part of S3's 90 MB/s fills 512 KiB in 6 ms.

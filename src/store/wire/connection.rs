@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::Poll;
 
 use bytes::{BufMut, BytesMut};
 use nix::sys::socket::SetSockOpt as _;
@@ -23,15 +23,15 @@ const TLS_SLACK: u64 = 32 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Connection {
-    stream: Stream,
+    stream: Box<dyn Stream>,
     buffer: BytesMut,
     /// `SO_RCVLOWAT` of the socket: it is readable from this number of bytes.
     low_water: i32,
 }
 
 impl Connection {
-    pub(super) fn new(stream: Stream) -> Self {
-        Self { stream, buffer: BytesMut::new(), low_water: 1 }
+    pub(super) fn new(stream: impl Stream + 'static) -> Self {
+        Self { stream: Box::new(stream), buffer: BytesMut::new(), low_water: 1 }
     }
 
     /// Received bytes, to be taken from the front.
@@ -63,10 +63,7 @@ impl Connection {
     /// Does not wake for less than `batch` bytes of the `left` that are still to come. Only saves
     /// wake-ups; a system that refuses it is not asked again to the same.
     pub(super) fn batch(&mut self, batch: u64, left: u64) {
-        let left = match self.stream {
-            Stream::Plain(_) => left,
-            Stream::Tls(_) => left.saturating_sub(TLS_SLACK),
-        };
+        let left = left.saturating_sub(self.stream.slack());
         let bytes = i32::try_from(batch.min(left)).unwrap_or(i32::MAX).max(1);
         if bytes != self.low_water && LowWater.set(self.stream.socket(), &bytes).is_ok() {
             self.low_water = bytes;
@@ -103,57 +100,29 @@ sockopt_impl!(
     i32
 );
 
-#[derive(Debug)]
-pub(super) enum Stream {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<BufReader<TcpStream>>>),
+/// A socket, or a TLS session on one.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug {
+    fn socket(&self) -> &TcpStream;
+    /// The most bytes that have left the socket and were not given out yet.
+    fn slack(&self) -> u64;
 }
 
-impl Stream {
+impl Stream for TcpStream {
     fn socket(&self) -> &TcpStream {
-        match self {
-            Self::Plain(socket) => socket,
-            Self::Tls(session) => session.get_ref().0.get_ref(),
-        }
+        self
+    }
+
+    fn slack(&self) -> u64 {
+        0
     }
 }
 
-impl AsyncRead for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        target: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(socket) => Pin::new(socket).poll_read(context, target),
-            Self::Tls(session) => Pin::new(session).poll_read(context, target),
-        }
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(socket) => Pin::new(socket).poll_write(context, bytes),
-            Self::Tls(session) => Pin::new(session).poll_write(context, bytes),
-        }
+impl Stream for TlsStream<BufReader<TcpStream>> {
+    fn socket(&self) -> &TcpStream {
+        self.get_ref().0.get_ref()
     }
 
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(socket) => Pin::new(socket).poll_flush(context),
-            Self::Tls(session) => Pin::new(session).poll_flush(context),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(socket) => Pin::new(socket).poll_shutdown(context),
-            Self::Tls(session) => Pin::new(session).poll_shutdown(context),
-        }
+    fn slack(&self) -> u64 {
+        TLS_SLACK
     }
 }

@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::CallError;
-use super::connection::{Connection, Stream, TLS_READ_BYTES};
+use super::connection::{Connection, TLS_READ_BYTES};
 use super::pool::Origin;
 
 /// A TCP connection that takes longer is tried again rather than waited for: a lost SYN costs 1 s
@@ -50,14 +50,14 @@ impl Dialer {
         .map_err(unreachable)?;
         socket.set_nodelay(true).map_err(unreachable)?;
         if !origin.is_tls() {
-            return Ok(Connection::new(Stream::Plain(socket)));
+            return Ok(Connection::new(socket));
         }
         let name = ServerName::try_from(origin.host().to_owned())
             .map_err(|error| CallError::Unreachable(format!("TLS: {error}")))?;
         let socket = BufReader::with_capacity(TLS_READ_BYTES, socket);
         let session = self.tls.connect(name, socket).await;
         let session = session.map_err(|error| CallError::Unreachable(format!("TLS: {error}")))?;
-        Ok(Connection::new(Stream::Tls(Box::new(session))))
+        Ok(Connection::new(session))
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) enum Chunked {
 pub(super) enum Found {
     /// These bytes of the body.
     Data(Bytes),
-    /// Not enough to tell.
+    /// More bytes are needed.
     TooLittle,
     /// The end of the body.
     End,
@@ -77,7 +77,8 @@ impl Framing {
 }
 
 impl Chunked {
-    /// Takes the bytes between the data; returns the next element, or None when more bytes are needed.
+    /// Takes the bytes between the data; returns the next element, or None when more bytes are
+    /// needed.
     fn step(self, received: &mut BytesMut) -> Result<Option<Self>, String> {
         Ok(match self {
             // httparse takes an empty line for a size of 0, which would end the body.

@@ -1,9 +1,9 @@
 //! Decides when a request without a response is sent a second time. No I/O, no clock, one lock.
 //!
-//! One response in thousands comes seconds late, or never: a packet is lost, a front end dies. A second
-//! request on another connection is then answered at once, and the first response of the two is taken.
-//! The time to wait is learnt from the responses so far. The share of second requests is bounded: a
-//! store that is slow as a whole must not get twice as many.
+//! One response in thousands comes seconds late, or never: a packet is lost, a front end dies. A
+//! second request on another connection is then answered at once, and the first response of the two
+//! is taken. The time to wait is learnt from the responses so far. The share of second requests is
+//! bounded: a store that is slow as a whole must not get twice as many.
 
 use std::time::Duration;
 
@@ -40,9 +40,8 @@ pub(super) struct Hedger(Mutex<Learnt>);
 
 #[derive(Debug)]
 struct Learnt {
-    lists: Answers,
-    heads: Answers,
-    gets: Answers,
+    /// By [`Kind`].
+    answers: [Answers; 3],
     tokens: f64,
 }
 
@@ -56,8 +55,7 @@ struct Answers {
 
 impl Default for Hedger {
     fn default() -> Self {
-        let [lists, heads, gets] = [(); 3].map(|()| Answers::default());
-        Self(Mutex::new(Learnt { lists, heads, gets, tokens: BURST }))
+        Self(Mutex::new(Learnt { answers: Default::default(), tokens: BURST }))
     }
 }
 
@@ -66,12 +64,12 @@ impl Hedger {
     pub(super) fn patience(&self, kind: Kind) -> Duration {
         let mut state = self.0.lock();
         state.tokens = (state.tokens + SHARE).min(BURST);
-        state.answers(kind).patience.unwrap_or(FIRST)
+        state.answers[kind as usize].patience.unwrap_or(FIRST)
     }
 
     /// The first byte of an answer came.
     pub(super) fn answered(&self, kind: Kind, took: Duration) {
-        self.0.lock().answers(kind).add(took);
+        self.0.lock().answers[kind as usize].add(took);
     }
 
     /// Takes a token, if there is one, for a second request.
@@ -80,16 +78,6 @@ impl Hedger {
         let may = state.tokens >= 1.0;
         state.tokens -= f64::from(u8::from(may));
         may
-    }
-}
-
-impl Learnt {
-    fn answers(&mut self, kind: Kind) -> &mut Answers {
-        match kind {
-            Kind::List => &mut self.lists,
-            Kind::Head => &mut self.heads,
-            Kind::Get => &mut self.gets,
-        }
     }
 }
 

@@ -124,15 +124,11 @@ impl Pool {
 
 /// Where a connection goes back to after a body.
 pub(super) struct Home {
-    pool: Arc<Pool>,
-    origin: Arc<Origin>,
+    pub(super) pool: Arc<Pool>,
+    pub(super) origin: Arc<Origin>,
 }
 
 impl Home {
-    pub(super) fn new(pool: &Arc<Pool>, origin: &Arc<Origin>) -> Self {
-        Self { pool: Arc::clone(pool), origin: Arc::clone(origin) }
-    }
-
     /// Takes the connection back, if it is fit for another request.
     pub(super) fn take_back(self, mut connection: Connection) {
         if connection.rest() {

@@ -193,8 +193,8 @@ mod fuzz {
     use super::*;
     use crate::testing::fuzz;
 
-    /// Whatever a store answers has a meaning; and none that says "there is nothing" but a 404, none
-    /// that is asked again without end but what may heal.
+    /// Whatever a store answers has a meaning; and none that says "there is nothing" but a 404,
+    /// none that is asked again without end but what may heal.
     #[test]
     fn any_refusal_has_a_meaning() {
         let code = "[A-Za-z]{0,20}|SlowDown|NoSuchKey|AccessDenied|ExpiredToken|\\PC{0,5}";
