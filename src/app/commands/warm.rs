@@ -35,7 +35,7 @@ const SHOWN: u64 = 20;
 const ERASE: &str = "\r\x1b[K";
 /// The width of a terminal that does not tell it.
 const COLUMNS: u16 = 80;
-/// The longest time between two updates of the progress.
+/// The longest time between two updates of the progress line.
 const TICK: Duration = Duration::from_millis(200);
 
 /// The result.
@@ -80,7 +80,7 @@ impl Warmed {
 
 /// Shared by all threads.
 #[derive(Default)]
-struct Progress {
+struct Tally {
     found_files: Counter,
     found_bytes: Counter,
     files: Counter,
@@ -103,25 +103,25 @@ pub(super) fn run(paths: Vec<PathBuf>, jobs: usize, json: bool) -> Result<Warmed
     }
     let begun = Instant::now();
     let shown = !json && std::io::stderr().is_terminal();
-    let progress = &Progress { shown, ..Progress::default() };
+    let tally = &Tally { shown, ..Tally::default() };
     let (send, receive) = sync_channel(WAITING);
     let receive = Arc::new(Mutex::new(receive));
     std::thread::scope(|scope| {
         let walker = scope.spawn(move || {
             for path in &paths {
-                walk(path, &send, progress);
+                walk(path, &send, tally);
             }
-            progress.walked.store(true, Relaxed);
+            tally.walked.store(true, Relaxed);
         });
         let reader = |_| {
             let receive = receive.clone();
-            scope.spawn(move || read_all(&receive, progress))
+            scope.spawn(move || read_all(&receive, tally))
         };
         let readers: Vec<_> = (0..jobs.max(1)).map(reader).collect();
         drop(receive);
         while readers.iter().any(|reader| !reader.is_finished()) {
             std::thread::sleep(TICK.min(begun.elapsed() / 4 + Duration::from_millis(1)));
-            progress.show(begun.elapsed());
+            tally.show(begun.elapsed());
         }
         // A panic was printed by its thread; the bytes that it did not read are not counted.
         for thread in readers.into_iter().chain([walker]) {
@@ -131,15 +131,15 @@ pub(super) fn run(paths: Vec<PathBuf>, jobs: usize, json: bool) -> Result<Warmed
     if shown {
         eprint!("{ERASE}");
     }
-    let (read, errors) = (progress.bytes.get(), progress.errors.get());
+    let (read, errors) = (tally.bytes.get(), tally.errors.get());
     if errors > SHOWN {
         eprintln!("and {} more", errors - SHOWN);
     }
     Ok(Warmed {
-        files: progress.files.get(),
+        files: tally.files.get(),
         bytes: read,
         errors,
-        first_error: progress.first_error.lock().take(),
+        first_error: tally.first_error.lock().take(),
         seconds: begun.elapsed().as_secs_f64(),
         more_than_memory: machine_memory_bytes().is_some_and(|memory| read > memory),
     })
@@ -177,13 +177,13 @@ fn is_inside(path: &Path, mounts: &[PathBuf]) -> bool {
 }
 
 /// Sends the files of a path.
-fn walk(path: &Path, found: &SyncSender<PathBuf>, progress: &Progress) {
+fn walk(path: &Path, found: &SyncSender<PathBuf>, tally: &Tally) {
     let mut waiting = vec![path.to_owned()];
     while let Some(path) = waiting.pop() {
         let entries = match std::fs::metadata(&path) {
             Ok(metadata) if metadata.is_file() => {
-                progress.found_files.add(1);
-                progress.found_bytes.add(metadata.len());
+                tally.found_files.add(1);
+                tally.found_bytes.add(metadata.len());
                 if found.send(path).is_err() {
                     return;
                 }
@@ -196,19 +196,19 @@ fn walk(path: &Path, found: &SyncSender<PathBuf>, progress: &Progress) {
         match entries.and_then(Iterator::collect::<Result<Vec<_>, _>>) {
             // The first name is popped first: names in order are read ahead.
             Ok(entries) => waiting.extend(entries.iter().rev().map(std::fs::DirEntry::path)),
-            Err(error) => progress.failed(&path, &error),
+            Err(error) => tally.failed(&path, &error),
         }
     }
 }
 
-fn read_all(files: &Mutex<Receiver<PathBuf>>, progress: &Progress) {
+fn read_all(files: &Mutex<Receiver<PathBuf>>, tally: &Tally) {
     let mut buffer = vec![0; READ_BYTES];
     loop {
         let next = files.lock().recv();
         let Ok(path) = next else { return };
-        match read(&path, &mut buffer, &progress.bytes) {
-            Ok(()) => progress.files.add(1),
-            Err(error) => progress.failed(&path, &error),
+        match read(&path, &mut buffer, &tally.bytes) {
+            Ok(()) => tally.files.add(1),
+            Err(error) => tally.failed(&path, &error),
         }
     }
 }
@@ -223,7 +223,7 @@ fn read(path: &Path, buffer: &mut [u8], bytes: &Counter) -> std::io::Result<()> 
     }
 }
 
-impl Progress {
+impl Tally {
     fn failed(&self, path: &Path, error: &std::io::Error) {
         let text = format!("{}: {error}", on_one_line(&path.to_string_lossy()));
         let mut first = self.first_error.lock();
@@ -302,19 +302,19 @@ mod tests {
 
     #[test]
     fn the_progress_has_an_estimate_once_everything_was_found() {
-        let progress = Progress::default();
-        progress.found_files.add(4);
-        progress.found_bytes.add(40_000_000);
-        progress.files.add(1);
-        progress.bytes.add(10_000_000);
-        let half = progress.text(Duration::from_secs(2));
+        let tally = Tally::default();
+        tally.found_files.add(4);
+        tally.found_bytes.add(40_000_000);
+        tally.files.add(1);
+        tally.bytes.add(10_000_000);
+        let half = tally.text(Duration::from_secs(2));
         assert!(
             half.ends_with("looking for files, 1 of 4 files, 10.0 MB of 40.0 MB, 5.0 MB/s"),
             "{half}"
         );
-        progress.walked.store(true, Relaxed);
-        progress.errors.add(2);
-        let half = progress.text(Duration::from_secs(2));
+        tally.walked.store(true, Relaxed);
+        tally.errors.add(2);
+        let half = tally.text(Duration::from_secs(2));
         assert!(half.starts_with("[#####...............] 6s left, 2 errors, 1 of 4"), "{half}");
     }
 
