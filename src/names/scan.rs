@@ -23,7 +23,7 @@ const DOTS: [&[u8]; 2] = [b".", b".."];
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ScanPosition {
     pub(crate) generation: u32,
-    /// How many of `.` and `..` were taken, and of the entries behind them.
+    /// Number taken of `.` and `..`, and of the entries behind them.
     pub(crate) dots: usize,
     pub(crate) entries: usize,
 }

@@ -54,7 +54,7 @@ const PATIENCE_PAGES: u32 = 8;
 /// sends some when it skips deleted versions; a broken store might send them forever.
 pub(crate) const MAX_EMPTY_PAGES: u32 = 100;
 
-/// How a store lists.
+/// The order of a store's listings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum ListingOrder {
     /// Not tried yet.
@@ -95,7 +95,7 @@ pub(crate) struct ListingPlan {
     pages_since_probe: u32,
 }
 
-/// What became of a probe.
+/// The outcome of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Probe {
     Found,
@@ -157,7 +157,7 @@ impl ListingPlan {
     }
 
     /// A page has come that [`check_page`](crate::store::check_page) has found good. Gives out its
-    /// entries; those that another page has brought are nobody's.
+    /// entries; those that another page has brought are left out.
     pub(crate) fn answer(
         &mut self,
         id: RangeId,
@@ -208,15 +208,15 @@ impl ListingPlan {
     }
 
     /// A request has failed. True if it is not needed: other pages have brought its entries, or it
-    /// was the first probe and the store may not know `start-after`, so that its range is taken back
-    /// and no other is cut.
+    /// was the first probe and the store may not know `start-after`, so that its range is taken
+    /// back and no other is cut.
     pub(crate) fn failed(&mut self, id: RangeId) -> bool {
         self.in_flight -= 1;
         let Some(at) = self.ranges.iter().position(|range| range.id == id && !range.done) else {
             return true;
         };
-        // Any error may be the answer to an unknown `start-after`. If it has another cause, the range
-        // on the left gets it too.
+        // Any error may be the answer to an unknown `start-after`. If it has another cause, the
+        // range on the left gets it too.
         let is_first = self.order == ListingOrder::Unknown && self.ranges[at].is_probe();
         if is_first {
             self.join(at - 1);
@@ -248,7 +248,7 @@ impl ListingPlan {
         page.entries.iter().map(|entry| &entry.key()[self.prefix.len()..]).collect()
     }
 
-    /// While nobody knows whether the store understands a probe: the range of the only one is taken
+    /// While it is open whether the store understands a probe: the range of the only one is taken
     /// back when this page comes to it, or when it has been silent for too long.
     fn take_back(&mut self, at: usize, page: &ListPage) {
         let Some(end) = self.ranges[at].end.clone() else { return };
@@ -279,7 +279,7 @@ impl ListingPlan {
         self.note(parent, cut, if found { Probe::Found } else { Probe::TooFar });
     }
 
-    /// What a probe tells of the range that it was cut from.
+    /// Notes the outcome of a probe with the range that it was cut from.
     fn note(&mut self, parent: RangeId, cut: Cut, probe: Probe) {
         let (by_leap, found) = (cut == Cut::Leap, probe == Probe::Found);
         self.density.probes.note(found);
@@ -338,7 +338,7 @@ impl ListingPlan {
             };
             Some((at, end, cut))
         })?;
-        // Nobody may ask for a longer key.
+        // No longer key may be asked for.
         (self.prefix.len() + end.len() <= MAX_KEY_BYTES).then(|| self.cut_at(at, end, cut))
     }
 

@@ -34,7 +34,7 @@ struct StoreAnswer {
     own: Option<ListPage>,
 }
 
-/// What a directory's own first page shows.
+/// The entries of a directory's own first page.
 enum Own {
     Whole(Proved),
     Beginning(EntryRun),
@@ -100,10 +100,10 @@ impl Names {
                 state.known.points.put(key, point.clone());
             }
             if let (Some((_, Inode::Directory(below))), Some(_)) = (&point.found, page_keys) {
-                let mut learnt = Learnt { names: &self, state: &mut state, asked, epoch };
-                learnt.learn_flat_page(below, flat);
+                let mut learning = Learning { names: &self, state: &mut state, asked, epoch };
+                learning.learn_flat_page(below, flat);
                 if let Some(own) = own {
-                    learnt.learn_own_page(below, own);
+                    learning.learn_own_page(below, own);
                 }
             }
             point
@@ -140,7 +140,7 @@ impl Names {
     }
 }
 
-/// What a lookup asks: a key, as a name in a directory.
+/// A lookup of a key, as a name in the directory `prefix`.
 struct Question {
     prefix: Arc<str>,
     key: String,
@@ -149,14 +149,14 @@ struct Question {
 }
 
 /// Takes in what answers show beside the key that was asked for.
-struct Learnt<'a> {
+struct Learning<'a> {
     names: &'a Names,
     state: &'a mut State,
     asked: Instant,
     epoch: u64,
 }
 
-impl Learnt<'_> {
+impl Learning<'_> {
     fn learn_flat_page(&mut self, below: &str, page: ListPage) {
         let is_all = page.next.is_none();
         let mut flat = Flat::new(below);

@@ -25,9 +25,9 @@ const MOST_REFRESHES: usize = 4;
 pub struct NamesConfig {
     /// Empty, or a key prefix that ends with `/`: the root directory.
     pub root_prefix: String,
-    /// How long a listing or a point lookup is believed; `None` is forever.
+    /// Life of a listing or a point lookup; `None` is forever.
     pub metadata_ttl: Option<Duration>,
-    /// How long a negative answer is believed in a directory that is not listed.
+    /// Life of a negative answer in a directory that is not listed.
     pub negative_ttl: Duration,
     /// Wall-clock time of the mount: what tokio's clock counts directory mtimes from.
     pub mounted_at: SystemTime,

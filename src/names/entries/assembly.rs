@@ -46,7 +46,7 @@ impl HiddenKeys {
     pub const MOST_KEPT: usize = 1000;
 }
 
-/// What a complete listing does not show.
+/// The part of a complete listing that is not shown.
 #[derive(Debug)]
 pub(crate) struct Rest {
     /// Hidden keys, one item a reason.

@@ -14,7 +14,7 @@ pub type Ino = u64;
 /// The root directory's inode number, by the FUSE protocol.
 pub const ROOT: Ino = 1;
 
-/// What an inode number names.
+/// The thing that an inode number names.
 #[derive(Clone, Debug)]
 pub enum Inode {
     /// A directory, by its prefix: empty, or the path and a `/`.
@@ -52,9 +52,8 @@ pub struct Node {
     pub inode: Inode,
     /// `LastModified` of an object. A directory's changes whenever its listing may have changed.
     pub mtime: SystemTime,
-    /// How long the kernel may believe the *name* without asking.
+    /// The kernel's TTL of the *name*.
     pub name_ttl: Duration,
-    /// How long the kernel may believe the attributes: [`FOREVER`] for a file, whose inode names
-    /// one version.
+    /// The kernel's TTL of the attributes: [`FOREVER`] for a file, whose inode names one version.
     pub attr_ttl: Duration,
 }

@@ -82,7 +82,7 @@ impl Directories {
         Self::charged(directory, &mut self.budget, &mut self.with_pages, change)
     }
 
-    /// The same for a directory of which something is known; else nothing is to be changed.
+    /// The same for a directory of which something is known; else it does nothing.
     fn with_known<T>(
         &mut self,
         prefix: &str,
@@ -111,7 +111,9 @@ impl Directories {
 
     /// The kernel knows a directory from here on, until [`Self::forgotten`].
     pub(crate) fn in_kernel(&mut self, prefix: &Arc<str>) {
-        self.with(prefix, |directory| directory.in_kernel = true);
+        if !self.get(prefix).is_some_and(|directory| directory.in_kernel) {
+            self.with(prefix, |directory| directory.in_kernel = true);
+        }
     }
 
     /// The kernel has forgotten a directory.
@@ -154,14 +156,13 @@ impl Directories {
         Some(believed)
     }
 
-    /// What is believed of a name by what is known of its directory.
     pub(crate) fn answer(&mut self, prefix: &str, name: &[u8], now: Instant) -> Option<NameAnswer> {
         let answer = self.get(prefix)?.answer(name, now)?;
         self.budget.touch(prefix);
         Some(answer)
     }
 
-    /// How a scan goes on that has delivered the entries before `index` of listing `generation`.
+    /// Continues a scan that has delivered the entries before `index` of listing `generation`.
     pub(crate) fn resume(&mut self, prefix: &str, generation: u32, index: usize) -> Resume {
         let Some(directory) = self.by_prefix.get(prefix) else { return Resume::Stale };
         self.budget.touch(prefix);
@@ -180,7 +181,7 @@ impl Directories {
         self.get(prefix)?.newest()
     }
 
-    /// What a lookup has seen of a directory, believed or not.
+    /// The entries of a first page, believed or not.
     pub(crate) fn partial_listing(&self, prefix: &str) -> Option<&Arc<Listing>> {
         Some(self.get(prefix)?.partial.as_ref()?.listing())
     }
@@ -397,7 +398,7 @@ impl Directories {
     }
 }
 
-/// What a walk may know of other directories.
+/// The other directories, as a walk sees them.
 struct Around<'a> {
     directories: &'a Directories,
     now: Instant,

@@ -49,27 +49,27 @@ pub(crate) struct Directory {
     pub(super) being_listed: bool,
     /// Answers to requests of an older epoch are not believed.
     pub(super) epoch: u64,
-    /// Of the newest version. `None` if the directory's names were dropped: not even a scan may go
-    /// on in it.
+    /// End of the newest version's life. `None` if the directory's names were dropped: not even a
+    /// scan may continue in it.
     expiry: Option<Expiry>,
-    /// How long a listing is believed; `None` is forever.
+    /// Life of a listing; `None` is forever.
     metadata_ttl: Option<Duration>,
     /// Time from the beginning of the last listing to its end.
     pub(super) listing_took: Duration,
     /// Lookups that have cost requests since the last listing.
     misses: u32,
     mtime: Mtime,
-    /// How far its directories have been listed one after the other.
+    /// The walk through its directories.
     pub(super) walk: Walk,
     /// Reasons for hiding keys that are in the log.
     warned: Vec<Hidden>,
 }
 
-/// What is believed of a name: the inode that it leads to, or that nothing has this name.
+/// An answer about a name: the inode that it leads to, or that nothing has this name.
 #[derive(Clone, Debug)]
 pub(crate) struct NameAnswer {
     pub(crate) found: Option<(Ino, Inode)>,
-    /// How long it is believed.
+    /// The rest of its life.
     pub(crate) ttl: Duration,
 }
 
@@ -130,8 +130,8 @@ impl Directory {
         Some((self.versions.front()?.clone(), self.kernel_ttl(now)?))
     }
 
-    /// What is believed of a name: by the listing, by what has come of one under way, or by a first
-    /// page.
+    /// The answer about a name: by the believed listing, by the beginning of one under way, or by a
+    /// first page.
     pub(super) fn answer(&self, name: &[u8], now: Instant) -> Option<NameAnswer> {
         let full = self.believed_listing(now);
         if let Some((listing, ttl)) = full {
@@ -167,8 +167,7 @@ impl Directory {
         due && !self.versions.is_empty() && self.under_way().is_none()
     }
 
-    /// How long the names of this generation's listing are believed; `None` when there is a newer
-    /// one.
+    /// TTL of the names of this generation's listing; `None` when there is a newer one.
     pub(super) fn ttl(&self, generation: u32, now: Instant) -> Option<Duration> {
         if self.versions.front().is_some_and(|newest| newest.generation() == generation) {
             return self.kernel_ttl(now);
@@ -186,7 +185,7 @@ impl Directory {
         shown.or_else(|| self.partial.as_ref()?.listing().number(of))
     }
 
-    /// How a scan goes on that has delivered the entries before `index` of listing `generation`.
+    /// Continues a scan that has delivered the entries before `index` of listing `generation`.
     pub(super) fn resume(&self, generation: u32, index: usize) -> Resume {
         let progress = self.progress.iter().find(|progress| progress.generation == generation);
         let from = if let Some(progress) = progress {
@@ -414,7 +413,7 @@ impl Directory {
     }
 }
 
-/// What the beginning of a listing says of a name: that it is there, or that nothing has this name,
+/// The answer of the beginning of a listing: the name is there, or nothing has this name,
 /// because entries behind it have come.
 fn partial_answer(listing: &Listing, name: &[u8], ttl: Duration) -> Option<NameAnswer> {
     let found = listing.find_inode(name);

@@ -16,7 +16,7 @@ impl Expiry {
         Self(ttl.and_then(|ttl| asked.checked_add(ttl)))
     }
 
-    /// How long the answer is still believed; `None` once it is not.
+    /// The rest of the answer's life; `None` once it is over.
     pub(crate) fn remaining(self, now: Instant) -> Option<Duration> {
         let Some(until) = self.0 else { return Some(FOREVER) };
         Some(until.saturating_duration_since(now)).filter(|left| !left.is_zero())

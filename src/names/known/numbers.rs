@@ -50,7 +50,7 @@ impl Known {
         above.and_then(|(above, _)| self.inodes.directory(above)).unwrap_or(ROOT)
     }
 
-    /// What is believed of a name without asking the store.
+    /// The answer about a name, if one is believed.
     pub(crate) fn answer(
         &mut self,
         prefix: &str,
@@ -109,7 +109,7 @@ impl Known {
         Node { ino, inode, mtime, name_ttl, attr_ttl }
     }
 
-    /// How long the names of a listing are believed: not at all when there is a newer one.
+    /// TTL of the names of a listing: zero when there is a newer one.
     pub(crate) fn listing_ttl(&self, listing: &Listing, now: Instant) -> Duration {
         let directory = self.directories.get(listing.prefix());
         directory.and_then(|one| one.ttl(listing.generation(), now)).unwrap_or_default()

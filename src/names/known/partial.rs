@@ -1,5 +1,5 @@
 //! The first page of a directory that has more, as a lookup has seen it. It answers lookups and
-//! lends its numbers; a listing that begins soon goes on from it.
+//! lends its numbers; a listing that begins soon continues from it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,14 +8,15 @@ use super::expiry::Expiry;
 use crate::names::entries::Listing;
 use crate::store::{ListEntry, ListPage};
 
-/// A listing goes on from no older page, because a store may forget what its token meant; nor from
-/// one that has spent a quarter of its life, because the listing is believed no longer than it.
+/// A listing continues from no older page, because a store may forget what its token meant; nor
+/// from one that has spent a quarter of its life, because the listing is believed no longer than
+/// it.
 const PAGE_LASTS: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(crate) struct Partial {
     listing: Arc<Listing>,
-    /// `None` if the directory's names were dropped; it goes on lending its numbers.
+    /// `None` if the directory's names were dropped; it still lends its numbers.
     expiry: Option<Expiry>,
     only_files: bool,
     /// The page as it came, and the memory that it takes.
@@ -47,7 +48,7 @@ impl Partial {
         self.asked
     }
 
-    /// How long it is still believed.
+    /// The rest of its life; `None` if it is over.
     pub(super) fn remaining(&self, now: Instant) -> Option<Duration> {
         self.expiry?.remaining(now)
     }

@@ -1,8 +1,8 @@
 //! A listing that is being made: its task writes into it, and all who want it read along.
 //!
-//! The writer and its readers share one cell. Readers need not hold the lock of the names; whoever
-//! waits for more subscribes to the cell. The task runs to its end even when every reader has gone,
-//! because what it learns is worth keeping.
+//! The writer and its readers share one cell. Readers need not hold the lock of the names; those
+//! that wait for more subscribe to the cell. The task runs to its end even when every reader has
+//! gone, because what it learns is worth keeping.
 
 use std::sync::Arc;
 
@@ -36,7 +36,7 @@ pub(crate) struct ListingWriter {
     cell: watch::Sender<Shown>,
 }
 
-/// How far a listing has come.
+/// The state of a listing under way.
 #[derive(Debug)]
 pub(crate) struct Shown {
     /// A correct beginning.
@@ -91,7 +91,7 @@ impl ListingWriter {
         self.cell.borrow()
     }
 
-    /// Somebody waits for it beside its directory.
+    /// A caller holds a reader's end, beside the directory.
     pub(crate) fn has_readers(&self) -> bool {
         self.cell.receiver_count() > 1
     }

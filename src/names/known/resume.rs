@@ -1,4 +1,4 @@
-//! How a scan goes on from a cookie: where, and in which listing.
+//! The continuation of a scan from a cookie: a listing, and a place in it.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use super::progress::Progress;
 use crate::names::entries::Listing;
 use crate::names::rules::EntryKey;
 
-/// Where a scan goes on in a listing.
+/// The place in a listing where a scan continues.
 #[derive(Clone, Debug)]
 pub(crate) enum ScanFrom {
     /// At an entry by its index.
@@ -15,7 +15,7 @@ pub(crate) enum ScanFrom {
     Behind { name: Vec<u8>, is_directory: bool },
 }
 
-/// How a scan goes on.
+/// The continuation of a scan.
 #[derive(Clone, Debug)]
 pub(crate) enum Resume {
     /// From this entry of this listing.

@@ -31,7 +31,7 @@ const KEY_BYTES: usize = 200;
 /// Assumed keys of a directory while nothing is known.
 const UNKNOWN_KEYS: usize = 100;
 
-/// How far a walk has come.
+/// A walk through one directory's directories.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Walk {
     /// The listing, and the last directory in it that was listed.
@@ -46,7 +46,7 @@ pub(crate) struct Walk {
     keys_each: Option<usize>,
 }
 
-/// What is worth listing ahead.
+/// Directories that are worth listing ahead.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Ahead {
     Single(Arc<str>),
@@ -63,7 +63,7 @@ pub(crate) struct Neighbours {
     pub(crate) most_pages: usize,
 }
 
-/// What a walk may ask of other directories.
+/// The other directories, as a walk sees them.
 pub(crate) trait Surroundings {
     /// The directory needs no listing.
     fn is_known(&self, directory: &str) -> bool;

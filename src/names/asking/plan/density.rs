@@ -32,7 +32,7 @@ impl Luck {
     }
 }
 
-/// What the pages of a listing have shown of its keys so far.
+/// Everything that the pages of a listing have shown of its keys.
 #[derive(Debug)]
 pub(super) struct KeyDensity {
     model: KeyModel,

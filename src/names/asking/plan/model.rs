@@ -193,7 +193,7 @@ impl SymbolClass {
         }
     }
 
-    /// How likely a symbol is where nothing was seen: names are made of digits and letters.
+    /// The room of a symbol where nothing was seen: names are made of digits and letters.
     fn general_room(symbol: u8) -> f64 {
         match symbol {
             b'0'..=b'9' => 0.40 / 10.0,

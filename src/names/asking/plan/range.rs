@@ -19,7 +19,7 @@ pub(super) struct KeyRange {
     pub(super) id: RangeId,
     pub(super) cursor: Option<String>,
     pub(super) end: Option<String>,
-    /// Where the next request begins.
+    /// The beginning of the next request.
     pub(super) from: ListFrom,
     pub(super) in_flight: bool,
     pub(super) done: bool,
@@ -36,11 +36,11 @@ pub(super) struct KeyRange {
     pub(super) cut_from: Option<(RangeId, Cut)>,
     /// Its width has led to keys, so it may be believed further than the model.
     pub(super) width_is_good: bool,
-    /// How it was last cut, on either side.
+    /// The last cut on either side.
     pub(super) last_cut: Option<Cut>,
 }
 
-/// How a range was cut from its left neighbour.
+/// The way in which a range was cut from its left neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cut {
     Model,
@@ -48,7 +48,7 @@ pub(super) enum Cut {
     Stem,
 }
 
-/// How wide a full page was: the logarithm of its room among the keys with the same stem.
+/// Width of a full page: the logarithm of its room among the keys with the same stem.
 #[derive(Clone, Debug)]
 pub(super) struct Width {
     pub(super) last: String,
@@ -110,7 +110,7 @@ impl KeyRange {
         }
     }
 
-    /// Sets where the range goes on behind a page that it has taken up to its cursor;
+    /// Sets where the range continues behind a page that it has taken up to its cursor;
     /// `to_the_last`: up to the page's last entry.
     pub(super) fn go_on(&mut self, page: &ListPage, to_the_last: bool, prefix: &str) {
         let at_end = self.end.is_some() && self.cursor >= self.end;
