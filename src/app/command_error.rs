@@ -6,7 +6,7 @@ use crate::app::exit::Exit;
 #[error("{sentence}")]
 pub(crate) struct CommandError {
     pub(crate) exit: Exit,
-    /// What is wrong, and what to do about it.
+    /// Names the fault and the remedy.
     pub(crate) sentence: String,
 }
 

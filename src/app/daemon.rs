@@ -1,7 +1,7 @@
 //! The life of the daemon: check, assemble, mount, say so, wait, unmount.
 //!
-//! What can fail at the start fails before anything is mounted, within 10 s, with one sentence and
-//! an exit code ([`CommandError`]).
+//! A start that fails does so before anything is mounted, within 10 s, with one sentence and an exit
+//! code ([`CommandError`]).
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -61,7 +61,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     ExitCode::from(if is_helper { MOUNT_FAILED } else { code })
 }
 
-/// How the program ends without success.
+/// An end without success.
 enum Ended {
     Error(CommandError),
     /// The process in the background has ended with this code, and has said why.
@@ -203,7 +203,6 @@ pub fn stack(
     BucketFs::new(store, config, Handle::current(), stats)
 }
 
-/// How reads are cut.
 fn layout(config: &Config) -> Layout {
     Layout::within(config.memory_budget_bytes, config.chunk_bytes, config.part_bytes)
 }

@@ -55,9 +55,9 @@ fn a_daemon_returns_when_the_mount_is_usable() {
     let mountpoint = scene.mountpoint();
     let _unmounted = Unmounted(&mountpoint);
     let mut command = scene.program();
-    // Relative paths are those of whoever calls, though the daemon leaves for the root.
+    // Relative paths are relative to the caller, although the daemon changes to the root directory.
     command.args(["data", "mnt", "--daemon"]).current_dir(scene.folder.path());
-    // All of its output is read until its end: nobody else may hold the pipe.
+    // Its output is read until the end, so no other process may hold the pipe.
     let output = command.output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert_eq!(stderr(&output), "", "what goes well is not worth a word");
@@ -125,7 +125,7 @@ fn the_helper_mounts_a_line_of_fstab() {
     let line = mounts.lines().find(|line| line.contains(mountpoint.to_str().unwrap())).unwrap();
     assert!(line.starts_with("s3://data/train/ ") && line.contains("noexec"), "{line}");
 
-    // mount(8) does not ask twice; whoever calls by hand hears that it is mounted.
+    // mount(8) does not call twice; a call by hand is told that it is mounted.
     let again = helper(&scene).arg("s3://data/train").arg(&mountpoint).output().unwrap();
     assert_eq!(again.status.code(), Some(32), "{again:?}");
     assert!(stderr(&again).contains("in use: a fuse.fasts3 file system"), "{again:?}");
@@ -156,7 +156,7 @@ fn the_helper_fails_with_32_and_the_reason() {
         assert_eq!(said.lines().count(), 1, "{said}");
         assert!(!is_mounted(&mountpoint));
     }
-    // With -f nothing is mounted, and nobody is asked.
+    // With -f nothing is mounted, and nothing is requested from the store.
     let output = helper(&scene).args(["missing", place, "-f"]).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert!(!is_mounted(&mountpoint));

@@ -164,7 +164,7 @@ fn faults_of_bytes() -> Vec<Case> {
             ["is not honoured", "by the ETag of each answer instead"],
             0,
         ),
-        // What passes is no fault, but is said.
+        // A transient failure is not a fault, but is reported.
         case(
             large(Fault::slow_down()).times(1),
             "ranges",
@@ -416,7 +416,7 @@ fn the_doctor_takes_the_options_of_a_mount_and_refuses_the_wrong_ones() {
     assert!(error.contains("--part-size (1GiB) must not be larger"), "{error}");
 }
 
-/// What the mount itself does about it: it raises the limit, or has fewer connections.
+/// A mount raises the limit, or has fewer connections.
 #[test]
 fn few_open_files_mean_fewer_connections_as_they_do_for_a_mount() {
     let scene = filled(Scene::new());

@@ -1,4 +1,4 @@
-//! What a service manager hears of the daemon: this test plays its end of the notify socket.
+//! Messages to a service manager: this test plays its end of the notify socket.
 
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};

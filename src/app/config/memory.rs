@@ -1,4 +1,4 @@
-//! How much memory this process may use: the machine's, or less where a cgroup says so.
+//! The memory that this process may use: that of the machine, or the limit of its cgroup.
 
 use std::path::Path;
 

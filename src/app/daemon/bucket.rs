@@ -98,7 +98,7 @@ async fn open_in(
     }
 }
 
-/// What a failure of the first requests means for the start of the daemon.
+/// The sentence and exit code for a failure of the first requests.
 fn not_opened(error: StoreError, bucket: &str, endpoint: &str) -> CommandError {
     let (exit, sentence) = match error {
         StoreError::NoSuchBucket => (

@@ -38,7 +38,7 @@ pub(super) enum Stage {
 pub(super) struct Logs {
     filter: Handle<EnvFilter, Registry>,
     given: String,
-    /// Of [`LOUDER`], 0 if the log is as configured.
+    /// The number of [`LOUDER`] filters in force; 0 if the log is as configured.
     steps: Mutex<usize>,
     repeats: RateLimited,
 }

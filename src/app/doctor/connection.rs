@@ -123,7 +123,7 @@ pub(super) async fn refused(config: &Config, error: &CommandError, report: &mut 
     clock(&store, report).await;
 }
 
-/// What the first answer of the store showed.
+/// Findings from the first answer of the store.
 pub(super) async fn made(config: &Config, store: &S3Store, report: &mut Diagnosis) {
     let endpoint = store.endpoint();
     report.ok("bucket", format!("{endpoint} answers for {}", config.bucket));

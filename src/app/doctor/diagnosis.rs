@@ -1,4 +1,4 @@
-//! What was found: a sentence for each topic, the numbers, and the exit code that follows.
+//! The findings: a sentence for each topic, the numbers, and the exit code that follows.
 
 use std::fmt::Write as _;
 
@@ -103,7 +103,7 @@ impl Diagnosis {
     }
 }
 
-/// What failed, why, and what to do about it.
+/// The failure, its cause, and the remedy.
 pub(super) fn because(what: &str, error: &StoreError) -> String {
     let remedy = match error.class() {
         Class::Denied => "the credentials must allow s3:ListBucket and s3:GetObject",

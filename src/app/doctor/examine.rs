@@ -1,5 +1,5 @@
-//! How a store behaves and how fast it is, seen through the seam that the mount uses: whatever is
-//! wrong here would be wrong there.
+//! The behaviour of a store and its speed, seen through the seam that the mount uses: a fault here
+//! would be a fault there.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -23,13 +23,12 @@ const MOST_REQUESTS: usize = 20_000;
 /// A load whose first answer takes longer than this fails.
 const LONGEST_LOAD: Duration = Duration::from_secs(3);
 
-/// What to measure, and for how long.
+/// The subject and the limits of the examination.
 #[derive(Clone, Debug)]
 pub(super) struct Scope {
     pub(super) prefix: String,
     pub(super) part_bytes: u64,
     pub(super) max_connections: usize,
-    /// Of each load.
     pub(super) limits: LoadLimits,
 }
 
@@ -171,7 +170,7 @@ mod tests {
         assert!(report.measured.expected().is_none());
     }
 
-    /// What a store may do wrong.
+    /// The faults of a store.
     #[derive(Clone, Copy, Debug, PartialEq)]
     enum Wrong {
         IgnoresIfMatch,

@@ -1,4 +1,4 @@
-//! What the machine allows: kernel, FUSE, privileges, limits.
+//! The machine: kernel, FUSE, privileges, limits.
 
 use super::diagnosis::Diagnosis;
 use crate::app::command_error::CommandError;

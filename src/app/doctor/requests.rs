@@ -1,4 +1,4 @@
-//! How the store is asked: one request with a time limit and retries, or many at once for a while.
+//! Requests of the doctor: one with a time limit and retries, or many at once for a while.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -56,7 +56,7 @@ pub(super) fn again(failures: u32) -> String {
     }
 }
 
-/// Of a request that succeeded in the end.
+/// The severity of a request that succeeded in the end.
 pub(super) fn severity(failures: u32) -> Severity {
     if failures == 0 { Severity::Ok } else { Severity::Slow }
 }
@@ -71,7 +71,7 @@ pub(super) async fn get(
     Ok(bytes)
 }
 
-/// What the requests of a [`Load`] have received together: bytes, or keys.
+/// Bytes, or keys, that all requests of a [`Load`] have received.
 pub(super) type Received = Arc<AtomicU64>;
 
 /// The bytes of one request. They are counted when this is dropped, so also those of a request that

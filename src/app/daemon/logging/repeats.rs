@@ -128,7 +128,7 @@ mod tests {
             let sums = repeats.due(later, false);
             assert_eq!(sums, [(Level::WARN, "990 more like: gave up key=999".to_owned())]);
 
-            // It goes on: sums only, and what is left at the end is told too.
+            // The next lines are only counted, and the last count is logged at the end.
             tracing::warn!(key = 1, "another place");
             repeats.tell(true);
             assert_eq!(seen.0.lock().len(), 12);

@@ -1,5 +1,5 @@
-//! Whether the store does what the mount relies on: listings that can be believed, ranges that are
-//! exactly what was requested, versions that are not mixed.
+//! The behaviour that the mount relies on: listings that can be believed, ranges that are exactly as
+//! requested, versions that are not mixed.
 
 use std::sync::Arc;
 
@@ -185,7 +185,7 @@ pub(super) async fn ranges(
             return false;
         }
     };
-    // That a range has its length is the store's own promise (`ObjectStore::get_range`).
+    // The length of a range is checked by the store itself (`ObjectStore::get_range`).
     let same = usize::try_from(middle).is_ok_and(|middle| whole.get(middle..) == Some(&half[..]));
     if !same {
         let what = format!(

@@ -1,4 +1,5 @@
-//! How fast the store is, asked as the mount asks: one request after the other, and many at once.
+//! The speed of the store, with requests like those of the mount: one after the other, and many at
+//! once.
 
 use std::ops::Range;
 use std::sync::Arc;
