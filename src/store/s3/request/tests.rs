@@ -359,6 +359,31 @@ async fn a_list_is_what_the_sdk_would_send() {
 }
 
 #[tokio::test]
+async fn regions_options_and_directory_buckets_are_told_by_the_endpoint_rules() {
+    for (bucket, fips, dual_stack, host, service) in [
+        ("bucket", None, None, "bucket.s3.us-east-2.amazonaws.com", "s3"),
+        ("bucket", Some(true), None, "bucket.s3-fips.us-east-2.amazonaws.com", "s3"),
+        ("bucket", None, Some(true), "bucket.s3.dualstack.us-east-2.amazonaws.com", "s3"),
+        (
+            "bucket--use2-az1--x-s3",
+            None,
+            None,
+            "bucket--use2-az1--x-s3.s3express-use2-az1.us-east-2.amazonaws.com",
+            "s3express",
+        ),
+    ] {
+        let region = "us-east-2".to_owned();
+        let rules = EndpointRules { region, url: None, path_style: false, fips, dual_stack };
+        let found = rules.resolve(bucket).await.unwrap();
+        let template = RequestTemplate::new(&found, String::new(), Vec::new(), true).unwrap();
+        let (_, url, headers) = filled(&template, &get("k"), Some(&credentials(None)));
+        assert_eq!(url, format!("https://{host}/k"));
+        let scope = format!("/us-east-2/{service}/aws4_request");
+        assert!(headers["authorization"].to_str().unwrap().contains(&scope), "{headers:?}");
+    }
+}
+
+#[tokio::test]
 async fn an_etag_cannot_smuggle_a_header_in() {
     let store = store("http://127.0.0.1:1", None).await;
     for etag in ["\"e\"\r\nx-evil: 1", "\"e\n\"", "\"\u{e9}\""] {
