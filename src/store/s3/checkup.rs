@@ -1,11 +1,9 @@
 //! Requests that only `doctor` makes: facts of the connection that the trait hides on purpose.
 
-use std::time::SystemTime;
-
 use ::http::header::DATE;
 use aws_credential_types::Credentials;
 
-use super::clock::seconds_ahead;
+use super::clock::{seconds_ahead, system_now};
 use super::request::RequestFields;
 use super::response::About;
 use super::{HEAD_BUCKET, Kind, S3Store, one_key, page};
@@ -26,7 +24,7 @@ impl S3Store {
     /// From our clock to the store's `Date` header; negative if the store is behind.
     pub async fn seconds_ahead(&self) -> Result<i64, StoreError> {
         let response = self.send(&HEAD_BUCKET).await?;
-        let now = SystemTime::now();
+        let now = system_now();
         let date = response.headers().get(DATE).and_then(|date| date.to_str().ok());
         let date = date.ok_or_else(|| StoreError::nonsense("an answer without a date"))?;
         seconds_ahead(date, now).ok_or_else(|| StoreError::nonsense("a date that is none"))

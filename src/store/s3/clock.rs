@@ -22,18 +22,23 @@ impl Clock {
     pub(super) fn now(&self) -> SystemTime {
         let ahead = self.seconds_ahead.load(Ordering::Relaxed);
         let distance = Duration::from_secs(ahead.unsigned_abs());
-        let now = SystemTime::now();
+        let now = system_now();
         if ahead < 0 { now - distance } else { now + distance }
     }
 
     /// A signature was refused just now by a response with this `Date`.
     pub(super) fn correct(&self, date: &str) {
-        let Some(ahead) = seconds_ahead(date, SystemTime::now()) else { return };
+        let Some(ahead) = seconds_ahead(date, system_now()) else { return };
         let known = self.seconds_ahead.load(Ordering::Relaxed);
         if ahead.abs_diff(known) > TOLERANCE_SECONDS {
             self.seconds_ahead.store(ahead, Ordering::Relaxed);
         }
     }
+}
+
+#[allow(clippy::disallowed_methods, reason = "signatures and expiry are in wall time")]
+pub(super) fn system_now() -> SystemTime {
+    SystemTime::now()
 }
 
 /// A `Date` or `Last-Modified` header.
@@ -68,9 +73,9 @@ mod tests {
     fn only_a_difference_that_matters_corrects_the_clock_and_the_next_one_corrects_it_back() {
         let clock = Clock::default();
         let tell = |ahead: u64| {
-            let date = DateTime::from(SystemTime::now() + Duration::from_secs(ahead));
+            let date = DateTime::from(system_now() + Duration::from_secs(ahead));
             clock.correct(&date.fmt(Format::HttpDate).unwrap());
-            clock.now().duration_since(SystemTime::now()).unwrap_or_default().as_secs()
+            clock.now().duration_since(system_now()).unwrap_or_default().as_secs()
         };
         assert_eq!(tell(60), 0);
         assert!((7190..=7200).contains(&tell(7200)));

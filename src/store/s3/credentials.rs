@@ -9,7 +9,7 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
@@ -17,6 +17,7 @@ use aws_credential_types::provider::{self, ProvideCredentials as _, SharedCreden
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 
+use super::clock::system_now;
 use crate::base::text::innermost;
 use crate::store::StoreError;
 
@@ -113,7 +114,7 @@ impl Renewing {
         };
         let left = credentials
             .expiry()
-            .map(|expiry| expiry.duration_since(SystemTime::now()).unwrap_or_default());
+            .map(|expiry| expiry.duration_since(system_now()).unwrap_or_default());
         match left {
             Some(left) if left <= LAST => Need::Now,
             Some(left) if left <= AHEAD => Need::Soon(credentials),
@@ -256,7 +257,7 @@ mod tests {
                 let Some(life) = self.0.1[time.min(self.0.1.len() - 1)] else {
                     return Err(CredentialsError::provider_error("down"));
                 };
-                let expiry = life.map(|life| SystemTime::now() + life);
+                let expiry = life.map(|life| system_now() + life);
                 Ok(Credentials::new(format!("ID{time}"), "hush", None, expiry, "test"))
             })
         }

@@ -10,7 +10,7 @@ use ::http::header::{
 };
 use aws_smithy_types::DateTime;
 
-use super::clock::http_date;
+use super::clock::{http_date, system_now};
 use super::xml;
 use crate::store::wire::CallError;
 use crate::store::{ObjectDetails, ObjectHead, ObjectMeta, ObjectVersion, StoreError};
@@ -271,7 +271,7 @@ fn come_back(header: &str, date: Option<&str>) -> Option<Duration> {
         return Some(Duration::from_secs(seconds));
     }
     let time = |text: &str| SystemTime::try_from(http_date(text)?).ok();
-    let now = date.and_then(time).unwrap_or_else(SystemTime::now);
+    let now = date.and_then(time).unwrap_or_else(system_now);
     // A date that has passed is no reason to wait.
     Some(time(header)?.duration_since(now).unwrap_or_default())
 }
