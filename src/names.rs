@@ -136,7 +136,7 @@ impl Names {
             if position.is_none() {
                 let page_keys = self.config.page_keys;
                 let ahead = state.known.directories.walked_to(&prefix, page_keys, now);
-                self.list_ahead(&mut state, ahead, now);
+                self.list_ahead(&mut state, ahead.unwrap_or_default(), now);
                 self.refresh(&mut state, &prefix, now);
             }
             let directories = &mut state.known.directories;

@@ -111,11 +111,11 @@ impl Readahead {
 
 impl Listed for SiblingPosition {
     fn path(&self) -> &Arc<str> {
-        self.listing.prefix()
+        &self.listing.prefix
     }
 
     fn generation(&self) -> u32 {
-        self.listing.generation()
+        self.listing.generation
     }
 
     fn entries(&self) -> usize {

@@ -1,13 +1,13 @@
 //! What is believed of names: pure; time comes in as an argument, and nothing here waits.
 
 pub(super) use self::directories::Directories;
-pub(super) use self::directory::NameAnswer;
+pub(super) use self::directory::{Directory, NameAnswer};
 pub(super) use self::expiry::Expiry;
 pub(super) use self::inodes::Inodes;
 pub(super) use self::numbers::{Known, PointAnswer};
 pub(super) use self::progress::{ListingWriter, Progress, Shown};
 pub(super) use self::resume::{Resume, ScanFrom};
-pub(super) use self::walk::{Ahead, Neighbours};
+pub(super) use self::walk::Ahead;
 
 mod budget;
 mod directories;

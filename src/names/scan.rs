@@ -80,7 +80,7 @@ impl Scan {
 
     /// The entries, in key order, made one by one.
     pub fn iter(&self) -> impl Iterator<Item = ScanEntry<'_>> {
-        let generation = self.listing.generation();
+        let generation = self.listing.generation;
         let dots = (self.dots..DOTS.len()).map(move |dot| ScanEntry {
             name: DOTS[dot],
             ino: [self.ino, self.parent][dot],
@@ -104,7 +104,7 @@ pub(super) async fn read_on(
     progress: Progress,
     from: &ScanFrom,
 ) -> Result<(Arc<Listing>, usize), FsError> {
-    let mut cell = progress.subscribe();
+    let mut cell = progress.cell;
     let has_more =
         |shown: &Shown| shown.outcome.is_some() || from.index(&shown.listing) < shown.listing.len();
     let shown = cell.wait_for(has_more).await.map_err(|_| shut_down())?;
@@ -128,7 +128,7 @@ impl Names {
         let (inode, ttl) = if let Some(index) = entry.index {
             (known.unwrap_or_else(|| listing.inode(index)), entry.scan.name_ttl)
         } else {
-            let own = || Inode::Directory(listing.prefix().clone());
+            let own = || Inode::Directory(listing.prefix.clone());
             (known.unwrap_or_else(own), self.config.metadata_ttl.unwrap_or(FOREVER))
         };
         names.node(entry.ino, inode, ttl, now())

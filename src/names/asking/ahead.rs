@@ -13,7 +13,7 @@ use super::flat::{Flat, Proved};
 use super::plan::ListingOrder;
 use super::shared::{Names, State, now};
 use crate::names::entries::Rest;
-use crate::names::known::{Ahead, ListingWriter, Neighbours};
+use crate::names::known::{Ahead, ListingWriter};
 use crate::store::{ListFrom, ListPage, ListRequest, Nonsense, StoreError, check_page};
 
 /// Pages of one directory after which the run skips it: it is worth a listing of its own.
@@ -38,8 +38,8 @@ impl Names {
                 Ahead::Single(directory) => {
                     self.listing_under_way(state, &directory, now);
                 }
-                Ahead::Together(_) if state.order == ListingOrder::Unordered => {}
-                Ahead::Together(Neighbours { parent, directories, most_pages }) => {
+                Ahead::Together { .. } if state.order == ListingOrder::Unordered => {}
+                Ahead::Together { parent, directories, most_pages } => {
                     let Some(first) = directories.first().cloned() else { continue };
                     let epoch = state.known.directories.epoch();
                     let open = directories.into_iter().map(|directory| {
@@ -109,7 +109,9 @@ impl AheadRun {
             self.leave(&directory);
         }
         let (keys, directories) = self.measured;
-        self.names.known().directories.walk_measured(&self.parent, keys, directories);
+        self.names.known().directories.with_known(&self.parent, |parent| {
+            parent.walk.measured(keys, directories);
+        });
     }
 
     async fn page(&self, from: ListFrom) -> Result<ListPage, StoreError> {

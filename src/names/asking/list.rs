@@ -8,7 +8,7 @@ use super::plan::ListingOrder;
 use super::shared::{Names, State, now};
 use crate::errno::FsError;
 use crate::names::entries::{HiddenKeys, Rest};
-use crate::names::known::{ListingWriter, Progress};
+use crate::names::known::{Directory, ListingWriter, Progress};
 use crate::store::{ListPage, StoreError};
 
 impl Names {
@@ -35,7 +35,7 @@ impl Names {
         now: Instant,
     ) -> Progress {
         let directories = &mut state.known.directories;
-        if let Some(progress) = directories.under_way(prefix) {
+        if let Some(progress) = directories.get(prefix).and_then(Directory::under_way) {
             return progress.clone();
         }
         // A listing is no younger than its oldest page.
@@ -71,7 +71,9 @@ impl Names {
                 self.state.lock().found_out(pages.order());
             }
             let Some(runs) = runs? else { return Ok(pages.rest()) };
-            self.known().directories.set_waiting_bytes(writer, pages.memory_bytes());
+            self.known().directories.with_known(&writer.prefix, |_| {
+                writer.set_waiting_bytes(pages.memory_bytes());
+            });
             for run in runs {
                 // Between two runs, other callers get the lock.
                 self.known().show(writer, run, &mut hint, now());
@@ -111,7 +113,7 @@ impl Names {
         match listed {
             Ok(rest) if rest.exists || **prefix == *self.config.root_prefix => {
                 for keys in &rest.hidden {
-                    if directories.is_first_warning(prefix, keys.reason) {
+                    if directories.with(prefix, |directory| directory.warned.insert(keys.reason)) {
                         warn_of_hidden(prefix, keys);
                     }
                 }

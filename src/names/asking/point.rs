@@ -18,7 +18,7 @@ use super::flat::{Flat, Proved};
 use super::plan::{ListingOrder, ListingPlan};
 use super::shared::{Names, PointLookup, PointOutcome, State, now};
 use crate::names::entries::{Assembly, EntryRun, Inode, Rest};
-use crate::names::known::{Expiry, ListingWriter, PointAnswer};
+use crate::names::known::{Directory, Expiry, ListingWriter, PointAnswer};
 use crate::names::rules;
 use crate::store::{ListPage, ListRequest, Nonsense, ObjectStore, StoreError, check_page};
 
@@ -66,7 +66,7 @@ impl Names {
         state.lookups.insert(key.clone(), lookup.clone());
         let question = Question { prefix: prefix.clone(), key, asked: now, epoch };
         tokio::spawn(self.clone().look_up(question, page_keys, outcome));
-        if state.known.directories.missed(prefix) {
+        if state.known.directories.with(prefix, Directory::missed) {
             self.listing_under_way(state, prefix, now);
         }
         lookup

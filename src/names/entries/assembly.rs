@@ -1,7 +1,7 @@
-//! From the pages of a listing to runs of a directory: what is shown, and what is hidden.
+//! Makes runs of entries from the pages of a listing, and notes what is hidden.
 //!
-//! A listing is all or nothing: a page that fails or makes no sense fails the whole, because a
-//! directory that silently lacks files is worse than an error.
+//! One bad page fails the whole listing: a directory that silently lacks files is worse than an
+//! error.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -13,10 +13,10 @@ use crate::store::{ListEntry, ListPage, StoreError};
 
 /// A directory's entries on their way from pages to runs.
 ///
-/// An object is hidden by a directory of the same name (N3), which can stand far behind it: between
-/// `a` and `a/` there is room for every `a-…`. So an entry is not shown before it has *settled*: an
-/// entry has come that is greater than the directory that might hide it.
-#[derive(Debug)]
+/// A directory hides an object of the same name (N3) and can come much later: every `a-…` lies
+/// between `a` and `a/`. So an entry is shown only once it has *settled*: a key behind the directory
+/// that might hide it has come.
+#[derive(Debug, Default)]
 pub(crate) struct Assembly {
     prefix: Arc<str>,
     /// In key order; the first of them has not settled.
@@ -41,15 +41,14 @@ pub struct HiddenKeys {
 }
 
 impl HiddenKeys {
-    /// 1,000 keys of 100 bytes are 100 KB a directory and reason, while it is being listed. More
-    /// would show nothing new: they were made by a rule.
+    /// 1,000 keys of 100 bytes are 100 KB for each directory and reason while it is being listed.
     pub const MOST_KEPT: usize = 1000;
 }
 
 /// The part of a complete listing that is not shown.
 #[derive(Debug)]
 pub(crate) struct Rest {
-    /// Hidden keys, one item a reason.
+    /// One item for each reason.
     pub(crate) hidden: Vec<HiddenKeys>,
     /// N12: some key begins with the prefix.
     pub(crate) exists: bool,
@@ -57,21 +56,13 @@ pub(crate) struct Rest {
 
 impl Assembly {
     pub(crate) fn new(prefix: Arc<str>) -> Self {
-        Self {
-            prefix,
-            open: EntryRun::default(),
-            unsettled: Vec::new(),
-            shadowed: Vec::new(),
-            shown: false,
-            marker: false,
-            hidden: Vec::new(),
-        }
+        Self { prefix, ..Self::default() }
     }
 
     /// Counts the keys of a page that cannot be decoded.
     pub(crate) fn count(&mut self, page: &ListPage) {
         if page.undecodable > 0 {
-            self.hide(Hidden::NotUtf8, page.undecodable, None);
+            hide(&mut self.hidden, Hidden::NotUtf8, page.undecodable, None);
         }
     }
 
@@ -91,7 +82,9 @@ impl Assembly {
                     run.push(name, Some(meta))?;
                 }
                 (Some(Meaning::Marker), _) => self.marker = true,
-                (Some(Meaning::Hidden(reason)), _) => self.hide(reason, 1, Some(key)),
+                (Some(Meaning::Hidden(reason)), _) => {
+                    hide(&mut self.hidden, reason, 1, Some(key));
+                }
                 (Some(Meaning::File(_)) | None, _) => {
                     return Err(StoreError::nonsense(format!(
                         "{key:?} in a delimited listing of {prefix:?}"
@@ -150,20 +143,15 @@ impl Assembly {
         self.shadowed.sort_unstable();
         let open = self.open.split_off(settled);
         let mut shown = std::mem::replace(&mut self.open, open);
-        if self.shadowed.first().is_some_and(|index| *index < settled) {
-            let mut shadowed = self.shadowed.iter().copied().peekable();
+        let waiting = self.shadowed.split_off(self.shadowed.partition_point(|at| *at < settled));
+        let shadowed = std::mem::replace(&mut self.shadowed, waiting);
+        if !shadowed.is_empty() {
             let all = std::mem::take(&mut shown);
-            for index in 0..settled {
-                if shadowed.next_if_eq(&index).is_none() {
-                    shown.push_copy(&all, index)?;
-                }
+            for index in (0..settled).filter(|at| shadowed.binary_search(at).is_err()) {
+                shown.push_copy(&all, index)?;
             }
         }
-        for index in &mut self.unsettled {
-            *index -= settled;
-        }
-        self.shadowed.retain(|index| *index >= settled);
-        for index in &mut self.shadowed {
+        for index in self.unsettled.iter_mut().chain(&mut self.shadowed) {
             *index -= settled;
         }
         shown.shrink();
@@ -171,7 +159,7 @@ impl Assembly {
         Ok(shown)
     }
 
-    /// Takes the rest behind the last entry: nothing can hide it any more.
+    /// Takes the rest, once the last entry has come.
     pub(crate) fn last(&mut self) -> Result<EntryRun, StoreError> {
         self.unsettled.clear();
         self.settled()
@@ -187,15 +175,10 @@ impl Assembly {
         let exists = self.shown || self.marker || !self.hidden.is_empty();
         Rest { hidden: self.hidden, exists }
     }
-
-    fn hide(&mut self, reason: Hidden, count: usize, key: Option<&str>) {
-        hide(&mut self.hidden, reason, count, key);
-    }
 }
 
 fn hide(hidden: &mut Vec<HiddenKeys>, reason: Hidden, count: usize, key: Option<&str>) {
-    let at = hidden.iter().position(|hidden| hidden.reason == reason);
-    let at = at.unwrap_or_else(|| {
+    let at = hidden.iter().position(|hidden| hidden.reason == reason).unwrap_or_else(|| {
         hidden.push(HiddenKeys { reason, count: 0, keys: BTreeSet::new() });
         hidden.len() - 1
     });

@@ -1,5 +1,4 @@
-//! A directory's entries in key order: runs that are shown one after the other as pages arrive, and
-//! never change once they are shown.
+//! A directory's entries in key order: runs that are appended as pages arrive and never change.
 
 use std::sync::Arc;
 
@@ -10,13 +9,13 @@ use crate::names::rules::{self, EntryKey};
 /// Memory of a run beside its entries: an `Arc`, two vectors, and their allocations.
 const RUN_BYTES: usize = 128;
 
-/// A directory's entries in key order (N10), each with its inode number. While the directory is
-/// being listed, a beginning of them.
+/// A directory's entries in key order (N10), each with its inode number; the first of them while
+/// the directory is being listed.
 #[derive(Clone, Debug)]
 pub(crate) struct Listing {
-    prefix: Arc<str>,
+    pub(crate) prefix: Arc<str>,
     /// Unique in a mount, never 0: the high half of the cookies of scans over this listing.
-    generation: u32,
+    pub(crate) generation: u32,
     /// Not empty, each with the index of its first entry in the whole directory.
     runs: Vec<(usize, Arc<EntryRun>)>,
     length: usize,
@@ -27,14 +26,6 @@ impl Listing {
     pub(crate) fn new(prefix: Arc<str>, generation: u32) -> Self {
         let memory_bytes = size_of::<Self>() + prefix.len();
         Self { prefix, generation, runs: Vec::new(), length: 0, memory_bytes }
-    }
-
-    pub(crate) fn prefix(&self) -> &Arc<str> {
-        &self.prefix
-    }
-
-    pub(crate) fn generation(&self) -> u32 {
-        self.generation
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -95,15 +86,14 @@ impl Listing {
         run.inode(index, &self.prefix)
     }
 
-    /// The number of the entry that has the name of `of`, if it is the same thing.
+    /// The number of the entry that is the same as `of`, name included.
     pub(crate) fn number(&self, of: &Inode) -> Option<Ino> {
         let (_, name) = rules::parent_and_name(of.key())?;
         let (run, index) = self.at(self.find(name.as_bytes())?);
         run.is(index, of).then(|| run.ino(index))
     }
 
-    /// The number of the entry with this index, if it is the same as entry `at` of `run`: what has
-    /// not changed has almost the index that it had.
+    /// The number of the entry with this index, if it is the same as entry `at` of `run`.
     pub(crate) fn number_near(&self, index: usize, run: &EntryRun, at: usize) -> Option<Ino> {
         let (own, own_at) = (index < self.length).then(|| self.at(index))?;
         own.is_same(own_at, run, at).then(|| own.ino(own_at))
@@ -124,7 +114,6 @@ impl Listing {
             })
     }
 
-    /// Appends entries that come behind all others.
     pub(crate) fn push(&mut self, run: Arc<EntryRun>) {
         if run.is_empty() {
             return;
@@ -143,11 +132,8 @@ impl Listing {
     }
 
     fn at(&self, index: usize) -> (&EntryRun, usize) {
-        let at = match self.runs.binary_search_by_key(&index, |(start, _)| *start) {
-            Ok(at) => at,
-            Err(behind) => behind - 1,
-        };
-        let (start, run) = &self.runs[at];
+        let behind = self.runs.partition_point(|(start, _)| *start <= index);
+        let (start, run) = &self.runs[behind - 1];
         (run, index - start)
     }
 

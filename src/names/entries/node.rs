@@ -32,10 +32,8 @@ impl Inode {
         }
     }
 
-    /// One number may name both.
-    ///
-    /// `LastModified` is not compared: stores round it differently in a listing and in a HEAD, and
-    /// bytes that were put again unchanged are worth keeping in the page cache.
+    /// One number may name both. `LastModified` is not compared: stores round it differently in a
+    /// listing and in a HEAD, and the pages of an object that was put again unchanged stay good.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Directory(a), Self::Directory(b)) => a == b,
@@ -54,6 +52,6 @@ pub struct Node {
     pub mtime: SystemTime,
     /// The kernel's TTL of the *name*.
     pub name_ttl: Duration,
-    /// The kernel's TTL of the attributes: [`FOREVER`] for a file, whose inode names one version.
+    /// How long the kernel may believe the attributes: [`FOREVER`] for a file.
     pub attr_ttl: Duration,
 }

@@ -11,8 +11,7 @@ use crate::store::{ObjectMeta, ObjectVersion, StoreError};
 /// Entries in key order (N10).
 #[derive(Clone, Debug, Default)]
 pub(crate) struct EntryRun {
-    /// Each entry's name, and behind it a file's `ETag`, in the order of the entries. One
-    /// allocation for all: a directory of a million files should not cost three million.
+    /// Each entry's name, then its `ETag`, in the order of the entries: one allocation for all.
     bytes: Vec<u8>,
     records: Vec<Record>,
 }
@@ -42,31 +41,33 @@ enum RecordKind {
 struct Etag(u16);
 
 impl Etag {
-    /// Marks a text `"…"` whose first 32 characters are hexadecimal digits, kept as 16 bytes, what
-    /// follows them as it is, and the quotes not at all.
+    /// Marks a text `"…"` whose first 32 characters are hexadecimal digits: they are kept as 16
+    /// bytes, the rest as it is, and the quotes not at all.
     const PACKED: u16 = 1 << 15;
     const DIGITS: usize = 32;
 
     fn push(text: &str, onto: &mut Vec<u8>) -> Result<Self, StoreError> {
         let before = onto.len();
-        let packed = Self::pack(text, onto).is_some();
-        if !packed {
-            onto.truncate(before);
-            onto.extend_from_slice(text.as_bytes());
-        }
+        let (mark, rest) = match Self::pack(text) {
+            Some((digits, rest)) => {
+                onto.extend_from_slice(&digits.to_be_bytes());
+                (Self::PACKED, rest)
+            }
+            None => (0, text),
+        };
+        onto.extend_from_slice(rest.as_bytes());
         let bytes = u16::try_from(onto.len() - before).ok().filter(|bytes| *bytes < Self::PACKED);
         let bytes = bytes.ok_or_else(|| StoreError::nonsense("an endless ETag".to_owned()))?;
-        Ok(Self(if packed { bytes | Self::PACKED } else { bytes }))
+        Ok(Self(bytes | mark))
     }
 
-    fn pack(text: &str, onto: &mut Vec<u8>) -> Option<()> {
+    fn pack(text: &str) -> Option<(u128, &str)> {
         let inner = text.strip_prefix('"')?.strip_suffix('"')?;
-        let (digits, rest) = inner.as_bytes().split_at_checked(Self::DIGITS)?;
-        for pair in digits.chunks_exact(2) {
-            onto.push(digit(pair[0])? << 4 | digit(pair[1])?);
-        }
-        onto.extend_from_slice(rest);
-        Some(())
+        let (digits, rest) = inner.split_at_checked(Self::DIGITS)?;
+        // Lower-case digits only: they are what [`Self::text`] gives back.
+        let is_digit = |digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f');
+        let digits = digits.bytes().all(is_digit).then_some(digits)?;
+        Some((u128::from_str_radix(digits, 16).ok()?, rest))
     }
 
     fn bytes(self) -> usize {
@@ -74,45 +75,18 @@ impl Etag {
     }
 
     fn text(self, bytes: &[u8]) -> String {
-        if self.0 & Self::PACKED == 0 {
-            return String::from_utf8_lossy(bytes).into_owned();
-        }
-        let (digits, rest) = bytes.split_at(Self::DIGITS / 2);
-        let mut text = String::with_capacity(Self::DIGITS + 2 + rest.len());
-        text.push('"');
-        for byte in digits {
-            for half in [byte >> 4, byte & 15] {
-                text.push(char::from_digit(half.into(), 16).expect("less than 16"));
+        match bytes.split_first_chunk() {
+            Some((digits, rest)) if self.0 & Self::PACKED != 0 => {
+                let rest = String::from_utf8_lossy(rest);
+                format!("\"{:032x}{rest}\"", u128::from_be_bytes(*digits))
             }
+            _ => String::from_utf8_lossy(bytes).into_owned(),
         }
-        text.push_str(&String::from_utf8_lossy(rest));
-        text.push('"');
-        text
     }
 
     fn is(self, bytes: &[u8], text: &str) -> bool {
-        if self.0 & Self::PACKED == 0 {
-            return bytes == text.as_bytes();
-        }
-        let Some(inner) = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')) else {
-            return false;
-        };
-        let inner = inner.as_bytes();
-        let (digits, rest) = bytes.split_at(Self::DIGITS / 2);
-        inner.len() == Self::DIGITS + rest.len()
-            && &inner[Self::DIGITS..] == rest
-            && inner.chunks_exact(2).zip(digits).all(|(pair, byte)| {
-                digit(pair[0]) == Some(byte >> 4) && digit(pair[1]) == Some(byte & 15)
-            })
-    }
-}
-
-/// Lower-case digits only: they are what [`Etag::text`] gives back.
-fn digit(digit: u8) -> Option<u8> {
-    match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        _ => None,
+        let mut packed = Vec::with_capacity(text.len());
+        Self::push(text, &mut packed).is_ok_and(|etag| etag == self && packed == bytes)
     }
 }
 
@@ -130,8 +104,7 @@ impl EntryRun {
     }
 
     pub(crate) fn key(&self, index: usize) -> EntryKey<'_> {
-        let record = &self.records[index];
-        self.record_key(record)
+        self.record_key(&self.records[index])
     }
 
     /// A file's size; `None` for a directory, and for an archived file.
@@ -167,7 +140,7 @@ impl EntryRun {
         }))
     }
 
-    /// The entry is the same thing as `of`, which has its name.
+    /// The entry is the same as `of`, which has its name.
     pub(crate) fn is(&self, index: usize, of: &Inode) -> bool {
         let record = &self.records[index];
         match (of, record.kind) {
@@ -181,7 +154,7 @@ impl EntryRun {
         }
     }
 
-    /// The entry and one of another run have the same name and are the same thing.
+    /// The entry is the same as one of another run, name included.
     pub(crate) fn is_same(&self, index: usize, other: &Self, other_index: usize) -> bool {
         let (a, b) = (&self.records[index], &other.records[other_index]);
         a.kind == b.kind

@@ -1,8 +1,7 @@
-//! How much memory names take, within a limit, and which directory gives up its share first. Pure.
+//! The memory of names, its limit, and the order of eviction. Pure.
 //!
-//! Everything that is known of directories is charged, whether it can be evicted or not: listings,
-//! finished and under way, first pages, and the records of the directories themselves. What can be
-//! evicted goes in the order of last use until the rest fits.
+//! All that is known of directories is charged, whether it can be evicted or not: listings, finished
+//! and under way, first pages, and the directories' records. Eviction is by last use.
 
 use std::sync::Arc;
 
@@ -10,8 +9,8 @@ use lru::LruCache;
 
 #[derive(Debug)]
 pub(crate) struct NamesBudget {
-    bytes: usize,
-    limit: usize,
+    pub(super) bytes: usize,
+    pub(super) limit: usize,
     /// Directories with something to evict, by last use.
     by_use: LruCache<Arc<str>, ()>,
 }
@@ -19,15 +18,6 @@ pub(crate) struct NamesBudget {
 impl NamesBudget {
     pub(crate) fn new(limit: usize) -> Self {
         Self { bytes: 0, limit, by_use: LruCache::unbounded() }
-    }
-
-    pub(crate) fn limit(&self) -> usize {
-        self.limit
-    }
-
-    #[cfg(test)]
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
     }
 
     pub(crate) fn charge(&mut self, bytes: usize) {
@@ -48,12 +38,10 @@ impl NamesBudget {
         self.by_use.put(directory.clone(), ());
     }
 
-    /// It was used now.
     pub(crate) fn touch(&mut self, directory: &str) {
         self.by_use.promote(directory);
     }
 
-    /// It has nothing left to evict.
     pub(crate) fn remove(&mut self, directory: &str) {
         self.by_use.pop(directory);
     }

@@ -8,16 +8,16 @@ use super::budget::NamesBudget;
 use super::directory::{Directory, NameAnswer};
 use super::expiry::Expiry;
 use super::partial::Partial;
-use super::progress::{ListingWriter, Progress};
+use super::progress::ListingWriter;
 use super::resume::Resume;
-use super::walk::{Ahead, MOST_AHEAD, Surroundings, WalkLimits};
+use super::walk::{Ahead, MOST_AHEAD};
 use crate::errno::FsError;
-use crate::names::entries::{EntryRun, Ino, Inode, Listing};
-use crate::names::rules::{self, Hidden};
+use crate::names::entries::{EntryRun, Listing};
+use crate::names::rules;
 use crate::store::ListPage;
 
-/// First pages that are kept for a listing to go on from. `ls` lists right after its lookup, so the
-/// last few are enough; 1,000 keys are some 300 KB.
+/// First pages kept for a listing to continue. `ls` lists right after its lookup, so a few are
+/// enough; 1,000 keys are some 300 KB.
 const MAX_FIRST_PAGES: usize = 8;
 
 #[derive(Debug)]
@@ -35,9 +35,8 @@ pub(crate) struct Directories {
     metadata_ttl: Option<Duration>,
     mounted_at: SystemTime,
     started: Instant,
-    /// The mtime of a directory that nothing is known of: the time of the mount, or the time at
-    /// which such knowledge was last thrown away, so that a directory that comes back never has
-    /// an older mtime than before.
+    /// The mtime of a directory that nothing is known of: the time of the mount, or of the last
+    /// removal of a record, so that no directory's mtime goes back.
     first_mtime: Instant,
 }
 
@@ -71,7 +70,11 @@ impl Directories {
 
     /// Runs a change, and charges or refunds what it did to the directory's size. A directory that
     /// nothing is known of begins as an empty record.
-    fn with<T>(&mut self, prefix: &Arc<str>, change: impl FnOnce(&mut Directory) -> T) -> T {
+    pub(crate) fn with<T>(
+        &mut self,
+        prefix: &Arc<str>,
+        change: impl FnOnce(&mut Directory) -> T,
+    ) -> T {
         let directory = self.by_prefix.entry(prefix.clone()).or_insert_with(|| {
             let in_kernel = *prefix == self.root_prefix;
             let (epoch, mtime) = (self.first_epoch, self.first_mtime);
@@ -82,8 +85,8 @@ impl Directories {
         Self::charged(directory, &mut self.budget, &mut self.with_pages, change)
     }
 
-    /// The same for a directory of which something is known; else it does nothing.
-    fn with_known<T>(
+    /// The same for a directory of which something is known; else changes nothing.
+    pub(crate) fn with_known<T>(
         &mut self,
         prefix: &str,
         change: impl FnOnce(&mut Directory) -> T,
@@ -98,8 +101,8 @@ impl Directories {
         with_pages: &mut VecDeque<Arc<str>>,
         change: impl FnOnce(&mut Directory) -> T,
     ) -> T {
-        let (bytes, had_page) =
-            (directory.memory_bytes(Listing::memory_bytes), directory.has_page());
+        let had_page = directory.has_page();
+        let bytes = directory.memory_bytes(Listing::memory_bytes);
         let result = change(directory);
         budget.charge(directory.memory_bytes(Listing::memory_bytes));
         budget.refund(bytes);
@@ -134,13 +137,12 @@ impl Directories {
         self.first_mtime = now;
     }
 
-    /// The epoch of a request that begins now.
+    /// The epoch of requests that begin now.
     pub(crate) fn epoch(&self) -> u64 {
         self.last_epoch
     }
 
-    /// Answers to requests of this epoch are still to be believed: the directory's names have not
-    /// been dropped since.
+    /// The directory's names have not been dropped since requests of this epoch.
     pub(crate) fn is_current(&self, prefix: &str, epoch: u64) -> bool {
         epoch >= self.get(prefix).map_or(self.first_epoch, |directory| directory.epoch)
     }
@@ -173,32 +175,13 @@ impl Directories {
         self.get(prefix).is_some_and(|directory| directory.needs_nothing(now))
     }
 
-    pub(crate) fn under_way(&self, prefix: &str) -> Option<&Progress> {
-        self.get(prefix)?.under_way()
-    }
-
-    pub(crate) fn newest(&self, prefix: &str) -> Option<&Arc<Listing>> {
-        self.get(prefix)?.newest()
-    }
-
-    /// The entries of a first page, believed or not.
-    pub(crate) fn partial_listing(&self, prefix: &str) -> Option<&Arc<Listing>> {
-        Some(self.get(prefix)?.partial.as_ref()?.listing())
-    }
-
     /// The first page of a directory is believed, and shows no directory.
     pub(crate) fn begins_with_files(&self, prefix: &str, now: Instant) -> bool {
         let partial = self.get(prefix).and_then(|directory| directory.partial.as_ref());
         partial.is_some_and(|partial| partial.shows_only_files(now))
     }
 
-    /// The number that a listing of the directory `prefix` has given to this inode.
-    pub(crate) fn number(&self, prefix: &str, of: &Inode) -> Option<Ino> {
-        self.get(prefix)?.number(of)
-    }
-
-    /// The directory's mtime and how long the kernel may believe it; see
-    /// [`Directory::attributes`].
+    /// The directory's mtime, and its TTL for the kernel: see [`Directory::attributes`].
     pub(crate) fn attributes(
         &mut self,
         prefix: &str,
@@ -212,20 +195,23 @@ impl Directories {
         (self.mounted_at + (mtime - self.started), ttl)
     }
 
-    /// A scan of the directory `prefix` begins: gives what is worth listing ahead, because this
-    /// caller goes through all that is in its parent.
-    pub(crate) fn walked_to(&mut self, prefix: &str, page_keys: u16, now: Instant) -> Vec<Ahead> {
-        self.walk_step(prefix, page_keys, now).unwrap_or_default()
-    }
-
-    fn walk_step(&mut self, prefix: &str, page_keys: u16, now: Instant) -> Option<Vec<Ahead>> {
+    /// A scan of the directory `prefix` begins: gives what is worth listing ahead, if this is a walk
+    /// through its parent.
+    pub(crate) fn walked_to(
+        &mut self,
+        prefix: &str,
+        page_keys: u16,
+        now: Instant,
+    ) -> Option<Vec<Ahead>> {
         let (parent, name) = rules::parent_and_name(prefix)?;
         let directory = self.get(parent).filter(|parent| parent.is_believed(now))?;
         let listing = directory.newest()?.clone();
         let at = listing.find(name.as_bytes())?;
         let (mut walk, took) = (directory.walk, directory.listing_took * 2);
-        let limits = WalkLimits { page_keys, listings_bytes: self.budget.limit() };
-        let mut ahead = walk.step(&listing, at, limits, &Around { directories: self, now });
+        let limits = (usize::from(page_keys), self.budget.limit);
+        let is_known = |one: &str| self.needs_nothing(one, now);
+        let entries = |one: &str| Some(self.get(one)?.newest()?.len());
+        let mut ahead = walk.step(&listing, at, limits, is_known, entries);
         // What is listed ahead must still be believed when the walk comes to it.
         let most = u32::try_from(MOST_AHEAD).expect("small");
         if self.metadata_ttl.is_some_and(|ttl| ttl <= took * most) {
@@ -233,23 +219,6 @@ impl Directories {
         }
         self.by_prefix.get_mut(parent)?.walk = walk;
         Some(ahead)
-    }
-
-    /// A run has found `keys` keys in and below `directories` directories of this one.
-    pub(crate) fn walk_measured(&mut self, parent: &str, keys: usize, directories: usize) {
-        if let Some(directory) = self.by_prefix.get_mut(parent) {
-            directory.walk.measured(keys, directories);
-        }
-    }
-
-    /// Counts a lookup that costs requests. True when the directory is worth listing.
-    pub(crate) fn missed(&mut self, prefix: &Arc<str>) -> bool {
-        self.with(prefix, Directory::missed)
-    }
-
-    /// True the first time that keys are hidden in a directory for this reason.
-    pub(crate) fn is_first_warning(&mut self, prefix: &Arc<str>, reason: Hidden) -> bool {
-        self.with(prefix, |directory| directory.is_first_warning(reason))
     }
 
     /// A listing begins, with the answers to requests that were sent at `asked` or later.
@@ -272,23 +241,10 @@ impl Directories {
         self.remove_if_idle(&writer.prefix, now);
     }
 
-    /// `bytes` of a listing under way have come and wait for entries before them.
-    pub(crate) fn set_waiting_bytes(&mut self, writer: &ListingWriter, bytes: usize) {
-        self.with_known(&writer.prefix, |_| writer.set_waiting_bytes(bytes));
-    }
-
     /// Shows the next entries of a listing.
     pub(crate) fn show(&mut self, writer: &mut ListingWriter, run: EntryRun, now: Instant) {
         let prefix = writer.prefix.clone();
-        match self.by_prefix.get_mut(&prefix) {
-            Some(directory) => {
-                let (budget, pages) = (&mut self.budget, &mut self.with_pages);
-                Self::charged(directory, budget, pages, |directory| {
-                    directory.show(writer, run, now);
-                });
-            }
-            None => writer.push(run),
-        }
+        self.with(&prefix, |directory| directory.show(writer, run, now));
         self.make_room(&prefix, now);
     }
 
@@ -317,8 +273,8 @@ impl Directories {
         self.make_room(&writer.prefix, now);
     }
 
-    /// A directory begins with this page, asked for at `asked` in `epoch`, which shows these
-    /// entries for certain, and has more.
+    /// A directory begins with this page, asked for at `asked` in `epoch`. It shows the entries of
+    /// `run` for certain, and there are more.
     pub(crate) fn begins_with(
         &mut self,
         prefix: &Arc<str>,
@@ -340,19 +296,17 @@ impl Directories {
         self.make_room(prefix, now);
     }
 
-    /// Gives away the page that a listing of this directory may begin with instead of asking for
-    /// it, and when it was asked for.
+    /// Takes the first page with which a listing may begin, and the time at which it was asked for.
     pub(crate) fn take_page(&mut self, prefix: &str, now: Instant) -> Option<(ListPage, Instant)> {
         self.with_known(prefix, |directory| directory.take_page(now))?
     }
 
     fn drop_oldest_page(&mut self) -> bool {
         let Some(prefix) = self.with_pages.pop_front() else { return false };
-        self.with_known(&prefix, Directory::drop_page);
+        self.with_known(&prefix, |one| one.partial.as_mut().map(|partial| partial.page.take()));
         true
     }
 
-    /// Believes nothing of a directory's names any more.
     pub(crate) fn drop_names(&mut self, prefix: &str, now: Instant) {
         self.last_epoch += 1;
         let epoch = self.last_epoch;
@@ -361,7 +315,6 @@ impl Directories {
         }
     }
 
-    /// Believes no name any more.
     pub(crate) fn drop_all_names(&mut self, now: Instant) {
         self.last_epoch += 1;
         self.first_epoch = self.last_epoch;
@@ -370,8 +323,8 @@ impl Directories {
         }
     }
 
-    /// Evicts until the rest fits: first pages, then the least recently used directory's listings,
-    /// but neither the newest one of `keep` nor one that is being listed and lends its numbers.
+    /// Evicts until the rest fits: first pages, then the listings of the least recently used
+    /// directory, but neither those of a directory being listed nor the newest one of `keep`.
     fn make_room(&mut self, keep: &Arc<str>, now: Instant) {
         while self.budget.is_exceeded() {
             if self.drop_oldest_page() {
@@ -381,7 +334,7 @@ impl Directories {
                 prefix != keep && self.get(prefix).is_none_or(|one| !one.being_listed)
             };
             let Some(prefix) = self.budget.evict_candidate(may) else {
-                self.with_known(keep, Directory::evict_old);
+                self.with_known(keep, |directory| directory.versions.truncate(1));
                 break;
             };
             self.budget.remove(&prefix);
@@ -394,22 +347,6 @@ impl Directories {
     #[cfg(test)]
     pub(crate) fn charged_bytes(&self) -> (usize, usize) {
         let there = self.by_prefix.values().map(|one| one.memory_bytes(Listing::recounted_bytes));
-        (self.budget.bytes(), there.sum())
-    }
-}
-
-/// The other directories, as a walk sees them.
-struct Around<'a> {
-    directories: &'a Directories,
-    now: Instant,
-}
-
-impl Surroundings for Around<'_> {
-    fn is_known(&self, directory: &str) -> bool {
-        self.directories.needs_nothing(directory, self.now)
-    }
-
-    fn entries(&self, directory: &str) -> Option<usize> {
-        self.directories.newest(directory).map(|listing| listing.len())
+        (self.budget.bytes, there.sum())
     }
 }

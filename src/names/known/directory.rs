@@ -1,14 +1,13 @@
-//! Everything that is believed of one directory. Pure; time comes in as an argument.
+//! All that is believed of one directory. Pure; time comes in as an argument.
 //!
-//! A directory keeps its newest listing and the two before it. An old one is not believed, but it
-//! lets unchanged names keep their inode numbers, and it translates the cookies of a scan that
-//! began on it. A new listing that finds the same things under the same numbers renews the newest
-//! one and becomes no version of its own.
+//! A directory keeps its newest listing and the two before it. Those are not believed, but by them
+//! unchanged names keep their inode numbers, and scans that began on them continue. A new listing
+//! that is equal to the newest one renews it and becomes no version of its own.
 //!
-//! A listing under way is shown as far as it has come. It has a generation of its own, by which
-//! scans go on in it, and in what becomes of it.
+//! A listing under way is shown as far as it has come. Scans continue in it, and in its outcome, by
+//! its generation.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,12 +25,8 @@ use crate::store::ListPage;
 /// The newest listing, and two more for scans and inode numbers.
 const VERSIONS: usize = 3;
 
-/// Lookups that cost requests after which a directory is worth listing.
+/// Lookups with requests after which a directory is worth listing.
 const MISSES_BEFORE_LISTING: u32 = 2;
-
-/// Later generations under which a version is known because it was found again: as many as there
-/// are versions.
-const ALIASES: usize = VERSIONS;
 
 #[derive(Debug)]
 pub(crate) struct Directory {
@@ -39,37 +34,35 @@ pub(crate) struct Directory {
     /// The kernel knows the directory by an inode number.
     pub(super) in_kernel: bool,
     /// Newest first, at most [`VERSIONS`].
-    versions: VecDeque<Arc<Listing>>,
-    /// Generations of listings that were found to be equal to a version, and that version's own.
+    pub(super) versions: VecDeque<Arc<Listing>>,
+    /// Generations of listings that were equal to a version, and that version's own; at most
+    /// [`VERSIONS`].
     aliases: VecDeque<(u32, u32)>,
-    pub(super) partial: Option<Partial>,
+    pub(crate) partial: Option<Partial>,
     /// Listings under way, and one that has failed, for the scans in the middle of it.
-    progress: Vec<Progress>,
+    pub(super) progress: Vec<Progress>,
     /// A listing of this epoch is under way.
     pub(super) being_listed: bool,
     /// Answers to requests of an older epoch are not believed.
     pub(super) epoch: u64,
-    /// End of the newest version's life. `None` if the directory's names were dropped: not even a
-    /// scan may continue in it.
+    /// The newest version's. `None` if the directory's names were dropped: then not even scans
+    /// continue in it.
     expiry: Option<Expiry>,
-    /// Life of a listing; `None` is forever.
     metadata_ttl: Option<Duration>,
     /// Time from the beginning of the last listing to its end.
     pub(super) listing_took: Duration,
-    /// Lookups that have cost requests since the last listing.
+    /// Lookups with requests since the last listing.
     misses: u32,
     mtime: Mtime,
-    /// The walk through its directories.
-    pub(super) walk: Walk,
+    pub(crate) walk: Walk,
     /// Reasons for hiding keys that are in the log.
-    warned: Vec<Hidden>,
+    pub(crate) warned: BTreeSet<Hidden>,
 }
 
-/// An answer about a name: the inode that it leads to, or that nothing has this name.
+/// What is believed of a name: its inode, or `None` if nothing has this name.
 #[derive(Clone, Debug)]
 pub(crate) struct NameAnswer {
     pub(crate) found: Option<(Ino, Inode)>,
-    /// The rest of its life.
     pub(crate) ttl: Duration,
 }
 
@@ -96,31 +89,25 @@ impl Directory {
             misses: 0,
             mtime: Mtime::new(mtime),
             walk: Walk::default(),
-            warned: Vec::new(),
+            warned: BTreeSet::new(),
         }
     }
 
     /// The newest listing, believed or not.
-    pub(super) fn newest(&self) -> Option<&Arc<Listing>> {
+    pub(crate) fn newest(&self) -> Option<&Arc<Listing>> {
         self.versions.front()
     }
 
     /// A listing of this epoch that is not over: callers that come now may wait for it.
-    pub(super) fn under_way(&self) -> Option<&Progress> {
+    pub(crate) fn under_way(&self) -> Option<&Progress> {
         self.progress.iter().find(|progress| progress.is_under_way(self.epoch))
-    }
-
-    /// A listing beside the one under way may have given numbers: one that began before the names
-    /// were dropped.
-    pub(super) fn has_other_progress(&self) -> bool {
-        self.progress.len() > 1
     }
 
     pub(super) fn is_believed(&self, now: Instant) -> bool {
         self.expiry.is_some_and(|expiry| expiry.remaining(now).is_some())
     }
 
-    /// Nothing is gained by what another request has shown of it.
+    /// Entries that another request has shown are of no use.
     pub(super) fn needs_nothing(&self, now: Instant) -> bool {
         self.is_believed(now) || self.under_way().is_some()
     }
@@ -130,11 +117,9 @@ impl Directory {
         Some((self.versions.front()?.clone(), self.kernel_ttl(now)?))
     }
 
-    /// The answer about a name: by the believed listing, by the beginning of one under way, or by a
-    /// first page.
+    /// Answers from the listing, from the beginning of one under way, or from a first page.
     pub(super) fn answer(&self, name: &[u8], now: Instant) -> Option<NameAnswer> {
-        let full = self.believed_listing(now);
-        if let Some((listing, ttl)) = full {
+        if let Some((listing, ttl)) = self.believed_listing(now) {
             return Some(NameAnswer { found: listing.find_inode(name), ttl });
         }
         let shown = self.under_way().and_then(|progress| {
@@ -142,7 +127,7 @@ impl Directory {
         });
         shown.or_else(|| {
             let partial = self.partial.as_ref()?;
-            partial_answer(partial.listing(), name, partial.remaining(now)?)
+            partial_answer(&partial.listing, name, partial.remaining(now)?)
         })
     }
 
@@ -160,7 +145,7 @@ impl Directory {
         self.metadata_ttl.map(|ttl| ttl / 4).filter(|last| self.listing_took < *last)
     }
 
-    /// It is worth listing again, because it is used at the end of its listing's life.
+    /// In the last part of its listing's life: a use renews it.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
         let left = self.expiry.and_then(|expiry| expiry.remaining(now));
         let due = left.zip(self.last_part()).is_some_and(|(left, last)| left <= last);
@@ -169,7 +154,7 @@ impl Directory {
 
     /// TTL of the names of this generation's listing; `None` when there is a newer one.
     pub(super) fn ttl(&self, generation: u32, now: Instant) -> Option<Duration> {
-        if self.versions.front().is_some_and(|newest| newest.generation() == generation) {
+        if self.versions.front().is_some_and(|newest| newest.generation == generation) {
             return self.kernel_ttl(now);
         }
         let under_way = self.under_way()?;
@@ -179,13 +164,11 @@ impl Directory {
     /// The number that a listing has given to this inode.
     pub(super) fn number(&self, of: &Inode) -> Option<Ino> {
         let versions = self.versions.iter().find_map(|listing| listing.number(of));
-        let mut progress = self.progress.iter();
-        let shown =
-            versions.or_else(|| progress.find_map(|progress| progress.shown().listing.number(of)));
-        shown.or_else(|| self.partial.as_ref()?.listing().number(of))
+        let progress = || self.progress.iter().find_map(|one| one.shown().listing.number(of));
+        versions.or_else(progress).or_else(|| self.partial.as_ref()?.listing.number(of))
     }
 
-    /// Continues a scan that has delivered the entries before `index` of listing `generation`.
+    /// How a scan continues that has delivered the entries before `index` of listing `generation`.
     pub(super) fn resume(&self, generation: u32, index: usize) -> Resume {
         let progress = self.progress.iter().find(|progress| progress.generation == generation);
         let from = if let Some(progress) = progress {
@@ -200,14 +183,9 @@ impl Directory {
         } else {
             let alias = self.aliases.iter().find(|(alias, _)| *alias == generation);
             let generation = alias.map_or(generation, |(_, generation)| *generation);
-            let mut versions = self.versions.iter();
-            let Some(old) = versions.find(|listing| listing.generation() == generation) else {
-                return Resume::Stale;
-            };
-            if index > old.len() {
-                return Resume::Stale;
-            }
-            if self.expiry.is_some() && old.generation() == self.versions[0].generation() {
+            let old = self.versions.iter().find(|listing| listing.generation == generation);
+            let Some(old) = old.filter(|old| index <= old.len()) else { return Resume::Stale };
+            if self.expiry.is_some() && old.generation == self.versions[0].generation {
                 return Resume::At(old.clone(), index);
             }
             ScanFrom::behind(old, index)
@@ -218,8 +196,8 @@ impl Directory {
         }
     }
 
-    /// The mtime, and how long the kernel may believe it: as long as the listing, and
-    /// `unlisted_ttl` if there is none, because then the kernel has no pages to keep.
+    /// The mtime, and its TTL for the kernel: the listing's, or `unlisted_ttl` without a listing,
+    /// because then the kernel has no pages to keep.
     pub(super) fn attributes(
         &mut self,
         unlisted_ttl: Duration,
@@ -236,22 +214,13 @@ impl Directory {
         (self.mtime.at(), ttl.unwrap_or(Duration::ZERO))
     }
 
-    /// Counts a lookup that costs requests. True when the directory is worth listing: it has come
-    /// to [`MISSES_BEFORE_LISTING`], and a listing would be believed for longer than it takes.
-    pub(super) fn missed(&mut self) -> bool {
+    /// Counts a lookup with requests. True when the directory is worth listing: after
+    /// [`MISSES_BEFORE_LISTING`], if a listing is believed for longer than it takes.
+    pub(crate) fn missed(&mut self) -> bool {
         self.misses += 1;
         self.misses >= MISSES_BEFORE_LISTING
             && !self.being_listed
             && self.metadata_ttl.is_none_or(|ttl| ttl > self.listing_took * 2)
-    }
-
-    /// True the first time that keys are hidden for this reason.
-    pub(super) fn is_first_warning(&mut self, reason: Hidden) -> bool {
-        let first = !self.warned.contains(&reason);
-        if first {
-            self.warned.push(reason);
-        }
-        first
     }
 
     /// Begins the listing `empty`, whose answers are believed until `expiry`.
@@ -259,7 +228,7 @@ impl Directory {
         self.misses = 0;
         self.being_listed = true;
         self.progress.retain(|progress| !progress.is_over());
-        let same_as = self.versions.front().map(|newest| newest.generation());
+        let same_as = self.versions.front().map(|newest| newest.generation);
         let writer = ListingWriter::new(empty, self.epoch, expiry, same_as);
         self.progress.push(writer.progress());
         writer
@@ -271,12 +240,12 @@ impl Directory {
         self.being_listed &= self.epoch != writer.epoch;
     }
 
-    /// Shows the next entries of a listing. If others have been shown in their place, the mtime
-    /// moves before.
+    /// Shows the next entries of a listing. If the newest listing has others in their place, the
+    /// mtime advances before.
     pub(super) fn show(&mut self, writer: &mut ListingWriter, run: EntryRun, now: Instant) {
         let is_ours = self.progress.iter().any(|one| one.generation == writer.generation);
         if let Some(same_as) = writer.same_as.filter(|_| is_ours) {
-            let same = self.versions.front().filter(|newest| newest.generation() == same_as);
+            let same = self.versions.front().filter(|newest| newest.generation == same_as);
             let start = writer.shown().listing.len();
             if !same.is_some_and(|newest| newest.continues_with(start, &run)) {
                 writer.same_as = None;
@@ -308,9 +277,9 @@ impl Directory {
         writer.end(Err(error));
     }
 
-    /// Ends a complete listing that began at `asked`. It becomes the newest version; or it renews
-    /// the version before, if nothing has changed; or it is of no use but to scans, if names were
-    /// dropped and the directory listed since.
+    /// Ends a complete listing that began at `asked`. It becomes the newest version; or renews the
+    /// one before, if nothing has changed; or serves only scans, if names were dropped and the
+    /// directory listed since.
     pub(super) fn finish(&mut self, writer: &ListingWriter, asked: Instant, now: Instant) {
         let listing = writer.shown().listing.clone();
         // Its entries become the version's, and are charged there.
@@ -318,13 +287,13 @@ impl Directory {
         let in_epoch = self.epoch == writer.epoch;
         self.being_listed &= !in_epoch;
         // The kernel may have read the version before under the mtime of this one.
-        let was_believed = self.expiry.is_some_and(|expiry| expiry.remaining(asked).is_some());
+        let was_believed = self.is_believed(asked);
         let same = self.versions.front().filter(|newest| {
-            writer.same_as == Some(newest.generation()) && newest.len() == listing.len()
+            writer.same_as == Some(newest.generation) && newest.len() == listing.len()
         });
         if let Some(same) = same {
-            self.aliases.push_front((writer.generation, same.generation()));
-            self.aliases.truncate(ALIASES);
+            self.aliases.push_front((writer.generation, same.generation));
+            self.aliases.truncate(VERSIONS);
         } else if !in_epoch && self.expiry.is_some() {
             self.versions.insert(1, Arc::new(listing));
         } else {
@@ -343,65 +312,52 @@ impl Directory {
         }
         self.listing_took = now - asked;
         self.misses = 0;
-        // It would lead back to what was true before this.
         self.partial = None;
         writer.end(Ok(self.versions[0].clone()));
     }
 
-    /// Gives away the first page that a listing may begin with, and when it was asked for.
     pub(super) fn take_page(&mut self, now: Instant) -> Option<(ListPage, Instant)> {
         let (epoch, ttl) = (self.epoch, self.metadata_ttl);
         let partial = self.partial.as_mut()?;
-        let page = partial.take_page()?;
-        partial.is_young(now, ttl, epoch).then_some((page, partial.asked()))
-    }
-
-    pub(super) fn drop_page(&mut self) {
-        self.partial.as_mut().and_then(Partial::take_page);
+        let (page, _) = partial.page.take()?;
+        partial.is_young(now, ttl, epoch).then_some((page, partial.asked))
     }
 
     pub(super) fn has_page(&self) -> bool {
-        self.partial.as_ref().is_some_and(Partial::has_page)
+        self.partial.as_ref().is_some_and(|partial| partial.page.is_some())
     }
 
-    /// Nothing of it is believed any more.
     pub(super) fn drop_names(&mut self, epoch: u64, now: Instant) {
         let shown = |progress: &Progress| !progress.shown().listing.is_empty();
         if self.versions.is_empty() && self.progress.iter().any(shown) {
-            // What comes next may be other than what has been shown of the first listing.
+            // The next entries may differ from those shown.
             self.mtime.advance(now);
         }
         if let Some(partial) = &mut self.partial {
-            partial.drop_names();
+            partial.expiry = None;
         }
         self.epoch = epoch;
         self.expiry = None;
         self.misses = 0;
-        // Tasks at work on a listing work for those who came before.
         self.being_listed = false;
     }
 
-    /// Gives up everything that can be known again by asking.
+    /// Gives up all that the store can tell again.
     pub(super) fn evict(&mut self, now: Instant) {
         self.versions.clear();
         self.partial = None;
-        // Nothing will tell any more when the kernel's pages expire: they do so now.
+        // The kernel's pages expire now, because their TTL is forgotten.
         self.mtime.advance(now);
         self.mtime.vouch();
         self.expiry = None;
     }
 
-    /// Gives up all listings but the newest.
-    pub(super) fn evict_old(&mut self) {
-        self.versions.truncate(1);
-    }
-
-    /// Nothing is lost with it.
+    /// Its record may be removed.
     pub(super) fn is_idle(&self) -> bool {
         self.versions.is_empty() && self.partial.is_none() && !self.being_listed
     }
 
-    /// Memory that it takes, with its places in the tables.
+    /// Its memory, with its places in the tables.
     pub(super) fn memory_bytes(&self, of: impl Fn(&Listing) -> usize) -> usize {
         /// Hash tables are at most 7/8 full and at least 7/16; an entry of the order of use has two
         /// pointers, a key and an allocation of its own.
@@ -413,8 +369,8 @@ impl Directory {
     }
 }
 
-/// The answer of the beginning of a listing: the name is there, or nothing has this name,
-/// because entries behind it have come.
+/// An answer from the beginning of a listing: the name is there, or nothing has it, because entries
+/// behind it have come.
 fn partial_answer(listing: &Listing, name: &[u8], ttl: Duration) -> Option<NameAnswer> {
     let found = listing.find_inode(name);
     let is_behind = listing.behind(EntryKey { name, is_directory: true }) < listing.len();

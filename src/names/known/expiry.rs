@@ -1,4 +1,4 @@
-//! Until when an answer is believed.
+//! The time until which an answer is believed.
 
 use std::time::{Duration, Instant};
 
@@ -9,9 +9,8 @@ use crate::names::entries::FOREVER;
 pub(crate) struct Expiry(Option<Instant>);
 
 impl Expiry {
-    /// The answer to a request that was sent at `asked`; without a `ttl` it is believed forever.
-    ///
-    /// Counted from the request, because the answer may have been true no longer than that.
+    /// The answer to a request sent at `asked`, from which the `ttl` counts: it may have been true
+    /// only then. Without a `ttl` it is believed forever.
     pub(crate) fn after(asked: Instant, ttl: Option<Duration>) -> Self {
         Self(ttl.and_then(|ttl| asked.checked_add(ttl)))
     }

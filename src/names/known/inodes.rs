@@ -1,9 +1,8 @@
 //! The inode table: what the kernel knows by number. Pure.
 //!
 //! Invariants: a number names one path of a directory, or one version of one object (key, `ETag`,
-//! size, and whether it is archived, which shows in its mode); it is never given to
-//! anything else while mounted; it is known from the first lookup that the kernel counts until it
-//! has forgotten them all. The root is always known.
+//! size, and whether it is archived, which shows in its mode), and nothing else while mounted. It is
+//! known until the kernel has forgotten all its lookups; the root always.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -63,7 +62,6 @@ impl Inodes {
         inodes
     }
 
-    /// A number that nothing has had.
     pub(crate) fn issue(&mut self) -> Ino {
         self.next += 1;
         self.next - 1
@@ -88,7 +86,6 @@ impl Inodes {
         self.get(ino).is_some_and(|inode| inode.is_same(of)).then_some(ino)
     }
 
-    /// The number under which the kernel knows a directory.
     pub(crate) fn directory(&self, prefix: &str) -> Option<Ino> {
         self.directories.get(prefix).copied()
     }
@@ -103,8 +100,8 @@ impl Inodes {
         /// More than these are not searched.
         const FEW: usize = 1000;
         let is_behind = |key: &str| {
-            key.strip_prefix(prefix)
-                .is_some_and(|name| !name.is_empty() && name.as_bytes() >= first)
+            let name = key.strip_prefix(prefix);
+            name.is_some_and(|name| !name.is_empty() && name.as_bytes() >= first)
         };
         self.files.len().max(self.directories.len()) > FEW
             || self.files.keys().any(|file| is_behind(&file.0.version.key))
@@ -113,10 +110,8 @@ impl Inodes {
 
     /// Counts one lookup of a number that was issued for this inode.
     pub(crate) fn remember(&mut self, ino: Ino, inode: &Inode) {
-        let known = self
-            .known
-            .entry(ino)
-            .or_insert_with(|| KnownInode { inode: inode.clone(), lookups: 0 });
+        let new = || KnownInode { inode: inode.clone(), lookups: 0 };
+        let known = self.known.entry(ino).or_insert_with(new);
         debug_assert!(known.inode.is_same(inode), "a number names one thing");
         known.lookups += 1;
         if known.lookups == 1 {

@@ -1,9 +1,8 @@
 //! A directory's modification time.
 //!
-//! Invariant: it never goes back, and it moves on before the kernel can see other entries than it
-//! saw under the mtime before. The kernel compares mtimes at the beginning of a scan to decide
-//! whether the directory pages that it keeps are still good (`fuse_readdir_cached` in Linux's
-//! fs/fuse/readdir.c).
+//! Invariant: it never goes back, and it advances before the kernel can see other entries than
+//! under the mtime before. At the beginning of a scan the kernel keeps its directory pages if the
+//! mtime is the same (`fuse_readdir_cached` in Linux's fs/fuse/readdir.c).
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,7 @@ const STEP: Duration = Duration::from_micros(1);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mtime {
     at: Instant,
-    /// It has moved on since the newest listing was believed.
+    /// It has advanced since the newest listing was believed.
     is_ahead: bool,
 }
 
@@ -26,18 +25,16 @@ impl Mtime {
         self.at
     }
 
-    /// Moves on: what the kernel has read under the mtime before is old.
     pub(crate) fn advance(&mut self, now: Instant) {
         self.at = now.max(self.at + STEP);
     }
 
-    /// Moves on, and need not again before a listing is believed.
+    /// Advances, and need not again before a listing is believed.
     pub(crate) fn advance_ahead(&mut self, now: Instant) {
         self.advance(now);
         self.is_ahead = true;
     }
 
-    /// Moves on, unless it is ahead.
     pub(crate) fn advance_once(&mut self, now: Instant) {
         if !self.is_ahead {
             self.advance_ahead(now);
@@ -48,7 +45,7 @@ impl Mtime {
         self.is_ahead
     }
 
-    /// The listing that is newest now is believed, and will be read under this mtime.
+    /// The newest listing is believed, and will be read under this mtime.
     pub(crate) fn vouch(&mut self) {
         self.is_ahead = false;
     }

@@ -1,5 +1,5 @@
-//! Everything that is known, and which inode number an entry gets: the one that the kernel or any
-//! listing still has for the same thing, else a new one. Pure; nothing here waits.
+//! All that is known, and the choice of inode numbers: the one that the kernel or any listing still
+//! has for the same entry, else a new one. Pure.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,8 +15,8 @@ use crate::errno::FsError;
 use crate::names::entries::{EntryRun, FOREVER, Ino, Inode, Listing, Node, ROOT};
 use crate::names::rules;
 
-/// Names in a run that are looked for one by one: some 0.3 µs each, where to look through a
-/// thousand answers costs 20.
+/// Names in a run that are looked up one by one, at some 0.3 µs each; a search through a thousand
+/// answers costs 20 µs.
 const FEW_NAMES: usize = 64;
 
 pub(crate) struct Known {
@@ -50,7 +50,6 @@ impl Known {
         above.and_then(|(above, _)| self.inodes.directory(above)).unwrap_or(ROOT)
     }
 
-    /// The answer about a name, if one is believed.
     pub(crate) fn answer(
         &mut self,
         prefix: &str,
@@ -85,7 +84,6 @@ impl Known {
         }
     }
 
-    /// Takes back lookups of the kernel.
     pub(crate) fn forget(&mut self, ino: Ino, lookups: u64, now: Instant) {
         if let Some(Inode::Directory(prefix)) = self.inodes.forget(ino, lookups)
             && self.inodes.directory(&prefix).is_none()
@@ -109,14 +107,14 @@ impl Known {
         Node { ino, inode, mtime, name_ttl, attr_ttl }
     }
 
-    /// TTL of the names of a listing: zero when there is a newer one.
+    /// TTL of a listing's names: zero when there is a newer one.
     pub(crate) fn listing_ttl(&self, listing: &Listing, now: Instant) -> Duration {
-        let directory = self.directories.get(listing.prefix());
-        directory.and_then(|one| one.ttl(listing.generation(), now)).unwrap_or_default()
+        let directory = self.directories.get(&listing.prefix);
+        directory.and_then(|one| one.ttl(listing.generation, now)).unwrap_or_default()
     }
 
-    /// Gives the next entries of a listing their numbers and shows them. `hint`, 0 at first, is the
-    /// index in the newest listing where they are likely to stand.
+    /// Numbers the next entries of a listing and shows them. `hint`, 0 at first, is their likely
+    /// index in the newest listing.
     pub(crate) fn show(
         &mut self,
         writer: &mut ListingWriter,
@@ -130,11 +128,12 @@ impl Known {
 
     /// Numbers the entries of the directory `prefix` that come behind those before.
     pub(crate) fn number_all(&mut self, prefix: &str, run: &mut EntryRun, hint: &mut usize) {
-        let newest = self.directories.newest(prefix).cloned();
-        // A few are looked for one by one, which costs less than to look through what is known.
+        let directory = self.directories.get(prefix);
+        let newest = directory.and_then(Directory::newest);
         let any_held =
             newest.is_some() || run.len() <= FEW_NAMES || self.may_hold_numbers_from(prefix, run);
-        let before = newest.or_else(|| self.directories.partial_listing(prefix).cloned());
+        let partial = || directory.and_then(|one| Some(&one.partial.as_ref()?.listing));
+        let before = newest.or_else(partial).cloned();
         for index in 0..run.len() {
             let same = before.as_ref().and_then(|old| old.number_near(*hint, run, index));
             let ino = if let Some(ino) = same {
@@ -156,8 +155,7 @@ impl Known {
     }
 
     /// `false` only if nothing but a listing holds a number of this directory's entries from the
-    /// first of `run` on. It costs less to ask that once than to look for a million names that
-    /// nothing knows; and what the kernel has read of this listing stands before.
+    /// first of `run` on. One such search costs less than a million lookups of unknown names.
     fn may_hold_numbers_from(&self, prefix: &str, run: &EntryRun) -> bool {
         const FEW: usize = 1000;
         if run.is_empty() {
@@ -169,19 +167,19 @@ impl Known {
             key.strip_prefix(prefix)
                 .is_some_and(|name| name.bytes().chain([b'/']).ge(first.iter().copied()))
         };
-        self.directories.get(prefix).is_some_and(Directory::has_other_progress)
+        // Beside the listing under way, one that began before the names were dropped.
+        self.directories.get(prefix).is_some_and(|directory| directory.progress.len() > 1)
             || self.inodes.may_know_from(prefix, first)
             || self.points.len() > FEW
             || self.points.iter().any(|(key, _)| is_behind(key))
     }
 
-    /// The number of what a listing or a HEAD has shown: the one that is still held for it, else a
-    /// new one.
+    /// The number that is still held for this inode, else a new one.
     pub(crate) fn number(&mut self, of: &Inode) -> Ino {
         let key = of.key();
         let held = self.inodes.number(of).or_else(|| {
             let (directory, _) = rules::parent_and_name(key)?;
-            self.directories.number(directory, of)
+            self.directories.get(directory)?.number(of)
         });
         let held = held.or_else(|| {
             let point = self.points.peek(key.strip_suffix('/').unwrap_or(key))?;

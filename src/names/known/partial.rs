@@ -1,5 +1,5 @@
-//! The first page of a directory that has more, as a lookup has seen it. It answers lookups and
-//! lends its numbers; a listing that begins soon continues from it.
+//! The first page of a directory that has more, which a lookup has seen. It answers lookups and
+//! keeps its inode numbers; a listing that begins soon continues behind it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,20 +8,19 @@ use super::expiry::Expiry;
 use crate::names::entries::Listing;
 use crate::store::{ListEntry, ListPage};
 
-/// A listing continues from no older page, because a store may forget what its token meant; nor
-/// from one that has spent a quarter of its life, because the listing is believed no longer than
-/// it.
+/// The oldest page that a listing continues, because stores may forget tokens. Nor does it continue
+/// one that has spent a quarter of its TTL: a listing is believed no longer than its first page.
 const PAGE_LASTS: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(crate) struct Partial {
-    listing: Arc<Listing>,
-    /// `None` if the directory's names were dropped; it still lends its numbers.
-    expiry: Option<Expiry>,
+    pub(super) listing: Arc<Listing>,
+    /// `None` if the directory's names were dropped; its numbers are still used.
+    pub(super) expiry: Option<Expiry>,
     only_files: bool,
-    /// The page as it came, and the memory that it takes.
-    page: Option<(ListPage, usize)>,
-    asked: Instant,
+    /// The page as it came, and its memory in bytes.
+    pub(super) page: Option<(ListPage, usize)>,
+    pub(super) asked: Instant,
     epoch: u64,
 }
 
@@ -40,15 +39,6 @@ impl Partial {
         Self { listing, expiry: Some(expiry), only_files, page, asked, epoch }
     }
 
-    pub(crate) fn listing(&self) -> &Arc<Listing> {
-        &self.listing
-    }
-
-    pub(super) fn asked(&self) -> Instant {
-        self.asked
-    }
-
-    /// The rest of its life; `None` if it is over.
     pub(super) fn remaining(&self, now: Instant) -> Option<Duration> {
         self.expiry?.remaining(now)
     }
@@ -58,22 +48,10 @@ impl Partial {
         self.only_files && self.remaining(now).is_some()
     }
 
-    pub(super) fn has_page(&self) -> bool {
-        self.page.is_some()
-    }
-
-    pub(super) fn take_page(&mut self) -> Option<ListPage> {
-        self.page.take().map(|(page, _)| page)
-    }
-
     /// A listing of this epoch may begin with its page.
     pub(super) fn is_young(&self, now: Instant, ttl: Option<Duration>, epoch: u64) -> bool {
         let age = now - self.asked;
         ttl.is_none_or(|ttl| age < ttl / 4) && age < PAGE_LASTS && self.epoch >= epoch
-    }
-
-    pub(super) fn drop_names(&mut self) {
-        self.expiry = None;
     }
 
     pub(super) fn memory_bytes(&self, of: impl Fn(&Listing) -> usize) -> usize {

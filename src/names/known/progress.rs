@@ -1,8 +1,7 @@
-//! A listing that is being made: its task writes into it, and all who want it read along.
+//! A listing under way: one task writes it, and any number of callers read what has come.
 //!
-//! The writer and its readers share one cell. Readers need not hold the lock of the names; those
-//! that wait for more subscribe to the cell. The task runs to its end even when every reader has
-//! gone, because what it learns is worth keeping.
+//! Writer and readers share one cell, so readers need not hold the lock of the names. The task runs
+//! to its end even without readers, because its result is worth keeping.
 
 use std::sync::Arc;
 
@@ -16,15 +15,14 @@ use crate::names::entries::{EntryRun, Listing};
 #[derive(Clone, Debug)]
 pub(crate) struct Progress {
     pub(crate) generation: u32,
-    /// The directory's epoch when the listing began: callers that come after its names were dropped
-    /// must not be told what was true before.
+    /// The directory's epoch when the listing began. Callers of a later epoch do not use it.
     pub(crate) epoch: u64,
     pub(crate) expiry: Expiry,
-    cell: watch::Receiver<Shown>,
+    pub(crate) cell: watch::Receiver<Shown>,
 }
 
-/// The task's end of a listing under way. Only [`Directory`](super::directory::Directory) writes
-/// through it, because what it shows is charged.
+/// The task's end of a listing under way. It writes through
+/// [`Directories`](super::Directories), which charges the memory.
 #[derive(Debug)]
 pub(crate) struct ListingWriter {
     pub(crate) prefix: Arc<str>,
@@ -43,8 +41,7 @@ pub(crate) struct Shown {
     pub(crate) listing: Listing,
     /// Memory of entries that have come and cannot be shown before others.
     waiting_bytes: usize,
-    /// The listing that scans go on in: itself, or the one that it turned out to be equal to, or a
-    /// newer one.
+    /// The listing in which scans continue: this one, the one that it equals, or a newer one.
     pub(crate) outcome: Option<Result<Arc<Listing>, FsError>>,
 }
 
@@ -55,7 +52,7 @@ impl Shown {
 }
 
 impl Progress {
-    /// A caller of this epoch may wait for it. A task that has died is at work no more.
+    /// A caller of this epoch may wait for it: its task is alive.
     pub(super) fn is_under_way(&self, epoch: u64) -> bool {
         self.epoch == epoch && self.cell.has_changed().is_ok() && !self.is_over()
     }
@@ -67,21 +64,15 @@ impl Progress {
     pub(crate) fn shown(&self) -> watch::Ref<'_, Shown> {
         self.cell.borrow()
     }
-
-    pub(crate) fn subscribe(self) -> watch::Receiver<Shown> {
-        self.cell
-    }
 }
 
 impl ListingWriter {
     pub(super) fn new(listing: Listing, epoch: u64, expiry: Expiry, same_as: Option<u32>) -> Self {
-        let (prefix, generation) = (listing.prefix().clone(), listing.generation());
-        let shown = Shown { listing, waiting_bytes: 0, outcome: None };
-        let cell = watch::Sender::new(shown);
+        let (prefix, generation) = (listing.prefix.clone(), listing.generation);
+        let cell = watch::Sender::new(Shown { listing, waiting_bytes: 0, outcome: None });
         Self { prefix, generation, epoch, expiry, same_as, cell }
     }
 
-    /// Another reader's end.
     pub(crate) fn progress(&self) -> Progress {
         let Self { generation, epoch, expiry, .. } = *self;
         Progress { generation, epoch, expiry, cell: self.cell.subscribe() }
@@ -91,7 +82,7 @@ impl ListingWriter {
         self.cell.borrow()
     }
 
-    /// A caller holds a reader's end, beside the directory.
+    /// There is a reader beside its directory.
     pub(crate) fn has_readers(&self) -> bool {
         self.cell.receiver_count() > 1
     }
@@ -100,15 +91,14 @@ impl ListingWriter {
         self.cell.send_modify(|shown| shown.listing.push(Arc::new(run)));
     }
 
-    pub(super) fn set_waiting_bytes(&self, bytes: usize) {
+    pub(crate) fn set_waiting_bytes(&self, bytes: usize) {
         self.cell.send_if_modified(|shown| {
             shown.waiting_bytes = bytes;
             false
         });
     }
 
-    /// Ends the listing for all who read along. One that has failed is emptied: a scan in the
-    /// middle of it gets the error.
+    /// Ends the listing. One that has failed is emptied: a scan in the middle of it gets the error.
     pub(super) fn end(&self, outcome: Result<Arc<Listing>, FsError>) {
         self.cell.send_modify(|shown| {
             if outcome.is_err() {

@@ -6,19 +6,17 @@ use super::progress::Progress;
 use crate::names::entries::Listing;
 use crate::names::rules::EntryKey;
 
-/// The place in a listing where a scan continues.
+/// Where a scan goes on in a listing: at an index, or behind an entry of another listing.
 #[derive(Clone, Debug)]
 pub(crate) enum ScanFrom {
-    /// At an entry by its index.
     Index(usize),
-    /// Behind an entry of another listing.
     Behind { name: Vec<u8>, is_directory: bool },
 }
 
 /// The continuation of a scan.
 #[derive(Clone, Debug)]
 pub(crate) enum Resume {
-    /// From this entry of this listing.
+    /// From this index of this listing.
     At(Arc<Listing>, usize),
     /// In a listing under way.
     In(Progress, ScanFrom),
@@ -50,7 +48,7 @@ impl ScanFrom {
     /// The index of the next entry in `listing`, which `shown` has become.
     pub(crate) fn index_in(&self, listing: &Listing, shown: &Listing) -> usize {
         match self {
-            Self::Index(index) if listing.generation() != shown.generation() => {
+            Self::Index(index) if listing.generation != shown.generation => {
                 Self::behind(shown, *index).index(listing)
             }
             Self::Index(_) | Self::Behind { .. } => self.index(listing),

@@ -1,9 +1,8 @@
-//! Walks through the directories in a directory, and what is worth listing ahead of them. Pure.
+//! What is worth listing ahead of a program that walks through a directory's directories. Pure.
 //!
-//! A program that lists a directory's directories in their order, as `find` and `os.walk` do, will
-//! list the next ones. Small ones are listed together, in pages without a delimiter that fill one
-//! directory after the other, everything below included; a few such *runs* are under way at once.
-//! Directories that fill pages of their own have listings of their own.
+//! A program that has listed some of them in key order, as `find` and `os.walk` do, will list the
+//! next ones. Small ones are listed together, with everything below them, in pages without a
+//! delimiter; a few such *runs* are under way at once. Large ones have listings of their own.
 
 use std::sync::Arc;
 
@@ -12,11 +11,10 @@ use crate::names::entries::Listing;
 /// Directories listed in order before the next ones are listed ahead: two may be chance.
 const STEPS_BEFORE_WALK: u32 = 2;
 
-/// Most directories with listings of their own that are ahead of a walk, all at the same time.
+/// Most directories with listings of their own that are ahead of a walk.
 pub(crate) const MOST_AHEAD: usize = 16;
 
-/// Most pages of runs that are ahead of a walk. They come as fast as 16 single listings, and a
-/// program that stops has paid for no more.
+/// Most pages of runs that are ahead of a walk: as many requests as 16 single listings.
 const MOST_PAGES: usize = 16;
 
 /// Runs that are under way at once, each of them page by page.
@@ -34,7 +32,7 @@ const UNKNOWN_KEYS: usize = 100;
 /// A walk through one directory's directories.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Walk {
-    /// The listing, and the last directory in it that was listed.
+    /// The parent's listing, and the last directory in it that was listed.
     generation: u32,
     at: usize,
     /// Directories in a row that were the next one.
@@ -46,48 +44,32 @@ pub(crate) struct Walk {
     keys_each: Option<usize>,
 }
 
-/// Directories that are worth listing ahead.
-#[derive(Clone, Debug, PartialEq)]
+/// What is worth listing ahead.
+#[derive(Debug)]
 pub(crate) enum Ahead {
     Single(Arc<str>),
-    Together(Neighbours),
-}
-
-/// Directories to be listed together, in pages without a delimiter.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Neighbours {
-    pub(crate) parent: Arc<str>,
-    /// In key order, at least two.
-    pub(crate) directories: Vec<Arc<str>>,
-    /// The run ends after this number of pages.
-    pub(crate) most_pages: usize,
-}
-
-/// The other directories, as a walk sees them.
-pub(crate) trait Surroundings {
-    /// The directory needs no listing.
-    fn is_known(&self, directory: &str) -> bool;
-    /// Entries of its last listing.
-    fn entries(&self, directory: &str) -> Option<usize>;
-}
-
-/// Sizes that bound a walk.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct WalkLimits {
-    pub(crate) page_keys: u16,
-    pub(crate) listings_bytes: usize,
+    /// At least two directories of `parent`, in key order, in at most this number of pages without
+    /// a delimiter.
+    Together {
+        parent: Arc<str>,
+        directories: Vec<Arc<str>>,
+        most_pages: usize,
+    },
 }
 
 impl Walk {
-    /// The directory at index `at` of `listing` is being listed.
+    /// The directory at index `at` of `listing` is being listed, in pages of `page_keys` keys and
+    /// within `listings_bytes`. Directories that `is_known` need no listing; `entries` gives the
+    /// number in a directory's last listing.
     pub(crate) fn step(
         &mut self,
         listing: &Listing,
         at: usize,
-        limits: WalkLimits,
-        around: &impl Surroundings,
+        (page_keys, listings_bytes): (usize, usize),
+        is_known: impl Fn(&str) -> bool,
+        entries: impl Fn(&str) -> Option<usize>,
     ) -> Vec<Ahead> {
-        let same = self.generation == listing.generation();
+        let same = self.generation == listing.generation;
         if !same || self.at != at {
             let is_next = same && directories(listing, self.at + 1).next() == Some(at);
             let keys_each = self.keys_each;
@@ -96,22 +78,21 @@ impl Walk {
                 self.ahead = self.ahead.saturating_sub(1);
                 self.at = at;
             } else {
-                *self = Self { generation: listing.generation(), at, keys_each, ..Self::default() };
+                *self = Self { generation: listing.generation, at, keys_each, ..Self::default() };
             }
         }
         if self.steps < STEPS_BEFORE_WALK {
             return Vec::new();
         }
         let doubled = 1_usize.checked_shl(self.steps - 1).unwrap_or(usize::MAX);
-        let page_keys = usize::from(limits.page_keys);
-        let affordable = limits.listings_bytes / 4 / KEY_BYTES / page_keys;
+        let affordable = listings_bytes / 4 / KEY_BYTES / page_keys;
         let pages = doubled.min(MOST_PAGES).min(affordable);
-        let keys_each = self.keys_each.unwrap_or_else(|| guess(listing, at, around));
+        let keys_each = self.keys_each.unwrap_or_else(|| guess(listing, at, entries));
         // A page for less than two directories saves nothing.
         if keys_each * 2 > page_keys || pages == 0 {
             let next = directories(listing, at + 1).take(doubled.saturating_mul(2).min(MOST_AHEAD));
             let next = next.map(|index| path(listing, index));
-            return next.filter(|next| !around.is_known(next)).map(Ahead::Single).collect();
+            return next.filter(|next| !is_known(next)).map(Ahead::Single).collect();
         }
         let run_pages = (pages / RUNS).max(1);
         // One directory more, to see where the last one ends.
@@ -128,15 +109,15 @@ impl Walk {
             self.ahead += next.len();
             self.ahead_to = last + 1;
             let next = next.into_iter().map(|index| path(listing, index));
-            let mut unknown: Vec<_> = next.filter(|next| !around.is_known(next)).collect();
+            let mut unknown: Vec<_> = next.filter(|next| !is_known(next)).collect();
             chosen.extend(match unknown.len() {
                 0 => None,
                 1 => unknown.pop().map(Ahead::Single),
-                _ => Some(Ahead::Together(Neighbours {
-                    parent: listing.prefix().clone(),
+                _ => Some(Ahead::Together {
+                    parent: listing.prefix.clone(),
                     directories: unknown,
                     most_pages: 2 * run_pages,
-                })),
+                }),
             });
         }
         chosen
@@ -173,17 +154,16 @@ fn neighbours(listing: &Listing, from: usize, keys: usize, keys_each: usize) -> 
 }
 
 /// Keys in a directory, estimated by the last three.
-fn guess(listing: &Listing, at: usize, around: &impl Surroundings) -> usize {
+fn guess(listing: &Listing, at: usize, entries: impl Fn(&str) -> Option<usize>) -> usize {
     let before = (at.saturating_sub(NEXT_WITHIN)..at).rev();
     let before = before.filter(|index| listing.key(*index).is_directory).take(3);
-    let entries: Vec<_> =
-        before.filter_map(|index| around.entries(&path(listing, index))).collect();
-    if entries.is_empty() {
+    let known: Vec<_> = before.filter_map(|index| entries(&path(listing, index))).collect();
+    if known.is_empty() {
         return UNKNOWN_KEYS;
     }
-    entries.iter().sum::<usize>().div_ceil(entries.len()).max(1)
+    known.iter().sum::<usize>().div_ceil(known.len()).max(1)
 }
 
 fn path(listing: &Listing, index: usize) -> Arc<str> {
-    format!("{}{}/", listing.prefix(), String::from_utf8_lossy(listing.key(index).name)).into()
+    format!("{}{}/", listing.prefix, String::from_utf8_lossy(listing.key(index).name)).into()
 }
