@@ -1,12 +1,9 @@
-//! The chunk cache: object bytes in recycled memory, the least recently used chunks evicted first,
-//! one budget for all of it, and every byte fetched once however many readers want it.
-//!
-//! Invariants:
+//! The chunk cache: object bytes in recycled memory, the least recently used chunks evicted first.
 //!
 //! - Object bytes live only in chunks, and a block is charged on the budget before its bytes are
-//!   requested. So one number bounds memory.
-//! - A block is fetched by at most one GET at a time: the right to fill it is an
-//!   [`arena::BlockWriter`], and every other reader waits on the block.
+//!   requested: so one number bounds memory.
+//! - A block is fetched by at most one GET at a time, which holds its [`arena::BlockWriter`]; every
+//!   other reader waits on the block.
 //! - A leased chunk ([`Lease`]) is not evicted. No reader waits for room while it holds a lease: so
 //!   all chunks that readers hold become free, and the wait ends.
 //! - A fetch, once begun, continues without its reader. A failed one leaves its blocks empty and
@@ -48,7 +45,7 @@ mod states;
 #[cfg(test)]
 mod tests;
 
-/// Names one version of one object: its inode number.
+/// The inode number, which stands for one version of an object.
 pub(crate) type ObjectId = u64;
 
 /// An object and the index of one of its chunks.
@@ -65,7 +62,6 @@ const IDLE: Duration = Duration::from_secs(10);
 /// Chunks that are examined to find a spent one: spent chunks are among the oldest.
 const SPENT_SEARCH: usize = 16;
 
-/// Which way the bytes of a read go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadKind {
     /// Into the kernel's page cache, which keeps them.
@@ -74,7 +70,6 @@ pub enum ReadKind {
     Direct,
 }
 
-/// Why something is fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// A reader waits for it.
@@ -83,7 +78,6 @@ pub(crate) enum Purpose {
     Ahead,
 }
 
-/// Sizes and bounds of reads.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadConfig {
     pub layout: Layout,
@@ -93,14 +87,12 @@ pub struct ReadConfig {
     pub max_connections: usize,
 }
 
-/// The object that bytes are fetched from.
 #[derive(Clone, Debug)]
 pub(crate) struct Source {
     pub(crate) id: ObjectId,
     pub(crate) meta: Arc<ObjectMeta>,
 }
 
-/// The chunk cache.
 pub(crate) struct ChunkCache {
     store: Arc<dyn ObjectStore>,
     layout: Layout,
@@ -120,8 +112,7 @@ pub(crate) struct ChunkCache {
 }
 
 impl ChunkCache {
-    /// Makes a cache that spawns its fetches on `runtime`. Fails when the address space cannot be
-    /// reserved.
+    /// Fails when the address space cannot be reserved. Fetches are spawned on `runtime`.
     pub(crate) fn new(
         store: Arc<dyn ObjectStore>,
         config: ReadConfig,
@@ -143,8 +134,7 @@ impl ChunkCache {
         }))
     }
 
-    /// Populates the memory of the first chunks in the background, and from then on returns idle
-    /// memory to the system.
+    /// Populates the memory of the first chunks, and then returns idle memory to the system.
     pub(crate) fn keep_ready(self: &Arc<Self>) {
         let ready_bytes = READY_BYTES.min(self.arena.usage().budget / 4);
         let cache = self.clone();
@@ -155,18 +145,15 @@ impl ChunkCache {
         self.runtime.spawn(release_idle_memory(Arc::downgrade(self), ready_bytes));
     }
 
-    /// The sizes that suit the network, as measured.
     pub(crate) fn network_pace(&self) -> NetworkPace {
         let Layout { largest_part_bytes, block_bytes, .. } = self.layout;
         self.gate.network_pace(largest_part_bytes, block_bytes)
     }
 
-    /// Bytes that chunks hold or await.
     pub(crate) fn used_bytes(&self) -> u64 {
         self.arena.usage().used
     }
 
-    /// The bound on [`Self::used_bytes`].
     pub(crate) fn budget_bytes(&self) -> u64 {
         self.arena.usage().budget
     }
@@ -184,9 +171,8 @@ impl ChunkCache {
         self.chunks.lock().contains(&(id, 0))
     }
 
-    /// Starts fetching the blocks of `range` that are empty, in GETs of at most `piece_bytes`, as
-    /// far as the budget allows. Returns the offset that it has reached: the range's end, or the
-    /// place where the budget was full.
+    /// Starts fetching the empty blocks of `range` in GETs of at most `piece_bytes`. Returns the
+    /// offset that it has reached: the range's end, or the place where the budget was full.
     pub(crate) fn fetch(
         self: &Arc<Self>,
         source: &Source,
@@ -251,7 +237,7 @@ impl ChunkCache {
                         if kind == ReadKind::Buffered && lease.take(&blocks, &span.bytes) {
                             self.spend(&lease);
                         }
-                        return Ok(Slice::new(lease, span.bytes));
+                        return Ok(Slice { lease, bytes: span.bytes });
                     }
                     Err(Wait::Failed(error)) => return Err(error),
                     // The reader that waits for room must not be woken by its own lease's end.
@@ -275,7 +261,7 @@ impl ChunkCache {
         blocks: &Range<usize>,
         turn: &mut Option<MutexGuard<'_, ()>>,
     ) -> Result<(), Wait> {
-        let since = lease.failures.lock().count();
+        let since = lease.failures.lock().count;
         let mut waited = false;
         loop {
             let mut progress = pin!(lease.memory.progress().notified());
@@ -304,8 +290,7 @@ impl ChunkCache {
     fn lease(self: &Arc<Self>, source: &Source, index: u32) -> Result<Lease, Full> {
         let mut chunks = self.chunks.lock();
         let key = (source.id, index);
-        if let Some(found) = chunks.get(&key) {
-            let found = found.clone();
+        if let Some(found) = chunks.get(&key).cloned() {
             if found.is_spent() {
                 // The page cache has lost it, so it is a first copy again.
                 self.unspend(&found);
@@ -316,13 +301,13 @@ impl ChunkCache {
         let largest_part = self.layout.largest_part_bytes;
         let first_part = largest_part.min(len as u64);
         let usage = self.arena.usage();
-        // Only for a stream: a small object would replace the previous small object, which is spent
-        // later than any stream and would so be evicted although the budget is not nearly full.
+        // Only for a stream: a small object would replace the previous small one, which is spent
+        // later than any stream, although the budget is not nearly full.
         let recycles = len as u64 > largest_part
             && self.spent_bytes.load(Ordering::Relaxed) > 0
             && usage.idle < first_part;
-        // Room that is made now is where the chunk will be: in memory that is populated already. If
-        // none can be made, none is needed yet.
+        // The chunk will be where room is made now: in memory that is populated already. If none can
+        // be made, none is needed yet.
         if usage.available() < first_part {
             let _ = self.evict_oldest(&mut chunks);
         } else if recycles {
@@ -375,11 +360,11 @@ impl ChunkCache {
         let free = |chunk: &Arc<Chunk>| Arc::strong_count(chunk) == 1;
         let mut oldest = chunks.iter().rev().filter(|(_, chunk)| free(chunk)).take(SPENT_SEARCH);
         let oldest = oldest.find(|(_, chunk)| matches(chunk)).map(|(&key, _)| key);
-        let chunk = chunks.pop(&oldest.ok_or(Full)?);
-        let unread_bytes = chunk.as_ref().map_or(0, |chunk| chunk.unread_bytes());
-        self.stats.bytes_unread.add(unread_bytes);
-        if let Some(chunk) = chunk.filter(|chunk| chunk.is_spent()) {
-            self.unspend(&chunk);
+        if let Some(chunk) = chunks.pop(&oldest.ok_or(Full)?) {
+            self.stats.bytes_unread.add(chunk.unread_bytes());
+            if chunk.is_spent() {
+                self.unspend(&chunk);
+            }
         }
         self.stats.evictions.add(1);
         Ok(())

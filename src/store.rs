@@ -1,8 +1,5 @@
-//! The seam to the object store: three methods, no defaults, held as `Arc<dyn ObjectStore>`.
-//!
-//! Everything above this file is tested through this trait, and everything that changes how a
-//! store is spoken to (retries, injected faults) wraps it. The stack is assembled in one place,
-//! `daemon.rs`.
+//! The interface to the object store: three methods, no defaults. Retries, counters and injected
+//! faults wrap it; `daemon.rs` puts the layers together.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
@@ -20,9 +17,7 @@ mod wire;
 
 pub use error::{Class, Nonsense, StoreError};
 
-/// The requests of a read-only mount for a bucket.
-///
-/// Keys are UTF-8, as S3 defines them, and compare by their bytes.
+/// The requests of a read-only mount. Keys are UTF-8, as S3 defines them, and compare by their bytes.
 #[async_trait]
 pub trait ObjectStore: Send + Sync + 'static {
     /// One page of a listing (`ListObjectsV2`), in key order as [`check_page`] wants it: some
@@ -32,12 +27,9 @@ pub trait ObjectStore: Send + Sync + 'static {
     /// Metadata of one object (`HeadObject`); [`StoreError::NotFound`] when there is no such key.
     async fn head(&self, key: &str) -> Result<ObjectHead, StoreError>;
 
-    /// Writes exactly the bytes `range` of exactly this version into `into` (`GetObject` with
-    /// `Range` and `If-Match`), or fails.
-    ///
-    /// `range` is not empty and lies inside the object; `into` has room for it. On an error the
-    /// bytes that `into` has taken are a correct beginning of the range, so that a caller may ask
-    /// for the rest.
+    /// Writes `range` of exactly this version into `into` (`GetObject` with `Range` and `If-Match`).
+    /// The range is not empty and lies inside the object, and `into` has room for it. On an error
+    /// `into` has taken a correct beginning of the range, so a caller may ask for the rest.
     async fn get_range(
         &self,
         version: &ObjectVersion,
@@ -70,14 +62,13 @@ pub struct ObjectHead {
     pub details: ObjectDetails,
 }
 
-/// Attributes that a HEAD has and a listing has not. Most of them may change under the same `ETag`.
+/// Attributes that only a HEAD has. Most of them may change under the same `ETag`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ObjectDetails {
     /// `STANDARD` when the store does not name one.
     pub storage_class: String,
     /// `x-amz-version-id`: none in a bucket without versions.
     pub version_id: Option<String>,
-    /// `Content-Type`
     pub content_type: Option<String>,
     /// `x-amz-meta-…`: names in lower case, without the prefix, and values; by name.
     pub metadata: BTreeMap<String, String>,
@@ -91,8 +82,7 @@ pub struct ListRequest {
     pub from: ListFrom,
     /// At most this many entries, 1 to 1000; a store may return fewer.
     pub max_keys: u16,
-    /// The entries may come in no order. Not together with [`ListFrom::After`], which means nothing
-    /// without an order.
+    /// The entries may come in any order. Not together with [`ListFrom::After`].
     pub any_order: bool,
 }
 
@@ -115,8 +105,7 @@ pub enum ListFrom {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ListPage {
-    /// Objects and common prefixes together, strictly ascending by [`ListEntry::key`], unless they
-    /// were asked for in any order.
+    /// Strictly ascending by [`ListEntry::key`], unless the request allows any order.
     pub entries: Vec<ListEntry>,
     /// The token of the next page; `None` on the last one.
     pub next: Option<String>,
@@ -132,7 +121,7 @@ pub enum ListEntry {
 }
 
 impl ListEntry {
-    /// The key or the common prefix, by which listings are ordered.
+    /// Listings are ordered by it.
     pub fn key(&self) -> &str {
         match self {
             Self::Object(meta) => &meta.version.key,
@@ -142,9 +131,7 @@ impl ListEntry {
 }
 
 /// Checks a page against its request: every entry inside the prefix and there once, in ascending
-/// order and behind the place where the page begins unless any order will do, and a next token that
-/// leads on.
-///
+/// order and behind the place where the page begins unless any order will do, and a new next token.
 /// Without this, the listing of a store that repeats a token or goes backwards would not end.
 pub fn check_page(request: &ListRequest, page: &ListPage) -> Result<(), StoreError> {
     let wrong = |what: String| Err(StoreError::nonsense(what));
@@ -181,8 +168,7 @@ pub fn check_page(request: &ListRequest, page: &ListPage) -> Result<(), StoreErr
     let again = matches!((&request.from, first), (ListFrom::After(key), ListEntry::Prefix(prefix))
         if key.starts_with(prefix));
     if first.key() <= behind.as_str() && !again {
-        let first = first.key();
-        let what = format!("listed {first:?} after {behind:?}");
+        let what = format!("listed {:?} after {behind:?}", first.key());
         return Err(StoreError::Nonsense(Nonsense::Backwards(what)));
     }
     Ok(())

@@ -1,28 +1,23 @@
 //! Pure arithmetic: where the bytes of an object live.
 //!
-//! An object is cut at chunk boundaries (128 MiB) into *chunks*; the last one is as long as its
-//! bytes. A chunk is cut into *blocks* (128 KiB), the unit in which bytes are awaited and become
-//! ready. A *part* is the range of one GET: whole blocks of one chunk.
-//!
-//! Sizes are values, so that a test can give a 40-byte object three chunks.
+//! An object is cut into *chunks* of 128 MiB, and these into *blocks* of 128 KiB, the unit in which
+//! bytes are awaited and become ready; the last chunk and its last block are shorter. A *part* is the
+//! range of one GET: whole blocks of one chunk.
 
 use std::ops::Range;
 
-/// The unit in which bytes become ready: the kernel's default readahead, and the smallest request
-/// that is worth a round trip (at 90 MB/s a connection needs 1.5 ms for it, against 15 ms to the
-/// first byte).
+/// The kernel's default readahead, and the smallest request that is worth a round trip: at 90 MB/s a
+/// connection needs 1.5 ms for it, against 15 ms to the first byte.
 pub const BLOCK_BYTES: u64 = 128 << 10;
 
-/// Up to here an object is fetched whole at its first read: at 90 MB/s a connection 4 MiB take
-/// 45 ms behind 15 ms to the first byte, and the reader gets its bytes as they arrive.
+/// Up to this size an object is fetched whole at its first read: at 90 MB/s a connection 4 MiB take
+/// 45 ms behind 15 ms to the first byte.
 pub const WHOLE_OBJECT_BYTES: u64 = 4 << 20;
 
 /// The sizes that objects are cut by. `block_bytes` divides the other two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
-    /// Length of a chunk that is not the last of its object.
     pub chunk_bytes: u64,
-    /// Length of a block that is not the last of its object.
     pub block_bytes: u64,
     /// The most that one GET asks for.
     pub largest_part_bytes: u64,
@@ -39,9 +34,8 @@ pub struct Span {
 }
 
 impl Layout {
-    /// Sizes for a cache of `budget_bytes`. A chunk is at most a quarter of it: chunks are evicted
-    /// whole, and there must be several. A part may become twice as long as `part_bytes`, if the
-    /// store is far away.
+    /// Sizes for a cache of `budget_bytes`. Chunks are evicted whole, so each is at most a quarter of
+    /// it. A part may become twice as long as `part_bytes` if the store is far away.
     pub fn within(budget_bytes: u64, chunk_bytes: u64, part_bytes: u64) -> Self {
         let quarter = (budget_bytes / 4).max(BLOCK_BYTES);
         let chunk_bytes = chunk_bytes.min(1 << quarter.ilog2());
@@ -90,8 +84,8 @@ impl Layout {
         blocks.start * block..(blocks.end * block).min(chunk_len)
     }
 
-    /// Cuts a run of blocks at multiples of `part_bytes` in the object, so that every reader of a
-    /// stream asks for the same parts, whole and aligned.
+    /// Cuts a run of blocks at multiples of `part_bytes`: all readers of a stream ask for the same
+    /// parts.
     pub(crate) fn parts(
         &self,
         blocks: Range<usize>,
@@ -111,7 +105,6 @@ impl Layout {
 }
 
 impl Span {
-    /// The blocks that it touches.
     pub(crate) fn blocks(&self) -> Range<usize> {
         self.layout.blocks(&self.bytes)
     }

@@ -1,4 +1,4 @@
-//! Pure: what is mounted where, as the kernel tells it (`proc_pid_mountinfo(5)`).
+//! Pure: mounts, as the kernel lists them (`proc_pid_mountinfo(5)`).
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
@@ -12,13 +12,12 @@ pub(crate) struct Mount {
     pub(crate) path: PathBuf,
     /// The file system's type.
     pub(crate) kind: String,
-    /// What is mounted, in the file system's own words.
     pub(crate) source: String,
 }
 
 impl Mount {
-    /// Whether it is one of ours: by its type, or by its source when the kernel was told no type. No
-    /// other program has such a source. mount.fuse3(8) has a type of its own for what it mounts.
+    /// By its type (mount.fuse3(8) gives another one), or by its source, which no other program uses,
+    /// when the kernel was told no type.
     pub(crate) fn is_ours(&self) -> bool {
         ["fuse.fasts3", "fuse.mount.fasts3"].contains(&self.kind.as_str())
             || (self.kind == "fuse" && self.source.starts_with("s3://"))
@@ -39,12 +38,11 @@ pub(crate) fn mounts(mountinfo: &[u8]) -> impl DoubleEndedIterator<Item = Mount>
     })
 }
 
-/// What is mounted on a path, the topmost if there are several.
+/// The topmost mount on a path.
 pub(crate) fn topmost(mountinfo: &[u8], path: &Path) -> Option<Mount> {
     mounts(mountinfo).rfind(|mount| mount.path == path)
 }
 
-/// Whether a device is mounted anywhere.
 pub(crate) fn lists(mountinfo: &[u8], device: &str) -> bool {
     mounts(mountinfo).any(|mount| mount.device == device)
 }

@@ -1,10 +1,8 @@
 //! Pure: numbers, names and errors as text for people.
 
 use std::error::Error;
-
 use std::time::Duration;
 
-/// A time, in the unit that leaves at least one digit before the point.
 pub(crate) fn seconds(seconds: f64) -> String {
     if seconds >= 1.0 {
         format!("{seconds:.1} s")
@@ -32,7 +30,6 @@ pub(crate) fn uptime(seconds: f64) -> humantime::FormattedDuration {
     humantime::format_duration(Duration::from_secs(seconds.max(0.0) as u64))
 }
 
-/// A share in percent; "none" of nothing.
 #[allow(clippy::cast_precision_loss)] // shown with two digits
 pub(crate) fn percent(part: u64, whole: u64) -> String {
     if whole == 0 {
@@ -47,18 +44,17 @@ pub(crate) fn on_one_line(text: &str) -> String {
     text.chars().map(one).collect()
 }
 
-/// An error and what caused it, one after the other.
-fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    std::iter::successors(Some(error), |&error| {
+/// The deepest known cause of an error.
+pub(crate) fn innermost(mut error: &(dyn Error + 'static)) -> String {
+    loop {
         // An io::Error hides the error it wraps: its `source` is that error's source.
         let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        wrapped.map(|inner| inner as &(dyn Error + 'static)).or_else(|| error.source())
-    })
-}
-
-/// The deepest cause an error knows of; what stands above it are layers of "something failed".
-pub(crate) fn innermost(error: &(dyn Error + 'static)) -> String {
-    causes(error).last().unwrap_or(error).to_string()
+        let wrapped = wrapped.map(|inner| inner as &(dyn Error + 'static));
+        match wrapped.or_else(|| error.source()) {
+            Some(cause) => error = cause,
+            None => return error.to_string(),
+        }
+    }
 }
 
 #[cfg(test)]

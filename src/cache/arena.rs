@@ -1,9 +1,8 @@
 //! Memory for chunks: one mapping, reserved at start and recycled, and the state of every block
 //! in it. The only file of the core with `unsafe`.
 //!
-//! `Vec<u8>` would not do: fresh memory costs 0.3 to 0.7 CPU seconds a GB in page faults, more than
-//! receiving the bytes does, and network bytes must land where a reply is cut from, next to each
-//! other.
+//! Not `Vec<u8>`: fresh memory costs 0.3 to 0.7 CPU seconds a GB in page faults, more than receiving
+//! the bytes does, and a reply is cut from bytes that are next to each other.
 //!
 //! It is sound because of four rules, which this file alone keeps:
 //!
@@ -129,7 +128,6 @@ impl Arena {
         while ready.pop().is_some() {}
     }
 
-    /// Returns idle memory to the system, except `keep_bytes` of it.
     pub(super) fn release_idle(&self, keep_bytes: u64) {
         let mut slots = self.slots.lock();
         for range in slots.take_idle(keep_bytes) {
@@ -141,7 +139,6 @@ impl Arena {
         self.received.load(Ordering::Relaxed)
     }
 
-    /// Returns the memory of these addresses to the system.
     fn release(&self, bytes: &Range<u64>) {
         let (Ok(start), Ok(end)) = (usize::try_from(bytes.start), usize::try_from(bytes.end))
         else {
@@ -171,7 +168,6 @@ impl Drop for Arena {
     }
 }
 
-/// The memory of one chunk.
 #[derive(Debug)]
 pub(super) struct Memory {
     arena: Arc<Arena>,
@@ -217,7 +213,6 @@ impl Memory {
         self.states.are_ready(blocks)
     }
 
-    /// A block of this run is neither ready nor being fetched.
     pub(super) fn has_empty(&self, blocks: Range<usize>) -> bool {
         self.states.have_empty(blocks)
     }
@@ -327,7 +322,6 @@ pub(super) struct BlockWriter {
 }
 
 impl BlockWriter {
-    /// The bytes of the chunk that it fills.
     pub(super) fn bytes(&self) -> &Range<usize> {
         &self.bytes
     }
@@ -340,17 +334,14 @@ impl BlockWriter {
         &self.memory
     }
 
-    /// The blocks may have no memory yet.
     pub(super) fn is_fresh(&self) -> bool {
         self.fresh
     }
 
-    /// When the first byte was received.
     pub(super) fn first_byte(&self) -> Option<Instant> {
         self.first_byte
     }
 
-    /// Number of bytes received.
     pub(super) fn written(&self) -> usize {
         self.at - self.bytes.start
     }

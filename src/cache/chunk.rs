@@ -1,5 +1,5 @@
-//! The state of one chunk besides its bytes: blocks that readers wait for, blocks that the kernel's
-//! page cache has taken, and recent failures of fetches.
+//! One chunk: its memory, the blocks that readers wait for, the blocks that the kernel's page cache
+//! has taken, and recent failures of fetches.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -14,7 +14,6 @@ use tokio::time::Instant;
 use super::arena::Memory;
 use crate::store::StoreError;
 
-/// A chunk of an object.
 pub(super) struct Chunk {
     pub(super) memory: Arc<Memory>,
     pub(super) failures: Mutex<RecentFailures>,
@@ -44,7 +43,6 @@ impl Chunk {
         }
     }
 
-    /// The page cache has taken all of its bytes.
     pub(super) fn is_spent(&self) -> bool {
         self.spent.load(Ordering::Relaxed)
     }
@@ -100,12 +98,13 @@ impl Chunk {
     }
 }
 
-/// The last few failed fetches of a chunk: for the readers that waited for them, and for a moment
-/// for all readers. The kernel requests each page of a failed readahead once more, and a fetch that
-/// failed at its deadline would take another deadline.
+/// The last failed fetches of a chunk: for the readers that waited for them, and for a moment for
+/// all readers, because the kernel requests each page of a failed readahead once more, and a fetch
+/// that failed at its deadline would take another deadline.
 #[derive(Default)]
 pub(super) struct RecentFailures {
-    count: u64,
+    /// Failures so far.
+    pub(super) count: u64,
     recent: VecDeque<FetchFailure>,
 }
 
@@ -117,34 +116,24 @@ struct FetchFailure {
 }
 
 impl RecentFailures {
-    /// A waiting reader that finds eight later failures instead of its own tries itself.
+    /// A waiting reader whose failure is no longer kept tries again.
     const KEPT: usize = 8;
     /// A failure is reported to all readers for this long.
     const REMEMBERED: Duration = Duration::from_secs(1);
 
     pub(super) fn add(&mut self, blocks: Range<usize>, error: StoreError) {
         self.count += 1;
-        self.recent.push_back(FetchFailure {
-            number: self.count,
-            blocks,
-            error,
-            at: Instant::now(),
-        });
+        let (number, at) = (self.count, Instant::now());
+        self.recent.push_back(FetchFailure { number, blocks, error, at });
         if self.recent.len() > Self::KEPT {
             self.recent.pop_front();
         }
     }
 
-    /// Number of failures so far.
-    pub(super) fn count(&self) -> u64 {
-        self.count
-    }
-
     /// The latest failure of these blocks that came after the first `since` ones, or is recent.
     pub(super) fn find(&self, since: u64, blocks: &Range<usize>) -> Option<StoreError> {
-        let counts = |failure: &&FetchFailure| {
-            failure.number > since || failure.at.elapsed() < Self::REMEMBERED
-        };
+        let counts =
+            |one: &&FetchFailure| one.number > since || one.at.elapsed() < Self::REMEMBERED;
         let overlaps = |other: &Range<usize>| other.start < blocks.end && blocks.start < other.end;
         let mut latest = self.recent.iter().rev().take_while(counts);
         latest.find(|failure| overlaps(&failure.blocks)).map(|failure| failure.error.clone())

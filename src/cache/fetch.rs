@@ -1,5 +1,5 @@
-//! The life of one GET: admission, the request into a chunk's memory, measurements, and its failure
-//! reported to the readers that wait.
+//! One GET: admission, the request into a chunk's memory, measurements, and the report of a failure
+//! to the readers that wait.
 
 use std::ops::Range;
 use std::pin::pin;
@@ -16,11 +16,10 @@ use super::pace::Timing;
 use crate::store::StoreError;
 use crate::store::retry::OVERDUE;
 
-/// Sends one GET into one run of blocks. However it ends, dropping the writer leaves each block
+/// Sends one GET into one run of blocks. However it ends, the drop of the writer leaves each block
 /// ready or empty.
 pub(super) async fn fetch(lease: Lease, mut writer: BlockWriter, purpose: Purpose) {
-    let cache = lease.cache();
-    let source = lease.source();
+    let (cache, source) = (&lease.cache, &lease.source);
     let bytes = writer.bytes().len() as u64;
     let mut pass = match purpose {
         Purpose::Demand => cache.gate.enter(purpose, bytes, source.id).await,
@@ -75,7 +74,7 @@ pub(super) async fn fetch(lease: Lease, mut writer: BlockWriter, purpose: Purpos
 /// Waits until a GET of readahead is admitted, or until a reader wants its bytes: then it is
 /// admitted as demand.
 async fn pass_ahead(lease: &Lease, blocks: &Range<usize>, bytes: u64) -> Pass {
-    let (gate, id) = (&lease.cache().gate, lease.source().id);
+    let (gate, id) = (&lease.cache.gate, lease.source.id);
     {
         let mut pass = pin!(gate.enter(Purpose::Ahead, bytes, id));
         loop {

@@ -1,13 +1,11 @@
-//! The order in which GETs are sent: readers before readahead, always, within one number of
-//! connections.
+//! The order in which GETs are sent, within one number of connections: readers before readahead.
 //!
 //! A GET that takes longer than `OVERDUE` (2 s) gives up its place; at most as many GETs may be
 //! outside of the count as inside. While half of the places are taken, an object that has such a
 //! GET gets no new ones. So an object that the store does not deliver delays only its own readers.
 //!
-//! This is the admission of a GET with all its attempts, by purpose and object, which the layers
-//! below do not know. Each attempt is admitted again in `store/retry/admission.rs`, below the
-//! pauses between attempts, where LISTs and HEADs compete with it.
+//! This admits a GET with all its attempts, by purpose and object, which the layers below do not
+//! know. Each attempt competes with LISTs and HEADs in `store/retry/admission.rs`.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -19,7 +17,6 @@ use tokio::time::Instant;
 use super::pace::{NetworkPace, Pace, Timing};
 use super::{ObjectId, Purpose};
 
-/// Lets GETs through.
 #[derive(Debug)]
 pub(super) struct Gate {
     inside: Mutex<Inside>,
@@ -52,8 +49,6 @@ pub(super) struct Pass {
 }
 
 impl Gate {
-    /// A gate for `most` GETs at once. Readahead never takes the last quarter of the places, so
-    /// that a reader mostly finds one free.
     pub(super) fn new(most: usize) -> Arc<Self> {
         let inside = Inside {
             all: 0,
@@ -95,21 +90,21 @@ impl Gate {
         granted.await.expect("the gate lets in all that wait before it is dropped")
     }
 
-    /// Learns from a GET that has succeeded; `received` bytes have been received in all.
+    /// `received`: by all GETs together.
     pub(super) fn learn(&self, timing: Timing, received: u64) {
         self.inside.lock().pace.add(timing, received, Instant::now());
     }
 
-    /// The sizes that suit the network, as measured; a part has whole blocks.
     pub(super) fn network_pace(&self, largest_part_bytes: u64, block_bytes: u64) -> NetworkPace {
         let pace = &self.inside.lock().pace;
         let part_bytes = pace.part_bytes(largest_part_bytes).next_multiple_of(block_bytes);
-        let needed = pace.needed(part_bytes).min(self.most - self.most / 4);
+        let needed = pace.needed(part_bytes).min(self.most_ahead());
         NetworkPace { part_bytes, in_flight_bytes: part_bytes * needed as u64 }
     }
 
-    fn most_ahead(&self, inside: &Inside, bytes: u64) -> usize {
-        inside.pace.connections(bytes).min(self.most - self.most / 4)
+    /// Readahead never takes the last quarter of the places: a reader mostly finds one free.
+    fn most_ahead(&self) -> usize {
+        self.most - self.most / 4
     }
 
     /// There is a place for the object: not if it has overdue GETs and places are short.
@@ -119,7 +114,8 @@ impl Gate {
     }
 
     fn admits_ahead(&self, inside: &Inside, bytes: u64, object: ObjectId) -> bool {
-        self.admits_demand(inside, object) && inside.ahead < self.most_ahead(inside, bytes)
+        let most = inside.pace.connections(bytes).min(self.most_ahead());
+        self.admits_demand(inside, object) && inside.ahead < most
     }
 
     /// Index of the waiting reader that is admitted next, if one can be.

@@ -7,15 +7,14 @@ use super::chunk::Chunk;
 use super::{ChunkCache, ChunkKey, Source};
 use crate::base::layout::Span;
 
-/// Keeps a chunk in the cache, and knows which chunk of which object it is. Its end is notified to
-/// the readers that wait for room.
+/// Keeps a chunk in the cache. Its end is notified to the readers that wait for room.
 #[derive(Clone)]
 pub(super) struct Lease {
     /// `None` only in `drop`.
     chunk: Option<Arc<Chunk>>,
-    source: Source,
+    pub(super) source: Source,
     index: u32,
-    cache: Arc<ChunkCache>,
+    pub(super) cache: Arc<ChunkCache>,
 }
 
 impl Lease {
@@ -28,19 +27,10 @@ impl Lease {
         Self { chunk: Some(chunk), source: source.clone(), index, cache: cache.clone() }
     }
 
-    pub(super) fn cache(&self) -> &ChunkCache {
-        &self.cache
-    }
-
-    pub(super) fn source(&self) -> &Source {
-        &self.source
-    }
-
     pub(super) fn key(&self) -> ChunkKey {
         (self.source.id, self.index)
     }
 
-    /// A range of the chunk's bytes.
     pub(super) fn span(&self, bytes: Range<usize>) -> Span {
         self.cache.layout.span(self.index, bytes)
     }
@@ -69,15 +59,9 @@ impl Drop for Lease {
 
 /// Bytes of one chunk, which stay in place as long as this lives.
 pub struct Slice {
-    lease: Lease,
-    bytes: Range<usize>,
-}
-
-impl Slice {
-    /// All blocks of `bytes` must be ready.
-    pub(super) fn new(lease: Lease, bytes: Range<usize>) -> Self {
-        Self { lease, bytes }
-    }
+    pub(super) lease: Lease,
+    /// All of their blocks are ready.
+    pub(super) bytes: Range<usize>,
 }
 
 impl Deref for Slice {

@@ -1,35 +1,32 @@
-//! The network as measured, and two conclusions from it: how many GETs of readahead are worth
-//! having in flight, and how large they should be. Pure; time comes in as an argument.
+//! How many GETs of readahead are worth having in flight, and how large they should be, as measured.
+//! Pure; time comes in as an argument.
 //!
-//! Three measurements: the time to a first byte (the least seen lately), the rate of one connection
-//! (the most), and the rate of all of them together (the most). The least and the most, as BBR
-//! measures a path: a busy moment says nothing about the capacity of the network.
+//! Measured are the least time to a first byte, the highest rate of one connection, and the highest
+//! rate of all together: extremes, as BBR takes them, because a busy moment says nothing about the
+//! capacity of the network.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Connections are worth having up to the number that the highest rate seen needs, and a quarter
-/// more: so the number grows as long as more of them are faster together, and stops there.
+/// A quarter more connections than the highest rate seen needs: so their number grows as long as
+/// more of them are faster together.
 const PROBE: f64 = 1.25;
 
-/// This many GETs of readahead are always admitted: before anything is measured, and after a slow
-/// program has requested too little to measure anything. 32 connections of 90 MB/s behind 15 ms
-/// move 2.2 GB/s in the parts of 4 MiB that four streams request.
+/// GETs of readahead that are always admitted, also before anything is measured. 32 connections of
+/// 90 MB/s behind 15 ms move 2.2 GB/s in the parts of 4 MiB that four streams request.
 const LEAST_CONNECTIONS: usize = 32;
 
-/// This many bytes are always admitted, however small their GETs: files of 100 KB need every
-/// connection.
+/// Bytes that are always admitted, however small their GETs: files of 100 KB need every connection.
 const LEAST_BYTES: u64 = 16 << 20;
 
-/// A part takes this many times as long as its first byte, or more than a fifth of a connection's
-/// time is lost.
+/// A part takes four times as long as its first byte, or a connection waits for a fifth of its time.
 const PART_PER_WAIT: f64 = 4.0;
 
 /// The shortest sample of the goodput.
 const SAMPLE: Duration = Duration::from_millis(100);
 
-/// A longer sample contains a time without requests.
+/// A longer sample contains time without requests.
 const LONGEST_SAMPLE: Duration = Duration::from_millis(500);
 
 /// Shorter bodies say more about the machine than about the connection.
@@ -38,7 +35,6 @@ const TELLING_BODY_BYTES: u64 = 1 << 20;
 /// A measurement counts for this long, and at most for twice as long.
 const MEMORY: Duration = Duration::from_secs(10);
 
-/// Recent measurements.
 #[derive(Debug)]
 pub(super) struct Pace {
     first_byte: Best,
@@ -73,8 +69,8 @@ impl Pace {
         Self { first_byte: new(), connection: new(), together: new(), sample: (now, 0) }
     }
 
-    /// A GET has ended; all GETs together have received `received` bytes. GETs that end at the same
-    /// time may report in another order than they counted.
+    /// A GET has ended; all together have received `received` bytes. GETs that end at the same time
+    /// may report in another order than they counted.
     pub(super) fn add(&mut self, timing: Timing, received: u64, now: Instant) {
         // The least time is the greatest inverse.
         self.first_byte.add(1.0 / timing.first_byte.as_secs_f64().max(1e-6), now);
@@ -97,7 +93,7 @@ impl Pace {
         self.needed(bytes).max(LEAST_CONNECTIONS).max(small)
     }
 
-    /// The number of them that the highest rate seen needs, and some more; 0 if unknown.
+    /// The number of GETs that [`PROBE`] asks for; 0 if unknown.
     // The conversion saturates, and the callers bound its result.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     pub(super) fn needed(&self, bytes: u64) -> usize {
@@ -106,8 +102,7 @@ impl Pace {
         (PROBE * self.together.most() / one).ceil() as usize
     }
 
-    /// The size of a GET, a power of two from the half of `most` to `most`, that loses little of a
-    /// connection's time to waiting.
+    /// The size of a GET that loses little of a connection's time to waiting: `most`, or half of it.
     pub(super) fn part_bytes(&self, most: u64) -> u64 {
         let Some((wait, rate)) = self.of_a_connection() else { return most / 2 };
         if PART_PER_WAIT * wait * rate > as_f64(most / 2) { most } else { most / 2 }

@@ -1,25 +1,22 @@
-//! Pure accounting of the arena's address space and of its memory.
+//! Pure accounting of the arena's address space, which is plentiful, and of its memory.
 //!
-//! Address space is plentiful and memory is not, so the two are kept apart. A *slot* is address
-//! space for one chunk, of a power-of-two size class; slots of a class are recycled last in, first
-//! out, so that the next chunk finds memory that is already faulted in. Memory is counted in
-//! granules (pages): *used* while a block holds or awaits bytes in it, *idle* when it is resident
-//! but holds nothing. Used and idle together never exceed the budget: idle memory elsewhere is
-//! returned to the system before new memory is touched.
+//! A *slot* is address space for one chunk, of a power-of-two size class; slots of a class are
+//! recycled last in, first out, so that the next chunk finds memory that is already faulted in.
+//! Memory is counted in granules (pages): *used* while a block holds or awaits bytes in it, *idle*
+//! when it is resident but holds nothing. Used and idle together never exceed the budget: idle
+//! memory elsewhere is returned to the system before new memory is touched.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Address space of a class, in budgets. Chunks of 128 MiB that hold a single block each use 1,024
-/// times as much address space as memory; at 64, a mount with 8 GiB holds 4,096 such chunks before
-/// the oldest is evicted.
+/// Address space of a class, in budgets: a mount with 8 GiB holds 4,096 chunks of 128 MiB that have a
+/// single block each.
 const SPREAD: u64 = 64;
 
 /// The budget, or a class of slots, has no room at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Full;
 
-/// Address space for one chunk.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Slot {
     /// In bytes from the arena's beginning.
@@ -27,7 +24,6 @@ pub(super) struct Slot {
     class: usize,
 }
 
-/// The consequences of charging memory.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Charged {
     /// Some of it was not idle, so it may have no memory yet.
@@ -39,7 +35,6 @@ pub(super) struct Charged {
 /// The account in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Usage {
-    /// The most that can be charged.
     pub(super) budget: u64,
     /// Charged: blocks hold or await them.
     pub(super) used: u64,
@@ -53,7 +48,6 @@ impl Usage {
     }
 }
 
-/// The slots that are taken, and the addresses that have memory.
 #[derive(Debug)]
 pub(super) struct Slots {
     granule: u64,
@@ -103,9 +97,8 @@ impl Slots {
 
     /// Address space that all slots need.
     pub(super) fn address_bytes(&self) -> u64 {
-        self.classes
-            .last()
-            .map_or(0, |last| last.offset + last.slots * (self.granule << (self.classes.len() - 1)))
+        let classes = self.classes.iter().enumerate().next_back();
+        classes.map_or(0, |(class, last)| last.offset + last.slots * (self.granule << class))
     }
 
     /// Takes address space for a chunk of `len` bytes.
@@ -150,8 +143,7 @@ impl Slots {
         Ok(Charged { fresh, release })
     }
 
-    /// Takes all idle ranges except `keep` bytes, to be returned to the system. The largest slots,
-    /// which are the last, keep theirs.
+    /// Takes all idle ranges except `keep` bytes, which stay in the largest slots, the last ones.
     pub(super) fn take_idle(&mut self, keep: u64) -> Vec<Range<u64>> {
         let (mut taken, mut left) = (Vec::new(), self.idle.bytes.saturating_sub(keep));
         while left > 0 {
@@ -195,7 +187,7 @@ impl AddressSet {
             return;
         }
         self.bytes += run.end - run.start;
-        let (mut start, mut end) = (run.start, run.end);
+        let Range { mut start, mut end } = run;
         if let Some((&before, &before_end)) = self.runs.range(..start).next_back() {
             debug_assert!(before_end <= start);
             if before_end == start {
@@ -212,11 +204,8 @@ impl AddressSet {
     fn remove(&mut self, run: &Range<u64>) {
         // The only run that may begin before ours.
         let first = self.runs.range(..run.start).next_back().map(|(&start, _)| start);
-        let touched: Vec<_> = first
-            .into_iter()
-            .chain(self.runs.range(run.clone()).map(|(&start, _)| start))
-            .collect();
-        for start in touched {
+        let inside = self.runs.range(run.clone()).map(|(&start, _)| start);
+        for start in first.into_iter().chain(inside).collect::<Vec<_>>() {
             let end = self.runs[&start];
             if end <= run.start {
                 continue;
@@ -240,8 +229,7 @@ impl AddressSet {
     fn pop(&mut self, mut bytes: u64) -> Vec<Range<u64>> {
         let mut popped = Vec::new();
         while bytes > 0 {
-            let (start, end) =
-                self.runs.pop_last().expect("the caller removes no more than is idle");
+            let (start, end) = self.runs.pop_last().expect("no more is removed than is idle");
             let from = start.max(end.saturating_sub(bytes));
             if start < from {
                 self.runs.insert(start, from);

@@ -7,8 +7,8 @@
 //! - It publishes the block with `Release`, and a reader that has seen it ready with `Acquire` sees
 //!   all of its bytes. A ready block stays ready.
 //!
-//! In `tests/block_states.rs` loom tries every order in which threads may do this, which is why the
-//! atomics come from the parent module.
+//! In `tests/block_states.rs` loom tries every order in which threads may do this: the parent module
+//! chooses the atomics.
 
 use std::ops::Range;
 
@@ -21,12 +21,10 @@ const FETCHING: u8 = 1;
 /// Charged on the budget; holds the object's bytes.
 const READY: u8 = 2;
 
-/// One state for each block.
 #[derive(Debug)]
 pub(super) struct States(Box<[AtomicU8]>);
 
 impl States {
-    /// All empty.
     pub(super) fn new(blocks: usize) -> Self {
         Self((0..blocks).map(|_| AtomicU8::new(EMPTY)).collect())
     }

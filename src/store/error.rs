@@ -3,16 +3,14 @@
 
 use std::time::Duration;
 
-/// A failed request, by the meaning of its failure.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// 404: no such key.
+    /// 404.
     #[error("no such key")]
     NotFound,
-    /// 412: the object is no longer the version that was asked for.
+    /// 412.
     #[error("the object has changed")]
     Changed,
-    /// The object is in an archive storage class and has not been restored.
     #[error("the object is archived")]
     Archived,
     /// 404 with `NoSuchBucket`.
@@ -21,49 +19,43 @@ pub enum StoreError {
     /// 403.
     #[error("access denied: {0}")]
     Denied(String),
-    /// A request was refused for its signature, not for its subject: credentials that have
-    /// expired, or the clock. The store has replaced them since, so it may be asked once more.
+    /// Expired credentials, or a wrong clock. The store below has corrected them since, so the
+    /// request may be sent once more.
     #[error("the signature is refused: {0}")]
     SignatureRefused(String),
-    /// The chain of credential providers gave nothing to sign a request with.
     #[error("no credentials: {0}")]
     NoCredentials(String),
-    /// The bucket is in another region, which the store may have named.
+    /// Holds the region that the store has named.
     #[error("the bucket is in another region")]
     WrongRegion(Option<String>),
     /// 503 `SlowDown`, 429, or any transient failure with a `Retry-After`.
     #[error("{}", throttled(*.retry_after))]
     Throttled { retry_after: Option<Duration> },
-    /// No connection to the endpoint.
     #[error("the store is unavailable: cannot connect: {0}")]
     Unreachable(String),
     /// The store failed: 5xx, a connection that broke.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
-    /// The store did not answer in time.
     #[error("the store did not answer in time: {0}")]
     TimedOut(String),
-    /// The response contradicts itself, the request, or the protocol.
     #[error(transparent)]
     Nonsense(Nonsense),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Nonsense {
-    /// Against the protocol, the request, or itself.
+    /// It contradicts the protocol, the request, or itself.
     #[error("the store's answer makes no sense: {0}")]
     Protocol(String),
-    /// A page of a listing begins before the place where it should: an answer to another question,
-    /// or a store that lists in no order.
+    /// A page of a listing begins before the place where it should.
     #[error("the listing goes backwards: {0}")]
     Backwards(String),
-    /// The entries of a page are not in key order: no accident does that, this store lists so.
+    /// The entries of a page are not in key order: no accident, this store always lists so.
     #[error("the listing is in no order: {0}")]
     Unordered(String),
 }
 
-/// The distinctions of the layers above: errno, metric label, retries and the doctor's advice
-/// depend on this alone.
+/// The errno, the metric label, retries and the doctor's advice depend on this alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     NotFound,
@@ -77,9 +69,8 @@ pub enum Class {
     Throttled,
     Unavailable,
     TimedOut,
-    /// Another attempt may be answered better.
     Nonsense,
-    /// This store lists in no order: another attempt gives the same.
+    /// Another attempt gives the same.
     Unordered,
 }
 

@@ -1,8 +1,6 @@
-//! A flag for each request: bytes of its body have been received. Set where they are received
-//! (`wire`), read where requests in flight are counted (`retry/admission.rs`).
-//!
-//! Between the two is the trait, which has no word for it, but they run in one task: so the flag is
-//! local to the task. A body that falls silent later fails where that is noticed, within seconds.
+//! A flag for each request: bytes of its body have been received. Set in `wire`, read in
+//! `retry/admission.rs`; the trait between them does not carry it, but both run in one task, so the
+//! flag is local to the task.
 
 use std::cell::Cell;
 
@@ -10,7 +8,7 @@ tokio::task_local! {
     static BEGUN: Cell<bool>;
 }
 
-/// Runs a request. Inside of it, [`has_begun`] tells about its body.
+/// Runs a request with a flag of its own.
 pub(super) async fn watched<T>(request: impl Future<Output = T>) -> T {
     BEGUN.scope(Cell::new(false), request).await
 }
@@ -20,7 +18,6 @@ pub(super) fn begins() {
     let _ = BEGUN.try_with(|begun| begun.set(true));
 }
 
-/// Bytes of the watched request's body have been received.
 pub(super) fn has_begun() -> bool {
     BEGUN.try_with(Cell::get).unwrap_or(false)
 }

@@ -1,8 +1,5 @@
-//! Counts each request with its duration and outcome.
-//!
-//! It stands below the retrying layer, so it sees each attempt by itself, without pauses. An
-//! attempt that the layer above drops, at its deadline or because another response came first, is
-//! counted as abandoned.
+//! Counts each attempt of a request, with its duration and outcome, below the retrying layer. An
+//! attempt that is dropped, at its deadline or with its reader, is counted as abandoned.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -1,10 +1,9 @@
-//! The owner of retries: backoff, deadlines, resumption. [`Admission`] limits the attempts that are
-//! sent, at once and in a second.
+//! Backoff, deadlines and resumption. The stores below try once, except that a silent request is
+//! sent a second time (`store/wire/hedge.rs`).
 //!
-//! Every store below this layer tries once. A transient failure ([`StoreError::is_transient`]) is
-//! retried until the deadline, an answer that makes no sense only a few times, and a refused
-//! signature once; a body that broke half way is resumed where it stopped. A silent request is sent
-//! a second time below, where silence is noticed (`store/wire/hedge.rs`).
+//! A transient failure ([`StoreError::is_transient`]) is retried until the deadline, an answer that
+//! makes no sense only a few times, and a refused signature once; a body that broke half way is
+//! resumed where it stopped.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::ops::Range;
@@ -26,7 +25,6 @@ mod throttle;
 use admission::Admission;
 pub(crate) use admission::OVERDUE;
 
-/// When to try again, and when to give up.
 #[derive(Clone, Copy, Debug)]
 pub struct RetryPolicy {
     /// Pause after the first failure; it doubles with each further one.
@@ -35,9 +33,7 @@ pub struct RetryPolicy {
     pub first_pause_throttled: Duration,
     /// The same after an answer that made no sense.
     pub first_pause_nonsense: Duration,
-    /// The operation fails after this many such answers in a row: a store that has answered wrongly
-    /// five times will do so again, and a listing that leads nowhere must not be retried until the
-    /// deadline.
+    /// The operation fails after this number of such answers in a row.
     pub nonsense: u32,
     /// The longest pause, unless the store asks for a longer one.
     pub longest_pause: Duration,
@@ -48,9 +44,9 @@ pub struct RetryPolicy {
 }
 
 impl Default for RetryPolicy {
-    /// A broken connection is worth retrying at once; a store that throttles needs time, and AWS
-    /// documents seconds for its partitions to split. The deadline of 30 s is shorter than people
-    /// wait before they kill a job, and longer than any failover of a store.
+    /// A store that throttles needs more time than a broken connection: AWS documents seconds for
+    /// its partitions to split. The deadline is longer than any failover of a store, and shorter
+    /// than people wait before they kill a job.
     fn default() -> Self {
         Self {
             first_pause: Duration::from_millis(50),
@@ -74,55 +70,46 @@ pub struct Retrying {
 }
 
 impl Retrying {
-    /// Wraps a store that tries once.
     pub fn new(store: Arc<dyn ObjectStore>, policy: RetryPolicy, stats: Arc<Stats>) -> Self {
         let admission = Admission::new(policy.max_connections, stats.clone());
         Self { store, policy, admission, stats }
-    }
-
-    /// Waits before the next attempt, which is counted; or returns the error.
-    async fn pause(&self, tries: &mut Tries<'_>, error: StoreError) -> Result<(), StoreError> {
-        tries.pause_after(error).await?;
-        self.stats.retries.add(1);
-        Ok(())
     }
 }
 
 #[async_trait]
 impl ObjectStore for Retrying {
     async fn list_page(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
-        let mut tries = Tries::new(&self.policy, "list", &request.prefix, 0);
+        let mut tries = Tries::new(self, "list", &request.prefix, 0);
         loop {
             let admitted = self.admission.admit(false).await;
             let page = tries.within(admitted.hold(self.store.list_page(request))).await;
-            let checked = page.and_then(|page| check_page(request, &page).map(|()| page));
-            match checked {
+            match page.and_then(|page| check_page(request, &page).map(|()| page)) {
                 Ok(page) => return Ok(page),
-                Err(error) => self.pause(&mut tries, error).await?,
+                Err(error) => tries.pause_after(error).await?,
             }
         }
     }
 
     async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
-        let mut tries = Tries::new(&self.policy, "head", key, 0);
+        let mut tries = Tries::new(self, "head", key, 0);
         loop {
             let admitted = self.admission.admit(false).await;
             match tries.within(admitted.hold(self.store.head(key))).await {
                 Ok(head) => return Ok(head),
-                Err(error) => self.pause(&mut tries, error).await?,
+                Err(error) => tries.pause_after(error).await?,
             }
         }
     }
 
-    /// A body that still flows at the deadline is requested again from the byte reached: one
-    /// request more in 30 s bounds every wait, whatever the store below does.
+    /// A body that still flows at the deadline is requested again from the byte reached: this
+    /// bounds every wait, whatever the store below does.
     async fn get_range(
         &self,
         version: &ObjectVersion,
         range: Range<u64>,
         into: &mut (dyn BufMut + Send),
     ) -> Result<(), StoreError> {
-        let mut tries = Tries::new(&self.policy, "get", &version.key, range.start);
+        let mut tries = Tries::new(self, "get", &version.key, range.start);
         let mut rest = range;
         loop {
             let room = into.remaining_mut();
@@ -140,7 +127,7 @@ impl ObjectStore for Retrying {
                     return Ok(());
                 }
             }
-            self.pause(&mut tries, error).await?;
+            tries.pause_after(error).await?;
         }
     }
 }
@@ -148,31 +135,32 @@ impl ObjectStore for Retrying {
 /// One operation's attempts so far.
 struct Tries<'a> {
     policy: &'a RetryPolicy,
+    stats: &'a Stats,
     operation: &'static str,
     key: &'a str,
     seed: u64,
     /// Failures since the last progress.
     failures: u32,
-    /// All failures, for the log.
+    /// All failures.
     total: u32,
     /// Answers without sense since the last progress.
     nonsense: u32,
-    /// It was signed again since the last progress.
+    /// Since the last progress.
     signed_anew: bool,
     /// Set when the first attempt is admitted: waiting for our own requests does not count.
     deadline: Option<Instant>,
 }
 
 impl<'a> Tries<'a> {
-    fn new(policy: &'a RetryPolicy, operation: &'static str, key: &'a str, offset: u64) -> Self {
+    fn new(layer: &'a Retrying, operation: &'static str, key: &'a str, offset: u64) -> Self {
         let mut hasher = DefaultHasher::new();
         (operation, key, offset).hash(&mut hasher);
-        let seed = hasher.finish();
         Self {
-            policy,
+            policy: &layer.policy,
+            stats: &layer.stats,
             operation,
             key,
-            seed,
+            seed: hasher.finish(),
             failures: 0,
             total: 0,
             nonsense: 0,
@@ -202,7 +190,7 @@ impl<'a> Tries<'a> {
         (self.failures, self.nonsense, self.signed_anew) = (0, 0, false);
     }
 
-    /// Waits before the next attempt; or returns the error if there is none.
+    /// Waits before the next attempt and counts it; returns the error if there is none.
     async fn pause_after(&mut self, error: StoreError) -> Result<(), StoreError> {
         if let StoreError::SignatureRefused(cause) = error {
             // The store below has renewed its credentials or corrected its clock since.
@@ -210,6 +198,7 @@ impl<'a> Tries<'a> {
                 return Err(self.lost(StoreError::Denied(cause)));
             }
             tracing::debug!(self.operation, self.key, cause, "will sign anew");
+            self.stats.retries.add(1);
             return Ok(());
         }
         if !error.is_transient() {
@@ -232,11 +221,11 @@ impl<'a> Tries<'a> {
         }
         tracing::debug!(operation, key, attempts = total, ?pause, %error, "will retry");
         sleep(pause).await;
+        self.stats.retries.add(1);
         Ok(())
     }
 
-    /// Logs an error that no further attempt cures, but only a denial: the others concern one
-    /// object, and its reader gets the error.
+    /// Logs a denial. Other errors that last concern one object, and its reader gets them.
     fn lost(&self, error: StoreError) -> StoreError {
         if matches!(error, StoreError::Denied(_)) {
             let Self { operation, key, .. } = self;

@@ -1,10 +1,7 @@
-//! HTTP/1.1 as this program needs it, and no more: requests with small bodies, one at a time on a
-//! connection, and responses whose bodies can be received straight into the caller's memory.
-//!
-//! Why not a client that exists: they all read into buffers of their own and hand out frames, and
-//! copying those to where the bytes stay costs more than half of what receiving them does
-//! (docs/performance.md). [`Body::receive`] has the kernel, or the TLS session, write into the
-//! destination.
+//! HTTP/1.1 as this program needs it: requests with small bodies, one at a time on a connection, and
+//! bodies of responses that are received straight into the caller's memory. Existing clients copy
+//! them from buffers of their own, which costs more than half as much as receiving them
+//! (docs/performance.md).
 //!
 //! A server can do no harm: heads are short, a body ends where its head says, and a connection is
 //! used again only after a body that was read to its end.
@@ -62,8 +59,7 @@ impl From<io::Error> for CallError {
     }
 }
 
-/// A client: its idle connections, and how to make more. As many connections are kept as were ever
-/// needed at once, which the permits of the retrying layer bound.
+/// A client. It keeps all connections that were needed at once, which the retrying layer bounds.
 pub(super) struct Wire {
     dialer: Dialer,
     pool: Arc<Pool>,
@@ -79,7 +75,6 @@ impl fmt::Debug for Wire {
 }
 
 impl Wire {
-    /// A client that makes TLS sessions with these settings.
     pub(super) fn new(tls: rustls::ClientConfig, hedging: bool, stats: Arc<Stats>) -> Self {
         let hedging = hedging.then(Hedger::default);
         Self { dialer: Dialer::new(tls), pool: Arc::default(), hedging, stats }
@@ -104,7 +99,7 @@ impl Wire {
         let answer = timeout(limit, self.hedged(message)).await;
         let answer = answer.unwrap_or(Err(CallError::Silent(limit)));
         if answer.is_err() {
-            // The host may be gone; the next attempt must not find that out again.
+            // The host may be gone, and with it every connection to it.
             self.pool.distrust(&message.origin);
         }
         answer
@@ -154,7 +149,6 @@ impl Wire {
         self.exchange_anew(message).await
     }
 
-    /// On a new connection, to an address that the host has now.
     async fn exchange_anew(&self, message: &Message) -> Result<Response<Body>, CallError> {
         let connection = self.dialer.connect(&message.origin).await?;
         self.ask(connection, message).await.map_err(|failed| failed.error)
@@ -170,7 +164,7 @@ impl Wire {
         connection.send(&message.text).await.map_err(unanswered)?;
         let mut answered = false;
         loop {
-            let parsed = head::parse(connection.buffer(), message.bodiless)
+            let parsed = head::parse(&mut connection.buffer, message.bodiless)
                 .map_err(|cause| NoHead { error: CallError::NotHttp(cause), unanswered: false })?;
             if let Some(Head { response, framing, keep_alive }) = parsed {
                 // After a fault of the server the next request is better sent to another one.
@@ -200,12 +194,12 @@ pub(super) struct Message {
     repeatable: bool,
     /// The response has no body, whatever its head says.
     bodiless: bool,
-    /// None for requests of credential providers: they are not sent a second time.
+    /// None for requests of credential providers, which repeat them themselves.
     kind: Option<Kind>,
 }
 
 impl Message {
-    /// A request without a body: its line, its headers and the empty line behind them.
+    /// A request without a body: `text` is its line, its headers and the empty line behind them.
     pub(super) fn new(origin: &Arc<Origin>, text: String, kind: Kind) -> Self {
         let (origin, text) = (Arc::clone(origin), text.into_bytes());
         Self { origin, text, repeatable: true, bodiless: kind == Kind::Head, kind: Some(kind) }
@@ -221,9 +215,7 @@ impl Message {
         let text = head::write(request, &origin);
         let bodiless = request.method() == Method::HEAD;
         let repeatable = bodiless || request.method() == Method::GET;
-        // A provider of credentials has its own ways to repeat a request.
-        let kind = None;
-        Ok(Self { origin: Arc::new(origin), text, repeatable, bodiless, kind })
+        Ok(Self { origin: Arc::new(origin), text, repeatable, bodiless, kind: None })
     }
 }
 

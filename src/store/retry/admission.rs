@@ -1,8 +1,6 @@
-//! Limits on the attempts that are sent to the store: at once, and in a second.
-//!
-//! Each attempt is admitted, below the pauses between attempts, so that no pause holds a
-//! connection. Which GET comes first is decided above the retries, by purpose and object, in
-//! `cache/gate.rs`. Both take a request for overdue after [`OVERDUE`].
+//! Limits on the attempts that are sent to the store: at once, and in a second. They are below the
+//! pauses between attempts, so that no pause holds a connection. Which GET comes first is decided
+//! above the retries, in `cache/gate.rs`.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -16,18 +14,16 @@ use crate::stats::Stats;
 use crate::store::{StoreError, flow};
 
 /// A GET of the cache that takes longer gives up its place at the cache's gate, and a request that
-/// has received no byte until then gives up its place here; at most as many may be outside of the
-/// count as inside. The largest GET is faster unless its connection gives less than 8 MB/s.
+/// has received no byte until then its place here; at most as many may be outside of the count as
+/// inside. The largest GET is faster unless its connection gives less than 8 MB/s.
 ///
 /// A request whose body flows keeps its place here, or a slow network would have twice as many in
-/// flight. A body that falls silent fails below, after as long.
+/// flight. A body that falls silent fails below, after the same time.
 pub(crate) const OVERDUE: Duration = Duration::from_secs(2);
 
-/// Limits the requests in flight, and holds them back while the store throttles.
 pub(super) struct Admission {
-    /// One permit is one request in flight.
     requests: Semaphore,
-    /// For GETs, of these: an eighth is left to names, so that `ls` does not wait for GETs.
+    /// An eighth of `requests` is left to names, so that `ls` does not wait for GETs.
     gets: Semaphore,
     /// Requests outside of the count.
     overdue: Semaphore,

@@ -1,5 +1,5 @@
 //! The rate of requests to a store that throttles: one number for the whole mount, cut when the
-//! store refuses, raised a little as long as it does not.
+//! store refuses, and raised while it does not.
 
 use std::time::Duration;
 
@@ -20,10 +20,8 @@ const LIFTED: f64 = 8.0;
 /// Holds back the requests of the whole mount together. The share of refusals says how far the rate
 /// is cut, as DCTCP does for a congested network: to a half if all were refused, and hardly at all
 /// if one of a hundred was, because then the store throttles one key and not this client.
-#[derive(Debug)]
 pub(super) struct Throttle(Mutex<RateLimit>);
 
-#[derive(Debug)]
 struct RateLimit {
     /// Requests a second; `None` until the store has throttled.
     rate: Option<f64>,
@@ -71,14 +69,6 @@ impl Throttle {
     pub(super) fn answered(&self, refused: bool) {
         let now = Instant::now();
         let mut state = self.0.lock();
-        if state.rate.is_none() && !refused && state.refusals == 0 {
-            // The common case: counts only the answers of the current window.
-            if state.answers == 0 || now - state.since >= WINDOW {
-                (state.since, state.answers) = (now, 0);
-            }
-            state.answers = state.answers.saturating_add(1);
-            return;
-        }
         state.look(now);
         if state.answers == 0 {
             state.since = now;

@@ -89,7 +89,7 @@ impl RequestTemplate {
         let path = format!("{}{}", self.path, utf8_percent_encode(fields.key, KEY));
         let date = amz_date(time);
         let mut headers = Vec::with_capacity(16);
-        headers.push(("host", self.origin.authority()));
+        headers.push(("host", self.origin.authority.as_str()));
         headers.extend(fields.headers);
         headers.extend(self.headers.iter().map(|(name, value)| (&**name, &**value)));
         let authorization = self.signer.as_ref().zip(credentials).map(|(signer, credentials)| {

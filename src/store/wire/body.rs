@@ -1,33 +1,31 @@
 //! The body of a response, which owns its connection until its end.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::time::Duration;
 
 use bytes::{Buf as _, BufMut};
 use tokio::time::timeout;
 
 use super::connection::Connection;
-use super::framing::{Found, Framing};
+use super::framing::{Framing, Taken};
 use super::pool::Home;
 use crate::store::{StoreError, flow};
 
-/// After this time without a byte a body has stalled: a live connection retransmits several
-/// times meanwhile, and to go on from the byte reached on a new one costs one request.
+/// After this time without a byte a body has stalled: a live connection has retransmitted several
+/// times, and to go on from the byte reached on a new one costs one request.
 pub(super) const SILENCE: Duration = Duration::from_secs(2);
 /// The same until the first byte, and for bodies of unknown length: a store may send a head before
-/// it has the body, and an attempt that is given up here has brought nothing.
+/// it has the body.
 pub(super) const FIRST_SILENCE: Duration = Duration::from_secs(4);
-/// Bytes are received in batches of no less, unless less is left: a reader is served by the block
-/// of 128 KiB.
+/// The smallest batch, unless less is left: readers are served in blocks of 128 KiB.
 const SMALLEST_BATCH: u64 = 128 << 10;
-/// Batches grow with the bytes received, up to this: half of it saves less CPU, twice as much no
-/// more (docs/decisions.md).
+/// Batches grow with the bytes received, up to this (measured, docs/decisions.md).
 const LARGEST_BATCH: u64 = 512 << 10;
-/// A batch that does not fill is taken as it is, so that a slow connection's bytes are late by no
-/// more. A part of S3's 90 MB/s fills 512 KiB in 6 ms.
+/// After this time a batch is taken as it is. A connection of S3, at 90 MB/s, fills 512 KiB in 6 ms.
 const PATIENCE: Duration = Duration::from_millis(20);
 /// Read at once where the caller does not know how long the body will be: listings, errors.
 const FRAME_BYTES: usize = 64 * 1024;
+
 /// A body. Dropped before its end, it closes the connection.
 pub(in crate::store) struct Body {
     framing: Framing,
@@ -39,8 +37,7 @@ pub(in crate::store) struct Body {
 
 impl Body {
     pub(super) fn new(connection: Connection, framing: Framing, home: Option<Home>) -> Self {
-        let connection = Some(connection);
-        let mut body = Self { framing, connection, home };
+        let mut body = Self { framing, connection: Some(connection), home };
         body.end_if_over();
         body
     }
@@ -66,7 +63,7 @@ impl Body {
         let mut left = length;
         if let Some(connection) = &mut self.connection {
             // Bytes that came with the head.
-            let early = connection.buffer();
+            let early = &mut connection.buffer;
             let fits = usize::try_from(left).map_or(early.len(), |left| left.min(early.len()));
             into.put_slice(&early[..fits]);
             early.advance(fits);
@@ -77,17 +74,13 @@ impl Body {
             while left > 0 {
                 let batch = (length - left).clamp(SMALLEST_BATCH, LARGEST_BATCH);
                 let silence = if left == length { FIRST_SILENCE } else { SILENCE };
-                match batch_of(connection, batch, left, silence, &mut *into).await? {
-                    0 => {
-                        return Err(StoreError::Unavailable(format!(
-                            "a body ended {left} bytes before its end"
-                        )));
-                    }
-                    received => {
-                        flow::begins();
-                        left -= received as u64;
-                    }
+                let received = batch_of(connection, batch, left, silence, &mut *into).await?;
+                if received == 0 {
+                    let cause = format!("a body ended {left} bytes before its end");
+                    return Err(StoreError::Unavailable(cause));
                 }
+                flow::begins();
+                left -= received as u64;
             }
         }
         self.framing = Framing::Length(left);
@@ -108,9 +101,9 @@ impl Body {
             return Ok(whole);
         }
         while let Some(connection) = &mut self.connection {
-            let found = self.framing.take(connection.buffer());
-            match found.map_err(|cause| StoreError::nonsense(format!("a body: {cause}")))? {
-                Found::Data(data) => {
+            let taken = self.framing.take(&mut connection.buffer);
+            match taken.map_err(|cause| StoreError::nonsense(format!("a body: {cause}")))? {
+                Taken::Data(data) => {
                     flow::begins();
                     if (whole.len() + data.len()) as u64 > at_most {
                         return Err(too_long());
@@ -118,25 +111,19 @@ impl Body {
                     whole.extend_from_slice(&data);
                     self.end_if_over();
                 }
-                Found::End => self.end_if_over(),
-                Found::TooLittle => {
+                Taken::End => self.end_if_over(),
+                Taken::TooLittle => {
                     let filled = timeout(FIRST_SILENCE, connection.fill(FRAME_BYTES)).await;
                     let filled = filled.map_err(|_elapsed| silent(FIRST_SILENCE))?;
-                    let filled = filled.and_then(|bytes| match bytes {
-                        0 if self.framing != Framing::Close => {
-                            Err(io::ErrorKind::UnexpectedEof.into())
-                        }
-                        bytes => Ok(bytes),
-                    });
                     let filled = filled.map_err(|error| match error.kind() {
-                        io::ErrorKind::InvalidData => {
-                            StoreError::nonsense(format!("a body: {error}"))
-                        }
-                        io::ErrorKind::TimedOut => silent(FIRST_SILENCE),
-                        _ => StoreError::Unavailable(format!("a body broke: {error}")),
+                        ErrorKind::InvalidData => StoreError::nonsense(format!("a body: {error}")),
+                        ErrorKind::TimedOut => silent(FIRST_SILENCE),
+                        _ => broke(&error),
                     });
-                    if filled? == 0 {
-                        break;
+                    match filled? {
+                        0 if self.framing == Framing::Close => break,
+                        0 => return Err(broke(&ErrorKind::UnexpectedEof.into())),
+                        _ => {}
                     }
                 }
             }
@@ -148,7 +135,7 @@ impl Body {
         if self.framing.is_over()
             && let (Some(connection), Some(home)) = (self.connection.take(), self.home.take())
         {
-            home.take_back(connection);
+            home.pool.give(home.origin, connection);
         }
     }
 }
@@ -175,6 +162,10 @@ async fn batch_of(
     received.map_err(|error| {
         StoreError::Unavailable(format!("a body broke {left} bytes before its end: {error}"))
     })
+}
+
+fn broke(error: &io::Error) -> StoreError {
+    StoreError::Unavailable(format!("a body broke: {error}"))
 }
 
 fn silent(silence: Duration) -> StoreError {

@@ -12,31 +12,28 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Bu
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-/// Read at once where a head is awaited: it and an object of a few KiB come together, and of a
-/// large one little is received that must be copied.
+/// Read at once where a head is awaited: enough for it and an object of a few KiB, and of a large
+/// object few bytes must be copied.
 pub(super) const HEAD_READ_BYTES: usize = 8 * 1024;
 /// rustls asks for 4 KiB at a time. To read ahead of it saves a tenth of the CPU of a TLS body.
 pub(super) const TLS_READ_BYTES: usize = 64 * 1024;
-/// TLS takes from the socket before it gives: of the bytes that are to come, up to a record (16 KiB
-/// and what surrounds it) may have left the socket already.
-const TLS_SLACK: u64 = 32 * 1024;
+/// TLS takes a whole record (16 KiB and its frame) from the socket before it gives out any of it.
+pub(super) const TLS_SLACK: u64 = 32 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: Box<dyn Stream>,
-    buffer: BytesMut,
+    /// Received bytes, to be taken from the front.
+    pub(super) buffer: BytesMut,
+    /// The most bytes that have left the socket and were not given out yet.
+    slack: u64,
     /// `SO_RCVLOWAT` of the socket: it is readable from this number of bytes.
     low_water: i32,
 }
 
 impl Connection {
-    pub(super) fn new(stream: impl Stream + 'static) -> Self {
-        Self { stream: Box::new(stream), buffer: BytesMut::new(), low_water: 1 }
-    }
-
-    /// Received bytes, to be taken from the front.
-    pub(super) fn buffer(&mut self) -> &mut BytesMut {
-        &mut self.buffer
+    pub(super) fn new(stream: impl Stream + 'static, slack: u64) -> Self {
+        Self { stream: Box::new(stream), buffer: BytesMut::new(), slack, low_water: 1 }
     }
 
     pub(super) async fn send(&mut self, message: &[u8]) -> io::Result<()> {
@@ -63,15 +60,14 @@ impl Connection {
     /// Does not wake for less than `batch` bytes of the `left` that are still to come. Only saves
     /// wake-ups; a system that refuses it is not asked again to the same.
     pub(super) fn batch(&mut self, batch: u64, left: u64) {
-        let left = left.saturating_sub(self.stream.slack());
+        let left = left.saturating_sub(self.slack);
         let bytes = i32::try_from(batch.min(left)).unwrap_or(i32::MAX).max(1);
         if bytes != self.low_water && LowWater.set(self.stream.socket(), &bytes).is_ok() {
             self.low_water = bytes;
         }
     }
 
-    /// Makes it ready for the next request, after a body that was taken whole; false when it is
-    /// not fit for one.
+    /// Makes it ready for the next request after a whole body; false when it is not fit for one.
     pub(super) fn rest(&mut self) -> bool {
         self.batch(1, 1);
         // Bytes behind the body belong to no request.
@@ -103,26 +99,16 @@ sockopt_impl!(
 /// A socket, or a TLS session on one.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug {
     fn socket(&self) -> &TcpStream;
-    /// The most bytes that have left the socket and were not given out yet.
-    fn slack(&self) -> u64;
 }
 
 impl Stream for TcpStream {
     fn socket(&self) -> &TcpStream {
         self
     }
-
-    fn slack(&self) -> u64 {
-        0
-    }
 }
 
 impl Stream for TlsStream<BufReader<TcpStream>> {
     fn socket(&self) -> &TcpStream {
         self.get_ref().0.get_ref()
-    }
-
-    fn slack(&self) -> u64 {
-        TLS_SLACK
     }
 }

@@ -14,11 +14,10 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::CallError;
-use super::connection::{Connection, TLS_READ_BYTES};
+use super::connection::{Connection, TLS_READ_BYTES, TLS_SLACK};
 use super::pool::Origin;
 
-/// A TCP connection that takes longer is tried again rather than waited for: a lost SYN costs 1 s
-/// and the next 2 more.
+/// A lost SYN costs 1 s, and a second one 2 s more.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// After this time without an answer the next address is tried as well (RFC 8305, section 5).
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
@@ -39,7 +38,7 @@ impl Dialer {
         let unreachable = |error: io::Error| CallError::Unreachable(error.to_string());
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let socket = timeout(CONNECT_TIMEOUT, async {
-            let addresses = lookup_host((origin.host(), origin.port())).await?.collect();
+            let addresses = lookup_host((origin.host.as_str(), origin.port)).await?.collect();
             first(order(addresses, turn)).await
         })
         .await
@@ -49,15 +48,15 @@ impl Dialer {
         })
         .map_err(unreachable)?;
         socket.set_nodelay(true).map_err(unreachable)?;
-        if !origin.is_tls() {
-            return Ok(Connection::new(socket));
+        if !origin.tls {
+            return Ok(Connection::new(socket, 0));
         }
-        let name = ServerName::try_from(origin.host().to_owned())
+        let name = ServerName::try_from(origin.host.clone())
             .map_err(|error| CallError::Unreachable(format!("TLS: {error}")))?;
         let socket = BufReader::with_capacity(TLS_READ_BYTES, socket);
         let session = self.tls.connect(name, socket).await;
         let session = session.map_err(|error| CallError::Unreachable(format!("TLS: {error}")))?;
-        Ok(Connection::new(session))
+        Ok(Connection::new(session, TLS_SLACK))
     }
 }
 
@@ -71,15 +70,9 @@ fn order(addresses: Vec<SocketAddr>, turn: usize) -> Vec<SocketAddr> {
         let start = turn.checked_rem(kind.len()).unwrap_or(0);
         kind.rotate_left(start);
     }
-    let (mut preferred, mut others) = (preferred.into_iter(), others.into_iter());
-    let mut ordered = Vec::new();
-    loop {
-        let (one, other) = (preferred.next(), others.next());
-        if one.is_none() && other.is_none() {
-            return ordered;
-        }
-        ordered.extend(one.into_iter().chain(other));
-    }
+    let longest = preferred.len().max(others.len());
+    let pairs = (0..longest).flat_map(|at| [preferred.get(at), others.get(at)]);
+    pairs.flatten().copied().collect()
 }
 
 /// The first connection to any of the addresses.

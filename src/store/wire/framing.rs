@@ -5,7 +5,7 @@ use httparse::Status;
 
 use super::head::LONGEST_HEAD;
 
-/// The rest of a body that is still to come.
+/// The part of a body that is still to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Framing {
     Length(u64),
@@ -28,13 +28,11 @@ pub(super) enum Chunked {
     Nothing,
 }
 
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Found {
-    /// These bytes of the body.
+/// The result of [`Framing::take`].
+pub(super) enum Taken {
     Data(Bytes),
     /// More bytes are needed.
     TooLittle,
-    /// The end of the body.
     End,
 }
 
@@ -48,27 +46,27 @@ impl Framing {
     }
 
     /// Takes bytes of the body from the front of the received ones, and no byte behind the body.
-    pub(super) fn take(&mut self, received: &mut BytesMut) -> Result<Found, String> {
+    pub(super) fn take(&mut self, received: &mut BytesMut) -> Result<Taken, String> {
         loop {
             if self.is_over() {
-                return Ok(Found::End);
+                return Ok(Taken::End);
             }
             if received.is_empty() {
-                return Ok(Found::TooLittle);
+                return Ok(Taken::TooLittle);
             }
             match self {
-                Self::Close => return Ok(Found::Data(received.split().freeze())),
-                Self::Length(left) => return Ok(Found::Data(split(received, left))),
+                Self::Close => return Ok(Taken::Data(received.split().freeze())),
+                Self::Length(left) => return Ok(Taken::Data(split(received, left))),
                 Self::Chunked(Chunked::Data(left)) => {
                     let data = split(received, left);
                     if *left == 0 {
                         *self = Self::Chunked(Chunked::LineEnd);
                     }
-                    return Ok(Found::Data(data));
+                    return Ok(Taken::Data(data));
                 }
                 Self::Chunked(next) => match next.step(received)? {
                     Some(then) => *next = then,
-                    None if received.len() < LONGEST_HEAD => return Ok(Found::TooLittle),
+                    None if received.len() < LONGEST_HEAD => return Ok(Taken::TooLittle),
                     None => return Err("an endless line between chunks".to_owned()),
                 },
             }
@@ -108,7 +106,7 @@ impl Chunked {
     }
 }
 
-/// Received bytes, up to the rest of the chunk or body.
+/// Takes up to `left` received bytes, and counts them off.
 fn split(received: &mut BytesMut, left: &mut u64) -> Bytes {
     let fits = usize::try_from(*left).map_or(received.len(), |left| left.min(received.len()));
     *left -= fits as u64;
@@ -125,11 +123,11 @@ mod tests {
         let mut pieces = wire.chunks(piece);
         loop {
             match framing.take(&mut received)? {
-                Found::Data(data) => body.extend_from_slice(&data),
-                Found::End => {
+                Taken::Data(data) => body.extend_from_slice(&data),
+                Taken::End => {
                     return Ok((body, received.len() + pieces.map(<[u8]>::len).sum::<usize>()));
                 }
-                Found::TooLittle => match pieces.next() {
+                Taken::TooLittle => match pieces.next() {
                     Some(piece) => received.extend_from_slice(piece),
                     None => return Err("too short".to_owned()),
                 },

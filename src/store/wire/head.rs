@@ -2,7 +2,7 @@
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{Method, Request, Response, StatusCode};
 
 use super::framing::Framing;
 use super::pool::Origin;
@@ -11,7 +11,7 @@ use super::pool::Origin;
 pub(super) const LONGEST_HEAD: usize = 16 * 1024;
 const MOST_HEADERS: usize = 64;
 
-/// A request as it goes over the wire, its body included.
+/// A request as text, its body included.
 pub(super) fn write(request: &Request<Bytes>, origin: &Origin) -> Vec<u8> {
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
     let mut text = Vec::with_capacity(1024 + request.body().len());
@@ -19,7 +19,7 @@ pub(super) fn write(request: &Request<Bytes>, origin: &Origin) -> Vec<u8> {
     put(&[request.method().as_str().as_bytes(), b" ", path.as_bytes(), b" HTTP/1.1\r\n"]);
     let headers = request.headers();
     if !headers.contains_key(header::HOST) {
-        put(&[b"host: ", origin.authority().as_bytes(), b"\r\n"]);
+        put(&[b"host: ", origin.authority.as_bytes(), b"\r\n"]);
     }
     // The types keep line ends out of names and values.
     for (name, value) in headers {
@@ -82,14 +82,17 @@ fn head(parsed: &httparse::Response<'_, '_>, bodiless: bool) -> Result<Head, Str
         _ if empty => (Framing::Length(0), true),
         told => told,
     };
-    let says = |token| has_token(&headers, &header::CONNECTION, token);
+    let says = |token: &str| {
+        let values = headers.get_all(header::CONNECTION).iter();
+        let mut tokens = values.filter_map(|value| value.to_str().ok()).flat_map(|v| v.split(','));
+        tokens.any(|told| told.trim().eq_ignore_ascii_case(token))
+    };
     let keep_alive = unambiguous
         && !matches!(framing, Framing::Close)
         && if modern { !says("close") } else { says("keep-alive") };
 
     let mut response = Response::new(());
     *response.status_mut() = status;
-    *response.version_mut() = if modern { Version::HTTP_11 } else { Version::HTTP_10 };
     *response.headers_mut() = headers;
     Ok(Head { response, framing, keep_alive })
 }
@@ -120,14 +123,6 @@ fn content_length(headers: &HeaderMap) -> Result<Option<u64>, String> {
         told = Some(length);
     }
     Ok(told)
-}
-
-fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
-    headers.get_all(name).iter().any(|value| {
-        value
-            .to_str()
-            .is_ok_and(|text| text.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
-    })
 }
 
 #[cfg(test)]

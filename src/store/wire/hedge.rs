@@ -1,9 +1,9 @@
 //! Decides when a request without a response is sent a second time. No I/O, no clock, one lock.
 //!
 //! One response in thousands comes seconds late, or never: a packet is lost, a front end dies. A
-//! second request on another connection is then answered at once, and the first response of the two
-//! is taken. The time to wait is learnt from the responses so far. The share of second requests is
-//! bounded: a store that is slow as a whole must not get twice as many.
+//! second request on another connection is mostly answered at once. The time to wait is learnt from
+//! the responses so far. The share of second requests is bounded: a store that is slow as a whole
+//! must not get twice as many.
 
 use std::time::Duration;
 
@@ -12,11 +12,8 @@ use parking_lot::Mutex;
 /// Requests whose responses take about the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) enum Kind {
-    /// A page of a listing.
     List,
-    /// Metadata of an object.
     Head,
-    /// Bytes of an object.
     Get,
 }
 
@@ -26,7 +23,7 @@ const LEAST: Duration = Duration::from_millis(500);
 const FIRST: Duration = Duration::from_secs(2);
 /// Responses remembered: enough for a 99th percentile, and few enough to follow the network.
 const RECENT: usize = 256;
-/// The percentile needs at least this number.
+/// The percentile is not computed from fewer responses.
 const ENOUGH: usize = 64;
 /// The percentile is computed anew after this number of responses.
 const EVERY: usize = 32;
@@ -35,17 +32,15 @@ const SHARE: f64 = 0.04;
 /// The most tokens: second requests that may be sent at once after a quiet time.
 const BURST: f64 = 8.0;
 
-#[derive(Debug)]
 pub(super) struct Hedger(Mutex<Learnt>);
 
-#[derive(Debug)]
 struct Learnt {
     /// By [`Kind`].
     answers: [Answers; 3],
     tokens: f64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Answers {
     /// The last [`RECENT`], in no order.
     took: Vec<Duration>,

@@ -9,18 +9,17 @@ use tokio::time::{Instant, sleep_until};
 
 use super::connection::Connection;
 
-/// S3 closes connections that were idle for some time (5 to 20 s are seen); a request sent into
-/// such a close fails and costs another one.
+/// S3 closes connections that were idle for 5 to 20 s; a request sent into a close costs another.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Scheme, host and port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::store) struct Origin {
-    tls: bool,
+    pub(in crate::store) tls: bool,
     /// Without brackets.
-    host: String,
-    port: u16,
-    authority: String,
+    pub(super) host: String,
+    pub(super) port: u16,
+    /// The value of the `Host` header, which is signed: without a default port.
+    pub(in crate::store) authority: String,
 }
 
 impl Origin {
@@ -33,34 +32,14 @@ impl Origin {
         let host = uri.host().filter(|host| !host.is_empty());
         let host = host.ok_or_else(|| format!("{uri} has no host"))?;
         let port = uri.port_u16().unwrap_or(usual);
-        // The `Host` header, which is signed, has no default port.
         let authority = if port == usual { host.to_owned() } else { format!("{host}:{port}") };
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         Ok(Self { tls, host, port, authority })
     }
-
-    pub(in crate::store) fn is_tls(&self) -> bool {
-        self.tls
-    }
-
-    pub(super) fn host(&self) -> &str {
-        &self.host
-    }
-
-    pub(super) fn port(&self) -> u16 {
-        self.port
-    }
-
-    /// The value of a `Host` header.
-    pub(in crate::store) fn authority(&self) -> &str {
-        &self.authority
-    }
 }
 
 #[derive(Default)]
-pub(super) struct Pool {
-    idle: Mutex<Idle>,
-}
+pub(super) struct Pool(Mutex<Idle>);
 
 #[derive(Default)]
 struct Idle {
@@ -75,7 +54,7 @@ impl Pool {
     pub(super) async fn take(&self, origin: &Origin) -> Option<Connection> {
         loop {
             let (since, _, mut connection) = {
-                let mut idle = self.idle.lock();
+                let mut idle = self.0.lock();
                 let last = idle.connections.iter().rposition(|(_, at, _)| **at == *origin)?;
                 idle.connections.remove(last)
             };
@@ -87,16 +66,20 @@ impl Pool {
 
     /// Closes the idle connections to this origin: a request has failed, so each of them may.
     pub(super) fn distrust(&self, origin: &Origin) {
-        self.idle.lock().connections.retain(|(_, at, _)| **at != *origin);
+        self.0.lock().connections.retain(|(_, at, _)| **at != *origin);
     }
 
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.idle.lock().connections.len()
+        self.0.lock().connections.len()
     }
 
-    fn give(self: &Arc<Self>, origin: Arc<Origin>, connection: Connection) {
-        let mut idle = self.idle.lock();
+    /// Takes a connection back after a body, if it is fit for another request.
+    pub(super) fn give(self: &Arc<Self>, origin: Arc<Origin>, mut connection: Connection) {
+        if !connection.rest() {
+            return;
+        }
+        let mut idle = self.0.lock();
         idle.connections.push((Instant::now(), origin, connection));
         if !std::mem::replace(&mut idle.swept, true) {
             tokio::spawn(self.clone().sweep());
@@ -107,7 +90,7 @@ impl Pool {
     async fn sweep(self: Arc<Self>) {
         loop {
             let next = {
-                let mut idle = self.idle.lock();
+                let mut idle = self.0.lock();
                 let old = |(since, _, _): &(Instant, _, _)| since.elapsed() >= IDLE_TIMEOUT;
                 let count = idle.connections.iter().take_while(|one| old(one)).count();
                 idle.connections.drain(..count);
@@ -128,15 +111,6 @@ pub(super) struct Home {
     pub(super) origin: Arc<Origin>,
 }
 
-impl Home {
-    /// Takes the connection back, if it is fit for another request.
-    pub(super) fn take_back(self, mut connection: Connection) {
-        if connection.rest() {
-            self.pool.give(self.origin, connection);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,8 +125,8 @@ mod tests {
             ("http://[::1]:9000/b", false, "::1", 9000, "[::1]:9000"),
         ] {
             let origin = of(uri).unwrap();
-            assert_eq!((origin.is_tls(), origin.host()), (tls, host), "{uri}");
-            assert_eq!((origin.port(), origin.authority()), (port, authority), "{uri}");
+            assert_eq!((origin.tls, origin.host.as_str()), (tls, host), "{uri}");
+            assert_eq!((origin.port, origin.authority.as_str()), (port, authority), "{uri}");
         }
         for uri in ["ftp://h", "/path", "h:80"] {
             assert!(of(uri).is_err(), "{uri}");

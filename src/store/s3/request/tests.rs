@@ -156,7 +156,7 @@ fn filled(
 ) -> (String, String, HeaderMap) {
     let message = template.fill(fields, SystemTime::now(), credentials).unwrap();
     let (origin, text) = message.parts();
-    let scheme = if origin.is_tls() { "https" } else { "http" };
+    let scheme = if origin.tls { "https" } else { "http" };
     let mut lines = text.strip_suffix("\r\n\r\n").unwrap().split("\r\n");
     let line = lines.next().unwrap();
     let (method, path) = line.strip_suffix(" HTTP/1.1").unwrap().split_once(' ').unwrap();
@@ -166,8 +166,8 @@ fn filled(
         headers.append(HeaderName::try_from(name).unwrap(), value.parse().unwrap());
     }
     let host = headers.remove("host").unwrap();
-    assert_eq!(host, origin.authority());
-    (method.to_owned(), format!("{scheme}://{}{path}", origin.authority()), headers)
+    assert_eq!(host, origin.authority);
+    (method.to_owned(), format!("{scheme}://{}{path}", origin.authority), headers)
 }
 
 /// Notes the request that the SDK was about to send.
