@@ -48,15 +48,14 @@ mod tests;
 /// The inode number, which stands for one version of an object.
 pub(crate) type ObjectId = u64;
 
-/// An object and the index of one of its chunks.
+/// With the index of the chunk in its object.
 type ChunkKey = (ObjectId, u32);
 
-/// Memory that is populated in advance, at most a quarter of the budget: the bytes that one stream
-/// has in flight. Touching fresh memory costs more than receiving the bytes.
+/// Memory that is populated in advance, at most a quarter of the budget: one stream's bytes in
+/// flight. Touching fresh memory costs more than receiving the bytes.
 const READY_BYTES: u64 = 256 << 20;
 
-/// Idle memory above [`READY_BYTES`] is returned to the system when nothing was received for this
-/// long.
+/// After this time without received bytes, idle memory above [`READY_BYTES`] is returned.
 const IDLE: Duration = Duration::from_secs(10);
 
 /// Chunks that are examined to find a spent one: spent chunks are among the oldest.
@@ -97,8 +96,7 @@ pub(crate) struct ChunkCache {
     store: Arc<dyn ObjectStore>,
     layout: Layout,
     arena: Arc<Arena>,
-    /// Every chunk that holds or awaits bytes, by recency of use. Evicting drops a chunk's memory
-    /// under this lock, which takes the lock of the arena's slots: in this order.
+    /// By recency of use. Locked before the arena's slots: evicting frees a chunk's memory.
     chunks: Mutex<LruCache<ChunkKey, Arc<Chunk>>>,
     /// Notified when a chunk may have become evictable, or a charge has ended.
     freed: Notify,
@@ -166,7 +164,7 @@ impl ChunkCache {
         self.freed.notify_waiters();
     }
 
-    /// Bytes of an object's first chunk are held or awaited.
+    /// The object's first chunk is in the cache.
     pub(crate) fn holds(&self, id: ObjectId) -> bool {
         self.chunks.lock().contains(&(id, 0))
     }
@@ -253,8 +251,8 @@ impl ChunkCache {
         }
     }
 
-    /// Returns when all the blocks are ready; starts fetching those that are empty. Ends the
-    /// caller's turn to wait for room when all of them are charged.
+    /// Waits until all the blocks are ready; fetches those that are empty. Ends the caller's turn
+    /// to wait for room when all of them are charged.
     async fn wait_for_blocks(
         &self,
         lease: &Lease,
@@ -306,8 +304,8 @@ impl ChunkCache {
         let recycles = len as u64 > largest_part
             && self.spent_bytes.load(Ordering::Relaxed) > 0
             && usage.idle < first_part;
-        // The chunk will be where room is made now: in memory that is populated already. If none can
-        // be made, none is needed yet.
+        // The chunk will be where room is made now: in memory that is populated already. If none
+        // can be made, none is needed yet.
         if usage.available() < first_part {
             let _ = self.evict_oldest(&mut chunks);
         } else if recycles {
@@ -375,7 +373,7 @@ impl ChunkCache {
         let mut chunks = self.chunks.lock();
         if lease.spend() {
             self.spent_bytes.fetch_add(self.stream_bytes(lease), Ordering::Relaxed);
-            chunks.demote(&lease.key());
+            chunks.demote(&(lease.source.id, lease.index));
         }
     }
 
@@ -393,11 +391,9 @@ impl ChunkCache {
     }
 }
 
-/// Why a wait for blocks has ended without them.
 enum Wait {
-    /// The budget has no room for them now.
+    /// The budget has no room for the blocks now.
     Full,
-    /// Their fetch has failed.
     Failed(StoreError),
 }
 

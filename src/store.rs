@@ -17,7 +17,8 @@ mod wire;
 
 pub use error::{Class, Nonsense, StoreError};
 
-/// The requests of a read-only mount. Keys are UTF-8, as S3 defines them, and compare by their bytes.
+/// The requests of a read-only mount. Keys are UTF-8, as S3 defines them, and compare by their
+/// bytes.
 #[async_trait]
 pub trait ObjectStore: Send + Sync + 'static {
     /// One page of a listing (`ListObjectsV2`), in key order as [`check_page`] wants it: some
@@ -27,9 +28,10 @@ pub trait ObjectStore: Send + Sync + 'static {
     /// Metadata of one object (`HeadObject`); [`StoreError::NotFound`] when there is no such key.
     async fn head(&self, key: &str) -> Result<ObjectHead, StoreError>;
 
-    /// Writes `range` of exactly this version into `into` (`GetObject` with `Range` and `If-Match`).
-    /// The range is not empty and lies inside the object, and `into` has room for it. On an error
-    /// `into` has taken a correct beginning of the range, so a caller may ask for the rest.
+    /// Writes `range` of exactly this version into `into` (`GetObject` with `Range` and
+    /// `If-Match`). The range is not empty and lies inside the object, and `into` has room for it.
+    /// On an error `into` has taken a correct beginning of the range, so a caller may ask for the
+    /// rest.
     async fn get_range(
         &self,
         version: &ObjectVersion,
@@ -86,14 +88,12 @@ pub struct ListRequest {
     pub any_order: bool,
 }
 
-/// Where a page of a listing begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListFrom {
-    /// At the first key of the prefix.
     Start,
-    /// Behind this key (`start-after`).
+    /// `start-after`
     After(String),
-    /// Where the page before ended (`continuation-token`).
+    /// `continuation-token`
     Token {
         /// [`ListPage::next`] of the page before.
         token: String,
@@ -121,7 +121,6 @@ pub enum ListEntry {
 }
 
 impl ListEntry {
-    /// Listings are ordered by it.
     pub fn key(&self) -> &str {
         match self {
             Self::Object(meta) => &meta.version.key,

@@ -1,13 +1,13 @@
 //! Pure arithmetic: where the bytes of an object live.
 //!
 //! An object is cut into *chunks* of 128 MiB, and these into *blocks* of 128 KiB, the unit in which
-//! bytes are awaited and become ready; the last chunk and its last block are shorter. A *part* is the
-//! range of one GET: whole blocks of one chunk.
+//! bytes are awaited and become ready; the last chunk and its last block are shorter. A *part* is
+//! the range of one GET: whole blocks of one chunk.
 
 use std::ops::Range;
 
-/// The kernel's default readahead, and the smallest request that is worth a round trip: at 90 MB/s a
-/// connection needs 1.5 ms for it, against 15 ms to the first byte.
+/// The kernel's default readahead, and the smallest request that is worth a round trip: at 90 MB/s
+/// a connection needs 1.5 ms for it, against 15 ms to the first byte.
 pub const BLOCK_BYTES: u64 = 128 << 10;
 
 /// Up to this size an object is fetched whole at its first read: at 90 MB/s a connection 4 MiB take
@@ -34,8 +34,8 @@ pub struct Span {
 }
 
 impl Layout {
-    /// Sizes for a cache of `budget_bytes`. Chunks are evicted whole, so each is at most a quarter of
-    /// it. A part may become twice as long as `part_bytes` if the store is far away.
+    /// Sizes for a cache of `budget_bytes`. Chunks are evicted whole, so each is at most a quarter
+    /// of it. A part may become twice as long as `part_bytes` if the store is far away.
     pub fn within(budget_bytes: u64, chunk_bytes: u64, part_bytes: u64) -> Self {
         let quarter = (budget_bytes / 4).max(BLOCK_BYTES);
         let chunk_bytes = chunk_bytes.min(1 << quarter.ilog2());

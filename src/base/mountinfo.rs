@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
-/// One line of `mountinfo`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mount {
     /// `major:minor`, by which a FUSE mount is known in every namespace and under every path.
@@ -16,8 +15,8 @@ pub(crate) struct Mount {
 }
 
 impl Mount {
-    /// By its type (mount.fuse3(8) gives another one), or by its source, which no other program uses,
-    /// when the kernel was told no type.
+    /// By its type (mount.fuse3(8) gives another one), or by its source, which no other program
+    /// uses, when the kernel was told no type.
     pub(crate) fn is_ours(&self) -> bool {
         ["fuse.fasts3", "fuse.mount.fasts3"].contains(&self.kind.as_str())
             || (self.kind == "fuse" && self.source.starts_with("s3://"))
@@ -52,17 +51,11 @@ fn unescaped(field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&byte, after)) = rest.split_first() {
-        let octal = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(escaped) if byte == b'\\' => {
-                bytes.push(escaped);
-                rest = &after[3..];
-            }
-            _ => {
-                bytes.push(byte);
-                rest = after;
-            }
-        }
+        let digits = after.get(..3).filter(|_| byte == b'\\');
+        let digits = digits.and_then(|digits| std::str::from_utf8(digits).ok());
+        let escaped = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        bytes.push(escaped.unwrap_or(byte));
+        rest = if escaped.is_some() { &after[3..] } else { after };
     }
     bytes
 }

@@ -1,8 +1,8 @@
 //! Memory for chunks: one mapping, reserved at start and recycled, and the state of every block
 //! in it. The only file of the core with `unsafe`.
 //!
-//! Not `Vec<u8>`: fresh memory costs 0.3 to 0.7 CPU seconds a GB in page faults, more than receiving
-//! the bytes does, and a reply is cut from bytes that are next to each other.
+//! Not `Vec<u8>`: fresh memory costs 0.3 to 0.7 CPU seconds a GB in page faults, more than
+//! receiving the bytes does, and a reply is cut from bytes that are next to each other.
 //!
 //! It is sound because of four rules, which this file alone keeps:
 //!
@@ -34,7 +34,6 @@ use crate::base::layout::Layout;
 /// A huge page of x86-64, and of arm64 with pages of 4 KiB. Elsewhere it is only an alignment.
 const HUGE_BYTES: usize = 2 << 20;
 
-/// A mapping of address space, and the slots that it is divided into.
 #[derive(Debug)]
 pub(super) struct Arena {
     /// Where offsets count from: a multiple of [`HUGE_BYTES`] inside the mapping.
@@ -196,7 +195,6 @@ impl Memory {
         &self.progress
     }
 
-    /// The bytes of a range if all of its blocks are ready.
     pub(super) fn bytes(&self, range: Range<usize>) -> Option<&[u8]> {
         assert!(range.start <= range.end && range.end <= self.len, "inside the chunk");
         if !self.is_ready(self.arena.layout.blocks(&range)) {
@@ -254,7 +252,6 @@ impl Memory {
         Ok(writers)
     }
 
-    /// The arena's addresses of a run of blocks.
     fn addresses(&self, blocks: &Range<usize>) -> Range<u64> {
         let bytes = self.arena.layout.block_bytes(blocks, self.len);
         self.slot.offset + bytes.start as u64..self.slot.offset + bytes.end as u64
@@ -311,7 +308,6 @@ pub(super) struct BlockWriter {
     memory: Arc<Memory>,
     /// The bytes of the chunk that the blocks hold.
     bytes: Range<usize>,
-    /// Where the next byte goes.
     at: usize,
     blocks: Range<usize>,
     /// The first block that is not ready.

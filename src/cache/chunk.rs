@@ -19,7 +19,7 @@ pub(super) struct Chunk {
     pub(super) failures: Mutex<RecentFailures>,
     /// Blocks that a reader has ever waited for.
     waited_for: Box<[AtomicBool]>,
-    /// Notified when a reader begins to wait for blocks.
+    /// Notified by [`Self::want`].
     pub(super) wanted: Notify,
     /// Blocks whose end the page cache has taken, and the number of the others.
     taken: Box<[AtomicBool]>,
@@ -52,7 +52,6 @@ impl Chunk {
         !self.spent.swap(true, Ordering::Relaxed)
     }
 
-    /// The page cache has lost it again.
     pub(super) fn unspend(&self) {
         self.spent.store(false, Ordering::Relaxed);
         // First the number: a concurrent `take` counts from it.

@@ -17,14 +17,12 @@ use tokio::time::Instant;
 use super::pace::{NetworkPace, Pace, Timing};
 use super::{ObjectId, Purpose};
 
-#[derive(Debug)]
 pub(super) struct Gate {
     inside: Mutex<Inside>,
     /// GETs in flight at once.
     most: usize,
 }
 
-#[derive(Debug)]
 struct Inside {
     /// GETs in flight, and how many of them are readahead.
     all: usize,
@@ -39,9 +37,8 @@ struct Inside {
 }
 
 /// The right to have one GET in flight; ends when it is dropped.
-#[derive(Debug)]
 pub(super) struct Pass {
-    /// `None` once it has been given back without a drop.
+    /// `None` after `give_back`.
     gate: Option<Arc<Gate>>,
     purpose: Purpose,
     object: ObjectId,
@@ -62,7 +59,6 @@ impl Gate {
         Arc::new(Self { inside: Mutex::new(inside), most: most.max(1) })
     }
 
-    /// Waits until a GET of `bytes` bytes of an object may be sent.
     pub(super) async fn enter(
         self: &Arc<Self>,
         purpose: Purpose,
@@ -90,7 +86,7 @@ impl Gate {
         granted.await.expect("the gate lets in all that wait before it is dropped")
     }
 
-    /// `received`: by all GETs together.
+    /// `received`: bytes of all GETs so far.
     pub(super) fn learn(&self, timing: Timing, received: u64) {
         self.inside.lock().pace.add(timing, received, Instant::now());
     }

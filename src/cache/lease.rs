@@ -4,7 +4,7 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use super::chunk::Chunk;
-use super::{ChunkCache, ChunkKey, Source};
+use super::{ChunkCache, Source};
 use crate::base::layout::Span;
 
 /// Keeps a chunk in the cache. Its end is notified to the readers that wait for room.
@@ -13,7 +13,7 @@ pub(super) struct Lease {
     /// `None` only in `drop`.
     chunk: Option<Arc<Chunk>>,
     pub(super) source: Source,
-    index: u32,
+    pub(super) index: u32,
     pub(super) cache: Arc<ChunkCache>,
 }
 
@@ -25,10 +25,6 @@ impl Lease {
         cache: &Arc<ChunkCache>,
     ) -> Self {
         Self { chunk: Some(chunk), source: source.clone(), index, cache: cache.clone() }
-    }
-
-    pub(super) fn key(&self) -> ChunkKey {
-        (self.source.id, self.index)
     }
 
     pub(super) fn span(&self, bytes: Range<usize>) -> Span {
@@ -75,9 +71,8 @@ impl Deref for Slice {
 
 /// The bytes that a read returns.
 pub enum Data {
-    /// A range of a chunk, not copied.
     Slice(Slice),
-    /// Ranges of several chunks, copied together.
+    /// Copied from several chunks.
     Joined(Vec<u8>),
 }
 

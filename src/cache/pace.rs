@@ -1,5 +1,5 @@
-//! How many GETs of readahead are worth having in flight, and how large they should be, as measured.
-//! Pure; time comes in as an argument.
+//! How many GETs of readahead are worth having in flight, and how large they should be, as
+//! measured. Pure; time comes in as an argument.
 //!
 //! Measured are the least time to a first byte, the highest rate of one connection, and the highest
 //! rate of all together: extremes, as BBR takes them, because a busy moment says nothing about the
@@ -20,7 +20,8 @@ const LEAST_CONNECTIONS: usize = 32;
 /// Bytes that are always admitted, however small their GETs: files of 100 KB need every connection.
 const LEAST_BYTES: u64 = 16 << 20;
 
-/// A part takes four times as long as its first byte, or a connection waits for a fifth of its time.
+/// A part takes four times as long as its first byte, or a connection waits for a fifth of its
+/// time.
 const PART_PER_WAIT: f64 = 4.0;
 
 /// The shortest sample of the goodput.
@@ -35,7 +36,6 @@ const TELLING_BODY_BYTES: u64 = 1 << 20;
 /// A measurement counts for this long, and at most for twice as long.
 const MEMORY: Duration = Duration::from_secs(10);
 
-#[derive(Debug)]
 pub(super) struct Pace {
     first_byte: Best,
     connection: Best,
@@ -54,7 +54,6 @@ pub(super) struct Timing {
     pub(super) bytes: u64,
 }
 
-/// The sizes that suit the network.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NetworkPace {
     /// Length of a GET that reads a stream ahead: the largest part, or half of it.
@@ -102,7 +101,8 @@ impl Pace {
         (PROBE * self.together.most() / one).ceil() as usize
     }
 
-    /// The size of a GET that loses little of a connection's time to waiting: `most`, or half of it.
+    /// The size of a GET that loses little of a connection's time to waiting: `most`, or half of
+    /// it.
     pub(super) fn part_bytes(&self, most: u64) -> u64 {
         let Some((wait, rate)) = self.of_a_connection() else { return most / 2 };
         if PART_PER_WAIT * wait * rate > as_f64(most / 2) { most } else { most / 2 }
@@ -116,7 +116,6 @@ impl Pace {
 }
 
 /// The highest value of this period and the one before.
-#[derive(Debug)]
 struct Best {
     now: f64,
     before: f64,

@@ -9,8 +9,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Address space of a class, in budgets: a mount with 8 GiB holds 4,096 chunks of 128 MiB that have a
-/// single block each.
+/// Address space of a class, in budgets: a mount with 8 GiB holds 4,096 chunks of 128 MiB with one
+/// block each.
 const SPREAD: u64 = 64;
 
 /// The budget, or a class of slots, has no room at the moment.
@@ -101,7 +101,6 @@ impl Slots {
         classes.map_or(0, |(class, last)| last.offset + last.slots * (self.granule << class))
     }
 
-    /// Takes address space for a chunk of `len` bytes.
     pub(super) fn take(&mut self, len: u64) -> Result<Slot, Full> {
         let class = len.div_ceil(self.granule).next_power_of_two().ilog2() as usize;
         let size = self.granule << class;
@@ -147,8 +146,8 @@ impl Slots {
     pub(super) fn take_idle(&mut self, keep: u64) -> Vec<Range<u64>> {
         let (mut taken, mut left) = (Vec::new(), self.idle.bytes.saturating_sub(keep));
         while left > 0 {
-            let Some(run) = self.idle.first() else { break };
-            let run = run.start..run.end.min(run.start + left);
+            let Some((&start, &end)) = self.idle.runs.first_key_value() else { break };
+            let run = start..end.min(start + left);
             left -= run.end - run.start;
             self.idle.remove(&run);
             taken.push(run);
@@ -219,10 +218,6 @@ impl AddressSet {
                 }
             }
         }
-    }
-
-    fn first(&self) -> Option<Range<u64>> {
-        self.runs.first_key_value().map(|(&start, &end)| start..end)
     }
 
     /// Removes `bytes` from the end: the largest classes, whose runs are the longest.

@@ -7,8 +7,8 @@
 //! - It publishes the block with `Release`, and a reader that has seen it ready with `Acquire` sees
 //!   all of its bytes. A ready block stays ready.
 //!
-//! In `tests/block_states.rs` loom tries every order in which threads may do this: the parent module
-//! chooses the atomics.
+//! In `tests/block_states.rs` loom tries every order in which threads may do this: the parent
+//! module chooses the atomics.
 
 use std::ops::Range;
 

@@ -61,7 +61,6 @@ impl Default for RetryPolicy {
     }
 }
 
-/// Retries the failures that another store reports as transient.
 pub struct Retrying {
     store: Arc<dyn ObjectStore>,
     policy: RetryPolicy,
@@ -132,7 +131,6 @@ impl ObjectStore for Retrying {
     }
 }
 
-/// One operation's attempts so far.
 struct Tries<'a> {
     policy: &'a RetryPolicy,
     stats: &'a Stats,
@@ -169,7 +167,6 @@ impl<'a> Tries<'a> {
         }
     }
 
-    /// Sets the deadline at the first call.
     fn begin(&mut self) -> Instant {
         *self.deadline.get_or_insert_with(|| Instant::now() + self.policy.deadline)
     }

@@ -1,6 +1,6 @@
-//! HTTP/1.1 as this program needs it: requests with small bodies, one at a time on a connection, and
-//! bodies of responses that are received straight into the caller's memory. Existing clients copy
-//! them from buffers of their own, which costs more than half as much as receiving them
+//! HTTP/1.1 as this program needs it: requests with small bodies, one at a time on a connection,
+//! and bodies of responses that are received straight into the caller's memory. Existing clients
+//! copy them from buffers of their own, which costs more than half as much as receiving them
 //! (docs/performance.md).
 //!
 //! A server can do no harm: heads are short, a body ends where its head says, and a connection is
@@ -32,15 +32,13 @@ use head::Head;
 use hedge::Hedger;
 pub(super) use hedge::Kind;
 pub(super) use pool::Origin;
-use pool::{Home, Pool};
+use pool::Pool;
 
-/// A request failed before there was a response.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CallError {
     /// No connection: no address, refused, no TLS session.
     #[error("cannot connect: {0}")]
     Unreachable(String),
-    /// The connection broke before the response's head.
     #[error("the connection broke: {0}")]
     Broken(String),
     #[error("the answer is not HTTP: {0}")]
@@ -80,8 +78,7 @@ impl Wire {
         Self { dialer: Dialer::new(tls), pool: Arc::default(), hedging, stats }
     }
 
-    /// Sends a request to the host of its URI; the response's head must come within `limit`,
-    /// connecting included.
+    /// The response's head must come within `limit`, connecting included.
     pub(super) async fn call(
         &self,
         request: &Request<Bytes>,
@@ -90,7 +87,6 @@ impl Wire {
         self.send(&Message::of(request)?, limit).await
     }
 
-    /// As [`Self::call`], with a request that is written already.
     pub(super) async fn send(
         &self,
         message: &Message,
@@ -160,37 +156,31 @@ impl Wire {
         mut connection: Connection,
         message: &Message,
     ) -> Result<Response<Body>, NoHead> {
-        let unanswered = |error: io::Error| NoHead { error: error.into(), unanswered: true };
-        connection.send(&message.text).await.map_err(unanswered)?;
-        let mut answered = false;
+        let mut unanswered = true;
+        let sent = connection.send(&message.text).await;
+        sent.map_err(|error| NoHead { error: error.into(), unanswered })?;
         loop {
             let parsed = head::parse(&mut connection.buffer, message.bodiless)
                 .map_err(|cause| NoHead { error: CallError::NotHttp(cause), unanswered: false })?;
             if let Some(Head { response, framing, keep_alive }) = parsed {
                 // After a fault of the server the next request is better sent to another one.
                 let keep = keep_alive && !response.status().is_server_error();
-                let (pool, origin) = (&self.pool, &message.origin);
-                let home = keep.then(|| Home { pool: pool.clone(), origin: origin.clone() });
+                let home = keep.then(|| (self.pool.clone(), message.origin.clone()));
                 return Ok(response.map(|()| Body::new(connection, framing, home)));
             }
-            let unanswered = !answered;
-            match connection.fill(HEAD_READ_BYTES).await {
-                Ok(0) => {
-                    let error = CallError::Broken("closed before an answer".to_owned());
-                    return Err(NoHead { error, unanswered });
-                }
-                Ok(_) => answered = true,
-                Err(error) => return Err(NoHead { error: error.into(), unanswered }),
+            let filled = connection.fill(HEAD_READ_BYTES).await;
+            if filled.map_err(|error| NoHead { error: error.into(), unanswered })? == 0 {
+                let error = CallError::Broken("closed before an answer".to_owned());
+                return Err(NoHead { error, unanswered });
             }
+            unanswered = false;
         }
     }
 }
 
-/// A request as it goes over the wire.
 pub(super) struct Message {
     origin: Arc<Origin>,
     text: Vec<u8>,
-    /// It does no harm to send it again.
     repeatable: bool,
     /// The response has no body, whatever its head says.
     bodiless: bool,

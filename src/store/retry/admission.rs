@@ -31,7 +31,6 @@ pub(super) struct Admission {
     stats: Arc<Stats>,
 }
 
-/// The right to send one request.
 pub(super) struct Admitted<'a> {
     admission: &'a Admission,
     _permits: [Option<SemaphorePermit<'a>>; 2],
@@ -44,7 +43,6 @@ impl Admission {
         Self { requests, gets, overdue, throttle: Throttle::new(), stats }
     }
 
-    /// Waits until a request may be sent.
     pub(super) async fn admit(&self, is_get: bool) -> Admitted<'_> {
         if let Some(turn) = self.throttle.turn() {
             self.stats.throttled.add(1);
@@ -69,12 +67,12 @@ impl Admitted<'_> {
             if let Ok(answer) = timeout(OVERDUE, &mut request).await {
                 return answer;
             }
-            let aside =
-                (!flow::has_begun()).then(|| admission.overdue.try_acquire().ok()).flatten();
+            let may = !flow::has_begun();
+            let aside = may.then(|| admission.overdue.try_acquire().ok()).flatten();
             let _held = aside.is_none().then_some(self);
             request.await
-        });
-        let answer = answer.await;
+        })
+        .await;
         admission.throttle.answered(matches!(answer, Err(StoreError::Throttled { .. })));
         answer
     }

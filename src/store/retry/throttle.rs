@@ -6,8 +6,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// Answers are counted for this long before the rate is changed: long enough that a burst in flight
-/// counts once, short enough that a mount reacts before its retries return.
+/// Answers are counted for this time before the rate is changed: so a burst in flight counts once,
+/// and a mount reacts before its retries return.
 const WINDOW: Duration = Duration::from_millis(250);
 /// The lowest rate, in requests a second: 128 waiting requests have their turn within a deadline,
 /// and no working store allows less.
@@ -25,11 +25,10 @@ pub(super) struct Throttle(Mutex<RateLimit>);
 struct RateLimit {
     /// Requests a second; `None` until the store has throttled.
     rate: Option<f64>,
-    /// The rate after the last cut.
     cut: f64,
     /// When the store began to throttle.
     throttled: Instant,
-    /// When the next request may go.
+    /// The next turn.
     next: Instant,
     /// The rate has grown until then.
     grown: Instant,

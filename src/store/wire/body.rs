@@ -1,6 +1,7 @@
 //! The body of a response, which owns its connection until its end.
 
 use std::io::{self, ErrorKind};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf as _, BufMut};
@@ -8,7 +9,7 @@ use tokio::time::timeout;
 
 use super::connection::Connection;
 use super::framing::{Framing, Taken};
-use super::pool::Home;
+use super::pool::{Origin, Pool};
 use crate::store::{StoreError, flow};
 
 /// After this time without a byte a body has stalled: a live connection has retransmitted several
@@ -21,7 +22,8 @@ pub(super) const FIRST_SILENCE: Duration = Duration::from_secs(4);
 const SMALLEST_BATCH: u64 = 128 << 10;
 /// Batches grow with the bytes received, up to this (measured, docs/decisions.md).
 const LARGEST_BATCH: u64 = 512 << 10;
-/// After this time a batch is taken as it is. A connection of S3, at 90 MB/s, fills 512 KiB in 6 ms.
+/// After this time a batch is taken as it is. A connection of S3, at 90 MB/s, fills 512 KiB in 6
+/// ms.
 const PATIENCE: Duration = Duration::from_millis(20);
 /// Read at once where the caller does not know how long the body will be: listings, errors.
 const FRAME_BYTES: usize = 64 * 1024;
@@ -32,11 +34,15 @@ pub(in crate::store) struct Body {
     /// Until the end of the body.
     connection: Option<Connection>,
     /// Takes the connection back at the end of the body; None when it is to be closed.
-    home: Option<Home>,
+    home: Option<(Arc<Pool>, Arc<Origin>)>,
 }
 
 impl Body {
-    pub(super) fn new(connection: Connection, framing: Framing, home: Option<Home>) -> Self {
+    pub(super) fn new(
+        connection: Connection,
+        framing: Framing,
+        home: Option<(Arc<Pool>, Arc<Origin>)>,
+    ) -> Self {
         let mut body = Self { framing, connection: Some(connection), home };
         body.end_if_over();
         body
@@ -133,9 +139,10 @@ impl Body {
 
     fn end_if_over(&mut self) {
         if self.framing.is_over()
-            && let (Some(connection), Some(home)) = (self.connection.take(), self.home.take())
+            && let (Some(connection), Some((pool, origin))) =
+                (self.connection.take(), self.home.take())
         {
-            home.pool.give(home.origin, connection);
+            pool.give(origin, connection);
         }
     }
 }

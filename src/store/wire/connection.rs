@@ -20,7 +20,6 @@ pub(super) const TLS_READ_BYTES: usize = 64 * 1024;
 /// TLS takes a whole record (16 KiB and its frame) from the socket before it gives out any of it.
 pub(super) const TLS_SLACK: u64 = 32 * 1024;
 
-#[derive(Debug)]
 pub(super) struct Connection {
     stream: Box<dyn Stream>,
     /// Received bytes, to be taken from the front.
@@ -96,8 +95,7 @@ sockopt_impl!(
     i32
 );
 
-/// A socket, or a TLS session on one.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug {
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {
     fn socket(&self) -> &TcpStream;
 }
 

@@ -75,7 +75,6 @@ fn order(addresses: Vec<SocketAddr>, turn: usize) -> Vec<SocketAddr> {
     pairs.flatten().copied().collect()
 }
 
-/// The first connection to any of the addresses.
 async fn first(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
     let mut addresses = addresses.into_iter();
     let mut attempts = JoinSet::new();

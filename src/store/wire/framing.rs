@@ -19,16 +19,13 @@ pub(super) enum Framing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Chunked {
     Size,
-    /// The rest of a chunk.
     Data(u64),
-    /// The line's end behind a chunk.
     LineEnd,
     /// Headers behind the last chunk, which are ignored.
     Trailer,
     Nothing,
 }
 
-/// The result of [`Framing::take`].
 pub(super) enum Taken {
     Data(Bytes),
     /// More bytes are needed.

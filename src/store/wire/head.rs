@@ -34,7 +34,6 @@ pub(super) fn write(request: &Request<Bytes>, origin: &Origin) -> Vec<u8> {
     text
 }
 
-/// The head of a response, and the framing of its body.
 #[derive(Debug)]
 pub(super) struct Head {
     pub(super) response: Response<()>,

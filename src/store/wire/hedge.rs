@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-/// Requests whose responses take about the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) enum Kind {
     List,
@@ -62,7 +61,6 @@ impl Hedger {
         state.answers[kind as usize].patience.unwrap_or(FIRST)
     }
 
-    /// The first byte of an answer came.
     pub(super) fn answered(&self, kind: Kind, took: Duration) {
         self.0.lock().answers[kind as usize].add(took);
     }

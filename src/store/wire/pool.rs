@@ -43,9 +43,9 @@ pub(super) struct Pool(Mutex<Idle>);
 
 #[derive(Default)]
 struct Idle {
-    /// In the order in which they became idle: the first is the oldest.
+    /// The first has been idle for the longest time.
     connections: Vec<(Instant, Arc<Origin>, Connection)>,
-    /// A task is closing connections that grow old.
+    /// [`Pool::sweep`] runs.
     swept: bool,
 }
 
@@ -103,12 +103,6 @@ impl Pool {
             sleep_until(next).await;
         }
     }
-}
-
-/// Where a connection goes back to after a body.
-pub(super) struct Home {
-    pub(super) pool: Arc<Pool>,
-    pub(super) origin: Arc<Origin>,
 }
 
 #[cfg(test)]
