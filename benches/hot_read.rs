@@ -111,14 +111,14 @@ fn allocations_of_a_cached_read() {
     let hot = Hot::new();
     // The rest of the fill may allocate too.
     std::thread::sleep(Duration::from_millis(200));
-    let gets = hot.fs.stats().gets.get();
+    let gets = hot.fs.stats.gets.get();
     CALLS.store(0, Relaxed);
     LARGEST_BYTES.store(0, Relaxed);
     for offset in Hot::offsets() {
         hot.read(offset);
     }
     let (calls, largest) = (CALLS.load(Relaxed), LARGEST_BYTES.load(Relaxed));
-    assert_eq!(hot.fs.stats().gets.get(), gets, "all of it was cached");
+    assert_eq!(hot.fs.stats.gets.get(), gets, "all of it was cached");
     let reads = OBJECT_BYTES / u64::from(READ_BYTES);
     println!("{reads} cached reads of 1 MiB: {calls} allocations, the largest of {largest} bytes");
     assert!(largest <= SMALL_BYTES, "a cached read allocated {largest} bytes");

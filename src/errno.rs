@@ -6,41 +6,28 @@ use std::time::Duration;
 use crate::store::{Class, StoreError};
 
 /// Why a call of the file system failed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FsError {
-    /// ENOENT. A complete answer says so; the kernel may believe it for `ttl`.
-    #[error("no such name")]
-    NotFound { ttl: Duration },
-    /// ENOTDIR
-    #[error("not a directory")]
+    /// A complete answer says so; the kernel may believe it for `ttl`.
+    NotFound {
+        ttl: Duration,
+    },
     NotADirectory,
-    /// EISDIR
-    #[error("is a directory")]
     IsADirectory,
-    /// ENAMETOOLONG: a component of more than 255 bytes.
-    #[error("name too long")]
+    /// A component of more than 255 bytes.
     NameTooLong,
-    /// ENODATA
-    #[error("no such extended attribute")]
+    /// There is no such extended attribute.
     NoSuchAttribute,
-    /// EOPNOTSUPP
-    #[error("not supported")]
     NotSupported,
-    /// EACCES: the store refuses, or the object is archived.
-    #[error("access denied")]
+    /// The store refuses, or the object is archived.
     Denied,
-    /// ESTALE: the object has changed since its lookup, or the inode number or directory cookie is
-    /// not known.
-    #[error("the object has changed since it was looked up")]
+    /// The object has changed since its lookup, or the inode number or cookie is not known.
     Stale,
-    /// ETIMEDOUT: no byte from the store until the deadline.
-    #[error("timed out")]
+    /// No byte from the store until the deadline.
     TimedOut,
-    /// EINTR: a signal ended the wait.
-    #[error("interrupted by a signal")]
+    /// A signal ended the wait.
     Interrupted,
-    /// EIO: the store failed until the deadline, or its answers contradict themselves.
-    #[error("input/output error")]
+    /// The store failed until the deadline, or its answers contradict themselves.
     Io,
 }
 
@@ -62,8 +49,8 @@ impl FsError {
     }
 }
 
-impl From<&StoreError> for FsError {
-    fn from(error: &StoreError) -> Self {
+impl From<StoreError> for FsError {
+    fn from(error: StoreError) -> Self {
         match error.class() {
             // The name led to a version that is gone. "No such key" is `FsError::NotFound` only
             // where it answers a lookup.
@@ -77,11 +64,5 @@ impl From<&StoreError> for FsError {
             | Class::NoSuchBucket
             | Class::WrongRegion => Self::Io,
         }
-    }
-}
-
-impl From<StoreError> for FsError {
-    fn from(error: StoreError) -> Self {
-        Self::from(&error)
     }
 }

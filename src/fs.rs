@@ -1,5 +1,4 @@
-//! The file system without FUSE: names, attributes and bytes by inode number, and the errno of
-//! every failure.
+//! The file system without FUSE: attributes and bytes by inode number, and the errno of failures.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -19,15 +18,14 @@ mod xattrs;
 
 /// A bucket as a file system.
 pub struct BucketFs {
-    names: Arc<Names>,
+    pub(crate) names: Arc<Names>,
+    pub stats: Arc<Stats>,
     cache: Arc<ChunkCache>,
     readahead: Readahead,
     ownership: Ownership,
     xattrs: xattrs::AttributeCache,
-    stats: Arc<Stats>,
 }
 
-/// The parameters of a [`BucketFs`].
 #[derive(Clone, Debug)]
 pub struct FsConfig {
     pub ownership: Ownership,
@@ -44,8 +42,7 @@ pub struct Ownership {
     pub dir_mode: u16,
 }
 
-/// The attributes of an inode, and how long the kernel may believe them and the name that led to
-/// them without asking.
+/// The attributes of an inode, and the kernel's TTLs of them and of the name that led to them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attributes {
     pub ino: Ino,
@@ -54,12 +51,11 @@ pub struct Attributes {
     pub size_bytes: u64,
     /// `LastModified` of an object; the time of the last known change in a directory.
     pub mtime: SystemTime,
-    /// Permission bits.
     pub mode: u16,
     pub uid: u32,
     pub gid: u32,
     pub name_ttl: Duration,
-    pub attributes_ttl: Duration,
+    pub attr_ttl: Duration,
 }
 
 impl Attributes {
@@ -74,33 +70,18 @@ impl Attributes {
             uid: 0,
             gid: 0,
             name_ttl: ttl,
-            attributes_ttl: Duration::ZERO,
+            attr_ttl: Duration::ZERO,
         }
     }
 }
 
-/// The constant answer to statvfs(3), chosen so that no tool misreads it.
-///
-/// A bucket has no limit, and nothing can be written here anyway. Tools that list file systems
-/// leave out one of size zero, and full ones raise alarms; so there is a PiB, and all of it is
-/// free, as with other mounts of buckets. There are 0 inodes: they have no limit.
-#[derive(Clone, Copy, Debug)]
-pub struct StatfsValues {
-    /// All of them free.
-    pub blocks: u64,
-    /// Large, for programs that count blocks in 32 bits.
-    pub block_bytes: u32,
-    pub longest_name_bytes: u32,
-}
-
-impl StatfsValues {
-    pub const CONSTANT: Self =
-        Self { blocks: 1 << 30, block_bytes: 1 << 20, longest_name_bytes: 255 };
-}
+/// Number and size of the blocks that statvfs(3) shows, all of them free: a PiB, because tools
+/// leave out a file system of size zero and raise alarms about a full one; large blocks, because
+/// programs count them in 32 bits.
+pub const STATFS_BLOCKS: (u64, u32) = (1 << 30, 1 << 20);
 
 impl BucketFs {
-    /// A file system over a store. Its tasks run on `runtime`. Fails when the address space for the
-    /// cache cannot be reserved.
+    /// Its tasks run on `runtime`. Fails when the address space for the cache cannot be reserved.
     pub fn new(
         store: Arc<dyn ObjectStore>,
         config: FsConfig,
@@ -120,40 +101,21 @@ impl BucketFs {
         }))
     }
 
-    pub fn stats(&self) -> &Arc<Stats> {
-        &self.stats
-    }
-
-    /// Object bytes that are held or awaited, and the bound on them.
+    /// Object bytes that are held or awaited, and their limit.
     pub fn memory_bytes(&self) -> (u64, u64) {
         (self.cache.used_bytes(), self.cache.budget_bytes())
     }
 
-    /// The key of a file that the kernel knows, without the prefix of the mount.
-    pub fn path_of(&self, ino: Ino) -> Option<String> {
-        self.names.path_of(ino)
-    }
-
-    /// The attributes behind a name. Counts one lookup, which the caller takes back with `forget`.
+    /// The attributes behind a name. Counts one lookup, as [`Names::lookup`] does.
     pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attributes, FsError> {
         Ok(self.attributes_of(&self.names.lookup(parent, name).await?))
-    }
-
-    pub fn forget(&self, ino: Ino, lookups: u64) {
-        self.names.forget(ino, lookups);
     }
 
     pub fn attributes(&self, ino: Ino) -> Result<Attributes, FsError> {
         Ok(self.attributes_of(&self.names.attributes(ino)?))
     }
 
-    /// The directory and the name by which the kernel may know a file. It must forget that name
-    /// when the file is [`FsError::Stale`], or it would open the stale file by it again.
-    pub fn name_of(&self, ino: Ino) -> Option<(Ino, String)> {
-        self.names.name_of(ino)
-    }
-
-    /// Bytes of a file: all that were requested, fewer only at the end of the file.
+    /// Bytes of a file; fewer than requested only at its end.
     pub async fn read(
         &self,
         ino: Ino,
@@ -179,13 +141,13 @@ impl BucketFs {
             }
             Err(error) => {
                 tracing::debug!(key = source.meta.version.key, ?want, %error, "read failed");
-                Err(self.failed(ino, &error))
+                Err(self.failed(ino, error))
             }
         }
     }
 
     /// Translates a store's error about the object of an inode.
-    fn failed(&self, ino: Ino, error: &StoreError) -> FsError {
+    fn failed(&self, ino: Ino, error: StoreError) -> FsError {
         let failure = FsError::from(error);
         if failure == FsError::Stale {
             self.names.changed(ino);
@@ -193,24 +155,8 @@ impl BucketFs {
         failure
     }
 
-    /// Passes the entries of a directory behind `cookie` to `add`, until it returns false.
-    pub async fn read_directory(
-        &self,
-        ino: Ino,
-        cookie: u64,
-        mut add: impl FnMut(&ScanEntry<'_>) -> bool,
-    ) -> Result<(), FsError> {
-        let scan = self.names.read_directory(ino, cookie).await?;
-        for entry in scan.iter() {
-            if !add(&entry) {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// The same with the attributes that a lookup of each name would give; counts a lookup for each
-    /// entry that `add` takes.
+    /// Passes the entries of a directory behind `cookie`, with their attributes, to `add`, until it
+    /// returns false. Counts a lookup for each entry that `add` takes.
     pub async fn read_directory_plus(
         &self,
         ino: Ino,
@@ -227,7 +173,7 @@ impl BucketFs {
         Ok(())
     }
 
-    /// Forgets all names, so that the next use of each asks the store. Returns the directories that
+    /// Drops all names, so that the next use of each asks the store. Returns the directories that
     /// the kernel knows.
     pub fn drop_names(&self) -> Vec<Ino> {
         self.names.drop_names();
@@ -240,7 +186,7 @@ impl BucketFs {
         self.cache.evict_all();
     }
 
-    /// The inodes that the kernel knows, each with a directory and a name under which it knows it.
+    /// Each inode that the kernel knows, with the directory and the name by which it may know it.
     pub fn known(&self) -> Vec<KernelName> {
         self.names.kernel_names()
     }
@@ -253,18 +199,8 @@ impl BucketFs {
             Inode::File(object) if object.archived => (false, object.version.size_bytes, 0),
             Inode::File(object) => (false, object.version.size_bytes, file_mode),
         };
-        let &Node { ino, mtime, name_ttl, attr_ttl: attributes_ttl, .. } = node;
-        Attributes {
-            ino,
-            is_directory,
-            size_bytes,
-            mtime,
-            mode,
-            uid,
-            gid,
-            name_ttl,
-            attributes_ttl,
-        }
+        let &Node { ino, mtime, name_ttl, attr_ttl, .. } = node;
+        Attributes { ino, is_directory, size_bytes, mtime, mode, uid, gid, name_ttl, attr_ttl }
     }
 }
 

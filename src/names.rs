@@ -1,22 +1,19 @@
 //! Names to inodes: listings with TTLs, point lookups, negative answers.
 //!
 //! A complete, fresh listing of the parent answers a lookup without a request. Without one, a HEAD
-//! of the key and a LIST below it go out together, and after the second such lookup in one
-//! directory its listing is fetched in the background.
+//! of the key and a LIST below it go out together; the second such lookup in a directory starts its
+//! listing in the background. Directories that are listed one after the other are listed ahead. The
+//! entries of a listing are shown, and answer lookups, as its pages come.
 //!
-//! A program that lists directories one after the other finds the next ones listed already. A
-//! listing is shown as its pages come, several of them at a time; the entries that have come answer
-//! lookups, too.
+//! Callers that need the same answer share one request. Its task does not end with a caller that is
+//! interrupted. The one lock is never held across an `.await`.
 //!
-//! Callers that need the same answer share one request, made by a task of its own: an interrupted
-//! caller does not take the answer from the others. The one lock is never held across an `.await`.
+//! [`entries`] are data, [`known`] is belief, pure, and [`asking`] are tasks, which alone see the
+//! store. Each uses the ones before it.
 //!
-//! The files are sorted by what a line may touch: [`entries`] are data, [`known`] is belief, pure,
-//! and [`asking`] are tasks, which alone see the store. Each uses the ones before it.
-//!
-//! Invariants: an inode number names one version of one object, only names expire; and an answer
-//! is believed no longer than its TTL from the moment it was *asked* for. A failure is handed to
-//! the callers that waited for it and is not remembered.
+//! Invariants: an inode number names one version of one object, only names expire; an answer is
+//! believed no longer than its TTL from the moment of the request; a failure goes to the callers
+//! that wait for it and is not remembered.
 
 use std::sync::Arc;
 
@@ -90,7 +87,7 @@ impl Names {
         self.known().give(NameAnswer { found: point.found, ttl }, now)
     }
 
-    /// Takes back `lookups` lookups that the kernel has counted.
+    /// Takes back lookups that the kernel has counted.
     pub fn forget(&self, ino: Ino, lookups: u64) {
         self.known().forget(ino, lookups, now());
     }
@@ -115,23 +112,21 @@ impl Names {
         }
     }
 
-    /// A directory's entries behind a cookie, that of the last entry that the caller has taken; 0
-    /// is the beginning.
+    /// A directory's entries behind the cookie of the last entry that the caller has taken; 0 is
+    /// the beginning. While the directory is being listed, waits for at least one entry and gives
+    /// those that have come.
     ///
     /// A scan that begins lists the directory anew if its listing is no longer believed. One that
-    /// continues uses the listing that is there, however old, unless its names were dropped; if
-    /// there is another listing by now, it continues there behind its last name. So no scan repeats
-    /// or skips an entry that stays as it is.
-    ///
-    /// While the directory is being listed it gives the entries that have come, and waits for at
-    /// least one; it gives none only at the end.
+    /// continues uses the listing that is there, however old, unless its names were dropped; in
+    /// another listing it continues behind its last name. So no scan repeats or skips an entry that
+    /// stays as it is.
     pub async fn read_directory(self: &Arc<Self>, ino: Ino, cookie: u64) -> Result<Scan, FsError> {
         let position = ScanPosition::of_cookie(cookie);
         let dots = position.map_or(0, |position| position.dots);
-        let (numbers, progress, from) = {
+        let (parent, progress, from) = {
             let mut state = self.state.lock();
             let prefix = state.known.directory(ino)?;
-            let numbers = (ino, state.known.parent(ino, &prefix));
+            let parent = state.known.parent(ino, &prefix);
             let now = now();
             if position.is_none() {
                 let page_keys = self.config.page_keys;
@@ -147,19 +142,19 @@ impl Names {
             };
             match resume {
                 Resume::At(listing, index) => {
-                    let ttl = state.known.listing_ttl(&listing, now);
-                    return Ok(Scan::new(listing, (dots, index), numbers, ttl));
+                    let name_ttl = state.known.listing_ttl(&listing, now);
+                    return Ok(Scan { listing, dots, index, ino, parent, name_ttl });
                 }
-                Resume::In(progress, from) => (numbers, progress, from),
+                Resume::In(progress, from) => (parent, progress, from),
                 Resume::Relist(from) => {
-                    (numbers, self.listing_under_way(&mut state, &prefix, now), from)
+                    (parent, self.listing_under_way(&mut state, &prefix, now), from)
                 }
                 Resume::Stale => return Err(FsError::Stale),
             }
         };
         let (listing, index) = scan::read_on(progress, &from).await?;
-        let ttl = self.known().listing_ttl(&listing, now());
-        Ok(Scan::new(listing, (dots, index), numbers, ttl))
+        let name_ttl = self.known().listing_ttl(&listing, now());
+        Ok(Scan { listing, dots, index, ino, parent, name_ttl })
     }
 
     /// The object of this inode was changed or deleted (412, or 404 on a GET): drops what is
@@ -170,8 +165,7 @@ impl Names {
         let key = &meta.version.key;
         let Some((parent, name)) = rules::parent_and_name(key) else { return };
         let believed = known.answer(parent, name.as_bytes(), key, now());
-        // A program that keeps reading a changed object must not cost its directory a listing each
-        // time: once is enough.
+        // A program that keeps reading a changed object costs its directory only one listing.
         let is_known =
             believed.is_some_and(|answer| answer.found.is_none_or(|(now, _)| now != ino));
         if !is_known {
@@ -179,27 +173,25 @@ impl Names {
         }
     }
 
-    /// The directory and the name by which the kernel may know this file.
+    /// The directory and the name by which the kernel may know a file. It must forget the name of a
+    /// file that is [`FsError::Stale`], or it would open the stale file by it again.
     pub fn name_of(&self, ino: Ino) -> Option<(Ino, String)> {
-        let known = self.known();
-        let Some(Inode::File(meta)) = known.inodes.get(ino) else { return None };
-        let (parent, name) = rules::parent_and_name(&meta.version.key)?;
-        Some((known.inodes.directory(parent)?, name.to_owned()))
+        let object = self.object(ino).ok()?;
+        let (parent, name) = rules::parent_and_name(&object.version.key)?;
+        Some((self.known().inodes.directory(parent)?, name.to_owned()))
     }
 
     /// The key of a file that the kernel knows, without the root's prefix.
     pub fn path_of(&self, ino: Ino) -> Option<String> {
-        let known = self.known();
-        let Some(Inode::File(meta)) = known.inodes.get(ino) else { return None };
-        meta.version.key.strip_prefix(&self.config.root_prefix).map(str::to_owned)
+        let object = self.object(ino).ok()?;
+        object.version.key.strip_prefix(&self.config.root_prefix).map(str::to_owned)
     }
 
     /// Every inode that the kernel knows but the root, in no order.
     pub fn kernel_names(&self) -> Vec<KernelName> {
         let known = self.known();
         let names = known.inodes.known().filter_map(|(ino, inode)| {
-            let path = inode.key();
-            let (parent, name) = rules::parent_and_name(path.strip_suffix('/').unwrap_or(path))?;
+            let (parent, name) = rules::parent_and_name(inode.key())?;
             let parent = known.inodes.directory(parent)?;
             let is_directory = matches!(inode, Inode::Directory(_));
             Some(KernelName { ino, parent, name: name.to_owned(), is_directory })

@@ -200,7 +200,7 @@ impl World {
             }
             Err(FsError::NotFound { .. }) => None,
             Err(error @ FsError::Io) => return Err(error),
-            Err(error) => panic!("{prefix:?} {name:?}: {error}"),
+            Err(error) => panic!("{prefix:?} {name:?}: {error:?}"),
         };
         let believable = self.believable();
         let possible: Vec<_> =
@@ -226,7 +226,7 @@ impl World {
                     return Ok(Vec::new());
                 }
                 Err(error @ FsError::Io) => return Err(error),
-                Err(error) => panic!("{prefix:?}: {error}"),
+                Err(error) => panic!("{prefix:?}: {error:?}"),
             };
             let before = read.len();
             for entry in scan.iter().take(piece) {

@@ -67,7 +67,7 @@ impl Exporter {
 
     /// All metrics, in Prometheus' text format 0.0.4.
     fn text(&self) -> String {
-        let stats = &**self.fs.stats();
+        let stats = &*self.fs.stats;
         let mut out = Text::default();
         let help = "What is mounted where, and by which version; always 1.";
         out.family("fasts3_mount_info", "gauge", help);

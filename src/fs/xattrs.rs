@@ -1,7 +1,6 @@
 //! Extended attributes, `user.s3.…`: facts about an object that a file system has no field for.
 //! Read-only, and requested by name.
 
-use std::fmt::Write as _;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,22 +17,21 @@ use crate::store::{ObjectDetails, ObjectMeta, ObjectStore, StoreError};
 const KEY: &str = "user.s3.key";
 const ETAG: &str = "user.s3.etag";
 
-/// Attributes of files that cost a HEAD, besides those that begin with [`META`].
+/// Attributes of files that cost a HEAD, as do those that begin with [`META`].
 const DETAILS: [&str; 4] = ["storage-class", "version-id", "content-type", "metadata"];
 const META: &str = "meta.";
 
-/// The longest value that Linux knows (`XATTR_SIZE_MAX`).
+/// `XATTR_SIZE_MAX` of Linux.
 const MAX_VALUE_BYTES: usize = 64 << 10;
 
-/// Cached answers, of a few hundred bytes each: for one attribute of every file of a directory, and
-/// then for the next.
+/// Cached answers, of a few hundred bytes each. Tools ask for one attribute of every file of a
+/// directory, and then for the next.
 const MAX_CACHED: NonZeroUsize = NonZeroUsize::new(10_000).expect("not zero");
 
 /// Characters that would break the lines or columns of a list of keys.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
 
-/// Attributes whose value has cost requests. A program asks for a value's size before the value,
-/// and tools ask for one name after the other.
+/// Attributes that have cost a request. A program asks for a value's size before the value.
 pub(super) struct AttributeCache {
     store: Arc<dyn ObjectStore>,
     ttl: Option<Duration>,
@@ -47,7 +45,7 @@ enum CachedAttributes {
 }
 
 impl AttributeCache {
-    /// Each answer is believed for `ttl`; `None` is indefinitely.
+    /// Answers are believed for `ttl`; `None` is forever.
     pub(super) fn new(store: Arc<dyn ObjectStore>, ttl: Option<Duration>) -> Self {
         Self { store, ttl, cached: Mutex::new(LruCache::new(MAX_CACHED)) }
     }
@@ -89,10 +87,8 @@ impl BucketFs {
         Ok(value.into_bytes())
     }
 
-    /// The names of those extended attributes that cost no request, each with a NUL behind it.
-    ///
-    /// Only those: `ls -l`, `cp -a` and `tar --xattrs` ask for the names of every file's
-    /// attributes, and the latter two then for all values.
+    /// The names of the attributes that cost no request, each with a NUL behind it. Not the others:
+    /// `cp -a` and `tar --xattrs` ask for all values whose names they get.
     pub fn xattr_names(&self, ino: Ino) -> Result<Vec<u8>, FsError> {
         let names: &[&str] = match self.names.inode(ino)? {
             Inode::File(_) => &[KEY, ETAG],
@@ -111,7 +107,7 @@ impl BucketFs {
             Ok(head) if head.meta.version != object.version => Err(StoreError::Changed),
             head => head,
         };
-        let head = head.map_err(|error| self.failed(ino, &error))?;
+        let head = head.map_err(|error| self.failed(ino, error))?;
         let details = Arc::new(head.details);
         self.xattrs.put(ino, asked, CachedAttributes::Details(details.clone()));
         Ok(details)
@@ -146,7 +142,7 @@ fn count(hidden: &[HiddenKeys]) -> String {
     hidden.iter().map(|hidden| hidden.count).sum::<usize>().to_string()
 }
 
-/// A line for each key: the key, a tab, and the reason. Keys that are not known are counted.
+/// A line for each key: the key, a tab, and the reason. The keys that were not kept are counted.
 fn list(hidden: &[HiddenKeys]) -> String {
     within_a_value(hidden.iter().flat_map(|HiddenKeys { reason, count, keys }| {
         let known = keys.iter().map(|key| utf8_percent_encode(key, ESCAPED).to_string());
@@ -156,14 +152,15 @@ fn list(hidden: &[HiddenKeys]) -> String {
     }))
 }
 
-/// As many lines as fit into a value.
+/// The first lines, as many as fit into a value.
 fn within_a_value(lines: impl Iterator<Item = String>) -> String {
     let mut value = String::new();
     for line in lines {
         if value.len() + line.len() + 1 > MAX_VALUE_BYTES {
             break;
         }
-        writeln!(value, "{line}").expect("writing to a string does not fail");
+        value += &line;
+        value.push('\n');
     }
     value
 }

@@ -26,7 +26,7 @@ use tokio::runtime::Handle;
 
 use super::notify::forget_name;
 use super::waiter::Waiter;
-use crate::fs::{Attributes, BucketFs, FsError, ReadKind, ScanEntry, StatfsValues};
+use crate::fs::{Attributes, BucketFs, FsError, ReadKind, STATFS_BLOCKS, ScanEntry};
 use crate::stats::Operation;
 
 /// Inode numbers are never reused while mounted, so one generation does.
@@ -57,7 +57,7 @@ impl Adapter {
     /// thread until it must wait, because a task switch costs more than a cached read. A panic
     /// drops the reply, which fuser turns into EIO, and ends neither the thread nor the mount.
     fn answer(&self, operation: Operation, request: impl Future<Output = ()> + Send + 'static) {
-        let answering = self.fs.stats().answering(operation);
+        let answering = self.fs.stats.answering(operation);
         let mut request = Box::pin(async move {
             let _answering = answering;
             request.await;
@@ -113,7 +113,7 @@ impl fuser::Filesystem for Adapter {
         self.answer(Operation::Lookup, async move {
             match waiter.waits_for(fs.lookup(parent.0, &name)).await {
                 Ok(entry) => reply.entry_with_ttls(
-                    &entry.attributes_ttl,
+                    &entry.attr_ttl,
                     &entry.name_ttl,
                     &file_attr(&entry),
                     GENERATION,
@@ -131,13 +131,13 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
-        self.fs.forget(ino.0, lookups);
+        self.fs.names.forget(ino.0, lookups);
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let _answering = self.fs.stats().answering(Operation::Getattr);
+        let _answering = self.fs.stats.answering(Operation::Getattr);
         match self.fs.attributes(ino.0) {
-            Ok(entry) => reply.attr(&entry.attributes_ttl, &file_attr(&entry)),
+            Ok(entry) => reply.attr(&entry.attr_ttl, &file_attr(&entry)),
             Err(error) => reply.error(errno(&self.fs, &error)),
         }
     }
@@ -163,13 +163,13 @@ impl fuser::Filesystem for Adapter {
         self.answer(Operation::Read, async move {
             match waiter.waits_for(fs.read(ino.0, offset, size, kind)).await {
                 Ok(data) => {
-                    fs.stats().files.add(ino.0, data.len() as u64);
-                    fs.stats().threads.add(thread.into(), data.len() as u64);
+                    fs.stats.files.add(ino.0, data.len() as u64);
+                    fs.stats.threads.add(thread.into(), data.len() as u64);
                     reply.data(&data);
                 }
                 Err(error) => {
                     if error == FsError::Stale {
-                        forget_name(fs.name_of(ino.0), kernel).await;
+                        forget_name(fs.names.name_of(ino.0), kernel).await;
                     }
                     reply.error(errno(&fs, &error));
                 }
@@ -187,12 +187,16 @@ impl fuser::Filesystem for Adapter {
     ) {
         let (fs, waiter) = (self.fs.clone(), Waiter::new(request.pid()));
         self.answer(Operation::Readdir, async move {
-            let add = |entry: &ScanEntry<'_>| {
-                let name = OsStr::from_bytes(entry.name);
-                !reply.add(INodeNo(entry.ino), entry.cookie, file_type(entry.is_directory), name)
-            };
-            match waiter.waits_for(fs.read_directory(ino.0, offset, add)).await {
-                Ok(()) => reply.ok(),
+            match waiter.waits_for(fs.names.read_directory(ino.0, offset)).await {
+                Ok(scan) => {
+                    for ScanEntry { ino, cookie, is_directory, name, .. } in scan.iter() {
+                        let (ino, name) = (INodeNo(ino), OsStr::from_bytes(name));
+                        if reply.add(ino, cookie, file_type(is_directory), name) {
+                            break;
+                        }
+                    }
+                    reply.ok();
+                }
                 Err(error) => reply.error(errno(&fs, &error)),
             }
         });
@@ -214,7 +218,7 @@ impl fuser::Filesystem for Adapter {
                     entry.cookie,
                     OsStr::from_bytes(entry.name),
                     // One field for both lives in fuser; the name's is the shorter one.
-                    &known.name_ttl.min(known.attributes_ttl),
+                    &known.name_ttl.min(known.attr_ttl),
                     &file_attr(known),
                     GENERATION,
                 )
@@ -252,8 +256,9 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        let StatfsValues { blocks, block_bytes, longest_name_bytes } = StatfsValues::CONSTANT;
-        reply.statfs(blocks, blocks, blocks, 0, 0, block_bytes, longest_name_bytes, block_bytes);
+        let (blocks, block_bytes) = STATFS_BLOCKS;
+        // 0 inodes, as in file systems without a limit on them; names of at most 255 bytes.
+        reply.statfs(blocks, blocks, blocks, 0, 0, block_bytes, 255, block_bytes);
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -319,7 +324,7 @@ fn give_value(reply: ReplyXattr, size: u32, value: &[u8]) {
 
 /// The errno of a failure, counted.
 fn errno(fs: &BucketFs, error: &FsError) -> Errno {
-    fs.stats().fuse.failed(error.errno());
+    fs.stats.fuse.failed(error.errno());
     Errno::from_i32(error.errno())
 }
 

@@ -1,4 +1,4 @@
-//! The rules from keys to a tree, all of them, and nothing else. Pure.
+//! All rules from keys to a tree. Pure.
 //!
 //! - **N1** A key is cut at its `/` into components: the last one names a file, those before it
 //!   name directories. A directory needs no object of its own.
@@ -22,13 +22,13 @@ use std::fmt;
 
 use crate::store::ListEntry;
 
-/// The longest name that Linux file systems know (`NAME_MAX`).
+/// `NAME_MAX` of Linux.
 pub(crate) const MAX_NAME_BYTES: usize = 255;
 
 /// The longest key of S3, in bytes of UTF-8 ("Naming Amazon S3 objects", S3 user guide).
 pub(crate) const MAX_KEY_BYTES: usize = 1024;
 
-/// An entry of a directory's delimited listing, as a name in the directory.
+/// An entry of a directory's listing, as a name in the directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Meaning<'a> {
     /// The directory's own marker.
@@ -36,12 +36,11 @@ pub(crate) enum Meaning<'a> {
     /// A file of this name; hidden after all if a directory of the same name follows.
     File(&'a str),
     Directory(&'a str),
-    /// Keys that cannot be shown.
     Hidden(Hidden),
 }
 
 /// The reason why a key is not shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hidden {
     /// N4
     EmptyComponent,
@@ -96,16 +95,10 @@ pub(crate) enum Asked {
 }
 
 pub(crate) fn asked(prefix: &str, name: &[u8]) -> Asked {
-    match hidden_name(name) {
-        Some(Hidden::TooLong) => return Asked::TooLong,
-        Some(_) => return Asked::Nothing,
-        None if name.contains(&b'/') => return Asked::Nothing,
-        None => {}
-    }
-    match std::str::from_utf8(name) {
-        Ok(name) if prefix.len() + name.len() <= MAX_KEY_BYTES => {
-            Asked::Key(format!("{prefix}{name}"))
-        }
+    let fits = prefix.len() + name.len() <= MAX_KEY_BYTES;
+    match (hidden_name(name), std::str::from_utf8(name)) {
+        (Some(Hidden::TooLong), _) => Asked::TooLong,
+        (None, Ok(name)) if fits && !name.contains('/') => Asked::Key(format!("{prefix}{name}")),
         _ => Asked::Nothing,
     }
 }
@@ -115,8 +108,8 @@ pub(crate) fn directory_prefix(key: &str) -> Option<String> {
     (key.len() < MAX_KEY_BYTES).then(|| format!("{key}/"))
 }
 
-/// The directory that shows a key, and the name under which it does: `a/b/` and `c` for `a/b/c`,
-/// `a/` and `b` for the directory `a/b/`. `None` for the empty prefix, which lies nowhere.
+/// The directory that shows a key, and the key's name in it: `a/b/` and `c` for `a/b/c`, `a/` and
+/// `b` for the directory `a/b/`. `None` for the empty prefix, which lies nowhere.
 pub(crate) fn parent_and_name(key: &str) -> Option<(&str, &str)> {
     let path = key.strip_suffix('/').unwrap_or(key);
     let name_at = path.rfind('/').map_or(0, |slash| slash + 1);

@@ -1,14 +1,14 @@
 //! A directory read in pieces: positions, cookies, entries.
 //!
-//! There are no directory handles, so a cookie says everything: the listing's generation in its
-//! high half, the number of entries taken in its low half, `.` and `..` included. It stays positive
-//! as the signed offset that the kernel makes of it, and 0 is the beginning.
+//! There are no directory handles: a cookie holds the listing's generation in its high half and the
+//! number of entries taken, `.` and `..` included, in its low half. It stays positive as the signed
+//! offset that the kernel makes of it, and 0 is the beginning.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::asking::shared::{Names, now, shut_down};
-use super::entries::{FOREVER, Ino, Inode, Listing, Node, ROOT};
+use super::entries::{FOREVER, Ino, Inode, Listing, Node};
 use super::known::{Progress, ScanFrom, Shown};
 use super::rules::EntryKey;
 use crate::errno::FsError;
@@ -23,7 +23,7 @@ const DOTS: [&[u8]; 2] = [b".", b".."];
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ScanPosition {
     pub(crate) generation: u32,
-    /// Number taken of `.` and `..`, and of the entries behind them.
+    /// Of `.` and `..`, those that were taken.
     pub(crate) dots: usize,
     pub(crate) entries: usize,
 }
@@ -42,19 +42,18 @@ impl ScanPosition {
     }
 }
 
-/// Some of a directory's entries from a position on, `.` and `..` first: all of them, unless the
-/// directory is being listed. There is at least one until the directory ends.
+/// A directory's entries from a position on, `.` and `..` first: all of them, unless the directory
+/// is being listed. There is at least one until the directory ends.
 #[derive(Clone, Debug)]
 pub struct Scan {
-    listing: Arc<Listing>,
-    dots: usize,
-    index: usize,
-    ino: Ino,
-    parent: Ino,
-    name_ttl: Duration,
+    pub(super) listing: Arc<Listing>,
+    pub(super) dots: usize,
+    pub(super) index: usize,
+    pub(super) ino: Ino,
+    pub(super) parent: Ino,
+    pub(super) name_ttl: Duration,
 }
 
-/// One entry of a scan.
 #[derive(Clone, Copy, Debug)]
 pub struct ScanEntry<'a> {
     pub name: &'a [u8],
@@ -69,15 +68,6 @@ pub struct ScanEntry<'a> {
 }
 
 impl Scan {
-    pub(crate) fn new(
-        listing: Arc<Listing>,
-        (dots, index): (usize, usize),
-        (ino, parent): (Ino, Ino),
-        name_ttl: Duration,
-    ) -> Self {
-        Self { listing, dots, index, ino, parent, name_ttl }
-    }
-
     /// The entries, in key order, made one by one.
     pub fn iter(&self) -> impl Iterator<Item = ScanEntry<'_>> {
         let generation = self.listing.generation;
@@ -121,26 +111,23 @@ pub(super) async fn read_on(
 impl Names {
     /// A scan's entry with its attributes, as readdirplus wants it.
     pub fn node(&self, entry: &ScanEntry<'_>) -> Node {
-        let mut names = self.known();
-        // What the kernel knows by a number never changes, not even by a fraction of a second.
-        let known = names.inodes.get(entry.ino).cloned();
+        let mut known = self.known();
         let listing = &entry.scan.listing;
-        let (inode, ttl) = if let Some(index) = entry.index {
-            (known.unwrap_or_else(|| listing.inode(index)), entry.scan.name_ttl)
-        } else {
-            let own = || Inode::Directory(listing.prefix.clone());
-            (known.unwrap_or_else(own), self.config.metadata_ttl.unwrap_or(FOREVER))
-        };
-        names.node(entry.ino, inode, ttl, now())
+        // What the kernel knows by a number never changes, not even by a fraction of a second.
+        let inode = known.inodes.get(entry.ino).cloned().unwrap_or_else(|| match entry.index {
+            Some(index) => listing.inode(index),
+            None => Inode::Directory(listing.prefix.clone()),
+        });
+        let dot_ttl = self.config.metadata_ttl.unwrap_or(FOREVER);
+        let ttl = entry.index.map_or(dot_ttl, |_| entry.scan.name_ttl);
+        known.node(entry.ino, inode, ttl, now())
     }
 
     /// Counts one kernel lookup of an entry that readdirplus has handed out; the kernel counts
     /// none for `.` and `..`.
     pub fn remember(&self, entry: &ScanEntry<'_>) {
         let Some(index) = entry.index else { return };
-        debug_assert_ne!(entry.ino, ROOT, "the root is no entry");
-        let inode = entry.scan.listing.inode(index);
-        self.known().remember(entry.ino, &inode);
+        self.known().remember(entry.ino, &entry.scan.listing.inode(index));
     }
 }
 

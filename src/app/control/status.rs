@@ -138,7 +138,7 @@ pub(crate) struct Served {
 impl Status {
     /// The status at this moment.
     pub(crate) fn of(settings: &Settings, fs: &Arc<BucketFs>) -> Self {
-        let stats = fs.stats();
+        let stats = &fs.stats;
         let requests = RequestKind::ALL.map(|kind| {
             let count = |outcome| stats.requests.took(kind, outcome).count();
             let ended = Outcome::ALL.map(|outcome| (outcome.name().to_owned(), count(outcome)));
@@ -167,7 +167,7 @@ impl Status {
             first_byte: stats.first_byte.counts(),
             operations: operations.into_iter().collect(),
             errors: errors.map(|(errno, count)| (errno.to_owned(), count)).collect(),
-            files: busiest(&stats.files, |ino| fs.path_of(ino)),
+            files: busiest(&stats.files, |ino| fs.names.path_of(ino)),
             threads: busiest(&stats.threads, |thread| Some(thread.to_string())),
         }
     }

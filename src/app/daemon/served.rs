@@ -223,7 +223,7 @@ impl<'a> ServedMount<'a> {
             // After a lazy unmount the session ends with the last open file, if ever.
             let _ = tokio::time::timeout(DRAIN, self.mounted.ended()).await;
         }
-        self.fs.stats().snapshot().log_unmounted(&self.options.mountpoint);
+        self.fs.stats.snapshot().log_unmounted(&self.options.mountpoint);
         Ok(())
     }
 }

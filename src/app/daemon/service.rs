@@ -51,11 +51,11 @@ pub(super) fn failed(sentence: &str) {
 pub(super) fn telling(fs: Arc<BucketFs>) -> Option<Task> {
     std::env::var_os("NOTIFY_SOCKET")?;
     Some(Task::spawn(async move {
-        let (mut last, mut since) = (fs.stats().snapshot(), Instant::now());
+        let (mut last, mut since) = (fs.stats.snapshot(), Instant::now());
         let mut said = String::new();
         loop {
             sleep(STATUS_PAUSE).await;
-            let (now, at) = (fs.stats().snapshot(), Instant::now());
+            let (now, at) = (fs.stats.snapshot(), Instant::now());
             let status = status(&now, &last, at - since);
             if status != said {
                 tell(&[NotifyState::Status(&status)]);
