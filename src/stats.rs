@@ -1,9 +1,7 @@
 //! Counters, histograms and tables of all that the mount does; nothing of ours is below this.
 //!
-//! They are added to on the path of every read, so there are no locks here and nothing is
-//! allocated: relaxed atomics, histograms of fixed buckets, and for "the busiest" a table of fixed
-//! size that forgets. A reader of these numbers sees each of them right, and no two of them at
-//! exactly the same moment.
+//! They are added to on the path of every read, so nothing here locks or allocates: relaxed atomics
+//! in tables of fixed size. A reader sees each number right, and no two at exactly the same moment.
 
 use std::ops::Deref;
 

@@ -33,9 +33,4 @@ impl CommandError {
     pub(crate) fn failed(sentence: impl Into<String>) -> Self {
         Self::new(Exit::Software, sentence)
     }
-
-    /// The mount belongs to another user.
-    pub(crate) fn not_allowed(sentence: impl Into<String>) -> Self {
-        Self::new(Exit::NoPerm, sentence)
-    }
 }

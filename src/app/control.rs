@@ -1,13 +1,13 @@
 //! The control socket: what other programs may ask of a running mount, and its answers.
 //!
-//! Each mount has a socket of its own in the runtime directory ([`paths`]), mode 0600; the peer
-//! must be the user of the daemon, or root. One line of JSON goes in, a [`Command`], and one comes
-//! back, a [`Reply`]. The other end is `app/commands/client.rs`.
+//! Each mount has its own socket ([`paths`]) for root and the daemon's user. One line of JSON goes
+//! in, a [`Command`], and one comes back, a [`Reply`]; the client is `app/commands/client.rs`.
 
 use std::fs::{DirBuilder, Permissions};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::task::Context;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -44,7 +44,6 @@ pub(crate) enum Command {
 pub(crate) enum Reply {
     Status(Box<Status>),
     Dropped(Dropped),
-    /// The unmount begins now.
     Unmounting,
     /// The reason, in a sentence.
     Refused(String),
@@ -58,7 +57,6 @@ pub(crate) struct Dropped {
     pub(crate) bytes: u64,
 }
 
-/// A mount, as its control socket needs it.
 pub(crate) struct Target {
     pub(crate) fs: Arc<BucketFs>,
     pub(crate) mounted: Arc<Mounted>,
@@ -67,14 +65,12 @@ pub(crate) struct Target {
     pub(crate) unmount: Arc<Notify>,
 }
 
-#[derive(Debug)]
 pub(crate) struct Socket {
     listener: UnixListener,
     file: SocketFile,
 }
 
 /// The socket's file; dropping this removes it.
-#[derive(Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,
     /// Tells it from the file of the same name that a later daemon of the mountpoint makes.
@@ -99,11 +95,10 @@ impl Socket {
         let path = folder.join(paths::socket_name(&mountpoint));
         let shown = path.display();
         let failed = |error: std::io::Error| format!("{shown} cannot be made: {error}");
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(failed(error));
-            }
-            _ => {}
+        if let Err(error) = std::fs::remove_file(&path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            return Err(failed(error));
         }
         let listener = UnixListener::bind(&path).map_err(failed)?;
         std::fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(failed)?;
@@ -120,38 +115,32 @@ impl Socket {
         self,
         target: Target,
     ) -> (SocketFile, impl Future<Output = ()> + Send + use<>) {
-        (self.file, serve(self.listener, target))
+        let (listener, target) = (self.listener, Arc::new(target));
+        let serving = async move {
+            let accept = |context: &mut Context<'_>| {
+                listener.poll_accept(context).map_ok(|(stream, _)| stream)
+            };
+            task::serve("control socket", accept, |stream| talk(stream, target.clone())).await;
+        };
+        (self.file, serving)
     }
-}
-
-async fn serve(listener: UnixListener, target: Target) {
-    let target = Arc::new(target);
-    let talk = |stream| {
-        let target = target.clone();
-        async move {
-            if let Err(error) = talk(stream, &target).await {
-                tracing::debug!(%error, "a question at the control socket failed");
-            }
-        }
-    };
-    task::serve(
-        "control socket",
-        |context| listener.poll_accept(context).map_ok(|(stream, _)| stream),
-        talk,
-    )
-    .await;
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let is_ours = std::fs::metadata(&self.path).is_ok_and(|file| file.ino() == self.inode);
-        if is_ours {
+        if std::fs::metadata(&self.path).is_ok_and(|file| file.ino() == self.inode) {
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
-async fn talk(connection: UnixStream, target: &Target) -> std::io::Result<()> {
+async fn talk(connection: UnixStream, target: Arc<Target>) {
+    if let Err(error) = answer(connection, &target).await {
+        tracing::debug!(%error, "a question at the control socket failed");
+    }
+}
+
+async fn answer(connection: UnixStream, target: &Target) -> std::io::Result<()> {
     let peer = connection.peer_cred()?.uid();
     let own = nix::unistd::geteuid().as_raw();
     let (from, mut to) = connection.into_split();
@@ -182,15 +171,13 @@ async fn talk(connection: UnixStream, target: &Target) -> std::io::Result<()> {
     Ok(())
 }
 
-/// First here, then in the kernel, because it asks again for what it is told to forget, and must
-/// find nothing old here.
+/// First here, then in the kernel, which at once asks again for what it is told to forget.
 async fn drop_all(target: &Target) -> Reply {
     let (held, _) = target.fs.memory_bytes();
     let directories = target.fs.drop_names();
     target.fs.drop_bytes();
-    let known = target.fs.known();
+    let (known, mounted) = (target.fs.known(), target.mounted.clone());
     let names = known.len();
-    let mounted = target.mounted.clone();
     // The kernel waits for reads in progress, which this thread must not.
     let told = spawn_blocking(move || {
         // No names: before Linux 6.16 it is told of each by itself, which `forget` does anyway.

@@ -12,7 +12,6 @@ use tokio::runtime::{Builder, Handle};
 
 use crate::app::command_error::CommandError;
 use crate::app::config::{self, Config, NotParsed};
-use crate::app::exit::Exit;
 use crate::app::metrics;
 use crate::base::layout::Layout;
 use crate::base::text::on_one_line;
@@ -61,7 +60,6 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     ExitCode::from(if is_helper { MOUNT_FAILED } else { code })
 }
 
-/// An end without success.
 enum Ended {
     Error(CommandError),
     /// The process in the background has ended with this code, and has said why.
@@ -96,8 +94,7 @@ fn execute(arguments: &[OsString], fake: bool) -> Result<(), Ended> {
 }
 
 fn start(config: Config) -> Result<(), CommandError> {
-    let stage = if config.daemon { logging::Stage::Background } else { logging::Stage::Foreground };
-    let logs = logging::init(&config.log, stage)
+    let logs = logging::init(&config.log, config.daemon)
         .map_err(|cause| CommandError::failed(format!("logging cannot be started: {cause}")))?;
     checks::no_core_files();
     let connections = checks::connections(config.max_connections);
@@ -138,10 +135,7 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), CommandError> {
         );
     }
     let port = match config.metrics_listen {
-        Some(address) => {
-            let listening = metrics::listen(address).await;
-            Some(listening.map_err(|cause| CommandError::new(Exit::CantCreat, cause))?)
-        }
+        Some(address) => Some(metrics::listen(address).await?),
         None => None,
     };
     let stats = Arc::new(Stats::default());
@@ -161,8 +155,8 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), CommandError> {
     mount.unmount().await
 }
 
-/// Pages of one listing in flight at once. At 40 ms a page 16 list 400,000 names in 1.5 s; with 32
-/// it would be 1.1 s for half again as many requests in vain (simulated: `names/asking/plan`).
+/// Pages of one listing in flight at once. At 40 ms a page, 16 list 400,000 names in 1.5 s; 32 would
+/// take 1.1 s and half again as many requests in vain (simulated: `names/asking/plan`).
 const PAGES_AT_ONCE: usize = 16;
 
 /// Stacks the layers between the kernel's requests and a store that tries once: measuring each

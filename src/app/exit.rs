@@ -14,13 +14,7 @@ macro_rules! exits {
         }
 
         pub const EXITS: &[ExitMeaning] = &[
-            $(ExitMeaning {
-                code: $code,
-                name: $name,
-                is_final: $is_final,
-                mount: $mount,
-                command: $cmd,
-            },)*
+            $(ExitMeaning { code: $code, name: $name, is_final: $is_final, mount: $mount, command: $cmd },)*
         ];
     };
 }
@@ -50,7 +44,6 @@ exits! {
     Config 78 "EX_CONFIG" false "no credentials" ""
 }
 
-/// A row of the table.
 pub struct ExitMeaning {
     pub code: u8,
     pub name: &'static str,

@@ -1,13 +1,13 @@
 //! `--metrics-listen`: the counters as Prometheus text, over HTTP.
 //!
-//! docs/metrics.md says what each metric means. Everything is read from [`Stats`] and the file
-//! system when a scraper asks; nothing here is on the path of a read.
+//! docs/metrics.md says what each metric means. Nothing here is on the path of a read.
 
 use std::convert::Infallible;
 use std::fmt::{Display, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::task::Context;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -23,7 +23,9 @@ use nix::sys::time::TimeValLike as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
+use crate::app::command_error::CommandError;
 use crate::app::config::Config;
+use crate::app::exit::Exit;
 use crate::app::task;
 use crate::base::proc::resident_bytes;
 use crate::fs::BucketFs;
@@ -33,18 +35,19 @@ use crate::stats::{Durations, Operation, Outcome, RequestKind, Stats};
 const LONGEST_CONNECTION: Duration = Duration::from_secs(10);
 
 /// Opens the port. Fails, for example, when it is in use.
-pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener, String> {
+pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener, CommandError> {
     TcpListener::bind(address).await.map_err(|error| {
         let remedy = match error.kind() {
             std::io::ErrorKind::AddrInUse => "give another port, or end the program that uses it",
             std::io::ErrorKind::PermissionDenied => "give a port above 1023",
             _ => "give an address of this machine",
         };
-        format!("--metrics-listen: {address} cannot be listened on: {error}; {remedy}")
+        let sentence =
+            format!("--metrics-listen: {address} cannot be listened on: {error}; {remedy}");
+        CommandError::new(Exit::CantCreat, sentence)
     })
 }
 
-/// A mount, as its metrics show it.
 #[derive(Clone)]
 pub(crate) struct Exporter {
     fs: Arc<BucketFs>,
@@ -54,7 +57,6 @@ pub(crate) struct Exporter {
 }
 
 impl Exporter {
-    /// The exporter of a mount that starts now.
     pub(crate) fn new(fs: Arc<BucketFs>, config: &Config, mountpoint: &Path) -> Self {
         let info = [
             ("version", crate::VERSION.to_owned()),
@@ -86,12 +88,9 @@ impl Exporter {
 
 /// Answers requests until it is dropped.
 pub(crate) async fn serve(listener: TcpListener, exporter: Exporter) {
-    task::serve(
-        "metrics port",
-        |context| listener.poll_accept(context).map_ok(|(stream, _)| stream),
-        |stream| answer(stream, exporter.clone()),
-    )
-    .await;
+    let accept =
+        |context: &mut Context<'_>| listener.poll_accept(context).map_ok(|(stream, _)| stream);
+    task::serve("metrics port", accept, |stream| answer(stream, exporter.clone())).await;
 }
 
 async fn answer(stream: TcpStream, exporter: Exporter) {
@@ -124,8 +123,7 @@ fn respond(exporter: &Exporter, request: &Request<Incoming>) -> Response<Full<By
         .expect("the headers are constants")
 }
 
-/// The format is described in Prometheus' "Exposition formats": a family is its help and its kind,
-/// then its samples.
+/// In Prometheus' "Exposition formats" a family is its help and its kind, then its samples.
 #[derive(Default)]
 struct Text(String);
 
@@ -155,9 +153,8 @@ impl Text {
         let help = "Requests to the store, each attempt by itself, from sending one to the end of \
                     its answer.";
         self.family(name, "histogram", help);
-        for (kind, outcome) in
-            RequestKind::ALL.iter().flat_map(|kind| Outcome::ALL.map(|outcome| (*kind, outcome)))
-        {
+        let outcomes = |kind| Outcome::ALL.map(|outcome| (kind, outcome));
+        for (kind, outcome) in RequestKind::ALL.into_iter().flat_map(outcomes) {
             let took = stats.requests.took(kind, outcome).counts();
             // Outcomes that never happen would be most of the text; `ok` is always there.
             if outcome == Outcome::Ok || took.count() > 0 {

@@ -7,7 +7,6 @@ use std::time::Duration;
 use tokio::task::AbortHandle;
 
 /// A background task; dropping this ends it.
-#[derive(Debug)]
 pub(crate) struct Task(AbortHandle);
 
 impl Task {

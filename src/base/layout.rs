@@ -92,15 +92,10 @@ impl Layout {
         part_bytes: u64,
     ) -> impl Iterator<Item = Range<usize>> + use<> {
         let per_part = size(part_bytes / self.block_bytes);
-        let mut at = blocks.start;
-        std::iter::from_fn(move || {
-            if at >= blocks.end {
-                return None;
-            }
-            let part = at..((at / per_part + 1) * per_part).min(blocks.end);
-            at = part.end;
-            Some(part)
-        })
+        let end = blocks.end;
+        let part =
+            move |at: usize| (at < end).then(|| at..((at / per_part + 1) * per_part).min(end));
+        std::iter::successors(part(blocks.start), move |last: &Range<usize>| part(last.end))
     }
 }
 

@@ -34,8 +34,7 @@ const GENERATION: Generation = Generation(0);
 
 /// Requests that the kernel may have in flight on its own account (readahead, asynchronous direct
 /// I/O), as every buffered read is. With its default of 12, eight readers with readahead wait for
-/// each other; with 64, readers of 64 objects that the store does not deliver held all others back
-/// for 28 s (measured before this number and the cache's `Gate` let them pass).
+/// each other; with 64, readers of 64 objects that the store does not deliver hold up all others.
 const MAX_BACKGROUND: u16 = 1024;
 
 pub(super) struct Adapter {
@@ -53,9 +52,8 @@ impl Adapter {
         Self { fs, runtime, kernel, no_open: false, no_opendir: false }
     }
 
-    /// Runs the future that answers a request, and notes how long that took. It runs on this very
-    /// thread until it must wait, because a task switch costs more than a cached read. A panic
-    /// drops the reply, which fuser turns into EIO, and ends neither the thread nor the mount.
+    /// Runs the future that answers a request, on this thread until it must wait, because a task
+    /// switch costs more than a cached read. A panic drops the reply, which fuser turns into EIO.
     fn answer(&self, operation: Operation, request: impl Future<Output = ()> + Send + 'static) {
         let answering = self.fs.stats.answering(operation);
         let mut request = Box::pin(async move {
@@ -93,8 +91,8 @@ impl fuser::Filesystem for Adapter {
             // Attributes with the names while programs ask for them, and only then.
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
-            // Makes the kernel compare a directory's mtime before it trusts its directory pages.
-            // A file's inode names one version, so for files it never fires.
+            // Compares a directory's mtime before its pages are trusted. A file's inode names one
+            // version, so it never changes.
             InitFlags::FUSE_AUTO_INVAL_DATA,
         ] {
             if !enable(flag) {
@@ -109,7 +107,7 @@ impl fuser::Filesystem for Adapter {
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
-        let waiter = Waiter::new(request.pid());
+        let waiter = Waiter(request.pid());
         self.answer(Operation::Lookup, async move {
             match waiter.waits_for(fs.lookup(parent.0, &name)).await {
                 Ok(entry) => reply.entry_with_ttls(
@@ -159,7 +157,7 @@ impl fuser::Filesystem for Adapter {
         let kind = if past_page_cache { ReadKind::Direct } else { ReadKind::Buffered };
         // A thread that waits for a page can be killed, and the one that asked for it may have
         // moved on.
-        let waiter = Waiter::new(if past_page_cache { thread } else { 0 });
+        let waiter = Waiter(if past_page_cache { thread } else { 0 });
         self.answer(Operation::Read, async move {
             match waiter.waits_for(fs.read(ino.0, offset, size, kind)).await {
                 Ok(data) => {
@@ -185,7 +183,7 @@ impl fuser::Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let (fs, waiter) = (self.fs.clone(), Waiter::new(request.pid()));
+        let (fs, waiter) = (self.fs.clone(), Waiter(request.pid()));
         self.answer(Operation::Readdir, async move {
             match waiter.waits_for(fs.names.read_directory(ino.0, offset)).await {
                 Ok(scan) => {
@@ -210,7 +208,7 @@ impl fuser::Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let (fs, waiter) = (self.fs.clone(), Waiter::new(request.pid()));
+        let (fs, waiter) = (self.fs.clone(), Waiter(request.pid()));
         self.answer(Operation::Readdirplus, async move {
             let add = |entry: &ScanEntry<'_>, known: &Attributes| {
                 !reply.add(
@@ -239,7 +237,7 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyXattr,
     ) {
         let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
-        let waiter = Waiter::new(request.pid());
+        let waiter = Waiter(request.pid());
         self.answer(Operation::Getxattr, async move {
             match waiter.waits_for(fs.xattr(ino.0, &name)).await {
                 Ok(value) => give_value(reply, size, &value),
@@ -277,8 +275,7 @@ impl fuser::Filesystem for Adapter {
         }
     }
 
-    // The kernel remembers ENOSYS, does not ask again, and answers the program itself: to flush and
-    // fsync that all is well, for nothing is ever dirty. A flush comes with every close.
+    // The kernel remembers ENOSYS and does not ask again: flush and fsync then succeed.
     refuse! { ENOSYS:
         fn flush(INodeNo, FileHandle, LockOwner) -> ReplyEmpty;
         fn fsync(INodeNo, FileHandle, bool) -> ReplyEmpty;

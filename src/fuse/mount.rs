@@ -19,7 +19,6 @@ use super::adapter::Adapter;
 use crate::base::mountinfo;
 use crate::fs::BucketFs;
 
-/// How to mount.
 #[derive(Clone, Debug)]
 pub struct MountOptions {
     pub mountpoint: PathBuf,
@@ -71,9 +70,8 @@ struct Place {
     device_number: String,
 }
 
-/// Mounts `fs`, or takes the mount that was handed over, and serves it on threads of its own; what
-/// cannot be answered at once continues in `runtime`. Returns when the kernel has accepted the
-/// mount.
+/// Mounts `fs`, or takes the mount that was handed over, and serves it on threads of its own;
+/// requests that must wait continue in `runtime`. Returns when the kernel has accepted the mount.
 pub fn mount(
     fs: &Arc<BucketFs>,
     options: &MountOptions,
@@ -83,7 +81,7 @@ pub fn mount(
     let kernel = Arc::new(OnceLock::new());
     let adapter = || Adapter::new(fs.clone(), runtime.clone(), kernel.clone());
     let (session, mountpoint, handed_number) = if let Some(handed_over) = handed_over {
-        let HandedOver { device, device_number, mountpoint: _ } = handed_over;
+        let HandedOver { device, device_number, .. } = handed_over;
         // The kernel keeps out the users that the mount's maker did not admit.
         let acl = match options.access {
             Access::OwnerAndRoot => SessionACL::RootAndOwner,
@@ -112,8 +110,8 @@ pub fn mount(
     Ok(Mounted { place, notifier, device, ended })
 }
 
-/// `typed` gives the mount the type `fuse.fasts3`, by which findmnt and fstab know it, and not
-/// `fuse`. fuser's own `Subtype` does not reach the kernel.
+/// `typed` gives the mount the type `fuse.fasts3`, by which findmnt and fstab know it, instead of
+/// `fuse`; fuser's own `Subtype` does not reach the kernel.
 fn session_config(options: &MountOptions, typed: bool) -> fuser::Config {
     let mut config = fuser::Config::default();
     config.mount_options = vec![
@@ -154,9 +152,8 @@ fn serve(session: fuser::Session<Adapter>) -> io::Result<watch::Receiver<bool>> 
         }
         // It fails if no receiver is left.
         let _ = end.send(true);
-        // Dropping the rest of the session would unmount whatever is on the mountpoint by now:
-        // fuser 0.18 takes a connection that has ended for one that is mounted. So it is kept until
-        // the process ends.
+        // Kept until the process ends: fuser 0.18 takes a connection that has ended for one that is
+        // mounted, so dropping the session would unmount whatever is on the mountpoint by now.
         loop {
             std::thread::park();
         }
@@ -165,7 +162,6 @@ fn serve(session: fuser::Session<Adapter>) -> io::Result<watch::Receiver<bool>> 
 }
 
 impl Place {
-    /// The place of a mount that was just made.
     fn of(mountpoint: PathBuf) -> io::Result<Self> {
         let root = std::fs::metadata(&mountpoint).inspect_err(|_| {
             // It is still ours: nothing else can have been mounted there yet.
@@ -184,11 +180,10 @@ fn raise_readahead(bytes: u64, device: &str) {
     }
     let kib = bytes.div_ceil(1024);
     let file = format!("/sys/class/bdi/{device}/read_ahead_kb");
-    let raised = std::fs::write(&file, kib.to_string())
-        .map_err(|error| io::Error::other(format!("{error}; as root: `echo {kib} > {file}`")));
-    if let Err(error) = raised {
+    if let Err(error) = std::fs::write(&file, kib.to_string()) {
         tracing::info!(
-            "the kernel's readahead stays at 128KiB, so large files are slower: {error}"
+            "the kernel's readahead stays at 128KiB, so large files are slower: {error}; as root: \
+             `echo {kib} > {file}`"
         );
     }
 }
@@ -204,9 +199,8 @@ impl Mounted {
         self.place.is_none()
     }
 
-    /// Unmounts: plainly, or lazily while files are open. Does nothing if it is unmounted already,
-    /// because a file system that is on the mountpoint then is not ours, or if the mount was handed
-    /// over.
+    /// Unmounts, lazily while files are open. Does nothing if another file system is on the
+    /// mountpoint, or if the mount was handed over.
     pub fn unmount(&self) -> io::Result<()> {
         let Some(Place { mountpoint, device_number }) = &self.place else { return Ok(()) };
         let mounts = std::fs::read("/proc/self/mountinfo")?;

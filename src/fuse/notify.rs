@@ -62,16 +62,14 @@ impl Mounted {
             self.expire_each(&known())
         };
         for ino in directories {
-            // A negative offset: attributes only. An inode that it has forgotten is an error, which
-            // is as well.
+            // A negative offset: attributes only. An inode that is forgotten is an error.
             let _ = self.notifier.inval_inode(INodeNo(*ino), -1, 0);
         }
         expired
     }
 
-    /// Expires the kernel's dentries of these files, one message each. Blocks while the kernel has
-    /// a lookup in progress in the same directory; stops after 5 s, and the rest expire by their
-    /// TTL.
+    /// Expires the kernel's dentries of these files, one message each. The kernel blocks it during a
+    /// lookup in the same directory; it stops after 5 s, and the rest expire by their TTL.
     ///
     /// The names of directories stay: before Linux 6.2 the kernel would cut a directory off from
     /// its path while programs work in it. The names in it are looked up again all the same.
@@ -124,8 +122,8 @@ fn length(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
-/// Makes the kernel look up a name before its TTL is over. `open` is never sent, so without this
-/// the name would lead to the same stale file again.
+/// Makes the kernel look up a name again: `open` is never sent, so the name would otherwise lead to
+/// the same stale file until its TTL is over.
 pub(super) async fn forget_name(name: Option<(Ino, String)>, kernel: Arc<OnceLock<Notifier>>) {
     let Some((parent, name)) = name else { return };
     // The kernel takes the directory's lock, for which it may wait: not on this thread.

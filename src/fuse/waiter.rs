@@ -1,10 +1,9 @@
 //! The thread that waits for a reply, and whether a signal would end its wait if the kernel let it.
 //!
-//! A thread whose request is in the hands of a daemon sleeps until the reply comes, even when it is
-//! killed. The kernel tells the daemon (`FUSE_INTERRUPT`), but fuser 0.18 answers that itself, with
-//! ENOSYS. So a request that takes long looks at its thread in `/proc`: a thread that should end
-//! sleeps uninterruptibly with a signal pending that would wake it anywhere else. The reply is
-//! EINTR then.
+//! A thread that waits for a daemon sleeps until the reply comes, even when it is killed. The kernel
+//! tells the daemon (`FUSE_INTERRUPT`), but fuser 0.18 answers that itself, with ENOSYS. So a
+//! request that takes long looks at its thread in `/proc`: if it sleeps uninterruptibly with a
+//! signal pending that would wake it anywhere else, the reply is EINTR.
 //!
 //! A thread that cannot be seen (in another PID namespace, hidden, or gone) is left to wait:
 //! another thread may need the reply (asynchronous I/O).
@@ -23,8 +22,7 @@ use tokio::time::sleep;
 use crate::base::proc;
 use crate::fs::FsError;
 
-/// The wait before the first look. Most requests end before it: a round trip to a store takes 20 to
-/// 200 ms.
+/// Most requests end before the first look: a round trip to a store takes 20 to 200 ms.
 const FIRST_LOOK: Duration = Duration::from_millis(500);
 /// Between two looks. One takes 15 µs, so 10,000 waiting threads cost a sixth of a core.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -42,27 +40,18 @@ const fn bits(signals: &[i32]) -> u64 {
 /// The kernel turns every fatal signal, except [`DUMPING`], into this one for each thread of the
 /// process.
 const KILL: u64 = bits(&[SIGKILL]);
-/// Requests to end. A program that catches one wants to hear of it at once. Other signals that are
-/// caught (timers, children, windows) say nothing about the wait, and few programs expect EINTR for
-/// them.
+/// Requests to end, also for a program that catches them. Few programs expect EINTR for the other
+/// signals that they catch (timers, children, windows).
 const ENDING: u64 = bits(&[SIGINT, SIGTERM, SIGQUIT, SIGHUP]);
-/// Signals that dump core if they are not caught. The kernel waits until the thread takes them
-/// itself.
+/// Signals that dump core if they are not caught: the kernel waits for the thread to take them.
 const DUMPING: u64 =
     bits(&[SIGQUIT, SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS, SIGXCPU, SIGXFSZ]);
 
-/// The thread that waits for the reply to a request.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Waiter {
-    thread: u32,
-}
+/// A thread's number in the PID namespace of the mount, or 0 if it has none there.
+#[derive(Clone, Copy)]
+pub(super) struct Waiter(pub(super) u32);
 
 impl Waiter {
-    /// `thread` is its number in the PID namespace of the mount, or 0 if it has none there.
-    pub(super) fn new(thread: u32) -> Self {
-        Self { thread }
-    }
-
     /// Runs the work, unless the thread should end before: then the work is dropped half way.
     pub(super) async fn waits_for<T>(
         self,
@@ -76,7 +65,6 @@ impl Waiter {
         }
     }
 
-    /// Returns when the thread should end.
     async fn ends(self) {
         sleep(FIRST_LOOK).await;
         while let Some(should_end) = self.look() {
@@ -90,11 +78,11 @@ impl Waiter {
 
     /// `None` if it cannot be seen.
     fn look(self) -> Option<bool> {
-        if self.thread == 0 {
+        if self.0 == 0 {
             return None;
         }
         // It works for every thread, although the folder lists processes only.
-        let status = fs::read_to_string(format!("/proc/{}/status", self.thread)).ok()?;
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0)).ok()?;
         is_to_end(&status)
     }
 }
@@ -173,7 +161,7 @@ mod tests {
     #[test]
     fn this_very_thread_is_seen_and_is_not_to_end() {
         let thread = nix::unistd::gettid().as_raw();
-        assert_eq!(Waiter::new(u32::try_from(thread).unwrap()).look(), Some(false));
+        assert_eq!(Waiter(u32::try_from(thread).unwrap()).look(), Some(false));
     }
 
     #[tokio::test(start_paused = true)]
@@ -184,7 +172,7 @@ mod tests {
                 sleep(Duration::from_hours(1)).await;
                 Ok(7)
             };
-            assert_eq!(Waiter::new(thread).waits_for(work).await, Ok(7));
+            assert_eq!(Waiter(thread).waits_for(work).await, Ok(7));
         }
     }
 }

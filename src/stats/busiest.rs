@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 /// Places in a table. `top` shows 30 at most.
 const PLACES: usize = 256;
 
-/// The numbers that take most bytes, roughly: each has one possible place in a table, and loses it
-/// when others that have the same place outweigh it. So a number with a good part of all bytes is
-/// in the table, with all bytes since it took its place, and a rare one may be missing.
+/// Each number has one possible place, and loses it when others that have the same place outweigh
+/// it. So a number with a good part of all bytes is in the table, with all bytes since it took its
+/// place, and a rare one may be missing.
 #[derive(Debug)]
 pub struct Busiest(Box<[Weighed]>);
 
@@ -28,8 +28,7 @@ impl Default for Busiest {
 }
 
 impl Busiest {
-    /// Adds bytes to a number. Two threads that change one place at the same time may spoil its
-    /// numbers a little, which is the price of having no lock.
+    /// Without a lock, two threads that change one place at the same time may spoil it a little.
     pub fn add(&self, id: u64, bytes: u64) {
         // 2^64 ÷ the golden ratio: neighbours get places far apart.
         let hash = id.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use serde::{Deserialize, Serialize};
 
-/// A number that many threads add to.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
@@ -32,8 +31,7 @@ pub struct Series {
     pub value: u64,
 }
 
-/// Each line: the name; in brackets the metric, if it is exported as it is, and a label; a
-/// sentence.
+/// A line is the name; in brackets the metric, if it is exported as it is, and a label; a sentence.
 macro_rules! counters {
     ($($name:ident [$($metric:literal $($label:ident = $value:literal)?)?] $help:literal;)*) => {
         /// The layers add to these.

@@ -10,16 +10,12 @@ use super::Counter;
 /// cached read to the deadline of a request. Above the last is one more bucket.
 #[rustfmt::skip]
 const BOUNDS: [u64; 20] = [
-    10_000, 20_000, 50_000,
-    100_000, 200_000, 500_000,
-    1_000_000, 2_000_000, 5_000_000,
-    10_000_000, 20_000_000, 50_000_000,
-    100_000_000, 200_000_000, 500_000_000,
-    1_000_000_000, 2_000_000_000, 5_000_000_000,
+    10_000, 20_000, 50_000, 100_000, 200_000, 500_000,
+    1_000_000, 2_000_000, 5_000_000, 10_000_000, 20_000_000, 50_000_000,
+    100_000_000, 200_000_000, 500_000_000, 1_000_000_000, 2_000_000_000, 5_000_000_000,
     10_000_000_000, 30_000_000_000,
 ];
 
-/// Counts of durations by their length.
 #[derive(Debug, Default)]
 pub struct Histogram {
     buckets: [Counter; BOUNDS.len() + 1],
@@ -49,7 +45,6 @@ impl Histogram {
 pub struct Durations {
     /// The count of each bucket of [`BOUNDS`], and above the last.
     buckets: Vec<u64>,
-    /// Their sum.
     pub seconds: f64,
 }
 

@@ -27,7 +27,6 @@ const ERRNOS: [(i32, &str); 11] = errnos! {
     ENOENT ENOTDIR EISDIR ENAMETOOLONG EACCES ESTALE ETIMEDOUT EINTR ENODATA EOPNOTSUPP EIO
 };
 
-/// The kernel's requests, by kind.
 #[derive(Debug, Default)]
 pub struct Operations {
     took: [Histogram; Operation::ALL.len()],
@@ -40,13 +39,11 @@ impl Operations {
         &self.took[operation as usize]
     }
 
-    /// Requests of a kind that wait for their answer.
     pub fn in_flight(&self, operation: Operation) -> u64 {
         let ended = self.took[operation as usize].count();
         self.begun[operation as usize].get().saturating_sub(ended)
     }
 
-    /// Counts a request that was answered with an error.
     pub fn failed(&self, errno: i32) {
         let known = ERRNOS.iter().position(|&(number, _)| number == errno);
         self.errors[known.unwrap_or(ERRNOS.len() - 1)].add(1);
@@ -67,7 +64,6 @@ impl Stats {
 }
 
 /// A request of the kernel that is being answered.
-#[derive(Debug)]
 pub struct Answering {
     stats: Arc<Stats>,
     operation: Operation,

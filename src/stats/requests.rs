@@ -35,7 +35,6 @@ labels! {
     }
 }
 
-/// Requests to the store, by kind and outcome.
 #[derive(Debug, Default)]
 pub struct Requests {
     took: [[Histogram; Outcome::ALL.len()]; RequestKind::ALL.len()],
@@ -49,26 +48,18 @@ impl Requests {
         RequestInFlight { requests: self, kind, outcome: Outcome::Abandoned, begun: Instant::now() }
     }
 
-    /// The durations of those of a kind that had this outcome.
     pub fn took(&self, kind: RequestKind, outcome: Outcome) -> &Histogram {
         &self.took[kind as usize][outcome as usize]
     }
 
-    /// Those of a kind that have ended.
-    pub fn ended(&self, kind: RequestKind) -> u64 {
-        self.took[kind as usize].iter().map(Histogram::count).sum()
-    }
-
-    /// Those of a kind that are in flight.
     pub fn in_flight(&self, kind: RequestKind) -> u64 {
         // The ends first: what begins meanwhile must not make it negative.
-        let ended = self.ended(kind);
+        let ended = self.took[kind as usize].iter().map(Histogram::count).sum();
         self.begun[kind as usize].get().saturating_sub(ended)
     }
 }
 
-/// A request to the store in flight; it ends when this is dropped.
-#[derive(Debug)]
+/// It ends when this is dropped.
 pub struct RequestInFlight<'a> {
     requests: &'a Requests,
     kind: RequestKind,

@@ -10,6 +10,7 @@ use crate::app::command_error::CommandError;
 use crate::app::config;
 use crate::app::control::paths::{directories, socket_name};
 use crate::app::control::{Command, Reply};
+use crate::app::exit::Exit;
 use crate::base::mountinfo::{self, Mount};
 
 /// A daemon that is alive answers at once.
@@ -145,9 +146,9 @@ fn connect(mountpoint: &Path) -> Result<UnixStream, CommandError> {
         match UnixStream::connect(&path).map_err(|error| error.kind()) {
             Ok(connection) => return Ok(connection),
             Err(ErrorKind::PermissionDenied) => {
-                none = CommandError::not_allowed(format!(
-                    "the mount on {shown} is another user's; ask as that user or as root"
-                ));
+                let sentence =
+                    format!("the mount on {shown} is another user's; ask as that user or as root");
+                none = CommandError::new(Exit::NoPerm, sentence);
             }
             Err(ErrorKind::ConnectionRefused) => {
                 none = CommandError::no_daemon(format!(

@@ -53,7 +53,7 @@ fn of_service(variable: &impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
 
 fn of_user(variable: &impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let folder = variable("XDG_RUNTIME_DIR").filter(|folder| !folder.is_empty())?;
-    Some(PathBuf::from(folder).join(OF_USER))
+    Some(Path::new(&folder).join(OF_USER))
 }
 
 /// The name of the socket of a mountpoint, whose path has no symbolic links: readable, and short

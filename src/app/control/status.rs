@@ -13,11 +13,9 @@ use crate::fs::BucketFs;
 use crate::fuse::{Access, MountOptions};
 use crate::stats::{Busiest, Durations, Operation, Outcome, RequestKind, Snapshot};
 
-/// The busiest files and threads that are told. More than `top` shows: it compares two moments, and
-/// shows those that were busy in between.
+/// More than `top` shows, because it shows those that were busy between two answers.
 const BUSIEST: usize = 100;
 
-/// A mount at one moment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Status {
     pub(crate) settings: Settings,
@@ -58,14 +56,12 @@ pub(crate) struct Settings {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) access: String,
-    /// The address at which metrics are served.
     pub(crate) metrics: Option<String>,
     #[serde(skip, default = "Instant::now")]
     since: Instant,
 }
 
 impl Settings {
-    /// The settings of a mount that begins now.
     pub(crate) fn new(
         config: &Config,
         options: &MountOptions,
@@ -111,7 +107,6 @@ pub(crate) struct Totals {
     pub(crate) resident_bytes: u64,
 }
 
-/// Requests of one kind to the store.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct RequestTotals {
     pub(crate) in_flight: u64,
@@ -121,7 +116,6 @@ pub(crate) struct RequestTotals {
     pub(crate) took: Durations,
 }
 
-/// The kernel's requests of one kind.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct OperationTotals {
     pub(crate) in_flight: u64,
@@ -136,18 +130,15 @@ pub(crate) struct Served {
 }
 
 impl Status {
-    /// The status at this moment.
     pub(crate) fn of(settings: &Settings, fs: &Arc<BucketFs>) -> Self {
         let stats = &fs.stats;
         let requests = RequestKind::ALL.map(|kind| {
             let count = |outcome| stats.requests.took(kind, outcome).count();
             let ended = Outcome::ALL.map(|outcome| (outcome.name().to_owned(), count(outcome)));
-            let requests = RequestTotals {
-                in_flight: stats.requests.in_flight(kind),
-                outcomes: ended.into_iter().filter(|&(_, count)| count > 0).collect(),
-                took: stats.requests.took(kind, Outcome::Ok).counts(),
-            };
-            (kind.name().to_owned(), requests)
+            let in_flight = stats.requests.in_flight(kind);
+            let outcomes = ended.into_iter().filter(|&(_, count)| count > 0).collect();
+            let took = stats.requests.took(kind, Outcome::Ok).counts();
+            (kind.name().to_owned(), RequestTotals { in_flight, outcomes, took })
         });
         let operations = Operation::ALL.map(|operation| {
             let in_flight = stats.fuse.in_flight(operation);

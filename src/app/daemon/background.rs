@@ -1,10 +1,9 @@
 //! `--daemon`, and the helper of mount(8): the mount continues in a background process, and the
 //! first process ends when the mount is usable, or fails if it cannot be.
 //!
-//! The background process is the program itself, executed again: to fork a process that may have
-//! threads needs care that no library takes. Its standard output is a pipe on which it writes
-//! [`READY`]; an end without that is a failure, whose sentence is already on standard error, which
-//! both share.
+//! The background process is the program executed again, because a process that may have threads
+//! cannot safely fork. On its standard output, a pipe, it writes [`READY`]; if it ends without that,
+//! its error is already on standard error, which both share.
 
 use std::ffi::OsString;
 use std::fs::File;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::app::command_error::CommandError;
 use crate::app::config::Config;
@@ -22,14 +22,10 @@ const RETRY_PAUSE: Duration = Duration::from_millis(300);
 /// Returns a store that has answered a listing of one key.
 pub(crate) async fn open(config: &Config, stats: &Arc<Stats>) -> Result<S3Store, CommandError> {
     let named = config.store.endpoint_url.as_deref().unwrap_or("AWS");
-    match timeout_at(Instant::now() + LIMIT, open_anywhere(config, stats)).await {
-        Ok(opened) => opened,
-        Err(_elapsed) => {
-            let silence =
-                StoreError::TimedOut(format!("nothing came within {} s", LIMIT.as_secs()));
-            Err(not_opened(silence, &config.bucket, named))
-        }
-    }
+    timeout(LIMIT, open_anywhere(config, stats)).await.unwrap_or_else(|_elapsed| {
+        let silence = format!("nothing came within {} s", LIMIT.as_secs());
+        Err(not_opened(StoreError::TimedOut(silence), &config.bucket, named))
+    })
 }
 
 /// Tries the configured region first, and then once the one that the bucket names.
@@ -79,9 +75,7 @@ async fn open_in(
                 }
                 return Ok(Opened::Here(store));
             }
-            Err(StoreError::WrongRegion(told)) => {
-                return Ok(Opened::Elsewhere(store, told));
-            }
+            Err(StoreError::WrongRegion(told)) => return Ok(Opened::Elsewhere(store, told)),
             Err(failure) => failure,
         };
         let transient = match &failure {
@@ -105,21 +99,21 @@ fn not_opened(error: StoreError, bucket: &str, endpoint: &str) -> CommandError {
             Exit::NoInput,
             format!("there is no bucket {bucket} at {endpoint}; check its name and --endpoint-url"),
         ),
-        StoreError::Denied(cause) | StoreError::SignatureRefused(cause) => (
-            Exit::NoPerm,
-            format!(
+        StoreError::Denied(cause) | StoreError::SignatureRefused(cause) => {
+            let sentence = format!(
                 "access to bucket {bucket} is denied: {cause}; check the credentials, and that \
                  they allow s3:ListBucket and s3:GetObject"
-            ),
-        ),
-        StoreError::NoCredentials(cause) => (
-            Exit::Config,
-            format!(
+            );
+            (Exit::NoPerm, sentence)
+        }
+        StoreError::NoCredentials(cause) => {
+            let sentence = format!(
                 "no credentials were found ({cause}); set AWS_ACCESS_KEY_ID and \
                  AWS_SECRET_ACCESS_KEY, choose a --profile, or give --no-sign-request for a public \
                  bucket"
-            ),
-        ),
+            );
+            (Exit::Config, sentence)
+        }
         StoreError::WrongRegion(region) => {
             let region = region.as_deref().unwrap_or("the store does not say which");
             let sentence =

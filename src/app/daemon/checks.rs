@@ -16,10 +16,8 @@ use crate::fuse;
 
 /// Opens `/dev/fuse`.
 pub(crate) fn fuse_device() -> Result<(), CommandError> {
-    match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
-        Ok(_device) => Ok(()),
-        Err(error) => Err(CommandError::new(Exit::OsErr, no_device(&error))),
-    }
+    let opened = OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    opened.map(drop).map_err(|error| CommandError::new(Exit::OsErr, no_device(&error)))
 }
 
 fn no_device(error: &Error) -> String {
@@ -88,14 +86,14 @@ pub(crate) struct Connections {
 /// Raises the limit on open files as far as `wanted` connections need it and the machine allows.
 pub(crate) fn connections(wanted: usize) -> Connections {
     let needed = FILES_EACH * wanted as u64 + OTHER_FILES;
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
-        return connections_within(needed, wanted);
+    let limit = match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((soft, hard)) if soft < needed => {
+            let raised = needed.min(hard);
+            setrlimit(Resource::RLIMIT_NOFILE, raised, hard).map_or(soft, |()| raised)
+        }
+        Ok((soft, _)) => soft,
+        Err(_) => needed,
     };
-    if soft >= needed {
-        return connections_within(soft, wanted);
-    }
-    let raised = needed.min(hard);
-    let limit = setrlimit(Resource::RLIMIT_NOFILE, raised, hard).map_or(soft, |()| raised);
     connections_within(limit, wanted)
 }
 
@@ -125,10 +123,8 @@ fn usable(path: &Path) -> Result<(), CommandError> {
     let real = path.canonicalize().map_err(|error| unusable(path, &error))?;
     let metadata = real.metadata().map_err(|error| unusable(path, &error))?;
     if !metadata.is_dir() {
-        return Err(CommandError::new(
-            Exit::OsFile,
-            format!("mountpoint {shown} is not a directory; give an existing directory"),
-        ));
+        let sentence = format!("mountpoint {shown} is not a directory; give an existing directory");
+        return Err(CommandError::new(Exit::OsFile, sentence));
     }
     let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
     if let Some(Mount { kind, .. }) = mounted(&mounts, &real) {
@@ -154,11 +150,10 @@ fn unusable(path: &Path, error: &Error) -> CommandError {
     if error.raw_os_error() == Some(libc::ENOTCONN) {
         return stale(path);
     }
-    let sentence = match error.kind() {
-        ErrorKind::NotFound => {
-            format!("mountpoint {shown} does not exist; create it with `mkdir -p {shown}`")
-        }
-        _ => format!("mountpoint {shown} cannot be used: {error}; give an existing directory"),
+    let sentence = if error.kind() == ErrorKind::NotFound {
+        format!("mountpoint {shown} does not exist; create it with `mkdir -p {shown}`")
+    } else {
+        format!("mountpoint {shown} cannot be used: {error}; give an existing directory")
     };
     CommandError::new(Exit::OsFile, sentence)
 }

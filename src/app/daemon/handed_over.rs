@@ -1,7 +1,6 @@
 //! A mount that the parent process has made: the mountpoint `/dev/fd/N`, as in libfuse.
 //!
-//! The parent has opened `/dev/fuse` and mounted it with the privileges that this takes; this
-//! program needs none of them. The parent also decides on the options of the mount, and ends it.
+//! The parent opens `/dev/fuse`, mounts with its own privileges and options, and unmounts.
 
 use std::fs;
 use std::io::{IoSlice, IoSliceMut};

@@ -27,41 +27,30 @@ use repeats::RateLimited;
 /// Where systemd's journal takes lines with fields (`systemd.journal-fields(7)`).
 const JOURNAL: &str = "/run/systemd/journal/socket";
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
-    /// Standard error is ours as long as the process runs.
-    Foreground,
-    /// Standard error is that of the first process, unless it is a file.
-    Background,
-}
-
 pub(super) struct Logs {
     filter: Handle<EnvFilter, Registry>,
     given: String,
-    /// The number of [`LOUDER`] filters in force; 0 if the log is as configured.
-    steps: Mutex<usize>,
+    /// The index of the [`LOUDER`] filter in force.
+    step: Mutex<usize>,
     repeats: RateLimited,
 }
 
 /// Added to the filter, one after the other, by SIGUSR1.
-const LOUDER: [&str; 2] = ["fasts3_mount=debug", "fasts3_mount=trace"];
+const LOUDER: [&str; 3] = ["", ",fasts3_mount=debug", ",fasts3_mount=trace"];
 
 impl Logs {
     pub(super) fn louder(&self) {
-        let mut steps = self.steps.lock();
-        *steps = (*steps + 1).min(LOUDER.len());
-        self.set(*steps);
+        let next = *self.step.lock() + 1;
+        self.set(next.min(LOUDER.len() - 1));
     }
 
     pub(super) fn as_given(&self) {
-        let mut steps = self.steps.lock();
-        *steps = 0;
         self.set(0);
     }
 
-    fn set(&self, steps: usize) {
-        let more = steps.checked_sub(1).map(|at| format!(",{}", LOUDER[at])).unwrap_or_default();
-        let directives = format!("{}{more}", self.given);
+    fn set(&self, step: usize) {
+        *self.step.lock() = step;
+        let directives = format!("{}{}", self.given, LOUDER[step]);
         let told = EnvFilter::try_new(&directives)
             .map_err(|error| error.to_string())
             .and_then(|filter| self.filter.reload(filter).map_err(|error| error.to_string()));
@@ -84,34 +73,35 @@ impl Logs {
     }
 }
 
-/// Starts logging for the process, events of the `log` crate included.
-pub(super) fn init(config: &LogConfig, stage: Stage) -> Result<Logs, String> {
+/// Starts logging for the process, events of the `log` crate included. In the background, standard
+/// error is that of the first process, unless it is a file.
+pub(super) fn init(config: &LogConfig, in_background: bool) -> Result<Logs, String> {
     let (filter, handle) =
         reload::Layer::new(EnvFilter::try_new(&config.filter).map_err(|error| error.to_string())?);
     let repeats = RateLimited::default();
     tracing_subscriber::registry()
         .with(filter)
         .with(repeats.clone())
-        .with(output(config.format, stage))
+        .with(output(config.format, in_background))
         .try_init()
         .map_err(|error| error.to_string())?;
     std::panic::set_hook(Box::new(|panic| {
         let at = panic.location().map(ToString::to_string).unwrap_or_default();
         let cause = panic.payload_as_str().unwrap_or("a value that is not text");
-        let backtrace = Backtrace::capture();
+        let backtrace = Some(Backtrace::capture());
         let backtrace =
-            (backtrace.status() == BacktraceStatus::Captured).then(|| display(backtrace));
+            backtrace.filter(|it| it.status() == BacktraceStatus::Captured).map(display);
         tracing::error!(at, backtrace, "panic: {cause}");
     }));
-    Ok(Logs { filter: handle, given: config.filter.clone(), steps: Mutex::new(0), repeats })
+    Ok(Logs { filter: handle, given: config.filter.clone(), step: Mutex::new(0), repeats })
 }
 
-fn output<S>(format: LogFormat, stage: Stage) -> Box<dyn Layer<S> + Send + Sync>
+fn output<S>(format: LogFormat, in_background: bool) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
 {
     let to_journal = stderr_is_journal();
-    let leaving = stage == Stage::Background && !stderr_is_file();
+    let leaving = in_background && !stderr_is_file();
     // JSON is expected on standard error.
     if (to_journal || leaving)
         && format == LogFormat::Text
@@ -159,7 +149,7 @@ mod tests {
     #[ignore = "run by a_panic_is_one_log_line_with_a_backtrace_if_asked"]
     fn panics_with_logging() {
         let config = LogConfig { filter: "info".to_owned(), format: LogFormat::Json };
-        let _logs = init(&config, Stage::Foreground).unwrap();
+        let _logs = init(&config, false).unwrap();
         panic!("a panic of the test");
     }
 

@@ -45,8 +45,7 @@ pub(super) struct ServedMount<'a> {
 }
 
 impl<'a> ServedMount<'a> {
-    /// Assembles the layers and mounts, where the configuration says or where the mount that was
-    /// handed over already is.
+    /// Assembles the layers and mounts, or takes the mount that was handed over.
     pub(super) fn mount(
         config: &'a Config,
         store: S3Store,
@@ -59,13 +58,10 @@ impl<'a> ServedMount<'a> {
         let fs = stack(Arc::new(store), config, stats).map_err(|error| {
             CommandError::failed(format!("address space for the cache cannot be reserved: {error}"))
         })?;
-        let socket = Socket::open(&options.mountpoint)
-            .inspect_err(|error| {
-                tracing::warn!(
-                    "no control socket, so `status` and the like will not work: {error}"
-                );
-            })
-            .ok();
+        let without = |error: &String| {
+            tracing::warn!("no control socket, so `status` and the like will not work: {error}");
+        };
+        let socket = Socket::open(&options.mountpoint).inspect_err(without).ok();
         let mounted = fuse::mount(&fs, &options, handed_over, &Handle::current())
             .map_err(|error| refused(&options.mountpoint, &error))?;
         let (mounted, unmount) = (Arc::new(mounted), Arc::new(Notify::new()));
@@ -135,7 +131,7 @@ impl<'a> ServedMount<'a> {
         (metrics, control)
     }
 
-    /// Tells that the mount is usable, after which the process may be in the background.
+    /// Tells that the mount is usable; the process may be in the background afterwards.
     pub(super) fn ready(&self) -> Result<(), CommandError> {
         let hidden = self.is_hidden_from_the_host();
         if background::is_child() {
@@ -235,19 +231,16 @@ fn ttl(config: &Config) -> String {
 
 fn refused(mountpoint: &Path, error: &std::io::Error) -> CommandError {
     let shown = mountpoint.display();
-    // Where the kernel refuses, fusermount3 is tried: this is the error of not finding it.
-    let (cause, remedy) = if error.kind() == ErrorKind::NotFound {
-        let cause = "this process may not mount, and fusermount3 is not installed".to_owned();
-        let remedy = "install the package fuse3, or in a container start it with `--cap-add \
-                      SYS_ADMIN --device /dev/fuse`";
-        (cause, remedy)
+    let mut cause = error.to_string();
+    let remedy = if error.kind() == ErrorKind::NotFound {
+        // Where the kernel refuses, fusermount3 is tried: this is the error of not finding it.
+        "this process may not mount, and fusermount3 is not installed".clone_into(&mut cause);
+        "install the package fuse3, or in a container start it with `--cap-add SYS_ADMIN --device \
+         /dev/fuse`"
     } else if nix::unistd::geteuid().is_root() {
-        let remedy = "in a container, start it with `--cap-add SYS_ADMIN --device /dev/fuse`";
-        (error.to_string(), remedy)
+        "in a container, start it with `--cap-add SYS_ADMIN --device /dev/fuse`"
     } else {
-        let remedy = "an ordinary user needs fusermount3, of the package fuse3, and a mountpoint \
-                      of their own";
-        (error.to_string(), remedy)
+        "an ordinary user needs fusermount3, of the package fuse3, and a mountpoint of their own"
     };
     CommandError::new(Exit::OsErr, format!("mounting on {shown} was refused: {cause}; {remedy}"))
 }

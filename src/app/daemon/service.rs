@@ -16,8 +16,8 @@ use crate::base::mountinfo;
 use crate::fs::BucketFs;
 use crate::stats::Snapshot;
 
-/// During the start the manager is told at this interval that it may take [`STARTING_FOR`] more.
-/// The start itself is bounded: `bucket::open`.
+/// During the start, which `bucket::open` bounds, the manager is told at this interval that it may
+/// take [`STARTING_FOR`] more.
 const STARTING_PAUSE: Duration = Duration::from_secs(2);
 const STARTING_FOR: Duration = Duration::from_secs(10);
 /// Between two STATUS lines; their rates are over this time.
@@ -66,11 +66,9 @@ pub(super) fn telling(fs: Arc<BucketFs>) -> Option<Task> {
     }))
 }
 
-/// Feeds the manager's watchdog, if there is one, as long as the mount answers.
-///
-/// The proof is `statfs`: the kernel does not cache its answer, so it passes the threads that serve
-/// FUSE. While there is no answer, this task waits, and the manager acts. Without a mountpoint
-/// here, the only proof is that this task runs.
+/// Feeds the manager's watchdog, if there is one, as long as the mount answers `statfs`, whose
+/// answer the kernel does not cache. While there is none, this task waits, and the manager acts.
+/// Without a mountpoint here, the only proof is that this task runs.
 pub(super) fn watched(mountpoint: Option<PathBuf>) -> Option<Task> {
     let patience = sd_notify::watchdog_enabled()?;
     Some(Task::spawn(async move {
@@ -128,9 +126,8 @@ fn tenths(bytes: u64) -> String {
     format!("{}.{}", bytes / 1_000_000, bytes / 100_000 % 10)
 }
 
-/// Whether process 1 sees the mount with this device number (`major:minor`); none if that cannot be
-/// known. A mount in a mount namespace of its own is of no use outside. The path does not tell,
-/// because namespaces may have a mount at different paths.
+/// Process 1 sees the mount with this device number (`major:minor`); none if that cannot be known.
+/// The path does not tell, because namespaces may have a mount at different paths.
 pub(super) fn host_sees(device: &str) -> Option<bool> {
     std::fs::read("/proc/1/mountinfo").ok().map(|mounts| mountinfo::lists(&mounts, device))
 }

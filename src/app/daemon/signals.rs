@@ -2,7 +2,6 @@
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The meaning of a signal.
 pub(super) enum SignalRequest {
     /// SIGINT of a terminal, or SIGTERM of systemd: the name.
     End(&'static str),

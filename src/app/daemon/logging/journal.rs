@@ -36,9 +36,16 @@ impl<S: Subscriber> Layer<S> for Journal {
 }
 
 fn datagram(line: &Line, level: Level) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(256);
+    // By `syslog(3)`: err, warning, info, debug.
+    let priority = match level {
+        Level::ERROR => "3",
+        Level::WARN => "4",
+        Level::INFO => "6",
+        Level::DEBUG | Level::TRACE => "7",
+    };
+    let mut bytes = Vec::new();
     add(&mut bytes, "MESSAGE", &line.text());
-    add(&mut bytes, "PRIORITY", priority(level));
+    add(&mut bytes, "PRIORITY", priority);
     add(&mut bytes, "SYSLOG_IDENTIFIER", "fasts3-mount");
     for (name, value) in &line.fields {
         // Names are ours: words with underscores.
@@ -58,16 +65,6 @@ fn add(bytes: &mut Vec<u8>, name: &str, value: &str) {
     }
     bytes.extend_from_slice(value.as_bytes());
     bytes.push(b'\n');
-}
-
-/// By `syslog(3)`: err, warning, info, debug.
-fn priority(level: Level) -> &'static str {
-    match level {
-        Level::ERROR => "3",
-        Level::WARN => "4",
-        Level::INFO => "6",
-        Level::DEBUG | Level::TRACE => "7",
-    }
 }
 
 #[cfg(test)]

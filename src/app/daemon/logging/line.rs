@@ -1,11 +1,11 @@
-//! An event as text: its message, followed by its fields.
+//! An event as text: `message name=value …`.
 
 use std::fmt::{Debug, Write as _};
 
 use tracing::Event;
 use tracing::field::{Field, Visit};
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Line {
     message: String,
     pub(super) fields: Vec<(&'static str, String)>,
@@ -18,7 +18,6 @@ impl Line {
         line
     }
 
-    /// `message name=value …`
     pub(super) fn text(&self) -> String {
         let mut text = self.message.clone();
         for (name, value) in &self.fields {

@@ -14,17 +14,15 @@ use super::line::Line;
 
 /// Time between two sums of repeated lines.
 pub(super) const WINDOW: Duration = Duration::from_secs(5);
-/// Lines of a call site that are logged before they are only counted: enough to see what they have
-/// in common.
+/// Lines of a call site that are logged, before they are only counted.
 const SHOWN: u32 = 10;
 /// The target of the sums.
 const SUMS: &str = "fasts3_mount::repeated";
 
 /// Lets an event of this program pass, or counts it, by its call site.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(super) struct RateLimited(Arc<Mutex<HashMap<Identifier, CallSite>>>);
 
-#[derive(Debug)]
 struct CallSite {
     ends: Instant,
     /// Lines that may still be logged before `ends`.
