@@ -27,7 +27,6 @@ pub(crate) mod status;
 
 /// A peer that has not sent its line within this time is sent away.
 const LONGEST_QUESTION: Duration = Duration::from_secs(5);
-/// A longer line is no command.
 const LONGEST_LINE: u64 = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,7 +60,6 @@ pub(crate) struct Target {
     pub(crate) fs: Arc<BucketFs>,
     pub(crate) mounted: Arc<Mounted>,
     pub(crate) settings: Settings,
-    /// Notified to end the mount.
     pub(crate) unmount: Arc<Notify>,
 }
 

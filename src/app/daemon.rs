@@ -1,7 +1,6 @@
 //! The life of the daemon: check, assemble, mount, say so, wait, unmount.
 //!
-//! A start that fails does so before anything is mounted, within 10 s, with one sentence and an exit
-//! code ([`CommandError`]).
+//! A start fails before anything is mounted, within 10 s, with a [`CommandError`].
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -1,8 +1,5 @@
-//! Exit codes: those of `sysexits(3)`, each for one kind of failure, so that a unit file or a
-//! script can tell them apart.
-//!
-//! This table is the only one in the code: the man pages are generated from it, and
-//! docs/semantics.md and the unit file are compared with it.
+//! Exit codes, those of `sysexits(3)`, each for one kind of failure. The man pages are generated
+//! from this table, and tests compare docs/semantics.md and the unit file with it.
 
 /// One row for each code: the number, the name in `sysexits(3)`, whether it is final, the meaning
 /// for a mount that cannot start, and for a subcommand ("" where none uses the code).
@@ -14,7 +11,9 @@ macro_rules! exits {
         }
 
         pub const EXITS: &[ExitMeaning] = &[
-            $(ExitMeaning { code: $code, name: $name, is_final: $is_final, mount: $mount, command: $cmd },)*
+            $(ExitMeaning {
+                code: $code, name: $name, is_final: $is_final, mount: $mount, command: $cmd,
+            },)*
         ];
     };
 }

@@ -34,7 +34,6 @@ use crate::stats::{Durations, Operation, Outcome, RequestKind, Stats};
 /// A connection serves one request and ends within this time, whatever its other end does.
 const LONGEST_CONNECTION: Duration = Duration::from_secs(10);
 
-/// Opens the port. Fails, for example, when it is in use.
 pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener, CommandError> {
     TcpListener::bind(address).await.map_err(|error| {
         let remedy = match error.kind() {
@@ -51,7 +50,6 @@ pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener, CommandEr
 #[derive(Clone)]
 pub(crate) struct Exporter {
     fs: Arc<BucketFs>,
-    /// The labels of `fasts3_mount_info`.
     info: Arc<[(&'static str, String); 4]>,
     started: SystemTime,
 }

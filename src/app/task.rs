@@ -24,8 +24,7 @@ impl Drop for Task {
 /// Connections served at the same time; further ones wait.
 const MOST_CONNECTIONS: usize = 16;
 
-/// Talks on each connection in a task of its own, until this is dropped. `name` is that of the
-/// server in the log.
+/// Talks on each connection in a task of its own, until this is dropped.
 pub(crate) async fn serve<C, Talk, Talking>(
     name: &'static str,
     mut accept: impl FnMut(&mut Context<'_>) -> Poll<io::Result<C>>,

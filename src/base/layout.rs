@@ -27,7 +27,6 @@ pub struct Layout {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
     layout: Layout,
-    /// Index of the chunk in its object.
     pub chunk: u32,
     /// Counted from the chunk's beginning.
     pub bytes: Range<usize>,
@@ -121,8 +120,7 @@ fn size(bytes: u64) -> usize {
     usize::try_from(bytes).expect("a chunk fits into memory")
 }
 
-/// The number of a chunk. An S3 object is at most 50 TB (the S3 user guide, 2025), which at the
-/// smallest chunk of 128 KiB is 4 x 10^8 chunks.
+/// An S3 object is at most 50 TB (its user guide, 2025): 4 x 10^8 of the smallest chunks, 128 KiB.
 fn index(chunk: u64) -> u32 {
     u32::try_from(chunk).unwrap_or(u32::MAX)
 }

@@ -9,7 +9,6 @@ pub(crate) struct Mount {
     /// `major:minor`, by which a FUSE mount is known in every namespace and under every path.
     pub(crate) device: String,
     pub(crate) path: PathBuf,
-    /// The file system's type.
     pub(crate) kind: String,
     pub(crate) source: String,
 }

@@ -1,6 +1,5 @@
 //! The files of `/proc` whose lines are `Name: value` (`proc(5)`).
 
-/// The value of the field `name`.
 pub(crate) fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let mut lines = text.lines();
     lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)

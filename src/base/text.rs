@@ -15,7 +15,6 @@ pub(crate) fn seconds(seconds: f64) -> String {
     }
 }
 
-/// A number of bytes, in decimal units.
 #[allow(clippy::cast_precision_loss)] // shown with three digits
 pub(crate) fn bytes(bytes: u64) -> String {
     let units = [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
@@ -24,7 +23,6 @@ pub(crate) fn bytes(bytes: u64) -> String {
     unit.map_or_else(|| format!("{bytes} B"), |(unit, name)| format!("{:.1} {name}", bytes / unit))
 }
 
-/// The time since a start, in whole seconds.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // never negative
 pub(crate) fn uptime(seconds: f64) -> humantime::FormattedDuration {
     humantime::format_duration(Duration::from_secs(seconds.max(0.0) as u64))

@@ -71,7 +71,6 @@ impl Adapter {
     }
 }
 
-/// Methods whose only answer is one error.
 macro_rules! refuse {
     ($errno:ident: $(fn $name:ident($($argument:ty),*) -> $reply:ty;)*) => {
         $(fn $name(&self, _: &Request, $(_: $argument,)* reply: $reply) {
@@ -319,7 +318,6 @@ fn give_value(reply: ReplyXattr, size: u32, value: &[u8]) {
     }
 }
 
-/// The errno of a failure, counted.
 fn errno(fs: &BucketFs, error: &FsError) -> Errno {
     fs.stats.fuse.failed(error.errno());
     Errno::from_i32(error.errno())

@@ -31,7 +31,6 @@ pub struct MountOptions {
     pub kernel_readahead_bytes: u64,
 }
 
-/// Users that may use the mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// The user that mounted.
@@ -58,7 +57,6 @@ pub struct Mounted {
     /// Where this process has mounted; `None` for a mount that was handed over.
     place: Option<Place>,
     pub(super) notifier: Notifier,
-    /// The connection to the kernel.
     pub(super) device: File,
     ended: watch::Receiver<bool>,
 }

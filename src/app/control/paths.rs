@@ -12,7 +12,6 @@ const SYSTEM: &str = "/run/fasts3-mount";
 /// Those of a user's mounts, below the runtime directory.
 const OF_USER: &str = "fasts3-mount";
 
-/// The directory in which a daemon makes its socket.
 pub(crate) fn own_directory(
     variable: impl Fn(&str) -> Option<OsString>,
 ) -> Result<PathBuf, String> {
@@ -25,7 +24,6 @@ pub(crate) fn own_directory(
     of_user(&variable).ok_or_else(|| "XDG_RUNTIME_DIR is not set".to_owned())
 }
 
-/// The directories in which the socket of any mount may be.
 pub(crate) fn directories(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> = of_service(&variable).into_iter().collect();
     folders.push(SYSTEM.into());

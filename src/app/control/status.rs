@@ -21,11 +21,9 @@ pub(crate) struct Status {
     pub(crate) settings: Settings,
     pub(crate) uptime_seconds: f64,
     pub(crate) totals: Totals,
-    /// Requests to the store, by kind.
     pub(crate) requests: BTreeMap<String, RequestTotals>,
     /// From asking for a range to its first byte.
     pub(crate) first_byte: Durations,
-    /// The kernel's requests, by kind.
     pub(crate) operations: BTreeMap<String, OperationTotals>,
     /// The kernel's requests that failed, by errno.
     pub(crate) errors: BTreeMap<String, u64>,
@@ -112,7 +110,6 @@ pub(crate) struct RequestTotals {
     pub(crate) in_flight: u64,
     /// Those that have ended, by outcome.
     pub(crate) outcomes: BTreeMap<String, u64>,
-    /// The durations of those with the outcome `ok`.
     pub(crate) took: Durations,
 }
 

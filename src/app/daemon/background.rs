@@ -17,7 +17,6 @@ use super::Ended;
 use super::logging::stderr_is_file;
 use crate::app::command_error::CommandError;
 
-/// Set in the environment of the background process.
 const CHILD: &str = "FASTS3_MOUNT_TELLS_STDOUT";
 const READY: &[u8] = b"ready\n";
 
@@ -25,8 +24,7 @@ pub(super) fn is_child() -> bool {
     std::env::var_os(CHILD).is_some()
 }
 
-/// Starts the background process, and returns when the mount is usable. `arguments` are the
-/// program's own, its name first.
+/// Returns when the mount is usable. `arguments` are the program's own, its name first.
 pub(super) fn start(arguments: &[OsString]) -> Result<(), Ended> {
     let internal = |what: &str, error: std::io::Error| {
         CommandError::failed(format!("the daemon cannot be {what}: {error}"))

@@ -16,7 +16,6 @@ use crate::store::{Nonsense, StoreError};
 const LIMIT: Duration = Duration::from_secs(9);
 /// A store that is starting, or a lost packet, has this time before it is a failure.
 const RETRY_FOR: Duration = Duration::from_secs(3);
-/// Between two attempts.
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
 
 /// Returns a store that has answered a listing of one key.
@@ -92,7 +91,6 @@ async fn open_in(
     }
 }
 
-/// The sentence and exit code for a failure of the first requests.
 fn not_opened(error: StoreError, bucket: &str, endpoint: &str) -> CommandError {
     let (exit, sentence) = match error {
         StoreError::NoSuchBucket => (

@@ -14,7 +14,6 @@ use crate::app::exit::Exit;
 use crate::base::mountinfo::{self, Mount};
 use crate::fuse;
 
-/// Opens `/dev/fuse`.
 pub(crate) fn fuse_device() -> Result<(), CommandError> {
     let opened = OpenOptions::new().read(true).write(true).open("/dev/fuse");
     opened.map(drop).map_err(|error| CommandError::new(Exit::OsErr, no_device(&error)))
@@ -77,7 +76,6 @@ const FILES_EACH: u64 = 3;
 /// The requests in flight at once that the limit on open files allows.
 pub(crate) struct Connections {
     pub(crate) allowed: usize,
-    /// The limit on open files.
     pub(crate) open_files: u64,
     /// If fewer are allowed than were asked for: a sentence that says what to do about it.
     pub(crate) shortage: Option<String>,
@@ -158,7 +156,6 @@ fn unusable(path: &Path, error: &Error) -> CommandError {
     CommandError::new(Exit::OsFile, sentence)
 }
 
-/// The mount of a daemon that died.
 fn stale(path: &Path) -> CommandError {
     let sentence = format!(
         "{0} is a stale mount: its daemon has died; free it with `fusermount3 -u {0}`, or as root \

@@ -69,8 +69,7 @@ fn check_kind(number: RawFd) -> Result<(), String> {
     Err(format!("is not open on /dev/fuse, but on {}", name.display()))
 }
 
-/// Checks that the first request of a mount is waiting. Without this the start could wait for it
-/// without end.
+/// Checks that the first request of a mount is waiting, for which fuser would wait without end.
 fn check_state(device: &OwnedFd) -> std::io::Result<Result<(), &'static str>> {
     let mut asked = [PollFd::new(device, PollFlags::IN)];
     poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
@@ -86,8 +85,7 @@ fn check_state(device: &OwnedFd) -> std::io::Result<Result<(), &'static str>> {
 
 /// Another descriptor of the same open file, owned by this process and closed on exec.
 ///
-/// To turn a number into an owned descriptor takes `unsafe`, because it may not be open. Sent
-/// through a socket, the kernel checks it.
+/// It is sent through a socket, because turning a number into a descriptor takes `unsafe`.
 fn owned(number: RawFd) -> std::io::Result<OwnedFd> {
     let (to, from) =
         socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;

@@ -1,6 +1,5 @@
-//! Log lines go to standard error, as text or JSON, or with their fields to systemd's journal. A
-//! panic is a log line too, with a backtrace if `RUST_BACKTRACE` asks for one. The level changes
-//! while the daemon runs ([`Logs`]).
+//! Log lines go to standard error, as text or JSON, or with their fields to systemd's journal; so
+//! does a panic, with a backtrace if `RUST_BACKTRACE` asks for one.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal as _;

@@ -40,7 +40,6 @@ pub(super) struct ServedMount<'a> {
     endpoint: String,
     region: String,
     socket: Option<Socket>,
-    /// The control socket was asked to unmount.
     unmount: Arc<Notify>,
 }
 
@@ -175,7 +174,6 @@ impl<'a> ServedMount<'a> {
         }
     }
 
-    /// Makes all names unknown, to this program and to the kernel.
     async fn drop_names(&self) {
         let (fs, mounted) = (self.fs.clone(), self.mounted.clone());
         let telling = spawn_blocking(move || mounted.expire_names(&fs.drop_names(), || fs.known()));

@@ -42,7 +42,6 @@ pub(super) fn stopping() {
     tell(&[NotifyState::Stopping, NotifyState::Status("unmounting")]);
 }
 
-/// The reason of the end, for `systemctl status`.
 pub(super) fn failed(sentence: &str) {
     tell(&[NotifyState::Status(sentence)]);
 }
@@ -121,7 +120,6 @@ fn status(now: &Snapshot, before: &Snapshot, elapsed: Duration) -> String {
     )
 }
 
-/// In millions, with one decimal.
 fn tenths(bytes: u64) -> String {
     format!("{}.{}", bytes / 1_000_000, bytes / 100_000 % 10)
 }

@@ -7,9 +7,7 @@ pub(super) enum SignalRequest {
     End(&'static str),
     /// SIGHUP, with which daemons read their sources again.
     DropNames,
-    /// SIGUSR1
     LogMore,
-    /// SIGUSR2
     LogAsConfigured,
 }
 

@@ -16,7 +16,6 @@ use super::line::Line;
 pub(super) const WINDOW: Duration = Duration::from_secs(5);
 /// Lines of a call site that are logged, before they are only counted.
 const SHOWN: u32 = 10;
-/// The target of the sums.
 const SUMS: &str = "fasts3_mount::repeated";
 
 /// Lets an event of this program pass, or counts it, by its call site.
