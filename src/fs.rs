@@ -176,9 +176,8 @@ impl BucketFs {
     /// Drops all names, so that the next use of each asks the store. Returns the directories that
     /// the kernel knows.
     pub fn drop_names(&self) -> Vec<Ino> {
-        self.names.drop_names();
-        self.xattrs.forget_all();
-        self.names.known_directories()
+        self.xattrs.cached.lock().clear();
+        self.names.drop_names()
     }
 
     /// Evicts all bytes that no reader holds.

@@ -43,16 +43,6 @@ pub(crate) struct SiblingPosition {
     pub(crate) index: usize,
 }
 
-impl SiblingPosition {
-    /// The file at an index of the listing and its inode number; `None` for a directory.
-    pub(crate) fn file(&self, index: usize) -> Option<(Ino, Arc<ObjectMeta>)> {
-        match self.listing.inode(index) {
-            Inode::File(object) => Some((self.listing.ino(index), object)),
-            Inode::Directory(_) => None,
-        }
-    }
-}
-
 /// An inode and the name by which the kernel may know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelName {
@@ -105,10 +95,9 @@ impl Names {
     }
 
     pub fn object(&self, ino: Ino) -> Result<Arc<ObjectMeta>, FsError> {
-        match self.known().inodes.get(ino) {
-            Some(Inode::File(meta)) => Ok(meta.clone()),
-            Some(Inode::Directory(_)) => Err(FsError::IsADirectory),
-            None => Err(FsError::Stale),
+        match self.inode(ino)? {
+            Inode::File(meta) => Ok(meta),
+            Inode::Directory(_) => Err(FsError::IsADirectory),
         }
     }
 
@@ -199,7 +188,7 @@ impl Names {
         names.collect()
     }
 
-    /// A file's place in its directory's listing, if that is believed. Sends no request.
+    /// `None` if the listing is not believed. Sends no request.
     pub(crate) fn sibling_position(
         &self,
         ino: Ino,
@@ -211,13 +200,12 @@ impl Names {
         (listing.ino(index) == ino).then_some(SiblingPosition { listing, index })
     }
 
-    pub fn known_directories(&self) -> Vec<Ino> {
-        self.known().inodes.directories().collect()
-    }
-
     /// Drops what is believed of all names, negative answers included. Inodes stay: a program that
-    /// has one open keeps reading the version that it names.
-    pub fn drop_names(&self) {
-        self.known().directories.drop_all_names(now());
+    /// has one open keeps reading the version that it names. Returns the directories that the
+    /// kernel knows.
+    pub fn drop_names(&self) -> Vec<Ino> {
+        let mut known = self.known();
+        known.directories.drop_all_names(now());
+        known.inodes.directories().collect()
     }
 }

@@ -10,7 +10,7 @@ use self::siblings::{Listed, SiblingLimits, Siblings, SmallRead};
 use self::streams::{StreamLimits, Streams};
 use crate::base::layout::WHOLE_OBJECT_BYTES;
 use crate::cache::{ChunkCache, Purpose, ReadConfig, Source};
-use crate::names::{Names, SiblingPosition};
+use crate::names::{Inode, Names, SiblingPosition};
 use crate::stats::Stats;
 
 mod siblings;
@@ -93,7 +93,8 @@ impl Readahead {
 
     /// Starts to fetch a whole file. False if it is cached, or there is no room.
     fn fetch_sibling(&self, position: &SiblingPosition, index: usize) -> bool {
-        let Some((id, meta)) = position.file(index) else { return false };
+        let Inode::File(meta) = position.listing.inode(index) else { return false };
+        let id = position.listing.ino(index);
         if self.cache.holds(id) {
             return false;
         }

@@ -88,8 +88,9 @@ pub struct ListRequest {
     pub any_order: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ListFrom {
+    #[default]
     Start,
     /// `start-after`
     After(String),

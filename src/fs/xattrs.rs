@@ -1,5 +1,4 @@
 //! Extended attributes, `user.s3.…`: facts about an object that a file system has no field for.
-//! Read-only, and requested by name.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -35,11 +34,11 @@ const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
 pub(super) struct AttributeCache {
     store: Arc<dyn ObjectStore>,
     ttl: Option<Duration>,
-    cached: Mutex<LruCache<Ino, (Instant, CachedAttributes)>>,
+    pub(super) cached: Mutex<LruCache<Ino, (Instant, CachedAttributes)>>,
 }
 
 #[derive(Clone)]
-enum CachedAttributes {
+pub(super) enum CachedAttributes {
     Details(Arc<ObjectDetails>),
     Hidden(Arc<Vec<HiddenKeys>>),
 }
@@ -48,10 +47,6 @@ impl AttributeCache {
     /// Answers are believed for `ttl`; `None` is forever.
     pub(super) fn new(store: Arc<dyn ObjectStore>, ttl: Option<Duration>) -> Self {
         Self { store, ttl, cached: Mutex::new(LruCache::new(MAX_CACHED)) }
-    }
-
-    pub(super) fn forget_all(&self) {
-        self.cached.lock().clear();
     }
 
     fn get(&self, ino: Ino) -> Option<CachedAttributes> {

@@ -18,7 +18,6 @@
 //!   a hidden key. The root always exists.
 
 use std::cmp::Ordering;
-use std::fmt;
 
 use crate::store::ListEntry;
 
@@ -33,40 +32,27 @@ pub(crate) const MAX_KEY_BYTES: usize = 1024;
 pub(crate) enum Meaning<'a> {
     /// The directory's own marker.
     Marker,
-    /// A file of this name; hidden after all if a directory of the same name follows.
+    /// Hidden after all if a directory of the same name follows.
     File(&'a str),
     Directory(&'a str),
     Hidden(Hidden),
 }
 
-/// The reason why a key is not shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// The reason why a key is not shown: N4, N5, N6, N7, N3 and N8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Hidden {
-    /// N4
+    #[error("a component of its path is empty")]
     EmptyComponent,
-    /// N5
+    #[error("a component of its path is `.` or `..`")]
     DotComponent,
-    /// N6
+    #[error("its path holds a NUL byte")]
     Nul,
-    /// N7
+    #[error("a component of its path is longer than 255 bytes")]
     TooLong,
-    /// N3
+    #[error("a directory has the same name")]
     ShadowedByDirectory,
-    /// N8
+    #[error("it is not UTF-8")]
     NotUtf8,
-}
-
-impl fmt::Display for Hidden {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::EmptyComponent => "a component of its path is empty",
-            Self::DotComponent => "a component of its path is `.` or `..`",
-            Self::Nul => "its path holds a NUL byte",
-            Self::TooLong => "a component of its path is longer than 255 bytes",
-            Self::ShadowedByDirectory => "a directory has the same name",
-            Self::NotUtf8 => "it is not UTF-8",
-        })
-    }
 }
 
 /// The meaning of an entry in the listing of the directory `prefix`; `None` if it cannot belong

@@ -19,7 +19,6 @@ const RUNS_AT_ONCE: usize = 4;
 
 const DOTS: [&[u8]; 2] = [b".", b".."];
 
-/// A decoded cookie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ScanPosition {
     pub(crate) generation: u32,
@@ -63,7 +62,7 @@ pub struct ScanEntry<'a> {
     /// The position behind this entry, for [`Names::read_directory`].
     pub cookie: u64,
     scan: &'a Scan,
-    /// In the listing; `None` for `.` and `..`.
+    /// `None` for `.` and `..`.
     index: Option<usize>,
 }
 

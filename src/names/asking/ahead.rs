@@ -1,9 +1,8 @@
 //! Lists neighbouring directories together, ahead of a walk, in pages without a delimiter.
 //!
 //! Every directory of a run has a listing under way from the beginning, so a program that comes to
-//! one waits for the run, as for any other listing. Where a run does not come to, because a page
-//! failed or a directory was larger than expected, a directory gets a listing of its own if a
-//! caller waits for it; else it is not listed.
+//! one waits for the run. A directory that the run does not reach, because a page failed or another
+//! directory was large, gets a listing of its own if a caller waits for it; else none.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,10 +15,9 @@ use crate::names::entries::Rest;
 use crate::names::known::{Ahead, ListingWriter};
 use crate::store::{ListFrom, ListPage, ListRequest, Nonsense, StoreError, check_page};
 
-/// Pages of one directory after which the run skips it: it is worth a listing of its own.
+/// Pages of one directory after which the run skips it.
 const LARGE_PAGES: usize = 2;
 
-/// A run of requests under way.
 struct AheadRun {
     names: Arc<Names>,
     parent: Arc<str>,
@@ -94,15 +92,13 @@ impl AheadRun {
             from = match flat.in_child() {
                 Some((child, keys)) if keys > large_keys => {
                     self.leave(child);
-                    let behind = Flat::start_behind(child);
-                    last.clone_from(&behind);
-                    ListFrom::After(behind)
+                    // Behind every name that a key of the directory is likely to have.
+                    last = format!("{child}\u{10ffff}");
+                    flat.leave_child();
+                    ListFrom::After(last.clone())
                 }
                 _ => ListFrom::Token { token, last: last.clone() },
             };
-            if matches!(from, ListFrom::After(_)) {
-                flat.leave_child();
-            }
         }
         let left: Vec<_> = self.open.keys().cloned().collect();
         for directory in left {
@@ -122,7 +118,6 @@ impl AheadRun {
         Ok(page)
     }
 
-    /// These directories have been seen whole.
     fn ends(&mut self, proved: Vec<Proved>) {
         let mut state = self.names.state.lock();
         for proved in proved {

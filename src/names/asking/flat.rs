@@ -1,40 +1,32 @@
 //! What pages of a listing without a delimiter prove of the directories in it. Pure.
 //!
 //! All keys of a directory, those further down included, stand together. So a key proves that each
-//! directory on its path exists; and a directory whose end has come, by a key behind it or by the
-//! end of the listing, is known as completely as if it had been listed itself. A directory in whose
-//! middle the pages end is known to exist, and no more.
+//! directory on its path exists, and a directory behind which a key or the end of the listing has
+//! come is known completely.
 //!
 //! Each directory's keys are rolled up at the next `/`, as the store does it for a delimiter, and
-//! go through the same [`Assembly`]: so there is one set of naming rules.
+//! go through the same [`Assembly`].
 
 use std::sync::Arc;
 
 use crate::names::entries::{Assembly, EntryRun, Rest};
-use crate::names::rules;
-use crate::names::rules::Meaning;
+use crate::names::rules::{self, Meaning};
 use crate::store::{ListEntry, ListPage, StoreError};
 
-/// Directories below this level are not told apart: 1,000 keys of 1,024 bytes may hold half a
-/// million directories, which no program has asked for.
+/// Deeper levels are not opened: 1,000 keys of 1,024 bytes may hold half a million directories.
 const DEEPEST: usize = 16;
 
-/// Sorts behind every name that a key is likely to have.
-const LAST: char = '\u{10ffff}';
-
 /// Undelimited pages of one prefix, in their order.
-#[derive(Debug)]
 pub(crate) struct Flat {
     /// The prefix, and below it the directories that the last key stands in.
     open: Vec<OpenDirectory>,
-    /// A directory that was left in its middle: its keys are skipped.
+    /// A directory that was left in its middle; its keys are skipped.
     left: Option<String>,
     /// The pages do not begin at the first key of the prefix, so it is never known completely.
     begun_behind: bool,
 }
 
 /// A directory whose end has not come.
-#[derive(Debug)]
 struct OpenDirectory {
     assembly: Assembly,
     prefix: Arc<str>,
@@ -47,7 +39,6 @@ struct OpenDirectory {
 }
 
 /// A directory that was seen whole.
-#[derive(Debug)]
 pub(crate) struct Proved {
     pub(crate) prefix: Arc<str>,
     /// Without inode numbers.
@@ -68,17 +59,8 @@ impl Flat {
         Self { begun_behind: true, ..Self::new(prefix) }
     }
 
-    /// The `start-after` of a listing that begins behind a directory. Keys of the directory that
-    /// come all the same are skipped.
-    pub(crate) fn start_behind(directory: &str) -> String {
-        format!("{directory}{LAST}")
-    }
-
     /// Takes the next page, checked, and gives the directories that end on it, in the order of
-    /// their ends.
-    ///
-    /// A page with keys that cannot be decoded proves nothing complete, because their places are
-    /// unknown: `Nonsense::Protocol`.
+    /// their ends. Keys that cannot be decoded are an error, because their places are unknown.
     pub(crate) fn add(&mut self, page: ListPage) -> Result<Vec<Proved>, StoreError> {
         if page.undecodable > 0 {
             return Err(StoreError::nonsense("keys that are not UTF-8".to_owned()));
@@ -88,7 +70,9 @@ impl Flat {
             if self.left.as_ref().is_some_and(|left| entry.key().starts_with(left)) {
                 continue;
             }
-            while self.open.len() > 1 && !entry.key().starts_with(&*self.innermost().prefix) {
+            while let [_, .., last] = &*self.open
+                && !entry.key().starts_with(&*last.prefix)
+            {
                 proved.extend(self.open.pop().map(OpenDirectory::end).transpose()?);
             }
             self.put(entry);
@@ -105,14 +89,12 @@ impl Flat {
         self.open.drain(complete).rev().map(OpenDirectory::end).collect()
     }
 
-    /// The directories that the last key stands in, below the prefix and outermost first: they
-    /// exist.
+    /// The directories that the last key stands in, below the prefix, outermost first.
     pub(crate) fn in_middle_of(&self) -> impl Iterator<Item = &Arc<str>> {
         self.open[1..].iter().map(|open| &open.prefix)
     }
 
-    /// The directory right below the prefix that the last key stands in, and the number of its keys
-    /// so far.
+    /// The directory right below the prefix that the last key stands in, and its keys so far.
     pub(crate) fn in_child(&self) -> Option<(&Arc<str>, usize)> {
         self.open.get(1).map(|open| (&open.prefix, open.keys))
     }
@@ -124,11 +106,6 @@ impl Flat {
         }
     }
 
-    fn innermost(&self) -> &OpenDirectory {
-        self.open.last().expect("the prefix is never closed")
-    }
-
-    /// Puts a key into each directory on its path.
     fn put(&mut self, entry: ListEntry) {
         for open in &mut self.open {
             open.keys += 1;
@@ -147,14 +124,13 @@ impl Flat {
             }
             directory.clone_into(&mut open.rolled_up);
             let rolled_up = ListEntry::Prefix(directory.to_owned());
-            let is_shown =
-                matches!(rules::meaning(&open.prefix, &rolled_up), Some(Meaning::Directory(_)));
+            let meaning = rules::meaning(&open.prefix, &rolled_up);
+            let is_opened = depth <= DEEPEST && matches!(meaning, Some(Meaning::Directory(_)));
             open.entries.push(rolled_up);
-            if !is_shown || depth > DEEPEST {
+            if !is_opened {
                 return;
             }
-            let directory = OpenDirectory { keys: 1, ..OpenDirectory::new(directory.into()) };
-            self.open.push(directory);
+            self.open.push(OpenDirectory { keys: 1, ..OpenDirectory::new(directory.into()) });
         }
     }
 }
@@ -171,7 +147,6 @@ impl OpenDirectory {
         }
     }
 
-    /// Packs the entries of this page.
     fn flush(&mut self) -> Result<(), StoreError> {
         if self.entries.is_empty() {
             return Ok(());

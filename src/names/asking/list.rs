@@ -1,4 +1,4 @@
-//! The life of a listing: it begins, its pages come, and its end is shown to all who wait for it.
+//! A listing: it begins, its pages are shown as they come, and its end is shown to all readers.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,8 +12,8 @@ use crate::names::known::{Directory, ListingWriter, Progress};
 use crate::store::{ListPage, StoreError};
 
 impl Names {
-    /// Lists a directory anew that is used at the end of its listing's life, so that no caller has
-    /// to wait when that is over.
+    /// Lists a directory anew if it is used shortly before its listing expires, so that no caller
+    /// waits then.
     pub(crate) fn refresh(self: &Arc<Self>, state: &mut State, prefix: &Arc<str>, now: Instant) {
         let directories = &mut state.known.directories;
         if !directories.get(prefix).is_some_and(|directory| directory.is_due(now)) {
@@ -63,7 +63,7 @@ impl Names {
         first: Option<ListPage>,
     ) -> Result<Rest, StoreError> {
         let (mut pages, order) = self.pages(&writer.prefix);
-        pages.begin_with(first);
+        pages.first = first;
         let mut hint = 0;
         loop {
             let runs = pages.next().await;
@@ -81,8 +81,8 @@ impl Names {
         }
     }
 
-    /// The keys that the directory `prefix` hides, one item a reason. Lists it for this, because
-    /// they are seldom asked for and not kept.
+    /// The keys that the directory `prefix` hides, one item a reason. They are not kept, so it
+    /// lists the directory.
     pub async fn hidden_keys(&self, prefix: &Arc<str>) -> Result<Vec<HiddenKeys>, FsError> {
         let (mut pages, _) = self.pages(prefix);
         loop {
@@ -100,7 +100,6 @@ impl Names {
         (Pages::new(self.store.clone(), prefix.clone(), page_keys, workers, order), order)
     }
 
-    /// All pages of a listing have been shown, or one has failed.
     pub(crate) fn listing_ends(
         &self,
         state: &mut State,
@@ -112,9 +111,14 @@ impl Names {
         let prefix = &writer.prefix;
         match listed {
             Ok(rest) if rest.exists || **prefix == *self.config.root_prefix => {
-                for keys in &rest.hidden {
-                    if directories.with(prefix, |directory| directory.warned.insert(keys.reason)) {
-                        warn_of_hidden(prefix, keys);
+                for HiddenKeys { reason, count, keys } in &rest.hidden {
+                    if directories.with(prefix, |directory| directory.warned.insert(*reason)) {
+                        tracing::warn!(
+                            directory = &**prefix,
+                            count,
+                            example = keys.first(),
+                            "hidden keys: {reason}; `getfattr -n user.s3.hidden-keys` lists them"
+                        );
                     }
                 }
                 directories.finish(writer, asked, now);
@@ -124,20 +128,10 @@ impl Names {
                 directories.fail(writer, error, true, now);
             }
             Err(error) => {
-                // Callers that wait log or answer it; a listing in the background has none.
+                // Callers log or answer it; a listing in the background has none.
                 tracing::debug!(directory = &**prefix, %error, "listing failed");
                 directories.fail(writer, error.into(), false, now);
             }
         }
     }
-}
-
-fn warn_of_hidden(directory: &str, keys: &HiddenKeys) {
-    let (count, example, reason) = (keys.count, keys.keys.first(), keys.reason);
-    tracing::warn!(
-        directory,
-        count,
-        example,
-        "hidden keys: {reason}; `getfattr -n user.s3.hidden-keys` lists them"
-    );
 }

@@ -1,8 +1,7 @@
 //! Fetches a directory's listing, several pages at a time.
 //!
-//! A store that lists in no order is recognised by a page in no order, or by one that still begins
-//! before its place after retries. Then all pages are fetched one by one from the beginning, and
-//! sorted.
+//! A store lists in no order if a page is in no order, or begins before its place even after
+//! retries. Then all pages are fetched one by one from the beginning, and sorted.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -24,8 +23,8 @@ pub(crate) struct Pages {
     prefix: Arc<str>,
     page_keys: u16,
     plan: ListingPlan,
-    /// A first page that is there already.
-    first: Option<ListPage>,
+    /// A first page of the same prefix and size that was fetched and checked before.
+    pub(super) first: Option<ListPage>,
     /// Tasks of their own, because parsing a page is work for a core.
     flights: JoinSet<(RangeId, Result<ListPage, StoreError>)>,
     /// Entries that have come, in front of which others are missing.
@@ -37,8 +36,6 @@ pub(crate) struct Pages {
 }
 
 impl Pages {
-    /// Lists the directory `prefix`, `page_keys` entries a page, at most `workers` pages at a time;
-    /// one is the plain sequential listing.
     pub(crate) fn new(
         store: Arc<dyn ObjectStore>,
         prefix: Arc<str>,
@@ -60,13 +57,8 @@ impl Pages {
         }
     }
 
-    /// Begins with a first page that was fetched and checked before, of the same prefix and size.
-    pub(crate) fn begin_with(&mut self, first: Option<ListPage>) {
-        self.first = first;
-    }
-
     pub(crate) fn order(&self) -> ListingOrder {
-        self.plan.order()
+        self.plan.order
     }
 
     /// Memory of entries that have come and cannot be shown yet.
@@ -78,9 +70,8 @@ impl Pages {
     /// Waits for a page and gives the next entries that can be shown, in runs of about a page,
     /// without inode numbers; `None` behind the last page.
     ///
-    /// Always ends: a page that does not lead on is [`Nonsense::Protocol`]. A store that turns out
-    /// to list in no order after entries were given out is an error, once: [`Self::order`] knows it
-    /// from then on.
+    /// Always ends: a page that does not lead on is [`Nonsense::Protocol`]. It is an error if the
+    /// store turns out to list in no order after entries were given out.
     pub(crate) async fn next(&mut self) -> Result<Option<Vec<EntryRun>>, StoreError> {
         if self.over {
             return Ok(None);
@@ -92,7 +83,7 @@ impl Pages {
                 Err(
                     error @ StoreError::Nonsense(Nonsense::Unordered(_) | Nonsense::Backwards(_)),
                 ) => {
-                    self.plan.is_unordered();
+                    self.plan.order = ListingOrder::Unordered;
                     if self.shown {
                         return Err(error);
                     }
@@ -179,8 +170,7 @@ impl Pages {
         Ok(settled)
     }
 
-    /// Sends the requests of the plan and waits for a page; `None` if one failed that is not
-    /// needed.
+    /// Sends the requests of the plan and waits for a page; `None` if an unneeded one failed.
     async fn land(&mut self) -> Result<Option<(RangeId, ListPage)>, StoreError> {
         while let Some(ask) = self.plan.ask() {
             let request = ListRequest {

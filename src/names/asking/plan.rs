@@ -2,29 +2,24 @@
 //!
 //! The keys still to come are cut into ranges, and each range is listed page by page. Whenever one
 //! more request may be in flight, the range that seems to hold the most pages is cut in two and the
-//! right half is tried (a *probe*). How names look is not known, so the cut is guessed:
+//! right half is tried (a *probe*). The place of the cut is guessed:
 //!
-//! - from a model of the names seen so far ([`model`]), weighed with how densely its places were
-//!   filled, in the whole listing and in this range;
-//! - where a range outlives its estimate the model is wrong about it, and then its age is the best
-//!   guess of what is left (as long again as it has lasted, after Lindy), and the cut is made a
-//!   number of page widths ahead: a few at first, four times more when that was not too far, so
-//!   that a stem of 200 bytes or a gap is found by leaps. Where keys stand in dense clusters, as
-//!   those of `ImageNet` do, a page's width says nothing of the keys behind the cluster: leaps take
-//!   turns with the model's cuts where that still sees many pages, and are believed as far as they
-//!   have found keys lately.
+//! - from a model of the names seen so far ([`model`]), and how densely its places were filled, in
+//!   the whole listing and in this range;
+//! - where a range outlives its estimate, the model is wrong. Then the range's age is the best
+//!   guess of what is left (Lindy), and the cut is made some page widths ahead: a few at first,
+//!   four times more when that was not too far. Such leaps find the end of a stem of 200 bytes or
+//!   of a gap. Where keys stand in dense clusters, as in `ImageNet`, a page's width does not
+//!   predict the keys behind the cluster: so leaps take turns with the model's cuts where the model
+//!   sees many pages, and are believed as far as they have found keys lately.
 //!
-//! A page shows everything between the key it began behind and its last one: its entries go to all
-//! ranges that they belong to.
+//! Invariant: a probe is made only as long as all requests, it included, stay under a share above
+//! the full pages that the keys found so far would fill ([`LEAST_WASTE`]). So a small directory is
+//! listed page by page, and a larger one with more requests at once.
 //!
-//! Guesses cost requests. Invariant: a probe is made only as long as all requests, it included,
-//! stay under a share above the full pages that the keys found so far would fill ([`LEAST_WASTE`]).
-//! So a small directory is listed page by page, and a larger one the more parallel the larger it
-//! turns out to be.
-//!
-//! A store that does not know `start-after` would answer a probe with the beginning of the prefix.
-//! Until one probe has been answered well, there is only one, and its range is taken back if its
-//! left neighbour comes to it first.
+//! A store that ignores `start-after` would answer a probe with the beginning of the prefix. Until
+//! one probe has been answered well, there is only one, and its range is taken back if its left
+//! neighbour comes to it first.
 
 use self::density::{KeyDensity, real};
 pub(crate) use self::range::RangeId;
@@ -36,9 +31,8 @@ mod density;
 mod model;
 mod range;
 
-/// Requests beyond the pages, for each full page of keys found: a probe for every five pages, so
-/// that regular names, whose probes mostly succeed, stay below 1.3 requests a page, and a directory
-/// of up to five pages gets no probe.
+/// Requests beyond the pages, for each full page of keys found: a probe for every five pages keeps
+/// regular names, whose probes mostly succeed, below 1.3 requests a page.
 const LEAST_WASTE: f64 = 0.2;
 /// Beyond [`MANY_PAGES`], where irregular names are worth more of it: in all less than 2.
 const MORE_WASTE: f64 = 0.7;
@@ -50,11 +44,10 @@ const LEAST_CUT: f64 = 0.7;
 /// Pages that come while the first probe has no answer, after which it will get none.
 const PATIENCE_PAGES: u32 = 8;
 
-/// Empty pages in a row, each with a token that leads on, after which a listing is an error. S3
-/// sends some when it skips deleted versions; a broken store might send them forever.
+/// Empty pages in a row, each with a token, after which a listing is an error. S3 sends some when
+/// it skips deleted versions; a broken store might send them forever.
 pub(crate) const MAX_EMPTY_PAGES: u32 = 100;
 
-/// The order of a store's listings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum ListingOrder {
     /// Not tried yet.
@@ -64,13 +57,10 @@ pub(crate) enum ListingOrder {
     Seekable,
     /// In key order, but `start-after` is ignored or fails: listings are not split.
     Sequential,
-    /// In no order, so that no key says where anything begins: listings are fetched whole and
-    /// sorted, and a page proves nothing but what it shows.
+    /// In no order: listings are fetched whole and sorted, and a page proves only what it shows.
     Unordered,
 }
 
-/// A page to ask for.
-#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ask {
     pub(crate) range: RangeId,
     pub(crate) from: ListFrom,
@@ -80,11 +70,11 @@ pub(crate) struct Ask {
 pub(crate) type RangeShare = (RangeId, std::ops::Range<usize>);
 
 /// The keys of a prefix that are still to be listed, and how.
-#[derive(Debug)]
+#[derive(Default)]
 pub(crate) struct ListingPlan {
     prefix: String,
     workers: usize,
-    order: ListingOrder,
+    pub(super) order: ListingOrder,
     density: KeyDensity,
     /// In key order, side by side.
     ranges: Vec<KeyRange>,
@@ -95,8 +85,7 @@ pub(crate) struct ListingPlan {
     pages_since_probe: u32,
 }
 
-/// The outcome of a probe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Probe {
     Found,
     /// There was nothing.
@@ -106,29 +95,15 @@ enum Probe {
 }
 
 impl ListingPlan {
-    /// For all keys of `prefix`, `page_keys` entries a page and `workers` pages at a time.
     pub(crate) fn new(prefix: &str, page_keys: u16, workers: usize, order: ListingOrder) -> Self {
-        let whole = KeyRange::new(RangeId(0), None, None, ListFrom::Start);
         Self {
             prefix: prefix.to_owned(),
             workers,
             order,
             density: KeyDensity::new(page_keys),
-            ranges: vec![whole],
-            last_id: 0,
-            in_flight: 0,
-            requests: 0,
-            pages_since_probe: 0,
+            ranges: vec![KeyRange::new(RangeId(0), None, ListFrom::Start)],
+            ..Self::default()
         }
-    }
-
-    pub(crate) fn order(&self) -> ListingOrder {
-        self.order
-    }
-
-    /// The store has turned out to list in no order: there is nothing to plan.
-    pub(crate) fn is_unordered(&mut self) {
-        self.order = ListingOrder::Unordered;
     }
 
     /// The leftmost range, and whether it has all its entries.
@@ -142,7 +117,7 @@ impl ListingPlan {
         self.ranges.remove(0);
     }
 
-    /// The next page to ask for, if there is one to ask for at this moment.
+    /// The next page to ask for now.
     pub(crate) fn ask(&mut self) -> Option<Ask> {
         if self.in_flight >= self.workers {
             return None;
@@ -156,8 +131,8 @@ impl ListingPlan {
         Some(Ask { range: range.id, from: range.from.clone() })
     }
 
-    /// A page has come that [`check_page`](crate::store::check_page) has found good. Gives out its
-    /// entries; those that another page has brought are left out.
+    /// Gives out the entries of a page that [`check_page`](crate::store::check_page) has found
+    /// good, but not those that another page has brought.
     pub(crate) fn answer(
         &mut self,
         id: RangeId,
@@ -192,14 +167,13 @@ impl ListingPlan {
         range.pages_since_cut += 1;
         range.empty_pages = if keys.len() > first { 0 } else { range.empty_pages + 1 };
         if range.empty_pages >= MAX_EMPTY_PAGES {
-            let prefix = &self.prefix;
             return Err(StoreError::nonsense(format!(
-                "{MAX_EMPTY_PAGES} empty pages in a row in the listing of {prefix:?}"
+                "{MAX_EMPTY_PAGES} empty pages in a row in the listing of {:?}",
+                self.prefix
             )));
         }
         let mut shares = vec![(id, first..own)];
-        range.take(&keys[first..own]);
-        range.go_on(page, own == keys.len(), &self.prefix);
+        range.go_on(page, &keys[first..own], own == keys.len(), &self.prefix);
         if own < keys.len() || page.next.is_none() {
             self.share(at + 1, page, &keys, &mut shares);
         }
@@ -208,15 +182,13 @@ impl ListingPlan {
     }
 
     /// A request has failed. True if it is not needed: other pages have brought its entries, or it
-    /// was the first probe and the store may not know `start-after`, so that its range is taken
-    /// back and no other is cut.
+    /// was the first probe, so that its range is taken back and no other is cut.
     pub(crate) fn failed(&mut self, id: RangeId) -> bool {
         self.in_flight -= 1;
         let Some(at) = self.ranges.iter().position(|range| range.id == id && !range.done) else {
             return true;
         };
-        // Any error may be the answer to an unknown `start-after`. If it has another cause, the
-        // range on the left gets it too.
+        // Any error may be the answer to `start-after`; the left range gets the others too.
         let is_first = self.order == ListingOrder::Unknown && self.ranges[at].is_probe();
         if is_first {
             self.join(at - 1);
@@ -238,8 +210,7 @@ impl ListingPlan {
                 continue;
             }
             shares.push((range.id, first..own));
-            range.take(&keys[first..own]);
-            range.go_on(page, own == keys.len(), &self.prefix);
+            range.go_on(page, &keys[first..own], own == keys.len(), &self.prefix);
         }
     }
 
@@ -248,8 +219,8 @@ impl ListingPlan {
         page.entries.iter().map(|entry| &entry.key()[self.prefix.len()..]).collect()
     }
 
-    /// While it is open whether the store understands a probe: the range of the only one is taken
-    /// back when this page comes to it, or when it has been silent for too long.
+    /// Takes the range of the first probe back when this page comes to it, or when the probe has
+    /// been silent for too long.
     fn take_back(&mut self, at: usize, page: &ListPage) {
         let Some(end) = self.ranges[at].end.clone() else { return };
         self.pages_since_probe += 1;
@@ -329,16 +300,13 @@ impl ListingPlan {
             let middle = || self.density.middle(range, left);
             let leap = || self.density.leap(range);
             if let Some(end) = behind_stem(range) {
-                return Some((at, end, Cut::Stem));
-            }
-            let (end, cut) = if by_leap {
-                (leap().or_else(middle)?, Cut::Leap)
+                Some((at, end, Cut::Stem))
+            } else if by_leap {
+                Some((at, leap().or_else(middle)?, Cut::Leap))
             } else {
-                (middle().or_else(leap)?, Cut::Model)
-            };
-            Some((at, end, cut))
+                Some((at, middle().or_else(leap)?, Cut::Model))
+            }
         })?;
-        // No longer key may be asked for.
         (self.prefix.len() + end.len() <= MAX_KEY_BYTES).then(|| self.cut_at(at, end, cut))
     }
 
@@ -352,7 +320,8 @@ impl ListingPlan {
             leap: if cut == Cut::Leap { left.leap * 4.0 } else { left.leap },
             cut_from: Some((left.id, cut)),
             last_cut: Some(cut),
-            ..KeyRange::new(RangeId(self.last_id), Some(end.clone()), left.end.take(), from)
+            cursor: Some(end.clone()),
+            ..KeyRange::new(RangeId(self.last_id), left.end.take(), from)
         };
         left.end = Some(end);
         left.last_cut = Some(cut);

@@ -1,11 +1,10 @@
 //! Single lookups: their requests, and what else the answers prove.
 //!
 //! The kernel asks for a path component by component and waits for each answer, so a round trip has
-//! to bring more than one. Three requests go out together: a HEAD of the key; the first page of
-//! all keys below it, without a delimiter, whose first key proves the directory and all others
-//! on the way to it, and which lists a small tree whole ([`Flat`]); and, because that page shows
-//! only one corner of a large tree, the first page of the directory itself, which answers for the
-//! next component. So a component costs half a round trip, or nothing, and never more than a page.
+//! to bring more than one. Three requests go out together: a HEAD of the key; the first page of all
+//! keys below it, without a delimiter, which proves the directories on the way to its first key and
+//! lists a small tree whole ([`Flat`]); and, for the next component in a large tree, the first page
+//! of the directory itself.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -22,8 +21,8 @@ use crate::names::known::{Directory, Expiry, ListingWriter, PointAnswer};
 use crate::names::rules;
 use crate::store::{ListPage, ListRequest, Nonsense, ObjectStore, StoreError, check_page};
 
-/// A lookup waits for a directory's own page as long again as the other answers took, and this:
-/// the wait is a bet that the page saves the next lookup a round trip.
+/// A lookup waits for a directory's own page as long again as the other answers took, and this: the
+/// page probably saves the next lookup a round trip.
 const LEAST_PATIENCE: Duration = Duration::from_millis(2);
 
 struct StoreAnswer {
@@ -32,12 +31,6 @@ struct StoreAnswer {
     flat: ListPage,
     /// The first page of the directory.
     own: Option<ListPage>,
-}
-
-/// The entries of a directory's own first page.
-enum Own {
-    Whole(Proved),
-    Beginning(EntryRun),
 }
 
 impl Names {
@@ -55,7 +48,7 @@ impl Names {
         {
             return lookup.clone();
         }
-        // Behind thousands of files and no directory, one more file is likely; and where nothing is
+        // Behind thousands of files and no directory, one more file is likely. Where nothing is
         // believed, or a page proves nothing, there is nothing to learn.
         let is_alone = self.config.metadata_ttl == Some(Duration::ZERO)
             || state.order == ListingOrder::Unordered
@@ -64,8 +57,7 @@ impl Names {
         let epoch = state.known.directories.epoch();
         let (lookup, outcome) = PointLookup::new(epoch);
         state.lookups.insert(key.clone(), lookup.clone());
-        let question = Question { prefix: prefix.clone(), key, asked: now, epoch };
-        tokio::spawn(self.clone().look_up(question, page_keys, outcome));
+        tokio::spawn(self.clone().look_up(prefix.clone(), key, page_keys, (now, epoch), outcome));
         if state.known.directories.with(prefix, Directory::missed) {
             self.listing_under_way(state, prefix, now);
         }
@@ -74,11 +66,12 @@ impl Names {
 
     async fn look_up(
         self: Arc<Self>,
-        question: Question,
+        prefix: Arc<str>,
+        key: String,
         mut page_keys: Option<u16>,
+        (asked, epoch): (Instant, u64),
         outcome: watch::Sender<Option<PointOutcome>>,
     ) {
-        let Question { prefix, key, asked, epoch } = question;
         let mut answer = ask(&self.store, &key, page_keys).await;
         if matches!(answer, Err(StoreError::Nonsense(Nonsense::Unordered(_)))) {
             self.state.lock().found_out(ListingOrder::Unordered);
@@ -140,14 +133,6 @@ impl Names {
     }
 }
 
-/// A lookup of a key, as a name in the directory `prefix`.
-struct Question {
-    prefix: Arc<str>,
-    key: String,
-    asked: Instant,
-    epoch: u64,
-}
-
 /// Takes in what answers show beside the key that was asked for.
 struct Learning<'a> {
     names: &'a Names,
@@ -166,7 +151,7 @@ impl Learning<'_> {
             let Ok(rest) = flat.end() else { return };
             proved.extend(rest);
         } else {
-            // Nothing else proves that directories exist whose parents were not seen whole.
+            // No listing shows the directories whose parents were not seen whole.
             let incomplete: HashSet<_> =
                 flat.in_middle_of().map(|directory| &**directory).collect();
             let proved = proved.iter().map(|proved| &proved.prefix);
@@ -183,22 +168,21 @@ impl Learning<'_> {
     }
 
     fn learn_own_page(&mut self, below: &Arc<str>, page: ListPage) {
-        match own_page(below, &page) {
-            Ok(Own::Whole(proved)) => {
-                self.names.learn(self.state, proved, self.asked, self.epoch);
-            }
-            Ok(Own::Beginning(mut run)) => {
-                let (known, now) = (&mut self.state.known, now());
-                if !known.directories.is_current(below, self.epoch)
-                    || known.directories.needs_nothing(below, now)
-                {
-                    return;
-                }
-                known.number_all(below, &mut run, &mut 0);
-                known.directories.begins_with(below, (page, self.asked, self.epoch), run, now);
-            }
-            // The lookup has its answer without this page.
-            Err(_) => {}
+        let mut assembly = Assembly::new(below.clone());
+        assembly.count(&page);
+        // A bad page is no error: the lookup has its answer without it.
+        let Ok(mut beginning) = assembly.add(&page, 0..page.entries.len()) else { return };
+        if page.next.is_none() {
+            let Ok(last) = assembly.last() else { return };
+            let (prefix, runs, rest) = (below.clone(), vec![beginning, last], assembly.rest());
+            let proved = Proved { prefix, runs, rest, keys: page.entries.len() };
+            return self.names.learn(self.state, proved, self.asked, self.epoch);
+        }
+        let (known, now) = (&mut self.state.known, now());
+        let directories = &known.directories;
+        if directories.is_current(below, self.epoch) && !directories.needs_nothing(below, now) {
+            known.number_all(below, &mut beginning, &mut 0);
+            known.directories.begins_with(below, (page, self.asked, self.epoch), beginning, now);
         }
     }
 
@@ -217,10 +201,9 @@ impl Learning<'_> {
     }
 }
 
-/// Asks the store what a key is, with all requests at once. The directory wins (N3), so nothing is
-/// certain before the listing has answered, and nothing more is needed when it has found a key.
-///
-/// Without `page_keys` it asks for nothing else; with it, for pages of `page_keys` keys.
+/// Asks the store what a key is, with all requests at once. The directory wins (N3), so the answer
+/// of the listing decides, and is enough if it has found a key. With `page_keys` it also asks for
+/// pages of `page_keys` keys to learn from.
 async fn ask(
     store: &Arc<dyn ObjectStore>,
     key: &str,
@@ -250,25 +233,24 @@ async fn ask(
         }
         file = &mut head => (list.await?, file),
     };
-    if !is_empty(&flat) {
-        let found = below.as_deref().map(|prefix| Inode::Directory(prefix.into()));
-        // The whole tree shows more than its first level.
-        let own = match own.filter(|_| flat.next.is_some() || flat.undecodable > 0) {
-            Some(own) => {
-                let waited = timeout(started.elapsed() + LEAST_PATIENCE, own).await;
-                waited.ok().and_then(Result::ok).and_then(Result::ok)
-            }
-            None => None,
+    if is_empty(&flat) {
+        let found = match file {
+            Ok(head) => Some(Inode::File(Arc::new(head.meta))),
+            Err(StoreError::NotFound) => None,
+            Err(error) => return Err(error),
         };
-        return Ok(StoreAnswer { found, flat, own });
+        return Ok(StoreAnswer { found, flat, own: None });
     }
-    match file {
-        Ok(head) => {
-            Ok(StoreAnswer { found: Some(Inode::File(Arc::new(head.meta))), flat, own: None })
+    let found = below.as_deref().map(|prefix| Inode::Directory(prefix.into()));
+    // A page that holds the whole tree shows more than the directory's own.
+    let own = match own.filter(|_| flat.next.is_some() || flat.undecodable > 0) {
+        Some(own) => {
+            let waited = timeout(started.elapsed() + LEAST_PATIENCE, own).await;
+            waited.ok().and_then(Result::ok).and_then(Result::ok)
         }
-        Err(StoreError::NotFound) => Ok(StoreAnswer { found: None, flat, own: None }),
-        Err(error) => Err(error),
-    }
+        None => None,
+    };
+    Ok(StoreAnswer { found, flat, own })
 }
 
 /// The first page of a prefix that is not empty, or an empty one if there is none. Without
@@ -296,16 +278,4 @@ async fn first_page(
 
 fn is_empty(page: &ListPage) -> bool {
     page.entries.is_empty() && page.undecodable == 0
-}
-
-fn own_page(prefix: &Arc<str>, page: &ListPage) -> Result<Own, StoreError> {
-    let mut assembly = Assembly::new(prefix.clone());
-    assembly.count(page);
-    let beginning = assembly.add(page, 0..page.entries.len())?;
-    if page.next.is_some() {
-        return Ok(Own::Beginning(beginning));
-    }
-    let runs = vec![beginning, assembly.last()?];
-    let (prefix, rest) = (prefix.clone(), assembly.rest());
-    Ok(Own::Whole(Proved { prefix, runs, rest, keys: page.entries.len() }))
 }

@@ -17,8 +17,7 @@ use crate::store::{ObjectStore, StoreError};
 const MAX_POINT_ANSWERS: NonZeroUsize = NonZeroUsize::new(100_000).expect("not zero");
 
 /// Listings that are renewed at once before they expire. A walk through ten thousand directories at
-/// the end of their lives must not list each of them; the others are listed when they are asked
-/// for.
+/// the end of their lives must not list each of them.
 const MOST_REFRESHES: usize = 4;
 
 #[derive(Clone, Debug)]
@@ -31,8 +30,8 @@ pub struct NamesConfig {
     pub negative_ttl: Duration,
     /// Wall-clock time of the mount: what tokio's clock counts directory mtimes from.
     pub mounted_at: SystemTime,
-    /// Limit on the memory for everything that is known of directories, listings above all. A
-    /// listing in use may exceed it.
+    /// Limit on the memory of listings and what else is known of directories. A listing in use may
+    /// exceed it.
     pub listings_bytes: usize,
     /// Keys a page may hold, 1 to 1000; less only in tests.
     pub page_keys: u16,
@@ -41,11 +40,10 @@ pub struct NamesConfig {
 }
 
 /// A single lookup under way, for all callers that ask for the same key. Its task runs to its end
-/// even when every caller has gone, because what it learns is worth keeping.
+/// even without callers, because what it learns is worth keeping.
 #[derive(Clone)]
 pub(crate) struct PointLookup {
-    /// Callers that come after the directory's names were dropped must not be told what was true
-    /// before.
+    /// Callers that come after the directory's names were dropped must not get older answers.
     pub(super) epoch: u64,
     outcome: watch::Receiver<Option<PointOutcome>>,
 }
@@ -58,7 +56,7 @@ impl PointLookup {
         (Self { epoch, outcome }, sender)
     }
 
-    /// It will come to an outcome; a task that has died will not.
+    /// There is or will be an outcome: the task has not died.
     pub(super) fn is_alive(&self) -> bool {
         self.outcome.has_changed().is_ok() || self.outcome.borrow().is_some()
     }
@@ -88,7 +86,7 @@ impl State {
                     "the store does not list in key order: its directories are listed one page \
                      after the other, and shown when all of their pages are there"
                 );
-                // Some of them may rest on an order that was none.
+                // Some may rest on a wrong order.
                 self.known.directories.drop_all_names(now());
             }
             _ => {}
@@ -109,13 +107,9 @@ pub struct Names {
 impl Names {
     /// Sends no request yet.
     pub fn new(store: Arc<dyn ObjectStore>, config: NamesConfig) -> Arc<Self> {
-        let directories = Directories::new(
-            config.root_prefix.as_str().into(),
-            config.mounted_at,
-            now(),
-            config.listings_bytes,
-            config.metadata_ttl,
-        );
+        let NamesConfig { mounted_at, listings_bytes, metadata_ttl, .. } = config;
+        let root = config.root_prefix.as_str().into();
+        let directories = Directories::new(root, mounted_at, now(), listings_bytes, metadata_ttl);
         let state = State {
             known: Known {
                 inodes: Inodes::new(&config.root_prefix),

@@ -14,7 +14,7 @@ const MANY_IN_SIGHT: f64 = 8.0;
 const LEAST_LUCK: f64 = 0.5;
 
 /// The share of probes that found keys, the last ones weighing most.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Luck {
     found: f64,
     of: f64,
@@ -33,7 +33,7 @@ impl Luck {
 }
 
 /// Everything that the pages of a listing have shown of its keys.
-#[derive(Debug)]
+#[derive(Default)]
 pub(super) struct KeyDensity {
     model: KeyModel,
     pub(super) page_keys: f64,
@@ -46,14 +46,7 @@ pub(super) struct KeyDensity {
 
 impl KeyDensity {
     pub(super) fn new(page_keys: u16) -> Self {
-        Self {
-            model: KeyModel::new(),
-            page_keys: f64::from(page_keys),
-            keys: 0,
-            room: 0.0,
-            probes: Luck::default(),
-            leaps: Luck::default(),
-        }
+        Self { page_keys: f64::from(page_keys), ..Self::default() }
     }
 
     /// Full pages that the keys found so far fill.
@@ -153,8 +146,7 @@ impl KeyDensity {
         speakable(&self.model.string_at(stem, from + room * left, room * 0.02), cursor, end)
     }
 
-    /// A place `range.leap` widths of its last page ahead; behind the last page's stem where that
-    /// ends before.
+    /// A place `range.leap` widths of its last page ahead, or behind the last page's stem.
     pub(super) fn leap(&self, range: &KeyRange) -> Option<String> {
         let width = range.width.as_ref()?;
         let pages = self.pages_by_width(range);

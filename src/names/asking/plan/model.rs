@@ -1,32 +1,29 @@
 //! Where keys are likely to be, learned from those that were seen. Pure.
 //!
 //! A model gives every string a place between 0 and 1, in the order of strings, so that keys lie
-//! about evenly: at each position a symbol takes as much room as it was seen to have. What it takes
-//! is counted by the edges of the tree of keys, not by keys, so that a page of `000000` to `000999`
-//! says "digits", not "zeros". Places are relative to a stem, a common beginning, because the keys
+//! about evenly: a symbol takes room by how often it was seen at its position. That is counted by
+//! the edges of the tree of keys, not by keys, so that a page of `000000` to `000999` says
+//! "digits", not "zeros". Places are relative to a stem, a common beginning, because the keys
 //! behind a stem of 200 bytes have no room left in a number between 0 and 1.
 
 use std::ops::Range;
 
-/// No key is longer.
-const MAX_POSITIONS: usize = crate::names::rules::MAX_KEY_BYTES;
+use crate::names::rules::MAX_KEY_BYTES;
 
-/// Weight of the prior knowledge of a position, in edges seen: after a handful of edges those count
-/// for more.
+/// Weight of the prior knowledge of a position, in edges seen.
 const PRIOR_EDGES: f64 = 2.0;
 
-/// A stem below which nothing can be told apart any more.
+/// Room in which a float cannot tell keys apart.
 const NARROWEST: f64 = 1e-14;
 
 /// The symbols of names, position by position.
-#[derive(Clone, Debug)]
+#[derive(Default)]
 pub(crate) struct KeyModel {
     positions: Vec<SymbolCounts>,
     /// Any position where nothing was seen.
     unseen: SymbolCounts,
 }
 
-#[derive(Clone, Debug)]
 struct SymbolCounts {
     edges: Box<[u32; 256]>,
     /// For each byte, the room of all smaller ones; the last is 1.
@@ -35,16 +32,12 @@ struct SymbolCounts {
 }
 
 impl KeyModel {
-    pub(crate) fn new() -> Self {
-        Self { positions: Vec::new(), unseen: SymbolCounts::new() }
-    }
-
     /// Learns from keys that follow each other, the first one behind `before`.
     pub(crate) fn learn<'a>(&mut self, mut before: &'a str, keys: &[&'a str]) {
         for key in keys {
-            let length = key.len().min(MAX_POSITIONS);
-            while self.positions.len() < length {
-                self.positions.push(SymbolCounts::new());
+            let length = key.len().min(MAX_KEY_BYTES);
+            if self.positions.len() < length {
+                self.positions.resize_with(length, SymbolCounts::default);
             }
             for (at, symbol) in key.bytes().enumerate().take(length).skip(common(before, key)) {
                 self.positions[at].edges[usize::from(symbol)] += 1;
@@ -93,7 +86,7 @@ impl KeyModel {
     pub(crate) fn string_at(&self, stem: &[u8], place: f64, tolerance: f64) -> Vec<u8> {
         let mut string = stem.to_vec();
         let (mut left, mut room) = (place, 1.0);
-        for at in stem.len()..MAX_POSITIONS {
+        for at in stem.len()..MAX_KEY_BYTES {
             let below = &self.at(at).below;
             let symbol = below.partition_point(|below| *below * room <= left).clamp(1, 256) - 1;
             left = (left - room * below[symbol]).max(0.0);
@@ -107,14 +100,16 @@ impl KeyModel {
     }
 }
 
-impl SymbolCounts {
-    fn new() -> Self {
+impl Default for SymbolCounts {
+    fn default() -> Self {
         let edges = Box::new([0; 256]);
         let mut position = Self { edges, below: Box::new([0.0; 257]), is_stale: true };
         position.refresh();
         position
     }
+}
 
+impl SymbolCounts {
     fn room(&self, symbol: u8) -> f64 {
         let symbol = usize::from(symbol);
         (self.below[symbol + 1] - self.below[symbol]).max(1e-9)

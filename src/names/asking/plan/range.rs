@@ -9,17 +9,16 @@ pub(super) const FIRST_LEAP: f64 = 4.0;
 /// Length of a common beginning of a range's keys that is worth a request for keys without it.
 const LONG_STEM: usize = 8;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct RangeId(pub(super) u32);
 
 /// The keys behind `cursor`, or from the first one, up to `end` or to the last one there is. Both
 /// are written without the prefix.
-#[derive(Clone, Debug)]
+#[derive(Default)]
 pub(super) struct KeyRange {
     pub(super) id: RangeId,
     pub(super) cursor: Option<String>,
     pub(super) end: Option<String>,
-    /// The beginning of the next request.
     pub(super) from: ListFrom,
     pub(super) in_flight: bool,
     pub(super) done: bool,
@@ -41,7 +40,7 @@ pub(super) struct KeyRange {
 }
 
 /// The way in which a range was cut from its left neighbour.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cut {
     Model,
     Leap,
@@ -49,7 +48,7 @@ pub(super) enum Cut {
 }
 
 /// Width of a full page: the logarithm of its room among the keys with the same stem.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Width {
     pub(super) last: String,
     pub(super) stem: usize,
@@ -57,31 +56,8 @@ pub(super) struct Width {
 }
 
 impl KeyRange {
-    pub(super) fn new(
-        id: RangeId,
-        cursor: Option<String>,
-        end: Option<String>,
-        from: ListFrom,
-    ) -> Self {
-        Self {
-            id,
-            cursor,
-            end,
-            from,
-            in_flight: false,
-            done: false,
-            pages: 0,
-            pages_since_cut: 0,
-            empty_pages: 0,
-            keys: 0,
-            room: 0.0,
-            first: None,
-            width: None,
-            leap: FIRST_LEAP,
-            cut_from: None,
-            width_is_good: false,
-            last_cut: None,
-        }
+    pub(super) fn new(id: RangeId, end: Option<String>, from: ListFrom) -> Self {
+        Self { id, end, from, leap: FIRST_LEAP, ..Self::default() }
     }
 
     /// Waits for its first answer.
@@ -93,26 +69,21 @@ impl KeyRange {
         self.cursor.as_deref().unwrap_or_default()
     }
 
-    /// The index of the first key behind the cursor.
     pub(super) fn behind_cursor(&self, keys: &[&str]) -> usize {
         keys.partition_point(|key| Some(*key) <= self.cursor.as_deref())
     }
 
-    /// The index of the first key behind the end.
     pub(super) fn up_to_end(&self, keys: &[&str]) -> usize {
         let end = self.end.as_deref();
         end.map_or(keys.len(), |end| keys.partition_point(|key| *key <= end))
     }
 
-    pub(super) fn take(&mut self, keys: &[&str]) {
-        if let Some(last) = keys.last() {
+    /// Takes the range's own keys of a page, and sets where it continues; `to_the_last`: up to the
+    /// page's last entry.
+    pub(super) fn go_on(&mut self, page: &ListPage, own: &[&str], to_the_last: bool, prefix: &str) {
+        if let Some(last) = own.last() {
             self.cursor = Some((*last).to_owned());
         }
-    }
-
-    /// Sets where the range continues behind a page that it has taken up to its cursor;
-    /// `to_the_last`: up to the page's last entry.
-    pub(super) fn go_on(&mut self, page: &ListPage, to_the_last: bool, prefix: &str) {
         let at_end = self.end.is_some() && self.cursor >= self.end;
         let Some(token) = page.next.clone().filter(|_| to_the_last && !at_end) else {
             self.done = true;
@@ -124,9 +95,9 @@ impl KeyRange {
     }
 }
 
-/// A place behind all keys with the common beginning of the range's keys so far. For a range
-/// without an end it tells most: numbers are padded and names have a constant beginning, so there
-/// is likely nothing behind, and then the model has much less to guess.
+/// A place behind all keys with the common beginning of the range's keys so far. In a range without
+/// an end there is likely nothing behind, because numbers are padded and names have a constant
+/// beginning; then the model has much less to guess.
 pub(super) fn behind_stem(range: &KeyRange) -> Option<String> {
     let cursor = range.cursor();
     let stem = common(range.first.as_deref()?, cursor);
