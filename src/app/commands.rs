@@ -13,7 +13,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use serde::Serialize;
 
 use super::{daemon, doctor};
 use crate::app::command_error::CommandError;
@@ -105,16 +104,7 @@ impl Output {
         Self { text: text.into(), code: 0 }
     }
 
-    /// JSON on one line.
-    fn json(value: &impl Serialize) -> Result<Self, CommandError> {
-        Self::of_json(serde_json::to_string(value))
-    }
-
-    fn pretty_json(value: &impl Serialize) -> Result<Self, CommandError> {
-        Self::of_json(serde_json::to_string_pretty(value))
-    }
-
-    fn of_json(text: serde_json::Result<String>) -> Result<Self, CommandError> {
+    fn json(text: serde_json::Result<String>) -> Result<Self, CommandError> {
         text.map(Self::new).map_err(|error| CommandError::failed(format!("no JSON: {error}")))
     }
 }
@@ -183,33 +173,33 @@ fn run(subcommand: Subcommand) -> ExitCode {
 }
 
 fn status(mountpoint: &Path, json: bool) -> Result<Output, CommandError> {
-    match client::ask(mountpoint, Command::Status)? {
-        Reply::Status(status) if json => Output::pretty_json(&status),
-        Reply::Status(status) => Ok(Output::new(status::text(&status))),
-        Reply::Dropped(_) | Reply::Unmounting | Reply::Refused(_) => Err(other_reply()),
+    let status = client::status(mountpoint)?;
+    if json {
+        return Output::json(serde_json::to_string_pretty(&status));
     }
+    Ok(Output::new(status::text(&status)))
 }
 
 fn forget(mountpoint: &Path, json: bool) -> Result<Output, CommandError> {
     match client::ask(mountpoint, Command::Drop)? {
-        Reply::Dropped(dropped) if json => Output::json(&dropped),
+        Reply::Dropped(dropped) if json => Output::json(serde_json::to_string(&dropped)),
         Reply::Dropped(dropped) => Ok(Output::new(format!(
             "forgot {} names and {} bytes of {}",
             dropped.names,
             dropped.bytes,
             mountpoint.display()
         ))),
-        Reply::Status(_) | Reply::Unmounting | Reply::Refused(_) => Err(other_reply()),
+        Reply::Status(_) | Reply::Unmounting | Reply::Refused(_) => Err(client::other_reply()),
     }
-}
-
-fn other_reply() -> CommandError {
-    CommandError::failed("the reply of the daemon is for another command")
 }
 
 fn warm(paths: Vec<PathBuf>, jobs: usize, json: bool) -> Result<Output, CommandError> {
     let report = warm::run(paths, jobs, json)?;
-    let output = if json { Output::json(&report)? } else { Output::new(report.text()) };
+    let output = if json {
+        Output::json(serde_json::to_string(&report))?
+    } else {
+        Output::new(report.text())
+    };
     Ok(Output { code: report.code(), ..output })
 }
 
@@ -224,8 +214,11 @@ fn examine(doctor: DoctorArgs) -> Result<Output, CommandError> {
     let diagnosis = runtime.block_on(doctor::run(&config, quick));
     // A thread that waits for the address of a host cannot be ended.
     runtime.shutdown_background();
-    let output =
-        if json { Output::pretty_json(&diagnosis)? } else { Output::new(diagnosis.text()) };
+    let output = if json {
+        Output::json(serde_json::to_string_pretty(&diagnosis))?
+    } else {
+        Output::new(diagnosis.text())
+    };
     Ok(Output { code: diagnosis.exit_code, ..output })
 }
 

@@ -1,7 +1,7 @@
-//! Command-line arguments and environment variables, checked at the door, become one plain value.
+//! Command-line arguments and environment variables, checked, become one [`Config`].
 //!
-//! [`args`] holds the options as clap sees them; what needs more than one of them, or the machine,
-//! is checked here by [`parse`].
+//! clap checks the options of [`args`] one by one; [`parse`] compares them with each other and with
+//! the machine.
 
 use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
@@ -19,46 +19,29 @@ pub(crate) mod args;
 mod helper;
 mod memory;
 
+pub(crate) use args::LogConfig;
 pub(crate) use helper::MountCall;
 
 /// Everything that the daemon needs to know, valid by construction in [`parse`].
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Config {
-    pub bucket: String,
+    pub(crate) bucket: String,
     /// Empty, or a key prefix that ends with `/`: the root of the mount.
-    pub prefix: String,
+    pub(crate) prefix: String,
     pub mountpoint: PathBuf,
-    /// The mountpoint is `/dev/fd/N`, this N: the process that starts the program has mounted, and
-    /// this is the descriptor of `/dev/fuse` by which the mount is served.
-    pub descriptor: Option<RawFd>,
-    pub store: StoreConfig,
-    /// The bound on cached and in-flight object bytes.
-    pub memory_budget_bytes: u64,
-    /// A multiple of the 128 KiB block.
-    pub chunk_bytes: u64,
-    /// One range GET of a sequential stream: a multiple of the block, at most a chunk.
-    pub part_bytes: u64,
-    /// 0 keeps the kernel's default.
-    pub kernel_readahead_bytes: u64,
-    /// Requests in flight, at least 1.
-    pub max_connections: usize,
-    /// An operation without progress for this time fails; at least 1 s.
-    pub io_timeout: Duration,
-    /// The bound on listings.
-    pub names_budget_bytes: u64,
-    /// `None` is indefinite.
-    pub metadata_ttl: Option<Duration>,
-    pub negative_ttl: Duration,
-    pub uid: u32,
-    pub gid: u32,
-    pub file_mode: u16,
-    pub dir_mode: u16,
-    pub access: Access,
-    pub metrics_listen: Option<SocketAddr>,
-    pub no_exec: bool,
-    /// Continue in the background once mounted.
-    pub daemon: bool,
-    pub log: LogConfig,
+    /// The N of a mountpoint `/dev/fd/N`: the calling process has mounted, and this is its
+    /// descriptor of `/dev/fuse`.
+    pub(crate) descriptor: Option<RawFd>,
+    pub(crate) store: StoreConfig,
+    pub(crate) memory_budget_bytes: u64,
+    /// Chunk and part are multiples of the 128 KiB block, and a part is at most a chunk.
+    pub(crate) cache: args::CacheArgs,
+    pub(crate) names: args::NameArgs,
+    pub(crate) permissions: args::PermissionArgs,
+    pub(crate) access: Access,
+    pub(crate) metrics_listen: Option<SocketAddr>,
+    pub(crate) daemon: bool,
+    pub(crate) log: LogConfig,
 }
 
 impl Config {
@@ -73,23 +56,15 @@ impl Config {
             mountpoint,
             source: self.source(),
             access: self.access,
-            no_exec: self.no_exec,
-            kernel_readahead_bytes: self.kernel_readahead_bytes,
+            no_exec: self.permissions.no_exec,
+            kernel_readahead_bytes: self.cache.kernel_readahead_bytes,
         }
     }
 }
 
-#[derive(Clone, Debug)]
-pub struct LogConfig {
-    /// Directives of `tracing_subscriber::EnvFilter`.
-    pub filter: String,
-    pub format: LogFormat,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum LogFormat {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum LogFormat {
     /// For people.
-    #[default]
     Text,
     /// One JSON object a line.
     Json,
@@ -157,13 +132,12 @@ pub fn command() -> clap::Command {
 
 /// The message of clap in one line: the text above its first empty line.
 fn not_parsed(error: &clap::Error) -> NotParsed {
-    if !error.use_stderr() {
-        return NotParsed::Help(error.render().to_string());
-    }
     let text = error.render().to_string();
-    let lines: Vec<&str> =
-        text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
-    let sentence = lines.join(" ");
+    if !error.use_stderr() {
+        return NotParsed::Help(text);
+    }
+    let lines = text.lines().map(str::trim).take_while(|line| !line.is_empty());
+    let sentence = lines.collect::<Vec<_>>().join(" ");
     NotParsed::Wrong(sentence.strip_prefix("error: ").unwrap_or(&sentence).to_owned())
 }
 
@@ -173,35 +147,34 @@ pub(crate) fn validate(
     options: args::MountArgs,
 ) -> Result<Config, String> {
     let args::MountArgs { store, cache, names, permissions, monitoring, log, process } = options;
-    let budget_bytes = cache.memory_budget.unwrap_or_else(|| {
+    let memory_budget_bytes = cache.memory_budget.unwrap_or_else(|| {
         // On a very small machine the default still has to hold what the other defaults need.
-        memory::default_budget_bytes().max(cache.part_size.saturating_mul(PARTS_IN_BUDGET))
+        memory::default_budget_bytes().max(cache.part_bytes.saturating_mul(PARTS_IN_BUDGET))
     });
-    check_sizes(budget_bytes, cache.chunk_size, cache.part_size)?;
-    if cache.kernel_readahead > MAX_KERNEL_READAHEAD_BYTES {
-        return Err(format!(
-            "--kernel-readahead must be at most {}, and is {}",
-            size(MAX_KERNEL_READAHEAD_BYTES),
-            size(cache.kernel_readahead),
-        ));
-    }
+    check_sizes(memory_budget_bytes, &cache)?;
     if !IO_TIMEOUTS.contains(&cache.io_timeout) {
         return Err(format!(
             "--io-timeout must be between 1s and 1h, and is {}",
             humantime::format_duration(cache.io_timeout),
         ));
     }
-    let access = match (permissions.allow_other, permissions.allow_root) {
-        (true, _) => Access::Everyone,
-        (false, true) => Access::OwnerAndRoot,
-        (false, false) => Access::Owner,
+    let (access, sharing) = match (permissions.allow_other, permissions.allow_root) {
+        (true, _) => (Access::Everyone, Some("--allow-other")),
+        (false, true) => (Access::OwnerAndRoot, Some("--allow-root")),
+        (false, false) => (Access::Owner, None),
     };
     let mountpoint = std::path::absolute(mountpoint)
         .map_err(|error| format!("the path of the mountpoint cannot be found: {error}"))?;
     let descriptor = descriptor(&mountpoint);
     // The access to a mount that was handed over was decided when it was made.
-    if descriptor.is_none() {
-        check_access(access)?;
+    if let Some(option) = sharing
+        && descriptor.is_none()
+        && !nix::unistd::geteuid().is_root()
+        && !others_are_allowed()
+    {
+        return Err(format!(
+            "{option} needs a line `user_allow_other` in /etc/fuse.conf, or to be run as root"
+        ));
     }
     Ok(Config {
         bucket: bucket.name,
@@ -209,24 +182,14 @@ pub(crate) fn validate(
         mountpoint,
         descriptor,
         store: store_config(store)?,
-        memory_budget_bytes: budget_bytes,
-        chunk_bytes: cache.chunk_size,
-        part_bytes: cache.part_size,
-        kernel_readahead_bytes: cache.kernel_readahead,
-        max_connections: usize::from(cache.max_connections),
-        io_timeout: cache.io_timeout,
-        names_budget_bytes: names.names_budget,
-        metadata_ttl: names.metadata_ttl.0,
-        negative_ttl: names.negative_ttl,
-        uid: permissions.uid.unwrap_or_else(|| nix::unistd::getuid().as_raw()),
-        gid: permissions.gid.unwrap_or_else(|| nix::unistd::getgid().as_raw()),
-        file_mode: permissions.file_mode,
-        dir_mode: permissions.dir_mode,
+        memory_budget_bytes,
+        cache,
+        names,
+        permissions,
         access,
         metrics_listen: monitoring.metrics_listen,
-        no_exec: permissions.no_exec,
         daemon: process.daemon,
-        log: LogConfig { filter: log.log_level.0, format: log.log_format },
+        log,
     })
 }
 
@@ -264,7 +227,8 @@ fn check_ca_bundle(path: &Path, named: &str) -> Result<(), String> {
     }
 }
 
-fn check_sizes(budget_bytes: u64, chunk_bytes: u64, part_bytes: u64) -> Result<(), String> {
+fn check_sizes(budget_bytes: u64, cache: &args::CacheArgs) -> Result<(), String> {
+    let (chunk_bytes, part_bytes) = (cache.chunk_bytes, cache.part_bytes);
     for (option, bytes) in [("--chunk-size", chunk_bytes), ("--part-size", part_bytes)] {
         if bytes == 0 || !bytes.is_multiple_of(BLOCK_BYTES) {
             return Err(format!("{option} must be a multiple of 128KiB, and is {bytes} bytes"));
@@ -277,12 +241,14 @@ fn check_sizes(budget_bytes: u64, chunk_bytes: u64, part_bytes: u64) -> Result<(
             size(chunk_bytes),
         ));
     }
-    if chunk_bytes > MAX_CHUNK_BYTES {
-        return Err(format!(
-            "--chunk-size must be at most {}, and is {}",
-            size(MAX_CHUNK_BYTES),
-            size(chunk_bytes),
-        ));
+    for (option, bytes, most) in [
+        ("--chunk-size", chunk_bytes, MAX_CHUNK_BYTES),
+        ("--kernel-readahead", cache.kernel_readahead_bytes, MAX_KERNEL_READAHEAD_BYTES),
+    ] {
+        if bytes > most {
+            let (most, is) = (size(most), size(bytes));
+            return Err(format!("{option} must be at most {most}, and is {is}"));
+        }
     }
     // A chunk may be larger than the budget: only its blocks that hold or await bytes count.
     let least_bytes = MIN_BUDGET_BYTES.max(part_bytes.saturating_mul(PARTS_IN_BUDGET));
@@ -299,19 +265,6 @@ fn check_sizes(budget_bytes: u64, chunk_bytes: u64, part_bytes: u64) -> Result<(
     Ok(())
 }
 
-/// fusermount3 lets an ordinary user share a mount only if /etc/fuse.conf allows it.
-fn check_access(access: Access) -> Result<(), String> {
-    let option = match access {
-        Access::Owner => return Ok(()),
-        Access::OwnerAndRoot => "--allow-root",
-        Access::Everyone => "--allow-other",
-    };
-    if nix::unistd::geteuid().is_root() || others_are_allowed() {
-        return Ok(());
-    }
-    Err(format!("{option} needs a line `user_allow_other` in /etc/fuse.conf, or to be run as root"))
-}
-
 /// fusermount3 lets ordinary users share their mounts.
 pub(crate) fn others_are_allowed() -> bool {
     std::fs::read_to_string("/etc/fuse.conf").is_ok_and(|conf| user_allow_other(&conf))
@@ -325,8 +278,8 @@ fn user_allow_other(fuse_conf: &str) -> bool {
 /// libfuse.
 pub(crate) fn descriptor(mountpoint: &Path) -> Option<RawFd> {
     let digits = mountpoint.strip_prefix("/dev/fd").ok()?.to_str()?;
-    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-    if is_number { digits.parse().ok() } else { None }
+    // `parse` would take a sign, too.
+    digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
 }
 
 /// A size in the largest binary unit of which it is a multiple.
@@ -373,16 +326,16 @@ mod tests {
     #[test]
     fn the_defaults_are_the_documented_ones() {
         let config = config(&[]).unwrap();
-        assert_eq!(config.chunk_bytes, 128 << 20);
-        assert_eq!(config.part_bytes, 8 << 20);
-        assert_eq!(config.max_connections, 128);
-        assert_eq!(config.io_timeout, Duration::from_secs(30));
-        assert_eq!(config.metadata_ttl, Some(Duration::from_mins(1)));
-        assert_eq!(config.names_budget_bytes, 1 << 30);
-        assert_eq!(config.negative_ttl, Duration::from_secs(5));
-        assert_eq!((config.file_mode, config.dir_mode), (0o444, 0o555));
+        assert_eq!(config.cache.chunk_bytes, 128 << 20);
+        assert_eq!(config.cache.part_bytes, 8 << 20);
+        assert_eq!(config.cache.max_connections, 128);
+        assert_eq!(config.cache.io_timeout, Duration::from_secs(30));
+        assert_eq!(config.names.metadata_ttl, Some(Duration::from_mins(1)));
+        assert_eq!(config.names.budget_bytes, 1 << 30);
+        assert_eq!(config.names.negative_ttl, Duration::from_secs(5));
+        assert_eq!((config.permissions.file_mode, config.permissions.dir_mode), (0o444, 0o555));
         assert_eq!(config.access, Access::Owner);
-        assert_eq!(config.uid, nix::unistd::getuid().as_raw());
+        assert_eq!(config.permissions.uid, nix::unistd::getuid().as_raw());
         assert!(config.memory_budget_bytes <= 8 << 30);
     }
 
@@ -398,11 +351,11 @@ mod tests {
         ])
         .unwrap();
         assert_eq!(config.memory_budget_bytes, 4 << 30);
-        assert_eq!(config.chunk_bytes, 64 << 20);
-        assert_eq!(config.part_bytes, 1 << 20);
-        assert_eq!(config.metadata_ttl, None);
-        assert_eq!(config.names_budget_bytes, 2 << 30);
-        assert_eq!(config.negative_ttl, Duration::from_mins(2));
+        assert_eq!(config.cache.chunk_bytes, 64 << 20);
+        assert_eq!(config.cache.part_bytes, 1 << 20);
+        assert_eq!(config.names.metadata_ttl, None);
+        assert_eq!(config.names.budget_bytes, 2 << 30);
+        assert_eq!(config.names.negative_ttl, Duration::from_mins(2));
     }
 
     #[test]

@@ -92,15 +92,15 @@ fn execute(arguments: &[OsString], fake: bool) -> Result<(), Ended> {
     Ok(start(config)?)
 }
 
-fn start(config: Config) -> Result<(), CommandError> {
+fn start(mut config: Config) -> Result<(), CommandError> {
     let logs = logging::init(&config.log, config.daemon)
         .map_err(|cause| CommandError::failed(format!("logging cannot be started: {cause}")))?;
     checks::no_core_files();
-    let connections = checks::connections(config.max_connections);
+    let connections = checks::connections(config.cache.max_connections);
     if let Some(shortage) = &connections.shortage {
         tracing::warn!("fewer connections: {shortage}");
     }
-    let config = Config { max_connections: connections.allowed, ..config };
+    config.cache.max_connections = connections.allowed;
     let runtime = Builder::new_multi_thread().enable_all().build().map_err(|error| {
         CommandError::failed(format!("the threads of the daemon cannot be started: {error}"))
     })?;
@@ -167,35 +167,35 @@ pub fn stack(
 ) -> std::io::Result<Arc<BucketFs>> {
     let store: Arc<dyn ObjectStore> = Arc::new(Metered::new(store, stats.clone()));
     let policy = RetryPolicy {
-        max_connections: config.max_connections,
-        deadline: config.io_timeout,
+        max_connections: config.cache.max_connections,
+        deadline: config.cache.io_timeout,
         ..RetryPolicy::default()
     };
     let store: Arc<dyn ObjectStore> = Arc::new(Retrying::new(store, policy, stats.clone()));
     let names = NamesConfig {
         root_prefix: config.prefix.clone(),
-        metadata_ttl: config.metadata_ttl,
-        negative_ttl: config.negative_ttl,
+        metadata_ttl: config.names.metadata_ttl,
+        negative_ttl: config.names.negative_ttl,
         mounted_at: SystemTime::now(),
-        listings_bytes: usize::try_from(config.names_budget_bytes).unwrap_or(usize::MAX),
+        listings_bytes: usize::try_from(config.names.budget_bytes).unwrap_or(usize::MAX),
         page_keys: 1000,
-        pages_at_once: PAGES_AT_ONCE.min(config.max_connections),
+        pages_at_once: PAGES_AT_ONCE.min(config.cache.max_connections),
     };
     let ownership = Ownership {
-        uid: config.uid,
-        gid: config.gid,
-        file_mode: config.file_mode,
-        dir_mode: config.dir_mode,
+        uid: config.permissions.uid,
+        gid: config.permissions.gid,
+        file_mode: config.permissions.file_mode,
+        dir_mode: config.permissions.dir_mode,
     };
     let reading = ReadConfig {
         layout: layout(config),
         memory_budget_bytes: config.memory_budget_bytes,
-        max_connections: config.max_connections,
+        max_connections: config.cache.max_connections,
     };
     let config = FsConfig { ownership, names, reading };
     BucketFs::new(store, config, Handle::current(), stats)
 }
 
 fn layout(config: &Config) -> Layout {
-    Layout::within(config.memory_budget_bytes, config.chunk_bytes, config.part_bytes)
+    Layout::within(config.memory_budget_bytes, config.cache.chunk_bytes, config.cache.part_bytes)
 }

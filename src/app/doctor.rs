@@ -1,10 +1,8 @@
-//! `fasts3-mount doctor`: tries a store and a machine as the mount would use them, and says in
-//! sentences what is wrong or slow, what to expect, and how to mount.
+//! `fasts3-mount doctor`: tests a store and a machine as the mount would use them, with the daemon's
+//! own checks where it has them. It mounts and writes nothing, and ends within a minute.
 //!
-//! [`machine`] looks at the kernel, [`connection`] at the way to the store and who is let in,
-//! [`examine`] at the store, through the same seam as the mount. What they find is a [`Diagnosis`].
-//! Where the daemon has a check of its own, that is what is asked. Nothing is mounted and nothing
-//! is written, and it ends within a minute.
+//! [`machine`] tests the kernel, [`connection`] the network and the credentials, [`examine`] the
+//! store through the mount's own trait. The findings are a [`Diagnosis`].
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -27,7 +25,7 @@ use diagnosis::Diagnosis;
 /// Examines everything. `quick` measures for a shorter time.
 pub(crate) async fn run(config: &Config, quick: bool) -> Diagnosis {
     let mut report = Diagnosis { source: config.source(), ..Diagnosis::default() };
-    let connections = daemon::connections(config.max_connections);
+    let connections = daemon::connections(config.cache.max_connections);
     machine::look(config, &connections, &mut report);
     if let Some(url) = &config.store.endpoint_url {
         connection::way(url, &mut report).await;
@@ -51,7 +49,7 @@ pub(crate) async fn run(config: &Config, quick: bool) -> Diagnosis {
     if let Some(version) = readable {
         connection::condition(&store, &version.key, &mut report).await;
     }
-    if report.is_usable() {
+    if report.exit_code == 0 {
         let wanted = report.measured.connections_wanted(connections.allowed);
         // More than the limit on open files allows would change nothing.
         let wanted = wanted.filter(|&n| n < connections.allowed || connections.shortage.is_none());

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::app::command_error::CommandError;
 use crate::app::config;
 use crate::app::control::paths::{directories, socket_name};
+use crate::app::control::status::Status;
 use crate::app::control::{Command, Reply};
 use crate::app::exit::Exit;
 use crate::base::mountinfo::{self, Mount};
@@ -97,6 +98,17 @@ pub(super) fn ask(mountpoint: &Path, command: Command) -> Result<Reply, CommandE
     ask_at(&check_mount(mountpoint)?, command)
 }
 
+pub(super) fn status(mountpoint: &Path) -> Result<Status, CommandError> {
+    match ask(mountpoint, Command::Status)? {
+        Reply::Status(status) => Ok(*status),
+        Reply::Dropped(_) | Reply::Unmounting | Reply::Refused(_) => Err(other_reply()),
+    }
+}
+
+pub(super) fn other_reply() -> CommandError {
+    CommandError::failed("the reply of the daemon is for another command")
+}
+
 fn ask_at(mountpoint: &Path, command: Command) -> Result<Reply, CommandError> {
     let shown = mountpoint.display();
     let mut connection = connect(mountpoint)?;
@@ -171,9 +183,8 @@ pub(super) fn unmount(mountpoint: &Path) -> Result<(), CommandError> {
     while mounts().contains(&real) {
         if begun.elapsed() > LONGEST_UNMOUNT {
             let shown = mountpoint.display();
-            return Err(CommandError::failed(format!(
-                "{shown} is still mounted; see the daemon's log"
-            )));
+            let sentence = format!("{shown} is still mounted; see the daemon's log");
+            return Err(CommandError::failed(sentence));
         }
         std::thread::sleep(Duration::from_millis(20));
     }

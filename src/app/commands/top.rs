@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 
-use super::client;
+use super::client::status;
 use crate::app::command_error::CommandError;
 use crate::app::control::status::Status;
-use crate::app::control::{Command, Reply};
 
 mod draw;
 mod rates;
@@ -113,27 +112,17 @@ fn next_event(due: Instant) -> std::io::Result<Option<Event>> {
 /// q, Esc or Ctrl-C.
 fn is_end(event: &Event) -> bool {
     let Event::Key(key) = event else { return false };
-    let control = key.modifiers.contains(KeyModifiers::CONTROL);
-    key.kind == KeyEventKind::Press
-        && match key.code {
-            KeyCode::Char('q') | KeyCode::Esc => true,
-            KeyCode::Char('c') => control,
-            _ => false,
-        }
+    let is_end = match key.code {
+        KeyCode::Char('q') | KeyCode::Esc => true,
+        KeyCode::Char('c') => key.modifiers.contains(KeyModifiers::CONTROL),
+        _ => false,
+    };
+    key.kind == KeyEventKind::Press && is_end
 }
 
 /// The terminal understands more than lines.
 fn can_draw() -> bool {
-    let kind = std::env::var_os("TERM").unwrap_or_default();
     std::io::stdout().is_terminal()
         && std::io::stdin().is_terminal()
-        && !kind.is_empty()
-        && kind != "dumb"
-}
-
-fn status(mountpoint: &Path) -> Result<Status, CommandError> {
-    match client::ask(mountpoint, Command::Status)? {
-        Reply::Status(status) => Ok(*status),
-        _ => Err(CommandError::failed("the daemon answers another question")),
-    }
+        && std::env::var_os("TERM").is_some_and(|kind| !kind.is_empty() && kind != "dumb")
 }

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::builder::{BoolishValueParser, NonEmptyStringValueParser, PossibleValue};
+use clap::builder::{
+    BoolishValueParser, NonEmptyStringValueParser, PossibleValue, RangedI64ValueParser,
+};
 use clap::{Args as Group, Parser, ValueEnum};
 
 use super::LogFormat;
@@ -58,7 +60,7 @@ pub(crate) struct MountArgs {
     #[command(flatten)]
     pub(super) monitoring: MonitoringArgs,
     #[command(flatten)]
-    pub(super) log: LogArgs,
+    pub(super) log: LogConfig,
     #[command(flatten)]
     pub(super) process: ProcessArgs,
 }
@@ -108,77 +110,81 @@ pub(super) struct StoreArgs {
 
 #[derive(Debug, Group)]
 #[command(next_help_heading = "Cache and reading")]
-pub(super) struct CacheArgs {
+pub(crate) struct CacheArgs {
     /// Limit of cached and in-flight object bytes [default: a quarter of the memory of the machine
     /// or its cgroup, at most 8GiB]
     #[arg(long, value_name = "SIZE", env = "FASTS3_MEMORY_BUDGET", value_parser = size)]
     pub(super) memory_budget: Option<u64>,
 
     /// Unit of the cache, and the largest readahead of a stream
-    #[arg(long, value_name = "SIZE", env = "FASTS3_CHUNK_SIZE", default_value = "128MiB",
-          value_parser = size)]
-    pub(super) chunk_size: u64,
+    #[arg(long = "chunk-size", value_name = "SIZE", env = "FASTS3_CHUNK_SIZE",
+          default_value = "128MiB", value_parser = size)]
+    pub(crate) chunk_bytes: u64,
 
     /// Size of one request of a sequential stream; doubled where the first byte takes long
-    #[arg(long, value_name = "SIZE", env = "FASTS3_PART_SIZE", default_value = "8MiB",
-          value_parser = size)]
-    pub(super) part_size: u64,
+    #[arg(long = "part-size", value_name = "SIZE", env = "FASTS3_PART_SIZE",
+          default_value = "8MiB", value_parser = size)]
+    pub(crate) part_bytes: u64,
 
     /// Readahead of the kernel, which only root can set; 0 keeps the kernel's default of 128KiB
-    #[arg(long, value_name = "SIZE", env = "FASTS3_KERNEL_READAHEAD", default_value = "1MiB",
-          value_parser = size)]
-    pub(super) kernel_readahead: u64,
+    #[arg(long = "kernel-readahead", value_name = "SIZE", env = "FASTS3_KERNEL_READAHEAD",
+          default_value = "1MiB", value_parser = size)]
+    pub(crate) kernel_readahead_bytes: u64,
 
     /// Fail an operation after this long without progress; until then it is retried
     #[arg(long, value_name = "DURATION", env = "FASTS3_IO_TIMEOUT", default_value = "30s",
           value_parser = duration)]
-    pub(super) io_timeout: Duration,
+    pub(crate) io_timeout: Duration,
 
     /// Largest number of requests in flight
     #[arg(long, value_name = "NUMBER", env = "FASTS3_MAX_CONNECTIONS", default_value = "128",
-          value_parser = clap::value_parser!(u16).range(1..=4096))]
-    pub(super) max_connections: u16,
+          value_parser = RangedI64ValueParser::<usize>::new().range(1..=4096))]
+    pub(crate) max_connections: usize,
 }
 
 #[derive(Debug, Group)]
 #[command(next_help_heading = "Names")]
-pub(super) struct NameArgs {
+pub(crate) struct NameArgs {
     /// Lifetime of cached names and attributes: a duration, or indefinite
-    #[arg(long, value_name = "DURATION", env = "FASTS3_METADATA_TTL", default_value = "60s")]
-    pub(super) metadata_ttl: Ttl,
+    // clap takes a plain `Option` for an option that may be absent.
+    #[arg(long, value_name = "DURATION", env = "FASTS3_METADATA_TTL", default_value = "60s",
+          value_parser = ttl)]
+    pub(crate) metadata_ttl: std::option::Option<Duration>,
 
     /// Lifetime of the cached answer that a name does not exist
     #[arg(long, value_name = "DURATION", env = "FASTS3_NEGATIVE_TTL", default_value = "5s",
           value_parser = duration)]
-    pub(super) negative_ttl: Duration,
+    pub(crate) negative_ttl: Duration,
 
     /// Limit of memory for listings, about 70 bytes a name; the least recently used are dropped
     /// first
-    #[arg(long, value_name = "SIZE", env = "FASTS3_NAMES_BUDGET", default_value = "1GiB",
-          value_parser = size)]
-    pub(super) names_budget: u64,
+    #[arg(long = "names-budget", value_name = "SIZE", env = "FASTS3_NAMES_BUDGET",
+          default_value = "1GiB", value_parser = size)]
+    pub(crate) budget_bytes: u64,
 }
 
 #[derive(Debug, Group)]
 #[command(next_help_heading = "Permissions")]
-pub(super) struct PermissionArgs {
+pub(crate) struct PermissionArgs {
     /// Owner of all files [default: the calling user]
-    #[arg(long, value_name = "ID", env = "FASTS3_UID")]
-    pub(super) uid: Option<u32>,
+    #[arg(long, value_name = "ID", env = "FASTS3_UID", hide_default_value = true,
+          default_value_t = nix::unistd::getuid().as_raw())]
+    pub(crate) uid: u32,
 
     /// Group of all files [default: the calling user's]
-    #[arg(long, value_name = "ID", env = "FASTS3_GID")]
-    pub(super) gid: Option<u32>,
+    #[arg(long, value_name = "ID", env = "FASTS3_GID", hide_default_value = true,
+          default_value_t = nix::unistd::getgid().as_raw())]
+    pub(crate) gid: u32,
 
     /// Permission bits of files, octal
     #[arg(long, value_name = "MODE", env = "FASTS3_FILE_MODE", default_value = "0444",
           value_parser = mode)]
-    pub(super) file_mode: u16,
+    pub(crate) file_mode: u16,
 
     /// Permission bits of directories, octal
     #[arg(long, value_name = "MODE", env = "FASTS3_DIR_MODE", default_value = "0555",
           value_parser = mode)]
-    pub(super) dir_mode: u16,
+    pub(crate) dir_mode: u16,
 
     /// Let all users of the machine use the mount [default: false]
     #[arg(long, env = "FASTS3_ALLOW_OTHER", value_parser = BoolishValueParser::new(),
@@ -206,14 +212,20 @@ pub(super) struct MonitoringArgs {
 
 #[derive(Debug, Group)]
 #[command(next_help_heading = "Logging")]
-pub(super) struct LogArgs {
+pub(crate) struct LogConfig {
     /// Level: error, warn, info, debug or trace; or directives like fasts3_mount=debug,hyper=info
-    #[arg(long, value_name = "LEVEL", env = "FASTS3_LOG_LEVEL", default_value = "info")]
-    pub(super) log_level: LogLevel,
+    #[arg(long = "log-level", value_name = "LEVEL", env = "FASTS3_LOG_LEVEL",
+          default_value = "info", value_parser = log_filter)]
+    pub(crate) filter: String,
 
     /// Format of log lines
-    #[arg(long, value_name = "FORMAT", env = "FASTS3_LOG_FORMAT", default_value = "text")]
-    pub(super) log_format: LogFormat,
+    #[arg(
+        long = "log-format",
+        value_name = "FORMAT",
+        env = "FASTS3_LOG_FORMAT",
+        default_value = "text"
+    )]
+    pub(crate) format: LogFormat,
 }
 
 #[derive(Debug, Group)]
@@ -317,29 +329,20 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 /// A port alone is one of the loopback: metrics are not meant for the network.
 fn listen_address(text: &str) -> Result<SocketAddr, String> {
     let port = text.strip_prefix(':').unwrap_or(text);
-    match port.parse() {
-        Ok(port) => Ok((Ipv4Addr::LOCALHOST, port).into()),
-        Err(_) => text.parse().map_err(|_| {
-            "a port, or an address and a port like 127.0.0.1:9105, 0.0.0.0:9105 or [::]:9105".into()
-        }),
+    if let Ok(port) = port.parse() {
+        return Ok((Ipv4Addr::LOCALHOST, port).into());
     }
+    text.parse().map_err(|_| {
+        "a port, or an address and a port like 127.0.0.1:9105, 0.0.0.0:9105 or [::]:9105".into()
+    })
 }
 
 /// A duration; `None` is indefinite.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ttl(pub(crate) Option<Duration>);
-
-impl FromStr for Ttl {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "indefinite" => Ok(Self(None)),
-            _ => duration(text)
-                .map(|ttl| Self(Some(ttl)))
-                .map_err(|error| format!("{error}, or is `indefinite`")),
-        }
+fn ttl(text: &str) -> Result<Option<Duration>, String> {
+    if text == "indefinite" {
+        return Ok(None);
     }
+    duration(text).map(Some).map_err(|error| format!("{error}, or is `indefinite`"))
 }
 
 fn mode(text: &str) -> Result<u16, String> {
@@ -355,34 +358,23 @@ fn mode(text: &str) -> Result<u16, String> {
 }
 
 /// Valid directives of `EnvFilter`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct LogLevel(pub(crate) String);
-
-impl FromStr for LogLevel {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let filter = match text.to_ascii_lowercase().as_str() {
-            // A level is that of this program. Its libraries stay at warnings, because their debug
-            // lines show every request and would hide ours. aws_config warns of each provider of
-            // credentials that is absent.
-            level @ ("warn" | "info" | "debug" | "trace") => {
-                format!("warn,aws_config=error,fasts3_mount={level}")
-            }
-            "error" => "error".to_owned(),
-            _ => text.to_owned(),
-        };
-        // EnvFilter panics on some texts that are not ASCII (tracing-subscriber 0.3.23).
-        if !filter.is_ascii() {
-            return Err("neither a level nor a list of target=level".to_owned());
+fn log_filter(text: &str) -> Result<String, String> {
+    let filter = match text.to_ascii_lowercase().as_str() {
+        // The debug lines of libraries show every request and would hide those of this program.
+        // aws_config warns of each provider of credentials that is absent.
+        level @ ("warn" | "info" | "debug" | "trace") => {
+            format!("warn,aws_config=error,fasts3_mount={level}")
         }
-        tracing_subscriber::EnvFilter::try_new(&filter)
-            .map_err(|_| "neither a level nor a list of target=level".to_owned())?;
-        // EnvFilter takes an unknown word for the name of a target, and would log nothing.
-        if !filter.contains('=') && filter != "error" && filter != "off" {
-            return Err("neither a level nor a list of target=level".to_owned());
-        }
-        Ok(Self(filter))
+        "error" => "error".to_owned(),
+        _ => text.to_owned(),
+    };
+    // EnvFilter takes an unknown word for the name of a target, and would log nothing. It panics on
+    // some texts that are not ASCII (tracing-subscriber 0.3.23).
+    let is_known = filter.contains('=') || filter == "error" || filter == "off";
+    if is_known && filter.is_ascii() && tracing_subscriber::EnvFilter::try_new(&filter).is_ok() {
+        Ok(filter)
+    } else {
+        Err("neither a level nor a list of target=level".to_owned())
     }
 }
 
@@ -392,13 +384,12 @@ impl ValueEnum for PathStyle {
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
-        Some(match self {
-            Self::Auto => {
-                possible("auto", "If the endpoint is an IP address or a host outside AWS")
-            }
-            Self::Always => possible("always", "https://host/bucket/key"),
-            Self::Never => possible("never", "https://bucket.host/key"),
-        })
+        let (name, help) = match self {
+            Self::Auto => ("auto", "If the endpoint is an IP address or a host outside AWS"),
+            Self::Always => ("always", "https://host/bucket/key"),
+            Self::Never => ("never", "https://bucket.host/key"),
+        };
+        Some(PossibleValue::new(name).help(help))
     }
 }
 
@@ -408,15 +399,12 @@ impl ValueEnum for Hedging {
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
-        Some(match self {
-            Self::Auto => possible("auto", "After a time that is learnt from earlier answers"),
-            Self::Never => possible("never", "Not at all"),
-        })
+        let (name, help) = match self {
+            Self::Auto => ("auto", "After a time that is learnt from earlier answers"),
+            Self::Never => ("never", "Not at all"),
+        };
+        Some(PossibleValue::new(name).help(help))
     }
-}
-
-fn possible(name: &'static str, help: &'static str) -> PossibleValue {
-    PossibleValue::new(name).help(help)
 }
 
 #[cfg(test)]
@@ -517,7 +505,7 @@ mod tests {
             ("fasts3_mount=loud", None),
             (" 𞀉=:", None),
         ] {
-            assert_eq!(text.parse::<LogLevel>().ok().map(|level| level.0).as_deref(), want);
+            assert_eq!(log_filter(text).ok().as_deref(), want);
         }
     }
 
@@ -559,7 +547,7 @@ mod tests {
                     prop_assert!(!authority.contains('@') && !authority.is_empty());
                     prop_assert!(!url.contains('?') || url.contains('#'), "{}", url);
                 }
-                let _ = (text.parse::<Ttl>(), text.parse::<LogLevel>());
+                let _ = (ttl(&text), log_filter(&text));
                 Ok(())
             });
         }
@@ -574,7 +562,7 @@ mod tests {
                 let wanted = Duration::from_nanos(nanos);
                 let written = humantime::format_duration(wanted).to_string();
                 prop_assert_eq!(duration(&written), Ok(wanted), "{}", written);
-                prop_assert_eq!(written.parse::<Ttl>(), Ok(Ttl(Some(wanted))));
+                prop_assert_eq!(ttl(&written), Ok(Some(wanted)));
                 Ok(())
             });
         }
@@ -606,7 +594,7 @@ mod tests {
                         prop_assert_eq!(&config.bucket, "bucket");
                         prop_assert_eq!(&config.prefix, "a/");
                         prop_assert_eq!(&config.mountpoint, std::path::Path::new("/m"));
-                        prop_assert!(config.chunk_bytes <= config.memory_budget_bytes);
+                        prop_assert!(config.cache.chunk_bytes <= config.memory_budget_bytes);
                     }
                     Err(refused) => {
                         let NotParsed::Wrong(sentence) = refused else {

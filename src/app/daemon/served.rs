@@ -105,7 +105,7 @@ impl<'a> ServedMount<'a> {
             memory_budget = config::size(config.memory_budget_bytes),
             chunk_size = config::size(layout.chunk_bytes),
             part_size = config::size(layout.largest_part_bytes),
-            max_connections = config.max_connections,
+            max_connections = config.cache.max_connections,
             metadata_ttl = ttl(config),
             version = crate::VERSION,
             "mounted {} on {}",
@@ -224,7 +224,7 @@ impl<'a> ServedMount<'a> {
 
 fn ttl(config: &Config) -> String {
     let shown = |ttl| humantime::format_duration(ttl).to_string();
-    config.metadata_ttl.map_or_else(|| "indefinite".to_owned(), shown)
+    config.names.metadata_ttl.map_or_else(|| "indefinite".to_owned(), shown)
 }
 
 fn refused(mountpoint: &Path, error: &std::io::Error) -> CommandError {

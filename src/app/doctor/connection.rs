@@ -1,4 +1,4 @@
-//! The way to the store: its name, its addresses, what answers there, and who is let in.
+//! The network to the store: its name, its addresses, what answers there, and the credentials.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -55,7 +55,7 @@ pub(super) async fn way(url: &str, report: &mut Diagnosis) {
         }
     };
     if name.parse::<IpAddr>().is_err() {
-        let severity = if took > SLOW_NAME { Severity::Slow } else { Severity::Ok };
+        let severity = Severity::slow_if(took > SLOW_NAME);
         let count = addresses.len();
         report.add("DNS", severity, format!("{name} has {count} addresses, found in {took:.1?}"));
     }
@@ -71,10 +71,10 @@ async fn connections(name: &str, addresses: &[SocketAddr], report: &mut Diagnosi
             match timeout(LONGEST_STEP, TcpStream::connect(address)).await {
                 Ok(Ok(_connection)) => Ok(begun.elapsed()),
                 Ok(Err(error)) => Err(error.to_string()),
-                Err(_elapsed) => Err(format!(
-                    "no answer within {} s: is there a firewall?",
-                    LONGEST_STEP.as_secs()
-                )),
+                Err(_elapsed) => {
+                    let limit = LONGEST_STEP.as_secs();
+                    Err(format!("no answer within {limit} s: is there a firewall?"))
+                }
             }
         });
     }
@@ -155,13 +155,10 @@ pub(super) async fn made(config: &Config, store: &S3Store, report: &mut Diagnosi
 async fn credentials(store: &S3Store, report: &mut Diagnosis) {
     match timeout(LONGEST_STEP, store.credentials_from()).await {
         Ok(None) => report.ok("credentials", "none: requests are not signed"),
-        Ok(Some(provider)) => {
-            report.ok("credentials", format!("found; they came from {provider}"));
-        }
+        Ok(Some(by)) => report.ok("credentials", format!("found; they came from {by}")),
         Err(_elapsed) => {
             let limit = LONGEST_STEP.as_secs();
-            let what = format!("their provider does not answer within {limit} s");
-            report.slow("credentials", what);
+            report.slow("credentials", format!("their provider does not answer within {limit} s"));
         }
     }
 }
@@ -175,20 +172,20 @@ async fn clock(store: &S3Store, report: &mut Diagnosis) {
         Err(_elapsed) => return report.slow("clock", "the store does not tell its time"),
     };
     let off = ahead.unsigned_abs();
+    if off <= NOTED_SKEW_SECONDS {
+        return report.ok("clock", format!("this machine's and the store's differ by {off} s"));
+    }
     let (severity, remedy) = if off > TOLERATED_SKEW_SECONDS {
         (Severity::Wrong, ", and requests are refused for that: `timedatectl set-ntp true`")
-    } else if off > NOTED_SKEW_SECONDS {
-        (Severity::Slow, "; `timedatectl set-ntp true` sets it")
     } else {
-        let what = format!("this machine's and the store's differ by {off} s");
-        return report.ok("clock", what);
+        (Severity::Slow, "; `timedatectl set-ntp true` sets it")
     };
     let which = if ahead > 0 { "behind" } else { "before" };
     let sentence = format!("this machine's clock is {off} s {which} the store's{remedy}");
     report.add("clock", severity, sentence);
 }
 
-/// The store compares `If-Match`. The seam does not tell: it looks at the `ETag` of an answer, too.
+/// Does the store compare `If-Match`? `ObjectStore` hides it by looking at the `ETag` as well.
 pub(super) async fn condition(store: &S3Store, key: &str, report: &mut Diagnosis) {
     match ask(|| store.honours_if_match(key)).await.0 {
         Ok(true) => report.ok("If-Match", "is honoured: GETs of another version are refused"),

@@ -44,6 +44,12 @@ pub(crate) struct Diagnosis {
     pub(crate) exit_code: u8,
 }
 
+impl Severity {
+    pub(super) fn slow_if(is_slow: bool) -> Self {
+        if is_slow { Self::Slow } else { Self::Ok }
+    }
+}
+
 impl Diagnosis {
     pub(super) fn ok(&mut self, topic: &'static str, sentence: impl Into<String>) {
         self.add(topic, Severity::Ok, sentence);
@@ -66,21 +72,11 @@ impl Diagnosis {
         }
     }
 
-    pub(super) fn add(
-        &mut self,
-        topic: &'static str,
-        severity: Severity,
-        sentence: impl Into<String>,
-    ) {
+    pub(super) fn add(&mut self, topic: &'static str, severity: Severity, what: impl Into<String>) {
         if severity == Severity::Wrong && self.exit_code == 0 {
             self.exit_code = WRONG;
         }
-        self.findings.push(Finding { topic, severity, sentence: sentence.into() });
-    }
-
-    /// A mount would work, slow or not.
-    pub(super) fn is_usable(&self) -> bool {
-        self.exit_code == 0
+        self.findings.push(Finding { topic, severity, sentence: what.into() });
     }
 
     pub(crate) fn text(&self) -> String {

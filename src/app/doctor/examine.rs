@@ -1,5 +1,4 @@
-//! The behaviour of a store and its speed, seen through the seam that the mount uses: a fault here
-//! would be a fault there.
+//! The behaviour and the speed of a store, through the trait that the mount uses as well.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -38,7 +37,7 @@ impl Scope {
         let time = Duration::from_millis(if quick { 200 } else { 1000 });
         Self {
             prefix: config.prefix.clone(),
-            part_bytes: config.part_bytes,
+            part_bytes: config.cache.part_bytes,
             max_connections,
             limits: LoadLimits { time, longest: LONGEST_LOAD, requests: MOST_REQUESTS },
         }
@@ -54,12 +53,8 @@ pub(super) async fn run(
     let mut readable = None;
     if timeout(LONGEST, examine(store, scope, &mut readable, report)).await.is_err() {
         let limit = LONGEST.as_secs();
-        report.slow(
-            "time",
-            format!(
-                "the store is too slow or too silent: not every check was made within {limit} s"
-            ),
-        );
+        let what = "the store is too slow or too silent: not every check was made within";
+        report.slow("time", format!("{what} {limit} s"));
     }
     readable
 }

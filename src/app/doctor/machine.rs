@@ -37,7 +37,7 @@ pub(super) fn look(config: &Config, connections: &Connections, report: &mut Diag
 
 fn privileges(config: &Config, report: &mut Diagnosis) {
     if nix::unistd::geteuid().is_root() {
-        let kib = config.kernel_readahead_bytes / 1024;
+        let kib = config.cache.kernel_readahead_bytes / 1024;
         let what = format!("root: the kernel's readahead will be raised to {kib} KiB");
         return report.ok("rights", what);
     }

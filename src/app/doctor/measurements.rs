@@ -36,10 +36,8 @@ pub(super) struct Bandwidth {
 
 impl Measurements {
     pub(super) fn best(&self) -> Option<Bandwidth> {
-        let by_rate = |one: &Bandwidth, other: &Bandwidth| {
-            one.bytes_per_second.total_cmp(&other.bytes_per_second)
-        };
-        self.bandwidth.iter().copied().max_by(by_rate)
+        let steps = self.bandwidth.iter().copied();
+        steps.max_by(|one, other| one.bytes_per_second.total_cmp(&other.bytes_per_second))
     }
 
     /// In words; `None` if nothing was measured.

@@ -8,19 +8,15 @@ use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::diagnosis::Severity;
 use crate::store::{Class, ObjectStore, ObjectVersion, StoreError};
 
-/// One request of a check, its body included. A mount waits longer; a person at a terminal does not
-/// want to.
+/// One request of a check, its body included. A mount waits longer.
 const LONGEST_REQUEST: Duration = Duration::from_secs(6);
 /// Attempts of a request whose failure may be transient.
 const TRIES: u32 = 3;
 
-/// Sends a request until it succeeds or another attempt makes no sense, and counts the failures.
-/// After a timeout there is no second attempt. A refused signature is tried once more, with the
-/// credentials that the store has by then, as the mount does: a HEAD does not tell it from a lack
-/// of rights.
+/// Sends a request until it succeeds or another attempt makes no sense, and counts the failures. A
+/// refused signature is tried once more with renewed credentials, as in the mount.
 pub(super) async fn ask<T, F>(mut request: impl FnMut() -> F) -> (Result<T, StoreError>, u32)
 where
     F: Future<Output = Result<T, StoreError>>,
@@ -56,11 +52,6 @@ pub(super) fn again(failures: u32) -> String {
     }
 }
 
-/// The severity of a request that succeeded in the end.
-pub(super) fn severity(failures: u32) -> Severity {
-    if failures == 0 { Severity::Ok } else { Severity::Slow }
-}
-
 pub(super) async fn get(
     store: &Arc<dyn ObjectStore>,
     version: &ObjectVersion,
@@ -74,8 +65,7 @@ pub(super) async fn get(
 /// Bytes, or keys, that all requests of a [`Load`] have received.
 pub(super) type Received = Arc<AtomicU64>;
 
-/// The bytes of one request. They are counted when this is dropped, so also those of a request that
-/// is cut off.
+/// The bytes of one request, counted when this is dropped: those of a request that is cut off, too.
 #[derive(Debug)]
 pub(super) struct CountedBody {
     pub(super) bytes: Vec<u8>,
@@ -139,10 +129,6 @@ impl Load {
             }
             Some(error) => format!("; {} of {all} requests failed: {error}", self.failed),
         }
-    }
-
-    pub(super) fn severity(&self) -> Severity {
-        if self.failed == 0 { Severity::Ok } else { Severity::Slow }
     }
 
     fn add(&mut self, outcome: Result<(), StoreError>) {

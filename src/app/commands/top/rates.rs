@@ -54,19 +54,6 @@ pub(super) struct CallRate {
     pub(super) p99_seconds: f64,
 }
 
-impl CallRate {
-    #[allow(clippy::cast_precision_loss)] // a rate, shown with three digits
-    fn new(name: &str, in_flight: u64, added: &Durations, seconds: f64) -> Self {
-        Self {
-            name: name.to_owned(),
-            per_second: added.count() as f64 / seconds,
-            in_flight,
-            median_seconds: added.quantile(0.5),
-            p99_seconds: added.quantile(0.99),
-        }
-    }
-}
-
 /// A kind of failure.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct Trouble {
@@ -90,13 +77,23 @@ impl Rates {
             [done.bytes_served, done.bytes_fetched, done.reads, done.reads_waited]
                 .map(|count| count as f64);
         let nothing = Durations::default();
+        let call = |name: &String, in_flight, before: Option<&Durations>, now: &Durations| {
+            let added = now.since(before.unwrap_or(&nothing));
+            CallRate {
+                name: name.clone(),
+                per_second: added.count() as f64 / seconds,
+                in_flight,
+                median_seconds: added.quantile(0.5),
+                p99_seconds: added.quantile(0.99),
+            }
+        };
         let requests = now.requests.iter().map(|(name, now)| {
-            let before = before.requests.get(name).map_or(&nothing, |before| &before.took);
-            CallRate::new(name, now.in_flight, &now.took.since(before), seconds)
+            let before = before.requests.get(name).map(|before| &before.took);
+            call(name, now.in_flight, before, &now.took)
         });
         let operations = now.operations.iter().map(|(name, now)| {
-            let before = before.operations.get(name).map_or(&nothing, |before| &before.took);
-            CallRate::new(name, now.in_flight, &now.took.since(before), seconds)
+            let before = before.operations.get(name).map(|before| &before.took);
+            call(name, now.in_flight, before, &now.took)
         });
         Self {
             source: now.settings.source.clone(),

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::app::doctor::diagnosis::{Diagnosis, Severity, because};
-use crate::app::doctor::requests::{again, ask, get, severity};
+use crate::app::doctor::requests::{again, ask, get};
 use crate::store::{
     ListEntry, ListFrom, ListPage, ListRequest, Nonsense, ObjectMeta, ObjectStore, ObjectVersion,
     StoreError, check_page,
@@ -39,16 +39,11 @@ impl Lister<'_> {
     async fn start_after(&self, key: &str, next: Option<&ListEntry>, report: &mut Diagnosis) {
         let topic = "start-after";
         match ask(|| self.page(ListFrom::After(key.to_owned()), false)).await.0 {
-            Ok(page) if page.entries.first() == next => {
-                let what = "start-after is honoured, so large directories are listed in parallel";
-                report.ok(topic, what);
-            }
+            Ok(page) if page.entries.first() == next => report
+                .ok(topic, "start-after is honoured, so large directories are listed in parallel"),
             Ok(_) | Err(StoreError::Nonsense(Nonsense::Backwards(_) | Nonsense::Unordered(_))) => {
-                report.slow(
-                    topic,
-                    "start-after is not honoured, so a directory is listed one page after the \
-                     other",
-                );
+                let what = "start-after is not honoured, so a directory is listed one page after the other";
+                report.slow(topic, what);
             }
             Err(error) => report.wrong(topic, because("a listing from the middle fails", &error)),
         }
@@ -98,11 +93,11 @@ pub(super) async fn listings(
         return None;
     };
     let (how, order) = if lister.any_order {
-        let slow =
+        let what =
             "in no order, so a directory is listed one page after the other and shown as a whole";
-        (Severity::Slow, slow)
+        (Severity::Slow, what)
     } else {
-        (severity(failures), "in order")
+        (Severity::slow_if(failures > 0), "in order")
     };
     report.add(
         "listing",
@@ -145,7 +140,7 @@ pub(super) async fn metadata(
     let what = match head {
         Ok(head) if head.meta.version == listed.version => {
             let what = format!("listing and HEAD tell the same size and ETag{}", again(failures));
-            report.add("versions", severity(failures), what);
+            report.add("versions", Severity::slow_if(failures > 0), what);
             return true;
         }
         Ok(head) => {
@@ -196,7 +191,7 @@ pub(super) async fn ranges(
         return false;
     }
     let what = format!("ranges are exactly what was asked for{}", again(failures));
-    report.add("ranges", severity(failures), what);
+    report.add("ranges", Severity::slow_if(failures > 0), what);
     let other = ObjectVersion { etag: "\"doctor\"".to_owned(), ..version.clone() };
     match ask(|| get(store, &other, 0..1)).await.0 {
         Err(StoreError::Changed) => {

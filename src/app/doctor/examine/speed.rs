@@ -71,7 +71,7 @@ pub(super) async fn pages(
     report.measured.page_seconds = Some(1.0 / one_rate);
     report.measured.pages_per_second = Some(many_rate);
     report.measured.keys_per_second = Some(keys);
-    let severity = if 1.0 / one_rate > SLOW_PAGE { Severity::Slow } else { Severity::Ok };
+    let severity = Severity::slow_if(1.0 / one_rate > SLOW_PAGE || many.failed > 0);
     let sentence = format!(
         "a page of a listing takes {}; {} at once make {many_rate:.0} pages and {keys:.0} keys a \
          second{}",
@@ -79,7 +79,7 @@ pub(super) async fn pages(
         many.connections,
         many.failures(),
     );
-    report.add("names", severity.max(many.severity()), sentence);
+    report.add("names", severity, sentence);
 }
 
 /// Measures the time of a request for one byte, without other requests beside it.
@@ -118,7 +118,7 @@ pub(super) async fn first_bytes(
     } else {
         ""
     };
-    let severity = if is_slow || failed > 0 { Severity::Slow } else { Severity::Ok };
+    let severity = Severity::slow_if(is_slow || failed > 0);
     let sentence = format!(
         "a first byte takes {}, one in ten more than {}{failures}{slow}",
         seconds(median),
@@ -203,7 +203,7 @@ pub(super) async fn bandwidth(
         1 => "more of them no more".to_owned(),
         connections => format!("{connections} together {}", rate(best.bytes_per_second)),
     };
-    let severity = with_failures.as_ref().map_or(Severity::Ok, Load::severity);
+    let severity = Severity::slow_if(with_failures.is_some());
     let failures = with_failures.as_ref().map(Load::failures).unwrap_or_default();
     let sentence = format!("one connection moves {one}, {together}{small}{failures}");
     report.add("bandwidth", severity, sentence);
@@ -238,7 +238,7 @@ pub(super) async fn small_files(
         "{connections} connections read {files:.0} files of about {each} a second{}",
         load.failures()
     );
-    report.add("small files", load.severity(), sentence);
+    report.add("small files", Severity::slow_if(load.failed > 0), sentence);
 }
 
 /// Nothing was received, and why.
