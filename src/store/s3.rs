@@ -1,9 +1,6 @@
-//! A real bucket: requests filled in, signed and sent over our own wire, and their responses
-//! checked.
-//!
-//! Of the AWS SDK this uses the endpoint rules and the credential providers; no request for a
-//! bucket goes through it. One call here is one request: [`Retrying`](super::retry::Retrying) sends
-//! more.
+//! A bucket of an S3 store: requests filled in, signed and sent over our own wire, and their
+//! responses checked. The AWS SDK gives the endpoint rules and the credential providers only.
+//! One call is one request: [`Retrying`](super::retry::Retrying) sends more.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -39,22 +36,17 @@ use credentials::Renewing;
 use request::{RequestFields, RequestTemplate, list_query};
 use response::{About, Refusal};
 
-/// From the request to the head of its response, connecting included. AWS advises to retry rather
-/// than wait when the first byte takes seconds.
+/// To the head of a response, connecting included. AWS advises to retry after seconds.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// A listing or a refusal, its body included: no page takes longer that is still coming.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(20);
-/// A thousand keys of 1,024 bytes, each written as three, and half a KiB about each of them, are
-/// 3.5 MiB. More than twice that is something else.
+/// A thousand keys of 1,024 bytes, three characters a byte, with half a KiB each: 3.5 MiB.
 const LONGEST_PAGE: u64 = 8 << 20;
-/// An error document has some hundred bytes.
 const LONGEST_REFUSAL: u64 = 1 << 20;
-/// Whole objects of up to this size are shown only when their checksum was right, if the store has
-/// one. Until then they lie outside of the cache, which has no way to take bytes back that came too
-/// early, and so outside of the memory budget: 128 GETs in flight take 32 MiB.
+/// Whole objects up to this size are given out after their checksum is checked, if the store has
+/// one. Until then they are outside of the memory budget: 128 GETs in flight take 32 MiB.
 const CHECKED_BYTES: u64 = 256 << 10;
 
-/// A bucket of an S3 store.
 #[derive(Debug)]
 pub struct S3Store {
     wire: Arc<Wire>,
@@ -68,10 +60,8 @@ pub struct S3Store {
 }
 
 impl S3Store {
-    /// Finds endpoint, region and credentials by the rules of the AWS configuration. Nothing is
-    /// sent to the store yet.
-    ///
-    /// Fails with [`StoreError::NoCredentials`], within seconds.
+    /// Finds endpoint, region and credentials by the rules of the AWS configuration, within
+    /// seconds. Sends nothing to the store.
     pub async fn connect(bucket: &str, config: &StoreConfig) -> Result<Self, StoreError> {
         Self::connect_in(bucket, config, None, &Arc::default()).await
     }
@@ -96,7 +86,6 @@ impl S3Store {
         connect::connect(bucket, config, None, Some(keys), &Arc::default()).await
     }
 
-    /// The region that requests are signed for.
     pub fn region(&self) -> &str {
         &self.region
     }
@@ -119,7 +108,7 @@ impl S3Store {
         Some(response.headers().get(response::REGION)?.to_str().ok()?.to_owned())
     }
 
-    /// One request, and the head of its response, whatever its status.
+    /// One request, and its response, whatever its status.
     async fn send(&self, fields: &RequestFields<'_>) -> Result<Response<Body>, StoreError> {
         let credentials = match &self.credentials {
             None => None,
@@ -133,8 +122,8 @@ impl S3Store {
         response.map_err(|call| response::no_response(&call))
     }
 
-    /// As [`Self::send`]; a response that is no success is a failure. When a signature is refused,
-    /// the next request has other credentials, if there are any, and the store's time.
+    /// As [`Self::send`]; a response that is no success is an error. After a refused signature, the
+    /// next request has other credentials, if there are any, and the store's time.
     async fn ask(
         &self,
         about: About,
@@ -165,7 +154,6 @@ impl S3Store {
         Err(error)
     }
 
-    /// The XML of a page.
     async fn page(&self, request: &ListRequest) -> Result<Vec<u8>, StoreError> {
         let query = list_query(request);
         let fields = RequestFields { kind: Kind::List, key: "", query: &query, headers: &[] };
@@ -229,7 +217,6 @@ impl ObjectStore for S3Store {
     }
 }
 
-/// Receives a small body, and gives it out if it is right.
 async fn receive_checked(
     body: Body,
     length: u64,
@@ -241,8 +228,7 @@ async fn receive_checked(
     if received.is_ok() {
         checksum.check(&bytes)?;
     }
-    // The bytes of a body that broke are kept, so that each attempt over a bad line makes progress;
-    // the rest is then asked for with a range, which has no checksum.
+    // The bytes of a broken body count as progress; the next attempt asks for the rest.
     into.put_slice(&bytes);
     received
 }

@@ -9,16 +9,14 @@ use crate::store::StoreError;
 /// The header that asks a store for checksums, and its value.
 pub(super) const ASK: (&str, &str) = ("x-amz-checksum-mode", "ENABLED");
 
-/// S3 has one of these for an object, by the choice of the client that uploaded it; the last is the
-/// default. SHA-1 and SHA-256 take more than ten times the CPU time (0.6 to 1 s/GB) and are
-/// ignored.
+/// The uploading client chooses one for an object; the last is the default. SHA-1 and SHA-256 take
+/// more than ten times the CPU time (0.6 to 1 s/GB) and are ignored.
 const KNOWN: [(&str, CrcAlgorithm, usize); 3] = [
     ("x-amz-checksum-crc32", CrcAlgorithm::Crc32IsoHdlc, 4),
     ("x-amz-checksum-crc32c", CrcAlgorithm::Crc32Iscsi, 4),
     ("x-amz-checksum-crc64nvme", CrcAlgorithm::Crc64Nvme, 8),
 ];
 
-/// The checksum of all bytes of an object.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Checksum {
     algorithm: CrcAlgorithm,
@@ -40,16 +38,14 @@ impl Checksum {
         })
     }
 
-    /// Fails when these are not the bytes.
     pub(super) fn check(self, bytes: &[u8]) -> Result<(), StoreError> {
         let Self { algorithm, sum } = self;
         let found = crc_fast::checksum(algorithm, bytes);
         if found == sum {
             return Ok(());
         }
-        Err(StoreError::nonsense(format!(
-            "bytes whose {algorithm} is {found:x} and not {sum:x}, as it is told"
-        )))
+        let what = format!("bytes whose {algorithm} is {found:x} and not {sum:x}, as it is told");
+        Err(StoreError::nonsense(what))
     }
 }
 

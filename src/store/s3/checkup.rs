@@ -16,7 +16,6 @@ impl S3Store {
         Some(provider_of(&credentials))
     }
 
-    /// The bucket's name is in the path of URLs, not in the host name.
     pub fn is_path_style(&self) -> bool {
         self.path_style
     }
@@ -30,8 +29,7 @@ impl S3Store {
         seconds_ahead(date, now).ok_or_else(|| StoreError::nonsense("a date that is none"))
     }
 
-    /// The store encodes the keys of listings as asked. If not, keys with control characters cannot
-    /// be listed.
+    /// Without this, keys with control characters cannot be listed.
     pub async fn encodes_keys(&self, prefix: &str) -> Result<bool, StoreError> {
         page::is_encoded(&self.page(&one_key(prefix)).await?)
     }

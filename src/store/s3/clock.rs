@@ -1,7 +1,7 @@
 //! The store's clock, by which requests are signed.
 //!
-//! A store refuses a signature whose time is more than 15 minutes from its own. Its refusal carries
-//! its time (`Date`), so a machine whose clock is wrong needs one refused request to learn that.
+//! A store refuses signatures more than 15 minutes from its own time; the refusal's `Date` tells
+//! it.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
 
-/// A difference of less is not the reason of a refusal: AWS allows three times as much.
+/// A smaller difference is not why a signature is refused: AWS allows three times as much.
 const TOLERANCE_SECONDS: u64 = 5 * 60;
 
 /// This machine's clock, corrected by what the store has told.

@@ -10,7 +10,6 @@ use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::region::ProfileFileRegionProvider;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
-use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::config::endpoint::{DefaultResolver, Endpoint, Params, ResolveEndpoint as _};
 use aws_types::os_shim_internal::{Env, Fs};
 use aws_types::service_config::ServiceConfigKey;
@@ -24,12 +23,11 @@ use super::{S3Store, StoreError};
 use crate::base::text::innermost;
 use crate::stats::Stats;
 
-/// The instance metadata service answers at once, or this is not an EC2 instance.
+/// The instance metadata service answers at once on EC2.
 const IMDS_REGION_TIMEOUT: Duration = Duration::from_secs(1);
 /// The first region to ask when none is configured; the answer corrects it.
 const FIRST_REGION: &str = "us-east-1";
 
-/// Finds endpoint, region and credentials; sends nothing to the store.
 pub(super) async fn connect(
     bucket: &str,
     config: &StoreConfig,
@@ -37,13 +35,12 @@ pub(super) async fn connect(
     keys: Option<&Keys>,
     stats: &Arc<Stats>,
 ) -> Result<S3Store, StoreError> {
-    let wrong = |cause: String| StoreError::Unavailable(cause);
     let roots = Trust::Roots(config.ca_bundle.as_deref());
     // Credentials are never fetched from an unverified peer, whatever the option for the store.
     let hedging = config.hedging == Hedging::Auto;
-    let verified = tls::wire(&roots, hedging, stats).map_err(wrong)?;
+    let verified = tls::wire(&roots, hedging, stats).map_err(StoreError::Unavailable)?;
     let to_store = if config.no_verify_tls {
-        tls::wire(&Trust::Anybody, hedging, stats).map_err(wrong)?
+        tls::wire(&Trust::Anybody, hedging, stats).map_err(StoreError::Unavailable)?
     } else {
         Arc::clone(&verified)
     };
@@ -66,7 +63,10 @@ pub(super) async fn connect(
     let loader = {
         // Without a region, the loader would ask the metadata service, without a limit.
         let region = told.clone().unwrap_or(Region::from_static(FIRST_REGION));
-        let (profile, keys) = (config.profile.clone(), keys.cloned());
+        let profile = config.profile.clone();
+        let keys = keys.map(|Keys { access_key_id: id, secret_access_key: secret }| {
+            Credentials::new(id, secret, None, None, "given keys")
+        });
         let unsigned = config.no_sign_request;
         move || {
             let mut loader = aws_config::defaults(BehaviorVersion::latest())
@@ -77,14 +77,8 @@ pub(super) async fn connect(
             }
             if unsigned {
                 loader.no_credentials()
-            } else if let Some(Keys { access_key_id, secret_access_key }) = &keys {
-                loader.credentials_provider(Credentials::new(
-                    access_key_id,
-                    secret_access_key,
-                    None,
-                    None,
-                    "given keys",
-                ))
+            } else if let Some(keys) = keys.clone() {
+                loader.credentials_provider(keys)
             } else {
                 loader
             }
@@ -115,10 +109,8 @@ pub(super) async fn connect(
         fips: sdk.use_fips(),
         dual_stack: sdk.use_dual_stack(),
     };
-    let user_agent = match sdk.app_name() {
-        Some(name) => format!("fasts3-mount/{} app/{name}", env!("CARGO_PKG_VERSION")),
-        None => format!("fasts3-mount/{}", env!("CARGO_PKG_VERSION")),
-    };
+    let app = sdk.app_name().map(|name| format!(" app/{name}")).unwrap_or_default();
+    let user_agent = format!("fasts3-mount/{}{app}", env!("CARGO_PKG_VERSION"));
     let payer = ("x-amz-request-payer".to_owned(), "requester".to_owned());
     let headers = config.requester_pays.then_some(payer).into_iter().collect();
     let found = rules.resolve(bucket).await?;
@@ -139,7 +131,6 @@ pub(super) struct EndpointRules {
 }
 
 impl EndpointRules {
-    /// URL, headers and signature of a bucket's requests.
     pub(super) async fn resolve(self, bucket: &str) -> Result<Endpoint, StoreError> {
         let none = |cause: &dyn std::fmt::Display| {
             StoreError::nonsense(format!("no request could be made: {cause}"))
@@ -195,35 +186,27 @@ fn with_slash(url: &str) -> String {
     if needs_one { format!("{url}/") } else { url.to_owned() }
 }
 
-/// No region is configured: stores other than AWS ignore it, and on AWS the instance's own is the
-/// best guess.
+/// Stores other than AWS ignore the region; on AWS the instance's own is the best guess.
 async fn guess_region(endpoint: Option<&str>) -> Region {
     let fallback = Region::from_static(FIRST_REGION);
     if endpoint.is_some_and(is_custom) {
         return fallback;
     }
     let imds = ImdsRegionProvider::builder().build();
-    tokio::time::timeout(IMDS_REGION_TIMEOUT, imds.region())
-        .await
-        .ok()
-        .flatten()
-        .unwrap_or(fallback)
+    let found = tokio::time::timeout(IMDS_REGION_TIMEOUT, imds.region()).await;
+    found.ok().flatten().unwrap_or(fallback)
 }
 
 async fn check_credentials(credentials: &Renewing) -> Result<(), StoreError> {
-    match credentials.current().await {
-        Ok(_credentials) => Ok(()),
-        Err(CredentialsError::ProviderTimedOut(_)) => {
-            Err(StoreError::NoCredentials("no provider answered in time".to_owned()))
+    let Err(error) = credentials.current().await else { return Ok(()) };
+    // At the start, nothing waits for credentials that may come later.
+    Err(match credentials::failure(&error) {
+        StoreError::TimedOut(_) => {
+            StoreError::NoCredentials("no provider answered in time".to_owned())
         }
-        // At the start, credentials that may come later are none.
-        Err(error) => match credentials::failure(&error) {
-            StoreError::TimedOut(cause) | StoreError::Unavailable(cause) => {
-                Err(StoreError::NoCredentials(cause))
-            }
-            other => Err(other),
-        },
-    }
+        StoreError::Unavailable(cause) => StoreError::NoCredentials(cause),
+        other => other,
+    })
 }
 
 fn path_style(style: PathStyle, endpoint: Option<&str>) -> bool {
@@ -234,8 +217,7 @@ fn path_style(style: PathStyle, endpoint: Option<&str>) -> bool {
     }
 }
 
-/// The endpoint is an address or a host outside AWS, where names of buckets are seldom names of
-/// hosts.
+/// An address or a host outside AWS, where bucket names are seldom host names.
 fn is_custom(endpoint: &str) -> bool {
     let uri: Option<::http::Uri> = endpoint.parse().ok();
     let Some(host) = uri.as_ref().and_then(::http::Uri::host) else { return true };

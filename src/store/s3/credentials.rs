@@ -1,15 +1,12 @@
-//! Credentials that are renewed: before they expire, and when the store refuses them, once for all
-//! requests that need them.
+//! Credentials, renewed once for all requests: before they expire, and when the store refuses them.
 //!
-//! The SDK's own cache keeps credentials until they expire, whatever the store says of them, and
-//! its chain of providers reads a file once. So each renewal asks a new chain: files that were
-//! rotated are read again, a credential process runs again, a web identity token is what its file
-//! now holds.
+//! Each renewal asks a new chain of providers, because the SDK's chain reads a file once: rotated
+//! files and tokens are read again, a credential process runs again.
 
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
@@ -21,16 +18,15 @@ use super::clock::system_now;
 use crate::base::text::innermost;
 use crate::store::StoreError;
 
-/// Credentials are renewed this long before they expire. It is the AWS SDKs' own margin for roles;
-/// a provider that fails for a while does no harm in it.
+/// The renewal begins this long before they expire, as in the AWS SDKs: time for a provider to
+/// fail.
 const AHEAD: Duration = Duration::from_mins(5);
-/// In the last part of their life requests wait for the renewal; the store may check a request that
-/// late.
+/// Requests wait for the renewal when less is left: the store may check a request that late.
 const LAST: Duration = Duration::from_secs(10);
 /// A provider that has failed, or gave the same credentials again, is not asked again before this.
 const PAUSE: Duration = Duration::from_secs(1);
-/// A refusal without a reason counts against the credentials no more often than this: most are
-/// about names without permission, and must not cost a renewal and a request each.
+/// A refusal without a reason makes credentials suspect no more often than this: most are for names
+/// without permission, and must not cost a renewal and a request each.
 const DOUBT_EVERY: Duration = Duration::from_mins(1);
 /// A provider that takes longer has failed: a process may hang, a metadata service may be away.
 pub(super) const LIMIT: Duration = Duration::from_secs(5);
@@ -52,7 +48,6 @@ struct Inner {
 #[derive(Default)]
 struct Kept {
     credentials: Option<(Credentials, Instant)>,
-    /// By the store.
     refused: bool,
     /// No provider is asked before this time, and the reason.
     pause: Option<(Instant, String)>,
@@ -112,9 +107,8 @@ impl Renewing {
         let Some((credentials, _)) = kept.credentials.clone().filter(|_| !kept.refused) else {
             return Need::Now;
         };
-        let left = credentials
-            .expiry()
-            .map(|expiry| expiry.duration_since(system_now()).unwrap_or_default());
+        let until = |expiry: SystemTime| expiry.duration_since(system_now()).unwrap_or_default();
+        let left = credentials.expiry().map(until);
         match left {
             Some(left) if left <= LAST => Need::Now,
             Some(left) if left <= AHEAD => Need::Soon(credentials),
@@ -209,19 +203,14 @@ pub(super) fn failure(error: &CredentialsError) -> StoreError {
 
 /// The chain reports each of its providers in a line; those that are not set up are left out.
 fn tried(report: &str) -> String {
-    let failed: Vec<&str> = report
-        .lines()
-        .skip(1)
-        .map(str::trim)
-        .filter(|line| !line.contains("was not enabled"))
-        .collect();
-    if failed.is_empty() {
-        "neither in the environment nor in a profile, and no web identity, container or instance \
-         role gave any"
-            .to_owned()
-    } else {
-        failed.join(", ")
+    let lines = report.lines().skip(1).map(str::trim);
+    let failed: Vec<&str> = lines.filter(|line| !line.contains("was not enabled")).collect();
+    if !failed.is_empty() {
+        return failed.join(", ");
     }
+    "neither in the environment nor in a profile, and no web identity, container or instance role \
+     gave any"
+        .to_owned()
 }
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
 //! A page of a listing, read from XML in one pass. Pure.
 //!
-//! A document that is not whole, that is of another kind or that lacks something is
-//! [`Nonsense::Protocol`](crate::store::Nonsense::Protocol), for an empty page in its place would
-//! be an empty directory. Unknown elements are skipped, in whatever namespace.
+//! A document that is incomplete or of another kind is an error: an empty page in its place would
+//! be an empty directory. Unknown elements are skipped; namespaces are ignored.
 
 use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,7 +10,7 @@ use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
 
 use super::response::{quoted, whole_seconds};
-use super::xml::{Document, not_xml, wrong};
+use super::xml::{self, Document, not_xml, wrong};
 use crate::store::{ListEntry, ListPage, ObjectMeta, ObjectVersion, StoreError};
 
 /// Reads a page; its entries are in the order in which the store wrote them.
@@ -26,11 +25,15 @@ pub(super) fn is_encoded(xml: &[u8]) -> Result<bool, StoreError> {
 
 fn found(xml: &[u8]) -> Result<Found, StoreError> {
     let mut document = Document::new(xml);
-    let Some(root) = document.child()? else { return Err(not_xml(&"there is nothing in it")) };
+    let root = document.child()?.ok_or_else(|| not_xml(&"there is nothing in it"))?;
     let mut found = Found::default();
     match root.local_name().as_ref() {
         b"ListBucketResult" => found.read(&mut document)?,
-        b"Error" => return Err(refusal(&mut document)),
+        // A store may learn of an error after it has sent its status, 200.
+        b"Error" => {
+            let (code, message) = xml::error(xml).unwrap_or_default();
+            return Err(wrong(&format!("an error in place of a listing: {code}: {message}")));
+        }
         other => return Err(odd("document", &String::from_utf8_lossy(other))),
     }
     if document.child()?.is_some() {
@@ -39,10 +42,9 @@ fn found(xml: &[u8]) -> Result<Found, StoreError> {
     Ok(found)
 }
 
-/// The elements of a document.
+/// The elements of a document; keys and prefixes are still encoded.
 #[derive(Default)]
 struct Found {
-    /// Keys and prefixes are still encoded.
     objects: Vec<ListEntry>,
     prefixes: Vec<ListEntry>,
     is_encoded: bool,
@@ -57,13 +59,11 @@ impl Found {
             match element.local_name().as_ref() {
                 b"Contents" => self.objects.push(object(document)?),
                 b"CommonPrefixes" => self.prefixes.push(prefix(document)?),
-                // A store that does not know the parameter sends keys as they are and does not echo
-                // it. It may come behind them.
+                // Absent when the store does not encode; it may follow the keys.
                 b"EncodingType" => self.is_encoded = document.text()? == "url",
                 b"IsTruncated" => {
                     let text = document.text()?;
-                    let told = text.parse().map_err(|_| odd("IsTruncated", text))?;
-                    self.is_truncated = Some(told);
+                    self.is_truncated = Some(text.parse().map_err(|_| odd("IsTruncated", text))?);
                 }
                 b"NextContinuationToken" => self.token = Some(document.text()?.to_owned()),
                 b"KeyCount" => {
@@ -82,7 +82,6 @@ impl Found {
             (Some(true), Some(token)) if !token.is_empty() => Some(token),
             (Some(true), _) => return Err(wrong("a truncated listing page without a token")),
             (Some(false), _) => None,
-            // S3 always sends it.
             (None, _) => return Err(wrong("a listing page that does not say whether more follow")),
         };
         let listed = objects.len() + prefixes.len();
@@ -131,7 +130,7 @@ fn object(document: &mut Document<'_>) -> Result<ListEntry, StoreError> {
     Ok(ListEntry::Object(ObjectMeta { version, last_modified, archived }))
 }
 
-/// `<CommonPrefixes>`, of which there is one for each.
+/// `<CommonPrefixes>`, one for each prefix.
 fn prefix(document: &mut Document<'_>) -> Result<ListEntry, StoreError> {
     let mut prefix = None;
     while let Some(element) = document.child()? {
@@ -141,20 +140,6 @@ fn prefix(document: &mut Document<'_>) -> Result<ListEntry, StoreError> {
         }
     }
     prefix.map(ListEntry::Prefix).ok_or_else(|| wrong("a common prefix without a name"))
-}
-
-/// An error from a store that has sent its status, 200, before it knew.
-fn refusal(document: &mut Document<'_>) -> StoreError {
-    let mut said = Vec::new();
-    // As much of it as can be read.
-    while let Ok(Some(element)) = document.child() {
-        match element.local_name().as_ref() {
-            b"Code" | b"Message" => said.extend(document.text().map(str::to_owned)),
-            _ if document.skip().is_ok() => {}
-            _ => break,
-        }
-    }
-    wrong(&format!("an error in place of a listing: {}", said.join(": ")))
 }
 
 /// Two lists in key order become one. A list out of order stays so:
@@ -182,7 +167,7 @@ fn decode(entry: &mut ListEntry) -> bool {
         ListEntry::Prefix(prefix) => prefix,
     };
     let Some(first) = key.bytes().position(|byte| matches!(byte, b'+' | b'%')) else { return true };
-    // Decoded text is never longer.
+    // In place: decoded text is never longer.
     let mut bytes = std::mem::take(key).into_bytes();
     let (mut from, mut to) = (first, first);
     while let Some(byte) = bytes.get(from).copied() {
@@ -206,8 +191,7 @@ fn time(text: &str) -> Option<SystemTime> {
     if let Some(seconds) = written_by_s3(text) {
         return UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
     }
-    let time = DateTime::from_str(text, Format::DateTimeWithOffset).ok()?;
-    whole_seconds(&time)
+    whole_seconds(&DateTime::from_str(text, Format::DateTimeWithOffset).ok()?)
 }
 
 /// A listing has a thousand of them, and a parser that knows every way costs as much as all else.
@@ -215,10 +199,9 @@ fn written_by_s3(text: &str) -> Option<u64> {
     let text = text.as_bytes();
     let number = |range: Range<usize>| {
         let digits = text.get(range)?;
-        let of = |sum: u64, digit: &u8| {
+        digits.iter().try_fold(0, |sum: u64, digit| {
             digit.is_ascii_digit().then(|| sum * 10 + u64::from(digit - b'0'))
-        };
-        digits.iter().try_fold(0, of)
+        })
     };
     let sign = |at: usize, sign: u8| text.get(at) == Some(&sign);
     let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
@@ -243,8 +226,7 @@ fn written_by_s3(text: &str) -> Option<u64> {
     if year < 1970 || !is_time || !is_fraction || !signs.iter().all(|(at, is)| sign(*at, *is)) {
         return None;
     }
-    // Years that begin in March end with the leap day; 719,468 days lie between March of the year 0
-    // and 1970.
+    // Years from March end with the leap day; from March of the year 0 to 1970 are 719,468 days.
     let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let of_year = (153 * month + 2) / 5 + day - 1;
     let days = year * 365 + year / 4 - year / 100 + year / 400 + of_year - 719_468;

@@ -1,8 +1,7 @@
 //! Requests for a bucket and the objects in it: a template, made once, and the fields filled in.
 //!
-//! The SDK's orchestrator takes ten times the CPU of the rest of a small request. Its knowledge of
-//! a bucket's requests are its endpoint rules: they give, once and as plain data, the contents of
-//! the template. The SDK's own requests are the measure of these (`request/tests.rs`).
+//! The SDK's orchestrator takes ten times the CPU of the rest of a small request, so that only its
+//! endpoint rules are used, once. The SDK's own requests are the oracle (`request/tests.rs`).
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -12,18 +11,16 @@ use aws_credential_types::Credentials;
 use aws_smithy_types::endpoint::Endpoint;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::sign::{NO_BODY, Signer, SigningScope, amz_date};
+use super::sign::{NO_BODY, Signer, amz_date};
 use crate::store::wire::{Kind, Message, Origin};
 use crate::store::{ListFrom, ListRequest, StoreError};
 
-/// Sent as they are: the unreserved characters of RFC 3986, and slashes. The signature is over the
-/// same text, and nothing is normalised.
+/// Sent and signed as they are: the unreserved characters of RFC 3986, and slashes.
 const KEY: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 /// The same in a query, where a slash is encoded.
 const QUERY: &AsciiSet = &KEY.add(b'/');
 
-/// The common parts of all requests for a bucket.
 #[derive(Debug)]
 pub(super) struct RequestTemplate {
     origin: Arc<Origin>,
@@ -32,23 +29,20 @@ pub(super) struct RequestTemplate {
     user_agent: String,
     /// Sent and signed with every request; names in lower case.
     headers: Vec<(String, String)>,
-    /// None when requests are not signed.
     signer: Option<Signer>,
 }
 
-/// The parts of one request.
 pub(super) struct RequestFields<'a> {
     pub(super) kind: Kind,
     /// Empty for the bucket.
     pub(super) key: &'a str,
-    /// As [`query`] writes it; empty for none.
+    /// Encoded; empty for none.
     pub(super) query: &'a str,
     /// Names in lower case.
     pub(super) headers: &'a [(&'a str, &'a str)],
 }
 
 impl RequestTemplate {
-    /// `endpoint`: by the endpoint rules; `headers`: sent with every request.
     pub(super) fn new(
         endpoint: &Endpoint,
         user_agent: String,
@@ -68,9 +62,7 @@ impl RequestTemplate {
             let text = |name| scheme.get(name).and_then(|value| value.as_string());
             let region = text("signingRegion").ok_or_else(|| odd("a signature for no region"))?;
             let service = text("signingName").unwrap_or("s3");
-            let (region, service) = (region.to_owned(), service.to_owned());
-            let token_header = "x-amz-security-token";
-            Some(Signer::new(SigningScope { region, service, token_header }))
+            Some(Signer::new(region.to_owned(), service.to_owned()))
         } else {
             None
         };
@@ -78,7 +70,7 @@ impl RequestTemplate {
         Ok(Self { origin: Arc::new(origin), path, user_agent, headers, signer })
     }
 
-    /// The request. It is signed for `time` if the template has a signer and there are credentials.
+    /// Signed for `time` if the template has a signer and there are credentials.
     pub(super) fn fill(
         &self,
         fields: &RequestFields<'_>,
@@ -95,7 +87,7 @@ impl RequestTemplate {
         let authorization = self.signer.as_ref().zip(credentials).map(|(signer, credentials)| {
             headers.extend([("x-amz-content-sha256", NO_BODY), ("x-amz-date", &date)]);
             let token = credentials.session_token();
-            headers.extend(token.map(|token| (signer.scope().token_header, token)));
+            headers.extend(token.map(|token| (signer.token_header, token)));
             headers.sort_unstable_by_key(|(name, _)| *name);
             let line = (method, &*path, fields.query);
             signer.authorization(line, &headers, (time, &date), credentials)
@@ -105,8 +97,7 @@ impl RequestTemplate {
         // A line's end in a value would begin another header.
         let visible = |text: &str| text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
         if let Some((name, _)) = headers.iter().find(|(_, value)| !visible(value)) {
-            let what = format!("no request could be made: an odd {name}");
-            return Err(StoreError::nonsense(what));
+            return Err(StoreError::nonsense(format!("no request could be made: an odd {name}")));
         }
         let mut text = String::with_capacity(1024);
         let mark = if fields.query.is_empty() { "" } else { "?" };

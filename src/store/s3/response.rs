@@ -1,12 +1,11 @@
-//! Responses: a good one is checked before a byte of its body is taken, a refusal becomes a
-//! [`StoreError`].
+//! Responses: checked before their body is received, or turned into a [`StoreError`].
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ::http::header::{
-    CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG, HeaderMap, LAST_MODIFIED, RETRY_AFTER,
+    CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG, HeaderMap, HeaderName, LAST_MODIFIED,
+    RETRY_AFTER,
 };
 use aws_smithy_types::DateTime;
 
@@ -17,7 +16,6 @@ use crate::store::{ObjectDetails, ObjectHead, ObjectMeta, ObjectVersion, StoreEr
 
 /// The header that names a bucket's region, in refusals too.
 pub(super) const REGION: &str = "x-amz-bucket-region";
-/// The prefix of user metadata.
 const METADATA: &str = "x-amz-meta-";
 
 /// The subject of a request: a 404 without an S3 error code means "no such key" only for a key.
@@ -34,27 +32,22 @@ pub(super) fn check_range(
     headers: &HeaderMap,
 ) -> Result<(), StoreError> {
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    let wrong = |what: String| Err(StoreError::nonsense(what));
     let length = range.end - range.start;
     match text(CONTENT_RANGE) {
         Some(text) => {
             let want = format!("bytes {}-{}/{}", range.start, range.end - 1, version.size_bytes);
             if text != want {
-                return Err(StoreError::nonsense(format!("asked for {want:?}, got {text:?}")));
+                return wrong(format!("asked for {want:?}, got {text:?}"));
             }
         }
-        // 200: the whole object, which is right only when all of it was asked for.
+        // 200: the whole object.
         None if length == version.size_bytes => {}
-        None => {
-            return Err(StoreError::nonsense(format!(
-                "asked for bytes {range:?}, got the whole object"
-            )));
-        }
+        None => return wrong(format!("asked for bytes {range:?}, got the whole object")),
     }
     let got = text(CONTENT_LENGTH);
     if got.and_then(|length| length.parse().ok()) != Some(length) {
-        return Err(StoreError::nonsense(format!(
-            "asked for {length} bytes, got a body of {got:?}"
-        )));
+        return wrong(format!("asked for {length} bytes, got a body of {got:?}"));
     }
     match text(ETAG) {
         Some(etag) if quoted(etag) == quoted(&version.etag) => Ok(()),
@@ -64,7 +57,6 @@ pub(super) fn check_range(
     }
 }
 
-/// An object, by the headers of a HEAD's response.
 pub(super) fn head(key: &str, headers: &HeaderMap) -> Result<ObjectHead, StoreError> {
     for (name, value) in headers {
         if std::str::from_utf8(value.as_bytes()).is_err() {
@@ -87,18 +79,14 @@ pub(super) fn head(key: &str, headers: &HeaderMap) -> Result<ObjectHead, StoreEr
         text(LAST_MODIFIED.as_str()).and_then(http_date).as_ref(),
         is_cold && !is_restored,
     )?;
-    let metadata: BTreeMap<_, _> = headers
-        .keys()
-        .filter_map(|name| {
-            let name = name.as_str();
-            Some((name.strip_prefix(METADATA)?.to_owned(), owned(name)?))
-        })
-        .collect();
+    let own = |name: &HeaderName| {
+        Some((name.as_str().strip_prefix(METADATA)?.to_owned(), owned(name.as_str())?))
+    };
     let details = ObjectDetails {
         storage_class: class.to_owned(),
         version_id: owned("x-amz-version-id"),
         content_type: owned(CONTENT_TYPE.as_str()),
-        metadata,
+        metadata: headers.keys().filter_map(own).collect(),
     };
     Ok(ObjectHead { meta, details })
 }
@@ -111,16 +99,14 @@ pub(super) fn meta(
     archived: bool,
 ) -> Result<ObjectMeta, StoreError> {
     let missing = |what: &str| StoreError::nonsense(format!("{key:?} without {what}"));
-    let size = size.and_then(|size| u64::try_from(size).ok()).ok_or_else(|| missing("a size"))?;
-    let etag = etag.filter(|etag| !etag.is_empty()).ok_or_else(|| missing("an ETag"))?;
-    let modified =
-        modified.and_then(whole_seconds).ok_or_else(|| missing("a modification time"))?;
-    let etag = quoted(etag);
-    Ok(ObjectMeta {
-        version: ObjectVersion { key, etag, size_bytes: size },
-        last_modified: modified,
-        archived,
-    })
+    let size = size.and_then(|size| u64::try_from(size).ok());
+    let size_bytes = size.ok_or_else(|| missing("a size"))?;
+    let etag = etag.filter(|etag| !etag.is_empty()).map(quoted);
+    let etag = etag.ok_or_else(|| missing("an ETag"))?;
+    let modified = modified.and_then(whole_seconds);
+    let last_modified = modified.ok_or_else(|| missing("a modification time"))?;
+    let version = ObjectVersion { key, etag, size_bytes };
+    Ok(ObjectMeta { version, last_modified, archived })
 }
 
 /// Listings have milliseconds and HEAD has not: to be one version, both count in seconds.
@@ -128,15 +114,14 @@ pub(super) fn whole_seconds(time: &DateTime) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(time.secs()).ok()?))
 }
 
-/// An `ETag` as a strong one in quotes. Some stores leave the quotes out in listings, and proxies
-/// that compress mark it weak (`W/`), which no `If-Match` would ever match.
+/// An `ETag` as a strong one in quotes. Some stores list it without them, and proxies that compress
+/// mark it weak (`W/`), which no `If-Match` would match.
 pub(super) fn quoted(etag: &str) -> String {
     let bare = etag.trim();
     let bare = bare.strip_prefix("W/").unwrap_or(bare).trim_matches('"');
     ["\"", bare, "\""].concat()
 }
 
-/// The meaning of a request without a response.
 pub(super) fn no_response(call: &CallError) -> StoreError {
     match call {
         CallError::Unreachable(cause) => StoreError::Unreachable(cause.clone()),
@@ -146,10 +131,9 @@ pub(super) fn no_response(call: &CallError) -> StoreError {
     }
 }
 
-/// A response that is no success.
 pub(super) struct Refusal {
     status: u16,
-    /// Empty when the body holds none, as after a HEAD.
+    /// Empty without a body, as after a HEAD.
     code: String,
     message: String,
     request_id: Option<String>,
@@ -159,7 +143,6 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
-    /// `body`: empty when there is none, as after a HEAD, or when it did not come whole.
     pub(super) fn new(status: u16, headers: &HeaderMap, body: &[u8]) -> Self {
         let text = |name: &str| headers.get(name)?.to_str().ok();
         let (code, message) = xml::error(body).unwrap_or_default();
@@ -182,14 +165,13 @@ impl Refusal {
 
     /// Codes: <https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>. The code says
     /// more than the status; stores that send a bare status are understood by that.
-    pub(super) fn meaning(mut self, about: About) -> StoreError {
-        let retry_after = self.retry_after.take();
-        match (self.meaning_now(about), retry_after) {
-            (error, retry_after @ Some(_)) if error.is_transient() => {
-                StoreError::Throttled { retry_after }
-            }
-            (error, _) => error,
+    pub(super) fn meaning(self, about: About) -> StoreError {
+        let retry_after = self.retry_after;
+        let error = self.meaning_now(about);
+        if retry_after.is_some() && error.is_transient() {
+            return StoreError::Throttled { retry_after };
         }
+        error
     }
 
     fn meaning_now(self, about: About) -> StoreError {
@@ -223,9 +205,7 @@ impl Refusal {
             | "InvalidToken"
             | "TokenRefreshRequired"
             | "InvalidAccessKeyId"
-            | "SignatureDoesNotMatch" => {
-                return StoreError::SignatureRefused(self.to_string());
-            }
+            | "SignatureDoesNotMatch" => return StoreError::SignatureRefused(self.to_string()),
             "AccessDenied" => return StoreError::Denied(self.to_string()),
             _ => {}
         }
@@ -263,8 +243,8 @@ impl std::fmt::Display for Refusal {
     }
 }
 
-/// `Retry-After`: in seconds, as stores write it, or a date, as proxies may (RFC 9110, 10.2.3).
-/// That one is by the clock that has written the answer's own date, or by ours if there is none.
+/// `Retry-After`: seconds, as stores write it, or a date, as proxies may (RFC 9110, 10.2.3). A date
+/// is compared with the response's own, or with our clock if there is none.
 fn come_back(header: &str, date: Option<&str>) -> Option<Duration> {
     let header = header.trim();
     if let Ok(seconds) = header.parse() {
@@ -272,7 +252,6 @@ fn come_back(header: &str, date: Option<&str>) -> Option<Duration> {
     }
     let time = |text: &str| SystemTime::try_from(http_date(text)?).ok();
     let now = date.and_then(time).unwrap_or_else(system_now);
-    // A date that has passed is no reason to wait.
     Some(time(header)?.duration_since(now).unwrap_or_default())
 }
 

@@ -1,8 +1,7 @@
 //! Signatures of requests without a body (AWS Signature Version 4). No I/O; one lock.
 //!
-//! `aws-sigv4` signs every request there is, and takes twice the time of all the rest of a small
-//! GET. This signs the requests that are sent thousands of times a second, and derives the signing
-//! key once a day.
+//! `aws-sigv4` signs any request, in twice the time of the rest of a small GET. This signs the
+//! requests that are sent thousands of times a second, and derives the signing key once a day.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -14,23 +13,18 @@ use aws_smithy_types::date_time::Format;
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
-/// SHA-256 of an empty body.
+/// The SHA-256 of an empty body.
 pub(super) const NO_BODY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 
-/// Region and service of a signature, by the endpoint rules, and the header that carries a
-/// session token. A directory bucket has other values here, and sessions of its own.
-#[derive(Debug)]
-pub(super) struct SigningScope {
-    pub(super) region: String,
-    /// `s3`, `s3express`
-    pub(super) service: String,
-    pub(super) token_header: &'static str,
-}
-
+/// Region and service are by the endpoint rules. A directory bucket has other values here.
 #[derive(Debug)]
 pub(super) struct Signer {
-    scope: SigningScope,
+    region: String,
+    /// `s3`, `s3express`
+    service: String,
+    /// The header that carries a session token.
+    pub(super) token_header: &'static str,
     key: Mutex<Option<Arc<SigningKey>>>,
 }
 
@@ -48,16 +42,13 @@ impl std::fmt::Debug for SigningKey {
 }
 
 impl Signer {
-    pub(super) fn new(scope: SigningScope) -> Self {
-        Self { scope, key: Mutex::default() }
+    pub(super) fn new(region: String, service: String) -> Self {
+        let token_header = "x-amz-security-token";
+        Self { region, service, token_header, key: Mutex::default() }
     }
 
-    pub(super) fn scope(&self) -> &SigningScope {
-        &self.scope
-    }
-
-    /// The value of `Authorization`. `headers` are in lower case and ascend by name; `date` is the
-    /// time as [`amz_date`] writes it, and is one of them.
+    /// The value of `Authorization`. `headers` are in lower case and ascend by name; one of them is
+    /// `date`, the time as [`amz_date`] writes it.
     pub(super) fn authorization(
         &self,
         (method, path, query): (&str, &str, &str),
@@ -74,7 +65,7 @@ impl Signer {
         }
         request.extend(["\n", &names, "\n", NO_BODY]);
 
-        let SigningScope { region, service, .. } = &self.scope;
+        let Self { region, service, .. } = self;
         let day = &date[..8];
         let scope = format!("{day}/{region}/{service}/aws4_request");
         let hash = hex(&Sha256::digest(request));
@@ -90,7 +81,7 @@ impl Signer {
         if let Some(key) = kept.as_ref().filter(|key| key.day == day && key.secret == secret) {
             return Arc::clone(key);
         }
-        let key = generate_signing_key(secret, time, &self.scope.region, &self.scope.service);
+        let key = generate_signing_key(secret, time, &self.region, &self.service);
         let (day, secret, key) = (day.to_owned(), secret.to_owned(), key.as_ref().to_vec());
         Arc::clone(kept.insert(Arc::new(SigningKey { day, secret, key })))
     }

@@ -1,7 +1,5 @@
-//! TLS settings, and the wire as the SDK sees it, for the providers that fetch credentials.
-//!
-//! The SDK's own client offers HTTP/2 to every TLS server, cannot skip certificate checks, and
-//! panics on a bad certificate file.
+//! TLS settings, and the wire as the SDK's providers of credentials see it. The SDK's own client
+//! offers HTTP/2 to every TLS server, and panics on a bad certificate file.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -29,11 +27,9 @@ use crate::store::wire::{CallError, Wire};
 /// The response of a provider of credentials has some hundred bytes.
 const LONGEST_BODY: u64 = 8 << 20;
 
-/// The certificates that are accepted.
 pub(super) enum Trust<'a> {
     /// The system's, and those of this PEM file.
     Roots(Option<&'a Path>),
-    /// Every certificate.
     Anybody,
 }
 
@@ -49,8 +45,7 @@ pub(super) fn wire(
 /// The same client for the SDK.
 pub(super) fn client(wire: Arc<Wire>) -> SharedHttpClient {
     http_client_fn(move |settings, _components| {
-        // The credential providers set shorter limits of their own: the instance metadata service
-        // answers in milliseconds or does not exist.
+        // Credential providers may set shorter limits.
         let own = settings.connect_timeout().zip(settings.read_timeout());
         let limit = own.map_or(HEAD_TIMEOUT, |(connect, read)| HEAD_TIMEOUT.min(connect + read));
         SharedHttpConnector::new(Connector { wire: Arc::clone(&wire), limit })
@@ -128,8 +123,7 @@ fn roots(bundle: Option<&Path>) -> Result<rustls::RootCertStore, String> {
     Ok(roots)
 }
 
-/// For `--no-verify-tls`: accepts every certificate. Signatures of the handshake are still checked,
-/// which costs nothing and detects broken peers.
+/// For `--no-verify-tls`. Signatures of the handshake are still checked, to detect broken peers.
 #[derive(Debug)]
 struct AcceptAnybody(Arc<CryptoProvider>);
 

@@ -14,7 +14,6 @@ use crate::store::StoreError;
 const DEEPEST: usize = 16;
 const SHOWN_BYTES: usize = 200;
 
-/// An XML document, element by element.
 pub(super) struct Document<'a> {
     reader: Reader<&'a [u8]>,
     depth: usize,
@@ -75,13 +74,12 @@ impl<'a> Document<'a> {
         Ok(())
     }
 
-    /// The next event.
     fn event(&mut self) -> Result<Event<'a>, StoreError> {
         let event = self.reader.read_event().map_err(|error| not_xml(&error))?;
         match &event {
             Event::Start(_) if self.depth == DEEPEST => return Err(not_xml(&"it is too deep")),
             Event::Start(_) => self.depth += 1,
-            // The reader has compared it with its start.
+            // The reader has matched it with its start.
             Event::End(_) => self.depth -= 1,
             Event::DocType(_) => return Err(not_xml(&"it has a document type")),
             Event::Eof if self.depth > 0 => return Err(not_xml(&"it is cut off")),
