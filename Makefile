@@ -10,8 +10,9 @@ help: ## list the targets
 fmt: ## check the formatting
 	cargo fmt --all --check
 
-lint: ## clippy, pedantic, warnings as errors
+lint: ## clippy, pedantic, warnings as errors; comments of at most 100 columns
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	! LC_ALL=C.UTF-8 grep -rnP '^(?=.{101}) *//' --include=*.rs src tests devserver benches examples build.rs
 
 test: ## every test, as the README says
 	cargo test --workspace --locked

@@ -14,9 +14,13 @@
 //! - `base`: pure leaves.
 //! - `testing`: doubles for tests, never part of the product.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 /// The version of the program, with its commit if that is known: `0.1.0 (0123456789ab)`.
 pub const VERSION: &str = env!("FASTS3_MOUNT_VERSION");
 
+// Commands and the daemon run on wall time.
+#[allow(clippy::disallowed_methods)]
 pub mod app;
 pub mod base;
 mod cache;

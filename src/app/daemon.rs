@@ -154,8 +154,8 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), CommandError> {
     mount.unmount().await
 }
 
-/// Pages of one listing in flight at once. At 40 ms a page, 16 list 400,000 names in 1.5 s; 32 would
-/// take 1.1 s and half again as many requests in vain (simulated: `names/asking/plan`).
+/// Pages of one listing in flight at once. At 40 ms a page, 16 list 400,000 names in 1.5 s; 32
+/// would take 1.1 s and half again as many requests in vain (simulated: `names/asking/plan`).
 const PAGES_AT_ONCE: usize = 16;
 
 /// Stacks the layers between the kernel's requests and a store that tries once: measuring each

@@ -1,5 +1,5 @@
-//! `fasts3-mount doctor`: tests a store and a machine as the mount would use them, with the daemon's
-//! own checks where it has them. It mounts and writes nothing, and ends within a minute.
+//! `fasts3-mount doctor`: tests a store and a machine as the mount would use them, with the
+//! daemon's own checks where it has them. It mounts and writes nothing, and ends within a minute.
 //!
 //! [`machine`] tests the kernel, [`connection`] the network and the credentials, [`examine`] the
 //! store through the mount's own trait. The findings are a [`Diagnosis`].

@@ -5,10 +5,11 @@
 
 use std::io::Write as _;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
 use tokio::task::spawn_blocking;
+use tokio::time::Instant;
 
 use super::mount::Mounted;
 use crate::fs::KernelName;
@@ -68,8 +69,8 @@ impl Mounted {
         expired
     }
 
-    /// Expires the kernel's dentries of these files, one message each. The kernel blocks it during a
-    /// lookup in the same directory; it stops after 5 s, and the rest expire by their TTL.
+    /// Expires the kernel's dentries of these files, one message each. The kernel blocks it during
+    /// a lookup in the same directory; it stops after 5 s, and the rest expire by their TTL.
     ///
     /// The names of directories stay: before Linux 6.2 the kernel would cut a directory off from
     /// its path while programs work in it. The names in it are looked up again all the same.

@@ -1,8 +1,8 @@
 //! The thread that waits for a reply, and whether a signal would end its wait if the kernel let it.
 //!
-//! A thread that waits for a daemon sleeps until the reply comes, even when it is killed. The kernel
-//! tells the daemon (`FUSE_INTERRUPT`), but fuser 0.18 answers that itself, with ENOSYS. So a
-//! request that takes long looks at its thread in `/proc`: if it sleeps uninterruptibly with a
+//! A thread that waits for a daemon sleeps until the reply comes, even when it is killed. The
+//! kernel tells the daemon (`FUSE_INTERRUPT`), but fuser 0.18 answers that itself, with ENOSYS. So
+//! a request that takes long looks at its thread in `/proc`: if it sleeps uninterruptibly with a
 //! signal pending that would wake it anywhere else, the reply is EINTR.
 //!
 //! A thread that cannot be seen (in another PID namespace, hidden, or gone) is left to wait:

@@ -99,8 +99,8 @@ fn a_healthy_store_is_told_from_a_sick_one_by_the_exit_code() {
     assert_eq!(said.stderr, b"");
 }
 
-/// What a store, or what stands between it and this machine, may do; where it is seen; what is said of
-/// it. A topic that is `WRONG` ends the doctor with 76 unless `code` says otherwise.
+/// What a store, or what stands between it and this machine, may do; where it is seen; what is said
+/// of it. A topic that is `WRONG` ends the doctor with 76 unless `code` says otherwise.
 struct Case {
     rule: Rule,
     topic: &'static str,

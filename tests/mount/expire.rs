@@ -1,5 +1,5 @@
-//! How the kernel is told that names are to be asked for anew, where it can be told of one at a time
-//! only (before Linux 6.16): a mount in this very process, which tells it so on any kernel.
+//! How the kernel is told that names are to be asked for anew, where it can be told of one at a
+//! time only (before Linux 6.16): a mount in this very process, which tells it so on any kernel.
 
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;

@@ -1,5 +1,5 @@
-//! The mountpoint `/dev/fd/N`: a privileged parent, here a Python program, has made the mount, and an
-//! ordinary user serves it.
+//! The mountpoint `/dev/fd/N`: a privileged parent, here a Python program, has made the mount, and
+//! an ordinary user serves it.
 
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::Path;

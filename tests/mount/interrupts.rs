@@ -50,8 +50,8 @@ fn dd() -> Command {
     command
 }
 
-/// Programs, each with a key of its own that it waits for, and how they end by SIGINT: by it, or with
-/// a code.
+/// Programs, each with a key of its own that it waits for, and how they end by SIGINT: by it, or
+/// with a code.
 fn programs() -> Vec<(&'static str, Command, String, Option<i32>)> {
     let mut all = vec![
         ("ls", Command::new("ls"), "{}", None),

@@ -2,8 +2,8 @@
 //! first process ends when the mount is usable, or fails if it cannot be.
 //!
 //! The background process is the program executed again, because a process that may have threads
-//! cannot safely fork. On its standard output, a pipe, it writes [`READY`]; if it ends without that,
-//! its error is already on standard error, which both share.
+//! cannot safely fork. On its standard output, a pipe, it writes [`READY`]; if it ends without
+//! that, its error is already on standard error, which both share.
 
 use std::ffi::OsString;
 use std::fs::File;

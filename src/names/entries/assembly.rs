@@ -14,8 +14,8 @@ use crate::store::{ListEntry, ListPage, StoreError};
 /// A directory's entries on their way from pages to runs.
 ///
 /// A directory hides an object of the same name (N3) and can come much later: every `a-…` lies
-/// between `a` and `a/`. So an entry is shown only once it has *settled*: a key behind the directory
-/// that might hide it has come.
+/// between `a` and `a/`. So an entry is shown only once it has *settled*: a key behind the
+/// directory that might hide it has come.
 #[derive(Debug, Default)]
 pub(crate) struct Assembly {
     prefix: Arc<str>,

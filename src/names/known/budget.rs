@@ -1,7 +1,7 @@
 //! The memory of names, its limit, and the order of eviction. Pure.
 //!
-//! All that is known of directories is charged, whether it can be evicted or not: listings, finished
-//! and under way, first pages, and the directories' records. Eviction is by last use.
+//! All that is known of directories is charged, whether it can be evicted or not: listings,
+//! finished and under way, first pages, and the directories' records. Eviction is by last use.
 
 use std::sync::Arc;
 

@@ -195,8 +195,8 @@ impl Directories {
         (self.mounted_at + (mtime - self.started), ttl)
     }
 
-    /// A scan of the directory `prefix` begins: gives what is worth listing ahead, if this is a walk
-    /// through its parent.
+    /// A scan of the directory `prefix` begins: gives what is worth listing ahead, if this is a
+    /// walk through its parent.
     pub(crate) fn walked_to(
         &mut self,
         prefix: &str,

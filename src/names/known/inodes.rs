@@ -1,8 +1,8 @@
 //! The inode table: what the kernel knows by number. Pure.
 //!
 //! Invariants: a number names one path of a directory, or one version of one object (key, `ETag`,
-//! size, and whether it is archived, which shows in its mode), and nothing else while mounted. It is
-//! known until the kernel has forgotten all its lookups; the root always.
+//! size, and whether it is archived, which shows in its mode), and nothing else while mounted. It
+//! is known until the kernel has forgotten all its lookups; the root always.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;

@@ -1,5 +1,5 @@
-//! The behaviour that the mount relies on: listings that can be believed, ranges that are exactly as
-//! requested, versions that are not mixed.
+//! The behaviour that the mount relies on: listings that can be believed, ranges that are exactly
+//! as requested, versions that are not mixed.
 
 use std::sync::Arc;
 
