@@ -82,7 +82,6 @@ pub struct ReadConfig {
     pub layout: Layout,
     /// The bound on cached and in-flight object bytes.
     pub memory_budget_bytes: u64,
-    /// GETs in flight at once.
     pub max_connections: usize,
 }
 

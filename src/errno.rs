@@ -25,7 +25,6 @@ pub enum FsError {
     Stale,
     /// No byte from the store until the deadline.
     TimedOut,
-    /// A signal ended the wait.
     Interrupted,
     /// The store failed until the deadline, or its answers contradict themselves.
     Io,

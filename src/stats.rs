@@ -46,7 +46,6 @@ pub struct Stats {
     pub first_byte: Histogram,
     /// Requests to the store, each attempt by itself.
     pub requests: Requests,
-    /// The kernel's requests.
     pub fuse: Operations,
     /// Bytes served of each file, by inode number.
     pub files: Busiest,

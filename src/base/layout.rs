@@ -23,7 +23,6 @@ pub struct Layout {
     pub largest_part_bytes: u64,
 }
 
-/// A range of one chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
     layout: Layout,

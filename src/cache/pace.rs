@@ -44,7 +44,6 @@ pub(super) struct Pace {
     sample: (Instant, u64),
 }
 
-/// One GET that has succeeded.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timing {
     /// From the request to the first byte.

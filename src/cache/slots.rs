@@ -32,7 +32,6 @@ pub(super) struct Charged {
     pub(super) release: Vec<Range<u64>>,
 }
 
-/// The account in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Usage {
     pub(super) budget: u64,

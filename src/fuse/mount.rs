@@ -33,11 +33,9 @@ pub struct MountOptions {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// The user that mounted.
     Owner,
     /// That user and root (`--allow-root`).
     OwnerAndRoot,
-    /// All users (`--allow-other`).
     Everyone,
 }
 

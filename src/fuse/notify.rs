@@ -38,7 +38,6 @@ pub enum Expired {
     AtOnce,
     /// A message for each file, before Linux 6.16.
     OneByOne {
-        /// The number of files.
         names: usize,
         /// `false` if the time did not suffice for all of them.
         all: bool,

@@ -30,7 +30,6 @@ pub(crate) const MAX_KEY_BYTES: usize = 1024;
 /// An entry of a directory's listing, as a name in the directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Meaning<'a> {
-    /// The directory's own marker.
     Marker,
     /// Hidden after all if a directory of the same name follows.
     File(&'a str),

@@ -47,13 +47,11 @@ const DIRECTORIES: usize = 32_768;
 /// Their entries in all: twice as many as the names room keeps listings of, 6 MB of bits.
 const ENTRIES: usize = 16_000_000;
 
-/// A listed directory.
 pub(crate) trait Listed {
     /// Identifies the directory.
     fn path(&self) -> &Arc<str>;
     /// Identifies this listing of it: indices have the same meaning as long as this is the same.
     fn generation(&self) -> u32;
-    /// Number of its entries.
     fn entries(&self) -> usize;
     /// The size of the file at an index below [`Self::entries`]; `None` if none can be read there.
     fn file_bytes(&self, index: usize) -> Option<u64>;
@@ -63,7 +61,6 @@ pub(crate) trait Listed {
 #[derive(Clone, Copy, Debug)]
 #[allow(clippy::struct_field_names)] // the unit of each
 pub(crate) struct SiblingLimits {
-    /// Larger files are ignored.
     pub(crate) small_bytes: u64,
     /// The most that may be ahead and not used, for all directories together.
     pub(crate) ahead_bytes: u64,
@@ -80,7 +77,6 @@ pub(crate) struct SmallRead {
     pub(crate) from_start: bool,
     /// The cache holds or awaits the file.
     pub(crate) cached: bool,
-    /// Bytes served so far.
     pub(crate) served_bytes: u64,
 }
 
@@ -100,7 +96,6 @@ struct Patterns {
     account: Account,
 }
 
-/// Shared by all directories.
 struct Account {
     limits: SiblingLimits,
     /// Bytes of files that are ahead and not used.

@@ -123,9 +123,7 @@ struct ReadStream {
     begun: u64,
     /// Its first read was a large one at the object's beginning.
     is_bulk: bool,
-    /// Bytes read.
     read: u64,
-    /// Where its furthest read ended.
     position: u64,
     /// Everything before this offset was requested.
     asked: u64,

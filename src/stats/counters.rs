@@ -34,13 +34,11 @@ pub struct Series {
 /// A line is the name; in brackets the metric, if it is exported as it is, and a label; a sentence.
 macro_rules! counters {
     ($($name:ident [$($metric:literal $($label:ident = $value:literal)?)?] $help:literal;)*) => {
-        /// The layers add to these.
         #[derive(Debug, Default)]
         pub struct Counters {
             $(#[doc = $help] pub $name: Counter,)*
         }
 
-        /// The counters at one moment.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(default)]
         pub struct Snapshot {

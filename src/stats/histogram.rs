@@ -40,7 +40,6 @@ impl Histogram {
     }
 }
 
-/// A histogram at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Durations {
     /// The count of each bucket of [`BOUNDS`], and above the last.

@@ -139,7 +139,6 @@ struct Tries<'a> {
     seed: u64,
     /// Failures since the last progress.
     failures: u32,
-    /// All failures.
     total: u32,
     /// Answers without sense since the last progress.
     nonsense: u32,

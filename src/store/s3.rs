@@ -90,7 +90,6 @@ impl S3Store {
         &self.region
     }
 
-    /// Where requests go, for people.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
     }

@@ -133,7 +133,6 @@ impl Assembly {
         Ok(())
     }
 
-    /// Takes what has settled.
     pub(crate) fn settled(&mut self) -> Result<EntryRun, StoreError> {
         let settled = self.unsettled.first().copied().unwrap_or(self.open.len());
         if settled == 0 {

@@ -236,7 +236,6 @@ impl EntryRun {
         u32::try_from(self.bytes.len()).map_err(|_| too_many())
     }
 
-    /// Name and `ETag`.
     fn texts(&self, record: &Record) -> (&[u8], &[u8]) {
         let at = record.bytes_at as usize;
         let etag_at = at + usize::from(record.name_bytes);

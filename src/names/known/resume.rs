@@ -13,7 +13,6 @@ pub(crate) enum ScanFrom {
     Behind { name: Vec<u8>, is_directory: bool },
 }
 
-/// The continuation of a scan.
 #[derive(Clone, Debug)]
 pub(crate) enum Resume {
     /// From this index of this listing.

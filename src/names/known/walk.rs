@@ -44,7 +44,6 @@ pub(crate) struct Walk {
     keys_each: Option<usize>,
 }
 
-/// What is worth listing ahead.
 #[derive(Debug)]
 pub(crate) enum Ahead {
     Single(Arc<str>),

@@ -113,7 +113,6 @@ impl Pattern {
         }
     }
 
-    /// Number of the directory's entries.
     pub(super) fn entries(&self) -> usize {
         self.read.len()
     }

@@ -41,7 +41,6 @@ pub(super) fn system_now() -> SystemTime {
     SystemTime::now()
 }
 
-/// A `Date` or `Last-Modified` header.
 pub(super) fn http_date(text: &str) -> Option<DateTime> {
     DateTime::from_str(text, Format::HttpDate).ok()
 }

@@ -10,13 +10,11 @@ pub struct StoreConfig {
     pub region: Option<String>,
     /// Profile of the AWS configuration files.
     pub profile: Option<String>,
-    /// Send requests without a signature.
     pub no_sign_request: bool,
     pub requester_pays: bool,
     pub path_style: PathStyle,
     /// PEM file of root certificates, in addition to the system's.
     pub ca_bundle: Option<PathBuf>,
-    /// Accept any certificate.
     pub no_verify_tls: bool,
     pub hedging: Hedging,
 }

@@ -130,7 +130,6 @@ fn object(document: &mut Document<'_>) -> Result<ListEntry, StoreError> {
     Ok(ListEntry::Object(ObjectMeta { version, last_modified, archived }))
 }
 
-/// `<CommonPrefixes>`, one for each prefix.
 fn prefix(document: &mut Document<'_>) -> Result<ListEntry, StoreError> {
     let mut prefix = None;
     while let Some(element) = document.child()? {

@@ -87,7 +87,6 @@ impl Signer {
     }
 }
 
-/// The value of `x-amz-date`: `20130524T000000Z`.
 pub(super) fn amz_date(time: SystemTime) -> String {
     let date = DateTime::from_secs(DateTime::from(time).secs());
     let text = date.fmt(Format::DateTime).expect("a year of four digits");

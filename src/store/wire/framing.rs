@@ -28,7 +28,6 @@ pub(super) enum Chunked {
 
 pub(super) enum Taken {
     Data(Bytes),
-    /// More bytes are needed.
     TooLittle,
     End,
 }
