@@ -1,7 +1,7 @@
 //! The file system as the kernel sees it. The only `use fuser`.
 //!
 //! - [`mount`](mount()): makes the mount, or takes one that was handed over; unmounts.
-//! - `adapter`: one kernel request, one [`BucketFs`](crate::fs::BucketFs) call, one reply.
+//! - `adapter`: one kernel request, one call of the file system or of its names, one reply.
 //! - `notify`: notifications of the kernel, about names and pages.
 //! - `waiter`: the thread that waits for a reply, and whether a signal ends its wait.
 

@@ -3,7 +3,7 @@
 //! Arrows point downwards only: a module may use what stands below it in this list, never above.
 //!
 //! - [`app`]: the operator's surface: config, daemon, control socket, metrics, subcommands.
-//! - [`fuse`]: the adapter: one kernel request, one [`fs::BucketFs`] call, one reply.
+//! - [`fuse`]: the adapter: one kernel request, one call, one reply; mounting; notifications.
 //! - [`fs`]: the whole file system without FUSE.
 //! - `readahead`: what a read makes worth fetching: streams and siblings.
 //! - [`names`]: names to inodes: listings with TTLs, point lookups, negative answers.
