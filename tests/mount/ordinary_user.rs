@@ -17,8 +17,11 @@ const USER: u32 = 65_534;
 fn can_be_ordinary() -> bool {
     let helper = std::fs::metadata("/usr/bin/fusermount3");
     let ready = helper.is_ok_and(|file| file.permissions().mode() & 0o4000 != 0);
+    let device = std::fs::metadata("/dev/fuse");
+    let open = device.is_ok_and(|device| device.permissions().mode() & 0o6 == 0o6);
     can_mount()
         && is_root()
+        && (open || skipped_but_not_in_ci("/dev/fuse is closed to ordinary users (mode 0666)"))
         && (ready || skipped_but_not_in_ci("there is no fusermount3 with set-user-ID, of fuse3"))
 }
 
