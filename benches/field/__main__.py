@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import sys
@@ -19,9 +20,10 @@ import products
 import report
 import runner
 import servers
+import streams
 import workloads
 
-SUBJECTS = {"reads": workloads.reads, "names": names.names}
+SUBJECTS = {"reads": workloads.reads, "streams": streams.streams, "names": names.names}
 
 
 class Progress:
@@ -78,11 +80,11 @@ def clock(seconds):
 def arguments():
     parser = argparse.ArgumentParser(prog="benches/field", description=__doc__)
     what = parser.add_argument_group("what is measured")
-    what.add_argument("subject", nargs="*", metavar="SUBJECT", help="reads, names [default: both]")
+    what.add_argument("subject", nargs="*", metavar="SUBJECT", help="reads, streams, names [default: all]")
     what.add_argument("--network", choices=[*servers.NETWORKS, "all"], action="append",
                       help="may be repeated [default: s3]")
     what.add_argument("--only", action="append", metavar="WORKLOAD",
-                      help="workloads whose name contains this; may be repeated")
+                      help="workloads with this in their name, from a word's beginning on; may be repeated")
     what.add_argument("--product", action="append", metavar="P",
                       help="products of this name; may be repeated [default: all there are]")
     what.add_argument("--ours", action="store_true",
@@ -152,7 +154,8 @@ def main():
                 print(f"\nNetwork {network['name']}\n\n{report.table(network, subject)}")
                 if args.before:
                     print(f"\nThis build and the one before\n\n{report.builds_table(network)}")
-            print(f"\nThe targets of {subject}\n\n{report.bars_table(results['bars'])}")
+            told = [bar for bar in results["bars"] if bar["measured"] != bars.NOT_MEASURED]
+            print(f"\nThe targets of {subject}\n\n{report.bars_table(told)}")
 
 
 def results_file(subject):
@@ -189,8 +192,8 @@ def measure(args, results, until):
     subject = SUBJECTS[results["subject"]](args.quick)
     every = subject.workloads
     chosen = {name: workload for name, workload in every.items()
-              if not args.only or any(part in phase.name for part in args.only
-                                      for phase in workload.phases)}
+              if not args.only or any(re.search(rf"\b{re.escape(part)}", phase.name)
+                                      for part in args.only for phase in workload.phases)}
     asked = [name for name in products.available() if not args.product or name in args.product]
     seconds = subject.quick_seconds if args.quick else subject.seconds
     results["runs"].append({

@@ -3,17 +3,20 @@
 from dataclasses import dataclass
 
 import products
+import streams
 
 ANY = "*"
 LOCAL = products.LOCAL
+NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)
 class Bar:
     """A figure of ours in one phase on one network: at least `least`, or at most `most`.
 
-    With `of`, what counts is our figure divided by that one: of a product in the same phase, or of
-    us in another phase. `figure` names an entry of runner.summary, and `unit` is what is printed.
+    With `of`, what counts is our figure divided by that one: of a product in the same phase; of us
+    in another phase, or on another network; or the highest of us in phases whose names begin so.
+    `figure` names an entry of runner.summary, and `unit` is what is printed.
     """
 
     network: str
@@ -24,6 +27,14 @@ class Bar:
     unit: str = ""
     of: str = ""
     of_phase: str = ""
+    of_network: str = ""
+    of_best: str = ""
+
+    @property
+    def other(self):
+        """What our figure is held against, in words; or nothing."""
+        best = self.of_best and f"the best of {self.of_best} …"
+        return self.of or self.of_phase or best or self.of_network and f"network {self.of_network}"
 
 
 READS = [
@@ -54,6 +65,32 @@ READS = [
     Bar("s3", "64 streams, budget 512MiB", most=576, figure="peak_rss_mib", unit="MiB RSS"),
     Bar("s3", "64 streams, budget 512MiB", least=0.7, of_phase="64 streams, budget 8GiB"),
     Bar(ANY, ANY, most=64, figure="rss_over_budget_mib", unit="MiB RSS over the budget"),
+]
+
+STREAMS = [
+    Bar("s3", "first MiB", most=30, unit="ms"),
+    Bar("s3", "first 64 MiB", most=70, unit="ms"),
+    Bar("s3", "1 stream, read()", least=0.85, of_network="loop"),
+    Bar("s3", "1 stream, read()", least=0.55, of=LOCAL),
+    Bar("s3", "1 stream", least=0.85, of_network="loop"),
+    Bar("s3", "4 streams", least=2, of="mountpoint-s3"),
+    Bar("s3", "4 streams", least=2.2, of="JuiceFS"),
+    *(Bar("s3", streams.streams_name(count, budget), **wanted)
+      for count in streams.STREAMS if count > 1 for budget in streams.BUDGETS
+      for wanted in (
+          {"least": 0.9, "of_best": f"{streams.streams_name(count)}, budget"},
+          {"most": 1.2, "of_phase": streams.streams_name(1), "figure": "cpu_s_per_gb",
+           "unit": "daemon CPU s/GB"})),
+    *(Bar("s3", streams.interleaved_name(by, *run), least=0.9,
+          of_phase=streams.interleaved_name(by, *streams.INTERLEAVED[0]))
+      for by in ("mmap", "pread") for run in streams.INTERLEAVED[1:]),
+    *(Bar("s3", streams.steps_name(mib, by), most=8, figure="waits", unit="waits")
+      for mib, by in streams.STEPPED),
+    Bar("s3", streams.models_name("load_file"), least=1 / 1.4, of_phase=streams.models_name("cat")),
+    *(Bar("s3", streams.models_name(order, "1GiB"), most=1.02, figure="fetched_per_read",
+          unit="fetched ÷ read") for order in streams.ORDERS),
+    # 40 MB.
+    Bar("s3", "list ten files", most=38, figure="peak_rss_mib", unit="MiB RSS"),
 ]
 
 # On `s3`, where a page of a listing takes 40 ms.
@@ -88,7 +125,7 @@ NAMES = [
     Bar("loop", "listdir, 5,000,000", most=1024, figure="peak_rss_mib", unit="MiB RSS"),
 ]
 
-BARS = {"reads": READS, "names": NAMES}
+BARS = {"reads": READS, "streams": STREAMS, "names": NAMES}
 
 
 def judge(subject, networks):
@@ -98,22 +135,23 @@ def judge(subject, networks):
 
 def target(network, phase):
     """The bar of our rate or time itself, if there is one."""
-    return next((bar for bar in READS + NAMES if (bar.network, bar.phase) == (network, phase)
-                 and bar.figure == "value" and not bar.of and not bar.of_phase), None)
+    return next((bar for bar in [*READS, *STREAMS, *NAMES] if (bar.network, bar.phase) == (network, phase)
+                 and bar.figure == "value" and not bar.other), None)
 
 
 def judged(bar, networks):
     """A dict with `bar`, `wanted`, `measured` and `met`, which is None where a product or a workload
     was not measured."""
     sign, limit = ("≥", bar.least) if bar.least is not None else ("≤", bar.most)
-    other = bar.of or bar.of_phase
-    wanted = f"{sign} {limit:g} × {other}" if other else f"{sign} {limit:,.9g} {bar.unit}"
+    figure = f", {bar.unit}" if bar.unit else ""
+    wanted = (f"{sign} {limit:.3g} × {bar.other}{figure}" if bar.other
+              else f"{sign} {limit:,.9g} {bar.unit}")
     where = "all" if bar.network == ANY else bar.network
     name = f"{where}: {'every workload' if bar.phase == ANY else bar.phase}"
     value, note = _measured(bar, networks)
     if value is None:
         return {"bar": name, "wanted": wanted, "measured": note, "value": None, "met": None}
-    shown = f"{value:.2f} ×" if other else f"{number(value)}{note}"
+    shown = f"{value:.2f} ×" if bar.other else f"{number(value)}{note}"
     met = value >= bar.least if bar.least is not None else value <= bar.most
     return {"bar": name, "wanted": wanted, "measured": shown, "value": value, "met": met}
 
@@ -124,18 +162,25 @@ def _measured(bar, networks):
         found = [(summary[bar.figure], f" ({network['name']}: {phase['name']})")
                  for network in networks for phase in network["phases"]
                  if bar.figure in (summary := phase["products"].get(products.OURS, {}))]
-        return max(found, default=(None, "not measured"))
-    phases = {phase["name"]: phase["products"] for network in networks
-              if network["name"] == bar.network for phase in network["phases"]}
-
-    def figure(phase, product):
-        summary = phases.get(phase, {}).get(product, {"error": "not measured"})
+        return max(found, default=(None, NOT_MEASURED))
+    def figure(phase, product, network=bar.network):
+        summary = phases(network).get(phase, {}).get(product, {"error": NOT_MEASURED})
         return summary.get(bar.figure), summary.get("error", "")
 
+    def phases(network):
+        return {phase["name"]: phase["products"] for found in networks if found["name"] == network
+                for phase in found["phases"]}
+
     value, error = figure(bar.phase, products.OURS)
-    if value is None or not (bar.of or bar.of_phase):
+    if value is None or not bar.other:
         return value, error
-    other, error = figure(bar.of_phase or bar.phase, bar.of or products.OURS)
+    if bar.of_best:
+        found = [figure(name, products.OURS)[0] for name in phases(bar.network)
+                 if name.startswith(bar.of_best)]
+        other, error = max(value for value in found if value is not None), ""
+    else:
+        other, error = figure(bar.of_phase or bar.phase, bar.of or products.OURS,
+                              bar.of_network or bar.network)
     return (None, error) if other is None else (value / other, "")
 
 

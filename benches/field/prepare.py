@@ -33,14 +33,14 @@ def venv():
     stamp.write_text(wanted)
 
 
-def local_files(objects, family):
+def local_files(objects, *families):
     """Writes under WORK/local what the server computes: same names and sizes, other bytes."""
     folder = WORK / "local"
     folder.mkdir(parents=True, exist_ok=True)
     block = os.urandom(8 * MIB)
     sizes = dict(objects)
-    prefix, count, size = family
-    sizes |= {f"{prefix}{number:0{len(str(count - 1))}}": size for number in range(count)}
+    for prefix, count, size in families:
+        sizes |= {f"{prefix}{number:0{len(str(count - 1))}}": size for number in range(count)}
     for name, size in sizes.items():
         path = folder / name
         if path.exists() and path.stat().st_size == size:

@@ -2,8 +2,8 @@
 
 Called with a JSON object {"program", "how", "folder", …arguments}. When it has imported what it
 needs it prints "ready" and waits for a line; then it runs, and prints a JSON object {"seconds",
-"bytes", "block_bytes", "items", "cut", "cpu_seconds", "peak_rss_bytes"}. It knows nothing of
-products: a folder is a folder, and `how` names a client for those that are none.
+"bytes", "block_bytes", "items", "cut", "waits", "waited_seconds", "cpu_seconds", "peak_rss_bytes"}.
+It knows nothing of products: a folder is a folder, and `how` names a client for those that are none.
 """
 
 import json
@@ -15,21 +15,40 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 
 MIB = 1 << 20
 # Random reads are rounded to blocks of this size before they are compared with the bytes fetched.
 BLOCK = 128 << 10
+# A read that takes longer than this has waited for the store.
+WAIT_SECONDS = 0.005
 
 
 class Meter:
     """What threads have read, until an end that they look out for."""
 
     def __init__(self, limit_seconds):
-        self.start = time.perf_counter()
-        self.until = self.start + limit_seconds
+        self.limit_seconds = limit_seconds
         self.bytes = self.items = self.block_bytes = 0
+        self.waits, self.waited_seconds = 0, 0.0
         self.lock = threading.Lock()
         self.cut = False
+        self.begin()
+
+    def begin(self):
+        """The time counts from now on."""
+        self.start = time.perf_counter()
+        self.until = self.start + self.limit_seconds
+
+    def timed(self, read, *args):
+        """What read(*args) gives, and noted if that was waited for."""
+        start = time.perf_counter()
+        given = read(*args)
+        if (took := time.perf_counter() - start) > WAIT_SECONDS:
+            with self.lock:
+                self.waits += 1
+                self.waited_seconds += took
+        return given
 
     def more(self):
         if time.perf_counter() < self.until:
@@ -120,18 +139,54 @@ MODULES = {"get": ["boto3"], "download": ["boto3.s3.transfer"], "boto3": ["boto3
 
 
 def processes(meter, args):
-    """One process for each of several objects."""
+    """A process for each of several objects; they are there before the time begins."""
     if args["how"] != "files":
         return several_by_client(meter, args)
-    script = "import sys\nfile = open(sys.argv[1], 'rb', buffering=0)\nbuffer = bytearray(1 << 20)\n"
-    script += "total = 0\nwhile size := file.readinto(buffer): total += size\nprint(total)"
-    command = [sys.executable, "-S", "-c", script]
-    children = [
-        subprocess.Popen([*command, os.path.join(args["folder"], key)], stdout=subprocess.PIPE)
-        for key in args["keys"]
-    ]
-    for child in children:
-        meter.add(int(child.communicate()[0]))
+    (wait, begin), (hear, tell) = os.pipe(), os.pipe()
+    children = []
+    for key in args["keys"]:
+        if pid := os.fork():
+            children.append(pid)
+            continue
+        try:
+            os.close(hear)
+            own, buffer = Meter(args["limit_seconds"]), bytearray(b"x") * MIB
+            os.read(wait, 1)
+            own.begin()
+            read_on(own, os.path.join(args["folder"], key), buffer)
+            os.write(tell, f"{own.bytes} {own.waits} {own.waited_seconds} {own.cut:d}\n".encode())
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)
+    os.close(tell)
+    meter.begin()
+    os.write(begin, b"x" * len(children))
+    with open(hear) as file:
+        for line in file:
+            size, waits, waited_seconds, cut = line.split()
+            meter.add(int(size))
+            meter.waits += int(waits)
+            meter.waited_seconds += float(waited_seconds)
+            meter.cut |= cut == "1"
+    if any([os.waitpid(pid, 0)[1] for pid in children]):
+        raise OSError("a process failed")
+
+
+def read_on(meter, name, buffer, most=float("inf")):
+    """Reads a file from its beginning by readinto, at most `most` bytes of it."""
+    with open(name, "rb", buffering=0) as file:
+        done = 0
+        while done < most and meter.more() and (size := meter.timed(full, file, buffer)):
+            meter.add(size)
+            done += size
+
+
+def sequential(meter, args):
+    """The first bytes of one object, by readinto of 1 MiB."""
+    buffer = bytearray(b"x") * MIB
+    meter.begin()
+    read_on(meter, path(args), buffer, args["bytes"])
 
 
 def several_by_client(meter, args):
@@ -165,10 +220,7 @@ def full(file, buffer):
 def streams(meter, args):
     """A thread for each of many objects."""
     def work(index):
-        buffer = bytearray(MIB)
-        with open(os.path.join(args["folder"], args["keys"][index]), "rb", buffering=0) as file:
-            while meter.more() and (size := full(file, buffer)):
-                meter.add(size)
+        read_on(meter, os.path.join(args["folder"], args["keys"][index]), bytearray(MIB))
 
     in_threads(len(args["keys"]), work)
 
@@ -198,6 +250,108 @@ def faults(meter, args):
             offset = chance.randrange(args["size"] // 4096) * 4096
             view[offset]
             meter.add_random(offset, 4096)
+
+
+def interleaved(meter, args):
+    """Threads that read the slices of one object in turns."""
+    size, slice_bytes, threads = args["size"], args["slice_bytes"], args["threads"]
+    with open(path(args), "rb") as file:
+        reader = SLICES[args["by"]](file)
+
+        def work(index):
+            for start in range(index * slice_bytes, size, threads * slice_bytes):
+                if not meter.more():
+                    return
+                reader(meter, start, min(start + slice_bytes, size))
+
+        in_threads(threads, work)
+
+
+def slices_by_pread(file):
+    def read(meter, start, end):
+        buffer = bytearray(BLOCK)
+        for offset in range(start, end, BLOCK):
+            view = memoryview(buffer)[: end - offset]
+            meter.add(meter.timed(os.preadv, file.fileno(), [view], offset))
+
+    return read
+
+
+def slices_by_mmap(file):
+    values = mapped(file)
+
+    def read(meter, start, end):
+        for offset in range(start, end, BLOCK):
+            piece = values[offset // 2 : min(offset + BLOCK, end) // 2]
+            meter.timed(piece.max)
+            meter.add(piece.nbytes)
+
+    return read
+
+
+SLICES = {"pread": slices_by_pread, "mmap": slices_by_mmap}
+
+
+def mapped(file, offset=0):
+    """A file from `offset` on as an array, without a copy."""
+    import numpy
+
+    view = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+    return numpy.frombuffer(view, "int16", (len(view) - offset) // 2, offset)
+
+
+def steps(meter, args):
+    """A page each so many bytes, one after the other."""
+    with open(path(args), "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:
+        touch = {"mmap": view.__getitem__,
+                 "pread": lambda offset: os.pread(file.fileno(), 4096, offset)}[args["by"]]
+        for offset in range(0, args["size"], args["step"]):
+            if not meter.more():
+                return
+            meter.timed(touch, offset)
+            meter.add_random(offset, 4096)
+
+
+def cat(meter, args):
+    files = [os.path.join(args["folder"], key) for key in args["keys"]]
+    subprocess.run(["cat", *files], check=True, stdout=subprocess.DEVNULL)
+    meter.add(sum(os.stat(file).st_size for file in files))
+
+
+def load_file(meter, args):
+    """Shard by shard as safetensors' load_file, and then all values in an operation that copies
+    nothing: first a page of each tensor, in file order, then the tensors."""
+    for key in args["keys"]:
+        with open(os.path.join(args["folder"], key), "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            file.read(args["header"])
+            values = tensors_of(file, args)
+        for tensor in values:
+            meter.timed(tensor.item, 0)
+        for tensor in values:
+            if not meter.more():
+                return
+            meter.timed(tensor.max)
+            meter.add(tensor.nbytes)
+
+
+def shuffled_tensors(meter, args):
+    """All values, tensor by tensor, in an order that has nothing to do with the files'."""
+    every = []
+    for key in args["keys"]:
+        with open(os.path.join(args["folder"], key), "rb") as file:
+            every += tensors_of(file, args)
+    random.Random(1).shuffle(every)
+    for tensor in every:
+        if not meter.more():
+            return
+        meter.timed(tensor.max)
+        meter.add(tensor.nbytes)
+
+
+def tensors_of(file, args):
+    values, length = mapped(file, args["header"]), args["tensor"] // 2
+    return [values[number * length : (number + 1) * length] for number in range(args["tensors"])]
 
 
 def rows(meter, args):
@@ -349,7 +503,8 @@ def peak_rss_bytes():
 def main():
     args = json.loads(sys.argv[1])
     program = args.pop("program")
-    needed = {"rows": ["numpy"], "columns": ["pyarrow.parquet"], "tensors": ["safetensors.numpy"]}
+    needed = {"rows": ["numpy"], "interleaved": ["numpy"], "load_file": ["numpy"],
+              "shuffled_tensors": ["numpy"], "columns": ["pyarrow.parquet"], "tensors": ["safetensors.numpy"]}
     for module in needed.get(program, []) + MODULES.get(args["how"], []):
         __import__(module)
     if args.get("known") and args["how"] == "files":
@@ -363,6 +518,7 @@ def main():
     print(json.dumps({
         "seconds": seconds, "bytes": meter.bytes, "block_bytes": meter.block_bytes,
         "items": meter.items, "cut": meter.cut,
+        "waits": meter.waits, "waited_seconds": meter.waited_seconds,
         "cpu_seconds": cpu_seconds() - cpu,
         "peak_rss_bytes": peak_rss_bytes(),
     }))

@@ -14,6 +14,7 @@ HEAD = ["workload", "product", "result", "spread", "ours ÷ it"]
 # Columns of each subject beside the results.
 HEADS = {
     "reads": ["requests", "fetched ÷ read", "CPU s/GB: daemon", "reader", "server", "peak RSS"],
+    "streams": ["GETs", "fetched ÷ read", "waits", "CPU s/GB: daemon", "reader", "server", "peak RSS"],
     "names": ["LISTs", "HEADs", "CPU µs/name: daemon", "program", "server", "peak RSS"],
 }
 BARS_HEAD = ["workload", "target", "measured", "met"]
@@ -67,18 +68,25 @@ def lines(network, subject):
 
 def figures(found, name, subject):
     """What a row tells under HEADS, without the last column."""
-    local = name == products.LOCAL
-    if subject == "reads":
-        asked = [f"{found['requests']:,}", f"{found['fetched_per_read']:.2f}"]
-        cpu = [f"{found[f'{who}cpu_s_per_gb']:.2f}" for who in ("", "reader_", "server_")]
-    else:
+    if subject == "names":
         asked = [f"{found['lists']:,}", f"{found['heads']:,}"]
         # The kernel counts in hundredths of a second, which says nothing of a hundred names.
         cpu = [number(found[f"{who}cpu_us_per_item"]) if found["items"] >= 1000 else ""
                for who in ("", "reader_", "server_")]
+    else:
+        asked = [f"{found['gets' if subject == 'streams' else 'requests']:,}",
+                 ratio(found, "fetched_per_read")]
+        asked += [f"{found['waits']:,}"] if subject == "streams" else []
+        cpu = [ratio(found, f"{who}cpu_s_per_gb") for who in ("", "reader_", "server_")]
+    local = name == products.LOCAL
     if local or name in products.CLIENTS:
         cpu[0] = ""
-    return ["", "", *cpu[:2], ""] if local else [*asked, *cpu]
+    return [*([""] * len(asked)), *cpu[:2], ""] if local else [*asked, *cpu]
+
+
+def ratio(found, figure):
+    """A figure per byte, which a workload without bytes does not have."""
+    return f"{found[figure]:.2f}" if figure in found else ""
 
 
 def columns(rows):
@@ -281,7 +289,7 @@ def page(results, picture):
             f"## Network `{network['name']}`",
             f"Measured for {seconds / 60:.1f} minutes; other programs used {busy:.0%} of the "
             "machine's CPU time.", markdown(lines(network, results["subject"]))]
-        if results["subject"] == "reads":
+        if results["subject"] != "names":
             parts += ["CPU seconds per GB of fasts3-mount's reads, and the rate that they allow:",
                       markdown(cpu_rows(network, results["cores"]))]
     return name, "\n\n".join(parts) + "\n"

@@ -27,6 +27,8 @@ class Sample:
     items: int = 0
     cut: bool = False
     over: bool = False
+    waits: int = 0  # of the reader's reads, those that took more than 5 ms
+    waited_seconds: float = 0
     requests: int = 0
     lists: int = 0
     heads: int = 0
@@ -186,7 +188,7 @@ def summary(samples, rate, budget_bytes=None):
         "value": statistics.median(values), "least": values[0], "most": values[-1],
         "runs": len(good), "failed": len(samples) - len(good),
         "requests": middle.requests, "items": middle.items, "cut": middle.cut, "over": middle.over,
-        "lists": middle.lists, "heads": middle.heads,
+        "lists": middle.lists, "heads": middle.heads, "gets": middle.gets, "waits": middle.waits,
         "peak_rss_mib": peak / MIB,
         "samples": [asdict(s) for s in samples],
     }

@@ -1,0 +1,118 @@
+"""Bytes at full speed, as workloads: many streams over budgets, interleaved runs, equal steps, models,
+and how a stream begins."""
+
+import prepare
+import products
+from workloads import GIB, MIB, Phase, Subject, Workload, by_name
+
+BUDGETS = ["256MiB", "512MiB", "1GiB", "4GiB", "16GiB"]
+TENSOR, TENSORS = 8 * MIB, 64
+# A header as safetensors writes one: tensors begin at an even offset, and on no page.
+HEADER = 6_002
+SHARDS = {f"shard-{number}": HEADER + TENSORS * TENSOR for number in range(4)}
+SIXTEEN = {f"sixteen-{number:02}": 128 * MIB for number in range(16)}
+SIXTY_FOUR = {f"sixty-four-{number:02}": 32 * MIB for number in range(64)}
+# The objects of each number of streams: of 2 GiB in all, but for the first.
+STREAMS = {1: {"1GiB": GIB}, 4: SHARDS, 16: SIXTEEN, 64: SIXTY_FOUR}
+RUNS = {"key": "512MiB", "size": 512 * MIB}
+LARGE = {"key": "4GiB", "size": 4 * GIB}
+STEPS = 64
+# MiB of a step, and what touches.
+STEPPED = [*((mib, "mmap") for mib in (1, 2, 4, 8, 16, 32, 64)), (8, "pread")]
+ORDERS = {"cat": "cat", "load_file": "load_file", "tensors shuffled": "shuffled_tensors"}
+SMALL_FOLDER = "small"
+CLIENTS = ("boto3 get", "boto3 download", "s3fs/fsspec")
+
+
+def streams(quick):
+    """Streams: at any budget, in turns, in steps, and as models."""
+    sizes = {key: size for objects in STREAMS.values() for key, size in objects.items()}
+    sizes |= {what["key"]: what["size"] for what in (RUNS, LARGE)}
+    local_folder = prepare.local_files(STREAMS[1])
+    holds = [word for key, size in sizes.items() for word in ("--object", f"{key}={size}")]
+    holds += ["--pattern", f"{SMALL_FOLDER}/{{10}}=1000"]
+    return Subject(by_name(of_streams()), holds, local_folder=local_folder)
+
+
+def of_streams():
+    def one(name, rate, program, args, memory_bytes=3 * GIB, **options):
+        args = {"key": "1GiB", "size": GIB} | args
+        return Workload([Phase(name, rate, program, args, memory_bytes)], **options)
+
+    listing = {"what": "listing", "key": SMALL_FOLDER, "count": 10}
+    return [
+        one("first MiB", "ms", "sequential", {"bytes": MIB, "known": True}),
+        one("first 64 MiB", "ms", "sequential", {"bytes": 64 * MIB, "known": True}),
+        one("1 stream, read()", "MB", "whole", {}, clients=CLIENTS),
+        *(at_budget(count, budget) for count in STREAMS for budget in ["", *BUDGETS]),
+        *interleaved(),
+        *(steps(*stepped) for stepped in STEPPED),
+        *(model for budget in ("", "1GiB") for model in models(budget)),
+        one("list ten files", "ms", "names", listing, memory_bytes=0, no_local=True),
+    ]
+
+
+def streams_name(count, budget=""):
+    return f"{count} stream{'s' * (count > 1)}" + (budget and f", budget {budget}")
+
+
+def at_budget(count, budget):
+    """Processes that each read an object of their own by readinto of 1 MiB; others than ours at
+    their own budgets."""
+    args = {"keys": list(STREAMS[count])}
+    size = sum(STREAMS[count].values())
+    # The kernel's page cache, and the daemon.
+    memory_bytes = size + min(size, products.memory_budget_bytes(of_budget([], budget).options))
+    phase = Phase(streams_name(count, budget), "MB", "processes", args, memory_bytes)
+    return of_budget([phase], budget, no_local=count > 1)
+
+
+def of_budget(phases, budget, **options):
+    return Workload(phases, options=["--memory-budget", budget] if budget else [],
+                    only_ours=bool(budget), **options)
+
+
+def interleaved_name(by, threads, slice_bytes):
+    if threads == 1:
+        return f"one run by {by}"
+    told = f"{slice_bytes >> 10} KiB" if slice_bytes < MIB else f"{slice_bytes // MIB} MiB"
+    return f"{threads} runs by {by}, slices of {told}"
+
+
+# Threads and slice of all interleaved runs; not where a thread would have no slice.
+INTERLEAVED = [(1, RUNS["size"])] + [
+    (threads, slice_bytes) for threads in (2, 8, 64)
+    for slice_bytes in (64 << 10, MIB, 4 * MIB, 64 * MIB) if threads * slice_bytes <= RUNS["size"]
+]
+
+
+def interleaved():
+    for by in ("mmap", "pread"):
+        for threads, slice_bytes in INTERLEAVED:
+            args = RUNS | {"by": by, "threads": threads, "slice_bytes": slice_bytes}
+            phase = Phase(interleaved_name(by, threads, slice_bytes), "MB", "interleaved", args,
+                          3 * RUNS["size"])
+            yield Workload([phase], no_local=True)
+
+
+def steps_name(mib, by):
+    return f"{STEPS} steps of {mib} MiB, {by}"
+
+
+def steps(mib, by):
+    """Touches of single pages in equal steps; the object ends with the last one."""
+    args = LARGE | {"size": STEPS * mib * MIB, "step": mib * MIB, "by": by}
+    return Workload([Phase(steps_name(mib, by), "ms", "steps", args, GIB)], no_local=True)
+
+
+def models_name(order, budget=""):
+    """Of one of ORDERS."""
+    return f"4 shards, {order}" + (budget and f", budget {budget}")
+
+
+def models(budget):
+    """Four shards of 64 tensors: as cat reads them, as load_file does, tensor by tensor at random."""
+    args = {"keys": list(SHARDS), "header": HEADER, "tensor": TENSOR, "tensors": TENSORS}
+    for order, program in ORDERS.items():
+        phase = Phase(models_name(order, budget), "MB", program, args, 5 * GIB)
+        yield of_budget([phase], budget, no_local=True)
