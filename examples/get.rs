@@ -84,7 +84,8 @@ async fn gets(
                 }
                 let start = number * part % (version.size_bytes / part * part);
                 let range = start..start + part;
-                store.get_range(version, range, &mut buffer.as_mut_slice()).await?;
+                buffer.clear();
+                store.get_range(version, range, &mut buffer).await?;
             }
         });
     }

@@ -36,8 +36,20 @@ pub trait ObjectStore: Send + Sync + 'static {
         &self,
         version: &ObjectVersion,
         range: Range<u64>,
-        into: &mut (dyn BufMut + Send),
+        into: &mut dyn Destination,
     ) -> Result<(), StoreError>;
+}
+
+/// Where a GET writes to.
+pub trait Destination: BufMut + Send {
+    /// All that it has taken so far.
+    fn taken(&self) -> &[u8];
+}
+
+impl Destination for Vec<u8> {
+    fn taken(&self) -> &[u8] {
+        self
+    }
 }
 
 /// One version of one object. An inode number stands for one of these.

@@ -8,11 +8,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::BufMut as _;
 use fasts3_mount::store::retry::{RetryPolicy, Retrying};
 use fasts3_mount::store::s3::{Keys, S3Store, StoreConfig};
 use fasts3_mount::store::{
-    ListEntry, ListFrom, ListPage, ListRequest, Nonsense, ObjectStore, ObjectVersion, StoreError,
-    check_page,
+    Destination, ListEntry, ListFrom, ListPage, ListRequest, Nonsense, ObjectStore, ObjectVersion,
+    StoreError, check_page,
 };
 use fasts3_mount::testing::memory::MemoryStore;
 
@@ -199,9 +200,9 @@ async fn ranges(subject: &Subject) {
         assert_eq!(subject.get(&version, range.clone()).await.unwrap(), want, "{range:?}");
     }
     // A target with no room to spare gets exactly the range.
-    let mut exact = [0; 10];
-    subject.store.get_range(&version, 5..15, &mut exact.as_mut_slice()).await.unwrap();
-    assert_eq!(exact, bytes[5..15]);
+    let mut exact = Vec::new().limit(10);
+    subject.store.get_range(&version, 5..15, &mut exact).await.unwrap();
+    assert_eq!(exact.taken(), &bytes[5..15]);
 }
 
 async fn versions(subject: &Subject) {

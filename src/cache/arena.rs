@@ -30,6 +30,7 @@ use tokio::time::Instant;
 use super::slots::{Charged, Full, Slot, Slots, Usage};
 use super::states::States;
 use crate::base::layout::Layout;
+use crate::store::Destination;
 
 /// A huge page of x86-64, and of arm64 with pages of 4 KiB. Elsewhere it is only an alignment.
 const HUGE_BYTES: usize = 2 << 20;
@@ -377,6 +378,14 @@ unsafe impl BufMut for BlockWriter {
     }
 }
 
+impl Destination for BlockWriter {
+    fn taken(&self) -> &[u8] {
+        // SAFETY: this writer has written these bytes of our slot. They do not change any more, as
+        // the cursor has passed them, and the memory lives as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.memory.pointer(self.bytes.start), self.written()) }
+    }
+}
+
 impl Drop for BlockWriter {
     fn drop(&mut self) {
         let unfilled = self.next..self.blocks.end;
@@ -409,6 +418,7 @@ mod tests {
         writers[0].put_slice(b"abc");
         assert_eq!(memory.bytes(0..1), None);
         writers[0].put_slice(b"de");
+        assert_eq!(writers[0].taken(), b"abcde");
         assert_eq!(memory.bytes(0..4), Some(&b"abcd"[..]));
         assert_eq!(memory.bytes(0..5), None);
         writers[1].put_slice(b"xy");

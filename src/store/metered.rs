@@ -5,9 +5,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::BufMut;
 
-use super::{Class, ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError};
+use super::{
+    Class, Destination, ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError,
+};
 use crate::stats::{Outcome, RequestKind, Stats};
 
 pub struct Metered {
@@ -63,7 +64,7 @@ impl ObjectStore for Metered {
         &self,
         version: &ObjectVersion,
         range: Range<u64>,
-        into: &mut (dyn BufMut + Send),
+        into: &mut dyn Destination,
     ) -> Result<(), StoreError> {
         self.metered(RequestKind::Get, self.store.get_range(version, range, into)).await
     }
@@ -131,7 +132,7 @@ mod tests {
                 &self,
                 _: &ObjectVersion,
                 _: Range<u64>,
-                _: &mut (dyn BufMut + Send),
+                _: &mut dyn Destination,
             ) -> Result<(), StoreError> {
                 std::future::pending().await
             }

@@ -11,11 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::BufMut;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
-    Class, ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError, check_page,
+    Class, Destination, ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError,
+    check_page,
 };
 use crate::stats::Stats;
 
@@ -106,7 +106,7 @@ impl ObjectStore for Retrying {
         &self,
         version: &ObjectVersion,
         range: Range<u64>,
-        into: &mut (dyn BufMut + Send),
+        into: &mut dyn Destination,
     ) -> Result<(), StoreError> {
         let mut tries = Tries::new(self, "get", &version.key, range.start);
         let mut rest = range;

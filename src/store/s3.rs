@@ -9,11 +9,13 @@ use std::time::Duration;
 use ::http::Response;
 use ::http::header::{DATE, HeaderMap};
 use async_trait::async_trait;
-use bytes::BufMut;
 use tokio::time::{Instant, timeout};
 
 use super::wire::{Body, Kind, Wire};
-use super::{ListFrom, ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError};
+use super::{
+    Destination, ListFrom, ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion,
+    StoreError,
+};
 use crate::stats::Stats;
 
 mod checksum;
@@ -196,7 +198,7 @@ impl ObjectStore for S3Store {
         &self,
         version: &ObjectVersion,
         range: Range<u64>,
-        into: &mut (dyn BufMut + Send),
+        into: &mut dyn Destination,
     ) -> Result<(), StoreError> {
         debug_assert!(range.start < range.end && range.end <= version.size_bytes, "{range:?}");
         let bytes = format!("bytes={}-{}", range.start, range.end - 1);
@@ -220,7 +222,7 @@ async fn receive_checked(
     body: Body,
     length: u64,
     checksum: Checksum,
-    into: &mut (dyn BufMut + Send),
+    into: &mut dyn Destination,
 ) -> Result<(), StoreError> {
     let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
     let received = body.receive(length, &mut bytes).await;

@@ -11,12 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::BufMut;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::store::{
-    ListEntry, ListFrom, ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError,
+    Destination, ListEntry, ListFrom, ListPage, ListRequest, ObjectHead, ObjectStore,
+    ObjectVersion, StoreError,
 };
 
 /// One of the three methods of [`ObjectStore`].
@@ -232,7 +232,7 @@ impl ObjectStore for FaultyStore {
         &self,
         version: &ObjectVersion,
         range: Range<u64>,
-        into: &mut (dyn BufMut + Send),
+        into: &mut dyn Destination,
     ) -> Result<(), StoreError> {
         let fault = self.fault(Operation::Get, &version.key, &range).await?;
         let Fault::BreakAfter(bytes, error) = fault else {

@@ -12,12 +12,12 @@ use std::ops::{Bound, Range};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use bytes::{BufMut, Bytes};
+use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::store::{
-    ListEntry, ListFrom, ListPage, ListRequest, ObjectDetails, ObjectHead, ObjectMeta, ObjectStore,
-    ObjectVersion, StoreError,
+    Destination, ListEntry, ListFrom, ListPage, ListRequest, ObjectDetails, ObjectHead, ObjectMeta,
+    ObjectStore, ObjectVersion, StoreError,
 };
 
 /// A bucket in memory.
@@ -206,7 +206,7 @@ impl ObjectStore for MemoryStore {
         &self,
         version: &ObjectVersion,
         range: Range<u64>,
-        into: &mut (dyn BufMut + Send),
+        into: &mut dyn Destination,
     ) -> Result<(), StoreError> {
         self.bucket.lock().counts.gets += 1;
         tokio::task::yield_now().await;

@@ -4,9 +4,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::BufMut;
 use fasts3_mount::store::{
-    ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError,
+    Destination, ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError,
 };
 use fasts3_mount::testing::memory::MemoryStore;
 
@@ -30,7 +29,7 @@ impl ObjectStore for Panicking {
         &self,
         version: &ObjectVersion,
         range: Range<u64>,
-        into: &mut (dyn BufMut + Send),
+        into: &mut dyn Destination,
     ) -> Result<(), StoreError> {
         assert_ne!(version.key, "get", "a panic of the test");
         self.0.get_range(version, range, into).await

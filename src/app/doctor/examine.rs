@@ -97,11 +97,10 @@ mod tests {
     use std::ops::Range;
 
     use async_trait::async_trait;
-    use bytes::BufMut;
 
     use super::*;
     use crate::app::doctor::diagnosis::Severity;
-    use crate::store::{ListFrom, ListPage, ListRequest, ObjectHead, StoreError};
+    use crate::store::{Destination, ListFrom, ListPage, ListRequest, ObjectHead, StoreError};
     use crate::testing::memory::MemoryStore;
 
     fn scope() -> Scope {
@@ -213,7 +212,7 @@ mod tests {
             &self,
             version: &ObjectVersion,
             range: Range<u64>,
-            into: &mut (dyn BufMut + Send),
+            into: &mut dyn Destination,
         ) -> Result<(), StoreError> {
             match self.1 {
                 Wrong::Denies => return Err(StoreError::Denied("403".to_owned())),

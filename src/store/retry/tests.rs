@@ -101,7 +101,7 @@ impl ObjectStore for Scripted {
         &self,
         _version: &ObjectVersion,
         range: Range<u64>,
-        into: &mut (dyn BufMut + Send),
+        into: &mut dyn Destination,
     ) -> Result<(), StoreError> {
         let body =
             &BODY[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()];

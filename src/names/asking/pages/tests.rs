@@ -210,7 +210,7 @@ impl ObjectStore for IgnoresStartAfter {
         &self,
         version: &ObjectVersion,
         range: std::ops::Range<u64>,
-        into: &mut (dyn bytes::BufMut + Send),
+        into: &mut dyn crate::store::Destination,
     ) -> Result<(), StoreError> {
         self.below.get_range(version, range, into).await
     }
@@ -260,7 +260,7 @@ impl ObjectStore for Scripted {
         &self,
         _: &ObjectVersion,
         _: std::ops::Range<u64>,
-        _: &mut (dyn bytes::BufMut + Send),
+        _: &mut dyn crate::store::Destination,
     ) -> Result<(), StoreError> {
         Err(StoreError::NotFound)
     }
