@@ -112,11 +112,11 @@ impl Names {
     pub fn node(&self, entry: &ScanEntry<'_>) -> Node {
         let mut known = self.known();
         let listing = &entry.scan.listing;
-        // What the kernel knows by a number never changes, not even by a fraction of a second.
-        let inode = known.inodes.get(entry.ino).cloned().unwrap_or_else(|| match entry.index {
+        let listed = match entry.index {
             Some(index) => listing.inode(index),
             None => Inode::Directory(listing.prefix.clone()),
-        });
+        };
+        let inode = known.inodes.latest(entry.ino, listed);
         let dot_ttl = self.config.metadata_ttl.unwrap_or(FOREVER);
         let ttl = entry.index.map_or(dot_ttl, |_| entry.scan.name_ttl);
         known.node(entry.ino, inode, ttl, now())

@@ -65,6 +65,17 @@ impl MemoryStore {
         self.insert(key, bytes.into(), true)
     }
 
+    /// Puts the same bytes again, after some seconds: only the time is new, and is returned.
+    pub fn put_again(&self, key: &str) -> SystemTime {
+        let mut bucket = self.bucket.lock();
+        bucket.puts += 3;
+        let now = time(bucket.puts);
+        if let Some((meta, _)) = bucket.objects.get_mut(key) {
+            meta.last_modified = now;
+        }
+        now
+    }
+
     /// Sets the attributes that only a HEAD has, for every version of the object.
     pub fn describe(&self, key: &str, details: ObjectDetails) {
         self.bucket.lock().details.insert(key.to_owned(), details);
@@ -99,13 +110,17 @@ impl MemoryStore {
                 etag: format!("\"{:032x}\"", bucket.puts),
                 size_bytes: bytes.len() as u64,
             },
-            last_modified: SystemTime::UNIX_EPOCH
-                + Duration::from_secs(1_700_000_000 + bucket.puts),
+            last_modified: time(bucket.puts),
             archived,
         };
         bucket.objects.insert(key.to_owned(), (meta.clone(), bytes));
         meta
     }
+}
+
+/// A second for each put.
+fn time(puts: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + puts)
 }
 
 impl Bucket {

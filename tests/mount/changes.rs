@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::process::Signal;
 
@@ -121,7 +122,7 @@ fn under_a_storm_of_overwrites_every_read_is_one_version() {
                     break;
                 }
                 mount.bucket().put("object", version(number));
-                std::thread::sleep(std::time::Duration::from_millis(u64::from(number) / 2));
+                std::thread::sleep(Duration::from_millis(u64::from(number) / 2));
             }
         });
         let outcomes: Vec<_> =
@@ -205,6 +206,38 @@ fn a_stale_file_that_is_read_again_and_again_costs_its_directory_one_listing() {
     }
     let counts = mount.counts();
     assert_eq!((counts.list, counts.head), (1, 0), "{counts:?}");
+}
+
+/// A7, F5, R3
+#[test]
+fn the_same_bytes_put_again_move_the_mtime_and_are_not_fetched_again() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    for key in ["d/looked up", "d/other", "listed/object"] {
+        scene.bucket().put(key, key);
+        scene.bucket().set_last_modified(key, UNIX_EPOCH + Duration::from_secs(1_000_000_000));
+    }
+    let mount = scene.mount(&["--metadata-ttl=1s"]);
+    let stat = |key| std::fs::metadata(mount.path(key)).unwrap();
+    for (key, is_listed) in [("d/looked up", false), ("listed/object", true)] {
+        assert_eq!(mount.read(key).unwrap(), key.as_bytes());
+        let before = stat(key);
+        let gets = mount.counts().get;
+        let put = mount.bucket().put(key, key).last_modified;
+        eventually("the new time", || {
+            if is_listed {
+                mount.names("listed");
+            }
+            let now = stat(key);
+            assert_eq!(now.ino(), before.ino());
+            assert!([put, before.modified().unwrap()].contains(&now.modified().unwrap()));
+            now.modified().unwrap() == put
+        });
+        assert_eq!(mount.read(key).unwrap(), key.as_bytes());
+        assert_eq!(mount.counts().get, gets);
+    }
 }
 
 /// A4, F1

@@ -105,7 +105,7 @@ impl Listing {
         if index < self.length && self.key(index) == key { index + 1 } else { index }
     }
 
-    /// The entries from `start` on begin with those of `run`, under the same numbers.
+    /// The entries from `start` on begin with those of `run`, with the same numbers and times.
     pub(crate) fn continues_with(&self, start: usize, run: &EntryRun) -> bool {
         start + run.len() <= self.length
             && (0..run.len()).all(|at| {

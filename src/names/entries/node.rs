@@ -8,6 +8,9 @@ use crate::store::ObjectMeta;
 /// "Forever", as a TTL for the kernel: ten years.
 pub const FOREVER: Duration = Duration::from_hours(10 * 365 * 24);
 
+/// Stores round `LastModified` differently in a listing and in a HEAD, by up to a second.
+const ROUNDED: Duration = Duration::from_secs(2);
+
 /// An inode number: names one version of one object, or one directory; never reused while mounted.
 pub type Ino = u64;
 
@@ -32,13 +35,24 @@ impl Inode {
         }
     }
 
-    /// One number may name both. `LastModified` is not compared: stores round it differently in a
-    /// listing and in a HEAD, and the pages of an object that was put again unchanged stay good.
+    /// One number may name both. `LastModified` is not compared: the bytes of an object that was
+    /// put again unchanged stay good.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Directory(a), Self::Directory(b)) => a == b,
             (Self::File(a), Self::File(b)) => a.version == b.version && a.archived == b.archived,
             (Self::Directory(_), Self::File(_)) | (Self::File(_), Self::Directory(_)) => false,
+        }
+    }
+
+    /// The same object was put again after `other`. Less than [`ROUNDED`] proves nothing.
+    pub(crate) fn is_newer(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::File(a), Self::File(b)) => {
+                let later = a.last_modified.duration_since(b.last_modified);
+                later.is_ok_and(|later| later >= ROUNDED)
+            }
+            _ => false,
         }
     }
 }

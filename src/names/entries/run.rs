@@ -163,10 +163,11 @@ impl EntryRun {
             && self.texts(a) == other.texts(b)
     }
 
-    /// The entry and one of another run have the same name, type and number.
+    /// The entry and one of another run have the same name, type, number and time.
     pub(crate) fn shows_same(&self, index: usize, other: &Self, other_index: usize) -> bool {
         let (a, b) = (&self.records[index], &other.records[other_index]);
-        a.ino == b.ino && a.kind == b.kind && self.texts(a).0 == other.texts(b).0
+        let is_same = a.ino == b.ino && a.kind == b.kind && a.last_modified == b.last_modified;
+        is_same && self.texts(a).0 == other.texts(b).0
     }
 
     /// Appends an entry without a number: an object, or a directory.

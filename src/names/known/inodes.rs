@@ -1,8 +1,9 @@
 //! The inode table: what the kernel knows by number. Pure.
 //!
 //! Invariants: a number names one path of a directory, or one version of one object (key, `ETag`,
-//! size, and whether it is archived, which shows in its mode), and nothing else while mounted. It
-//! is known until the kernel has forgotten all its lookups; the root always.
+//! size, and whether it is archived, which shows in its mode), and nothing else while mounted. Of
+//! what it names, only the time may move, and only forwards. It is known until the kernel has
+//! forgotten all its lookups; the root always.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -108,13 +109,22 @@ impl Inodes {
             || self.directories.keys().any(|directory| is_behind(directory))
     }
 
+    /// What the kernel is told of a number: what it knows, unless the object was put again since.
+    pub(crate) fn latest(&self, ino: Ino, inode: Inode) -> Inode {
+        self.get(ino).filter(|known| !inode.is_newer(known)).cloned().unwrap_or(inode)
+    }
+
     /// Counts one lookup of a number that was issued for this inode.
     pub(crate) fn remember(&mut self, ino: Ino, inode: &Inode) {
         let new = || KnownInode { inode: inode.clone(), lookups: 0 };
         let known = self.known.entry(ino).or_insert_with(new);
         debug_assert!(known.inode.is_same(inode), "a number names one thing");
         known.lookups += 1;
-        if known.lookups == 1 {
+        let is_newer = inode.is_newer(&known.inode);
+        if is_newer {
+            known.inode = inode.clone();
+        }
+        if known.lookups == 1 || is_newer {
             match inode {
                 Inode::Directory(prefix) => self.directories.insert(prefix.clone(), ino),
                 Inode::File(meta) => {
@@ -155,13 +165,17 @@ impl Inodes {
 
 #[cfg(test)]
 mod tests {
-    use std::time::SystemTime;
+    use std::time::{Duration, SystemTime};
 
     use super::*;
 
     fn file(key: &str, etag: &str, archived: bool) -> Inode {
+        put_at(key, etag, archived, 0)
+    }
+
+    fn put_at(key: &str, etag: &str, archived: bool, second: u64) -> Inode {
         let version = ObjectVersion { key: key.to_owned(), etag: etag.to_owned(), size_bytes: 1 };
-        let last_modified = SystemTime::UNIX_EPOCH;
+        let last_modified = SystemTime::UNIX_EPOCH + Duration::from_secs(second);
         Inode::File(Arc::new(ObjectMeta { version, last_modified, archived }))
     }
 
@@ -206,6 +220,25 @@ mod tests {
         assert_eq!(inodes.number(&warm), Some(new));
         inodes.forget(old, 1);
         assert_eq!(inodes.number(&warm), Some(new));
+    }
+
+    #[test]
+    fn only_a_time_that_is_surely_later_replaces_the_one_that_is_known() {
+        let mut inodes = Inodes::new("");
+        let ino = inodes.issue();
+        inodes.remember(ino, &put_at("k", "1", false, 10));
+        for (second, is_shown) in [(9, 10), (11, 10), (12, 12), (10, 12), (13, 12)] {
+            let told = put_at("k", "1", false, second);
+            let shown = inodes.latest(ino, told.clone());
+            inodes.remember(ino, &told);
+            let Inode::File(meta) = &shown else { panic!("a file") };
+            let at = meta.last_modified.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+            assert_eq!(at, Duration::from_secs(is_shown));
+            assert!(inodes.get(ino).is_some_and(|known| !shown.is_newer(known)));
+            assert_eq!(inodes.number(&told), Some(ino));
+        }
+        assert!(inodes.forget(ino, 6).is_some());
+        assert_eq!(inodes.number(&file("k", "1", false)), None);
     }
 
     #[test]

@@ -71,8 +71,7 @@ impl Known {
         let NameAnswer { found, ttl } = answer;
         let (ino, inode) = found.ok_or(FsError::NotFound { ttl })?;
         self.remember(ino, &inode);
-        // What the kernel knows by a number never changes, not even by a fraction of a second.
-        let inode = self.inodes.get(ino).cloned().unwrap_or(inode);
+        let inode = self.inodes.latest(ino, inode);
         Ok(self.node(ino, inode, ttl, now))
     }
 

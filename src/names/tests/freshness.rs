@@ -122,6 +122,28 @@ async fn who_comes_after_names_were_dropped_is_not_told_of_before() {
     assert_eq!(mount.faults.calls(), calls + 3);
 }
 
+/// A7
+#[tokio::test(start_paused = true)]
+async fn the_time_of_an_object_that_was_put_again_unchanged_follows_and_its_number_stays() {
+    for listed in [true, false] {
+        let mount = mount(&["d/f", "d/g"]);
+        let f = mount.look("d/f").await.expect("exists");
+        let d = mount.ino("d").await;
+        let now = mount.memory.put_again("d/f");
+        assert_eq!(mount.look("d/f").await.expect("believed").mtime, f.mtime);
+        pass(TTL).await;
+        if listed {
+            mount.list(d).await.expect("listed");
+            let scan = mount.names.read_directory(d, 0).await.expect("listed");
+            let entry = scan.iter().find(|entry| entry.name == b"f").expect("listed");
+            assert_eq!(mount.names.node(&entry).mtime, now);
+        }
+        let again = mount.look("d/f").await.expect("exists");
+        assert_eq!((again.ino, again.mtime), (f.ino, now), "listed: {listed}");
+        assert_eq!(mount.names.attributes(f.ino).expect("known").mtime, now);
+    }
+}
+
 /// A4
 #[tokio::test(start_paused = true)]
 async fn the_mtime_changes_when_the_listing_may_have_changed_and_only_then() {
