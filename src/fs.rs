@@ -49,7 +49,7 @@ pub struct Attributes {
     pub is_directory: bool,
     /// Length of a file; 0 for a directory.
     pub size_bytes: u64,
-    /// `LastModified` of an object; the time of the last known change in a directory.
+    /// `LastModified` of an object. A directory's changes with its content.
     pub mtime: SystemTime,
     pub mode: u16,
     pub uid: u32,

@@ -21,6 +21,7 @@ use self::asking::shared::now;
 pub use self::asking::shared::{Names, NamesConfig};
 use self::entries::Listing;
 pub use self::entries::{FOREVER, HiddenKeys, Ino, Inode, Node, ROOT};
+pub use self::known::OldPages;
 use self::known::{NameAnswer, Resume, ScanFrom};
 use self::rules::Asked;
 use self::scan::ScanPosition;
@@ -79,15 +80,33 @@ impl Names {
 
     /// Takes back lookups that the kernel has counted.
     pub fn forget(&self, ino: Ino, lookups: u64) {
-        self.known().forget(ino, lookups, now());
+        self.known().forget(ino, lookups);
     }
 
-    /// Attributes of an inode that the kernel knows. Sends no request.
-    pub fn attributes(&self, ino: Ino) -> Result<Node, FsError> {
-        let mut known = self.known();
-        let inode = known.inodes.get(ino).ok_or(FsError::Stale)?.clone();
+    /// Attributes of an inode that the kernel knows. Waits for no request.
+    pub fn attributes(self: &Arc<Self>, ino: Ino) -> Result<Node, FsError> {
+        let (mut state, now) = (self.state.lock(), now());
+        let inode = state.known.inodes.get(ino).ok_or(FsError::Stale)?.clone();
+        if let Inode::Directory(prefix) = &inode {
+            self.refresh_small(&mut state, prefix, now);
+        }
         let name_ttl = self.config.metadata_ttl.unwrap_or(FOREVER);
-        Ok(known.node(ino, inode, name_ttl, now()))
+        Ok(state.known.node(ino, inode, name_ttl, now))
+    }
+
+    /// Set if the kernel may hold pages of a directory that it must not use any more. It asks for
+    /// the directory's attributes before it uses them, and must have dropped them by the answer.
+    pub fn old_pages(&self, ino: Ino) -> Option<OldPages> {
+        let known = self.known();
+        known.directories.old_pages(&known.directory(ino).ok()?, now())
+    }
+
+    /// The kernel has dropped the pages of a directory.
+    pub fn pages_dropped(&self, ino: Ino, old: OldPages) {
+        let mut known = self.known();
+        if let Ok(prefix) = known.directory(ino) {
+            known.directories.pages_dropped(&prefix, old);
+        }
     }
 
     pub fn inode(&self, ino: Ino) -> Result<Inode, FsError> {
@@ -112,7 +131,10 @@ impl Names {
     pub async fn read_directory(self: &Arc<Self>, ino: Ino, cookie: u64) -> Result<Scan, FsError> {
         let position = ScanPosition::of_cookie(cookie);
         let dots = position.map_or(0, |position| position.dots);
-        let (parent, progress, from) = {
+        let generations = |listing: &Listing| {
+            position.map(|at| at.generation).into_iter().chain([listing.generation])
+        };
+        let (prefix, parent, progress, from) = {
             let mut state = self.state.lock();
             let prefix = state.known.directory(ino)?;
             let parent = state.known.parent(ino, &prefix);
@@ -131,18 +153,23 @@ impl Names {
             };
             match resume {
                 Resume::At(listing, index) => {
+                    state.known.directories.read_from(&prefix, generations(&listing));
                     let name_ttl = state.known.listing_ttl(&listing, now);
                     return Ok(Scan { listing, dots, index, ino, parent, name_ttl });
                 }
-                Resume::In(progress, from) => (parent, progress, from),
+                Resume::In(progress, from) => (prefix, parent, progress, from),
                 Resume::Relist(from) => {
-                    (parent, self.listing_under_way(&mut state, &prefix, now), from)
+                    let progress = self.listing_under_way(&mut state, &prefix, now);
+                    (prefix, parent, progress, from)
                 }
                 Resume::Stale => return Err(FsError::Stale),
             }
         };
         let (listing, index) = scan::read_on(progress, &from).await?;
-        let name_ttl = self.known().listing_ttl(&listing, now());
+        let mut known = self.known();
+        known.directories.read_from(&prefix, generations(&listing));
+        let name_ttl = known.listing_ttl(&listing, now());
+        drop(known);
         Ok(Scan { listing, dots, index, ino, parent, name_ttl })
     }
 
@@ -158,7 +185,7 @@ impl Names {
         let is_known =
             believed.is_some_and(|answer| answer.found.is_none_or(|(now, _)| now != ino));
         if !is_known {
-            known.directories.drop_names(parent, now());
+            known.directories.drop_names(parent);
         }
     }
 
@@ -205,7 +232,7 @@ impl Names {
     /// kernel knows.
     pub fn drop_names(&self) -> Vec<Ino> {
         let mut known = self.known();
-        known.directories.drop_all_names(now());
+        known.directories.drop_all_names();
         known.inodes.directories().collect()
     }
 }

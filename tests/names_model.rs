@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use fasts3_mount::errno::FsError;
 use fasts3_mount::names::{Ino, Inode, Names, NamesConfig, Node, ROOT};
@@ -128,7 +128,6 @@ impl World {
             root_prefix: String::new(),
             metadata_ttl: Some(ttl),
             negative_ttl: ttl / 2,
-            mounted_at: SystemTime::UNIX_EPOCH,
             listings_bytes: usize::MAX,
             page_keys,
             pages_at_once: 4,

@@ -5,7 +5,6 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use tokio::runtime::{Builder, Handle};
 
@@ -176,7 +175,6 @@ pub fn stack(
         root_prefix: config.prefix.clone(),
         metadata_ttl: config.names.metadata_ttl,
         negative_ttl: config.names.negative_ttl,
-        mounted_at: SystemTime::now(),
         listings_bytes: usize::try_from(config.names.budget_bytes).unwrap_or(usize::MAX),
         page_keys: 1000,
         pages_at_once: PAGES_AT_ONCE.min(config.cache.max_connections),

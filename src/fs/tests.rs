@@ -27,7 +27,6 @@ impl Rig {
             root_prefix: String::new(),
             metadata_ttl: ttl,
             negative_ttl: Duration::ZERO,
-            mounted_at: UNIX_EPOCH,
             listings_bytes: usize::MAX,
             page_keys: 1000,
             pages_at_once: 4,

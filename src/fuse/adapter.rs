@@ -24,7 +24,7 @@ use fuser::{
 };
 use tokio::runtime::Handle;
 
-use super::notify::forget_name;
+use super::notify::{drop_pages, forget_name};
 use super::waiter::Waiter;
 use crate::fs::{Attributes, BucketFs, FsError, ReadKind, STATFS_BLOCKS, ScanEntry};
 use crate::stats::Operation;
@@ -90,8 +90,8 @@ impl fuser::Filesystem for Adapter {
             // Attributes with the names while programs ask for them, and only then.
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
-            // Compares a directory's mtime before its pages are trusted. A file's inode names one
-            // version, so it never changes.
+            // Asks for a directory's attributes before its pages are used. It also drops a file's
+            // pages if its time moves, which is seldom.
             InitFlags::FUSE_AUTO_INVAL_DATA,
         ] {
             if !enable(flag) {
@@ -132,11 +132,19 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let _answering = self.fs.stats.answering(Operation::Getattr);
-        match self.fs.attributes(ino.0) {
-            Ok(entry) => reply.attr(&entry.attr_ttl, &file_attr(&entry)),
-            Err(error) => reply.error(errno(&self.fs, &error)),
-        }
+        let (fs, kernel, ino) = (self.fs.clone(), self.kernel.clone(), ino.0);
+        self.answer(Operation::Getattr, async move {
+            // The kernel asks this before it uses a directory's pages.
+            if let Some(old) = fs.names.old_pages(ino)
+                && drop_pages(ino, kernel).await
+            {
+                fs.names.pages_dropped(ino, old);
+            }
+            match fs.attributes(ino) {
+                Ok(entry) => reply.attr(&entry.attr_ttl, &file_attr(&entry)),
+                Err(error) => reply.error(errno(&fs, &error)),
+            }
+        });
     }
 
     fn read(

@@ -3,7 +3,7 @@
 //! fuser has no name for some of the notifications of the protocol (the kernel's
 //! `include/uapi/linux/fuse.h`); these are written to the connection as they are.
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -23,8 +23,8 @@ const EXPIRE_ONLY: u32 = 1;
 /// `FUSE_NOTIFY_INC_EPOCH`, since protocol 7.44: the kernel looks up all names again.
 const INC_EPOCH: u32 = 8;
 
-/// The longest wait for the kernel to forget the name of a stale file, which mostly takes
-/// microseconds, before the read is answered.
+/// The longest wait of a request for the kernel to forget a name or pages, which mostly takes
+/// microseconds.
 const LONGEST_FORGETTING: Duration = Duration::from_secs(1);
 
 /// The longest time that the kernel is told of names one by one. One takes 2 µs, unless the kernel
@@ -45,8 +45,8 @@ pub enum Expired {
 }
 
 impl Mounted {
-    /// Makes the kernel look up every name again, and ask for the attributes of `directories`, from
-    /// which it learns that the directory pages it keeps are old. What is open or read stays.
+    /// Makes the kernel look up every name again, and ask for the attributes of `directories`, upon
+    /// which it is told that the directory pages it keeps are old. What is open or read stays.
     /// Before Linux 6.16 it is told of each of the `known` names.
     ///
     /// The kernel may wait for requests in progress, so this must not run on a thread that answers
@@ -126,13 +126,30 @@ fn length(bytes: usize) -> u32 {
 /// the same stale file until its TTL is over.
 pub(super) async fn forget_name(name: Option<(Ino, String)>, kernel: Arc<OnceLock<Notifier>>) {
     let Some((parent, name)) = name else { return };
-    // The kernel takes the directory's lock, for which it may wait: not on this thread.
-    let telling = spawn_blocking(move || {
-        let outcome = kernel.get().map(|kernel| kernel.inval_entry(INodeNo(parent), name.as_ref()));
-        if let Some(Err(error)) = outcome {
-            tracing::debug!(parent, name, %error, "the kernel did not forget a name");
+    tell(kernel, move |kernel| kernel.inval_entry(INodeNo(parent), name.as_ref())).await;
+}
+
+/// Makes the kernel drop the pages of a directory, so that it reads the directory again; `false` if
+/// it may not have.
+pub(super) async fn drop_pages(directory: Ino, kernel: Arc<OnceLock<Notifier>>) -> bool {
+    // From the first byte to the last: 0 is "to the end".
+    tell(kernel, move |kernel| kernel.inval_inode(INodeNo(directory), 0, 0)).await
+}
+
+/// Sends a notification while a request waits for it. `true` if the kernel has forgotten, or did
+/// not know.
+async fn tell(
+    kernel: Arc<OnceLock<Notifier>>,
+    notification: impl FnOnce(&Notifier) -> io::Result<()> + Send + 'static,
+) -> bool {
+    // The kernel takes locks for it, for which it may wait: not on this thread.
+    let telling = spawn_blocking(move || match kernel.get().map(notification) {
+        Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::debug!(%error, "the kernel did not forget what it was told to");
+            false
         }
+        told => told.is_some(),
     });
-    // Bounded: the holder of that lock may be waiting for the very read that this is about.
-    let _ = tokio::time::timeout(LONGEST_FORGETTING, telling).await;
+    // Bounded: the holder of a lock may be waiting for the very request that this is about.
+    matches!(tokio::time::timeout(LONGEST_FORGETTING, telling).await, Ok(Ok(true)))
 }

@@ -110,7 +110,7 @@ pub(super) async fn read_on(
 impl Names {
     /// A scan's entry with its attributes, as readdirplus wants it.
     pub fn node(&self, entry: &ScanEntry<'_>) -> Node {
-        let mut known = self.known();
+        let known = self.known();
         let listing = &entry.scan.listing;
         let listed = match entry.index {
             Some(index) => listing.inode(index),

@@ -35,7 +35,6 @@ fn mount_with(keys: &[&str], adjust: impl FnOnce(&mut NamesConfig)) -> Mount {
         root_prefix: String::new(),
         metadata_ttl: Some(TTL),
         negative_ttl: NEGATIVE_TTL,
-        mounted_at: SystemTime::UNIX_EPOCH + Duration::from_hours(1),
         listings_bytes: usize::MAX,
         page_keys: 1000,
         pages_at_once: 4,
@@ -109,6 +108,16 @@ impl Mount {
             Inode::Directory(_) => node.mtime,
             Inode::File(_) => panic!("a file"),
         }
+    }
+
+    /// The kernel asks before it uses its pages of a directory, and drops them if they are old.
+    fn pages_are_old(&self, ino: Ino) -> bool {
+        let old = self.names.old_pages(ino);
+        if let Some(old) = old {
+            assert_eq!(self.names.attributes(ino).expect("known").attr_ttl, Duration::ZERO);
+            self.names.pages_dropped(ino, old);
+        }
+        old.is_some()
     }
 
     fn requests(&self) -> (u64, u64) {

@@ -76,6 +76,18 @@ impl MemoryStore {
         now
     }
 
+    /// Copies an object of another bucket, `ETag` and time included.
+    pub fn copy_from(&self, other: &Self, key: &str) {
+        if let Some(object) = other.bucket.lock().objects.get(key).cloned() {
+            self.bucket.lock().objects.insert(key.to_owned(), object);
+        }
+    }
+
+    /// `LastModified` of an object.
+    pub fn last_modified(&self, key: &str) -> Option<SystemTime> {
+        self.bucket.lock().objects.get(key).map(|(meta, _)| meta.last_modified)
+    }
+
     /// Sets the attributes that only a HEAD has, for every version of the object.
     pub fn describe(&self, key: &str, details: ObjectDetails) {
         self.bucket.lock().details.insert(key.to_owned(), details);

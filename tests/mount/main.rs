@@ -7,6 +7,7 @@ mod common;
 mod attributes;
 mod background;
 mod changes;
+mod copies;
 mod counts;
 mod credentials;
 mod doctor;

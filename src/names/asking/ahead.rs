@@ -148,7 +148,7 @@ impl AheadRun {
         if writer.has_readers() {
             tokio::spawn(self.names.clone().list(writer, now(), None));
         } else {
-            state.known.directories.withdraw(&writer, now());
+            state.known.directories.withdraw(&writer);
         }
     }
 }

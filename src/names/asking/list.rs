@@ -15,10 +15,28 @@ impl Names {
     /// Lists a directory anew if it is used shortly before its listing expires, so that no caller
     /// waits then.
     pub(crate) fn refresh(self: &Arc<Self>, state: &mut State, prefix: &Arc<str>, now: Instant) {
-        let directories = &mut state.known.directories;
-        if !directories.get(prefix).is_some_and(|directory| directory.is_due(now)) {
-            return;
+        if state.known.directories.get(prefix).is_some_and(|directory| directory.is_due(now)) {
+            self.list_again(state, prefix, now);
         }
+    }
+
+    /// Lists a small directory anew if its listing has expired or soon will, for a program that
+    /// looks at nothing but the mtime: it sees the next time whether something has changed.
+    pub(crate) fn refresh_small(
+        self: &Arc<Self>,
+        state: &mut State,
+        prefix: &Arc<str>,
+        now: Instant,
+    ) {
+        let keys = self.config.page_keys.into();
+        let directory = state.known.directories.get(prefix);
+        if directory.is_some_and(|directory| directory.is_worth_a_page(keys, now)) {
+            self.list_again(state, prefix, now);
+        }
+    }
+
+    fn list_again(self: &Arc<Self>, state: &mut State, prefix: &Arc<str>, now: Instant) {
+        let directories = &mut state.known.directories;
         let Ok(permit) = self.refreshes.clone().try_acquire_owned() else { return };
         let listing = self.clone().list(directories.begin(prefix, now), now, None);
         tokio::spawn(async move {
@@ -76,7 +94,7 @@ impl Names {
             });
             for run in runs {
                 // Between two runs, other callers get the lock.
-                self.known().show(writer, run, &mut hint, now());
+                self.known().show(writer, run, &mut hint);
             }
         }
     }
@@ -107,7 +125,7 @@ impl Names {
         asked: Instant,
         listed: Result<Rest, StoreError>,
     ) {
-        let (directories, now) = (&mut state.known.directories, now());
+        let directories = &mut state.known.directories;
         let prefix = &writer.prefix;
         match listed {
             Ok(rest) if rest.exists || **prefix == *self.config.root_prefix => {
@@ -121,16 +139,16 @@ impl Names {
                         );
                     }
                 }
-                directories.finish(writer, asked, now);
+                directories.finish(writer, asked, now());
             }
             Ok(_) => {
                 let error = FsError::NotFound { ttl: Duration::ZERO };
-                directories.fail(writer, error, true, now);
+                directories.fail(writer, error, true);
             }
             Err(error) => {
                 // Callers log or answer it; a listing in the background has none.
                 tracing::debug!(directory = &**prefix, %error, "listing failed");
-                directories.fail(writer, error.into(), false, now);
+                directories.fail(writer, error.into(), false);
             }
         }
     }

@@ -127,7 +127,7 @@ impl Names {
     ) {
         let mut hint = 0;
         for run in runs {
-            state.known.show(writer, run, &mut hint, now());
+            state.known.show(writer, run, &mut hint);
         }
         self.listing_ends(state, writer, asked, Ok(rest));
     }
@@ -178,11 +178,11 @@ impl Learning<'_> {
             let proved = Proved { prefix, runs, rest, keys: page.entries.len() };
             return self.names.learn(self.state, proved, self.asked, self.epoch);
         }
-        let (known, now) = (&mut self.state.known, now());
+        let known = &mut self.state.known;
         let directories = &known.directories;
-        if directories.is_current(below, self.epoch) && !directories.needs_nothing(below, now) {
+        if directories.is_current(below, self.epoch) && !directories.needs_nothing(below, now()) {
             known.number_all(below, &mut beginning, &mut 0);
-            known.directories.begins_with(below, (page, self.asked, self.epoch), beginning, now);
+            known.directories.begins_with(below, (page, self.asked, self.epoch), beginning);
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
@@ -28,8 +28,6 @@ pub struct NamesConfig {
     pub metadata_ttl: Option<Duration>,
     /// Life of a negative answer in a directory that is not listed.
     pub negative_ttl: Duration,
-    /// Wall-clock time of the mount: what tokio's clock counts directory mtimes from.
-    pub mounted_at: SystemTime,
     /// Limit on the memory of listings and what else is known of directories. A listing in use may
     /// exceed it.
     pub listings_bytes: usize,
@@ -87,7 +85,7 @@ impl State {
                      after the other, and shown when all of their pages are there"
                 );
                 // Some may rest on a wrong order.
-                self.known.directories.drop_all_names(now());
+                self.known.directories.drop_all_names();
             }
             _ => {}
         }
@@ -107,9 +105,9 @@ pub struct Names {
 impl Names {
     /// Sends no request yet.
     pub fn new(store: Arc<dyn ObjectStore>, config: NamesConfig) -> Arc<Self> {
-        let NamesConfig { mounted_at, listings_bytes, metadata_ttl, .. } = config;
+        let NamesConfig { listings_bytes, metadata_ttl, .. } = config;
         let root = config.root_prefix.as_str().into();
-        let directories = Directories::new(root, mounted_at, now(), listings_bytes, metadata_ttl);
+        let directories = Directories::new(root, listings_bytes, metadata_ttl);
         let state = State {
             known: Known {
                 inodes: Inodes::new(&config.root_prefix),

@@ -1,6 +1,7 @@
 //! A directory's entries in key order: runs that are appended as pages arrive and never change.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::node::{Ino, Inode};
 use super::run::EntryRun;
@@ -8,6 +9,9 @@ use crate::names::rules::{self, EntryKey};
 
 /// Memory of a run beside its entries: an `Arc`, two vectors, and their allocations.
 const RUN_BYTES: usize = 128;
+
+/// The offset basis of FNV-1a.
+const DIGEST_OF_NOTHING: u64 = 0xcbf2_9ce4_8422_2325;
 
 /// A directory's entries in key order (N10), each with its inode number; the first of them while
 /// the directory is being listed.
@@ -20,20 +24,19 @@ pub(crate) struct Listing {
     runs: Vec<(usize, Arc<EntryRun>)>,
     length: usize,
     memory_bytes: usize,
+    /// Of all entries, without their numbers and times: the same content gives the same digest.
+    pub(crate) digest: u64,
 }
 
 impl Listing {
     pub(crate) fn new(prefix: Arc<str>, generation: u32) -> Self {
         let memory_bytes = size_of::<Self>() + prefix.len();
-        Self { prefix, generation, runs: Vec::new(), length: 0, memory_bytes }
+        let (runs, digest) = (Vec::new(), DIGEST_OF_NOTHING);
+        Self { prefix, generation, runs, length: 0, memory_bytes, digest }
     }
 
     pub(crate) fn len(&self) -> usize {
         self.length
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.length == 0
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
@@ -114,12 +117,18 @@ impl Listing {
             })
     }
 
+    /// The newest time of a file, if there is one.
+    pub(crate) fn newest(&self) -> Option<SystemTime> {
+        self.runs.iter().filter_map(|(_, run)| run.newest()).max()
+    }
+
     pub(crate) fn push(&mut self, run: Arc<EntryRun>) {
         if run.is_empty() {
             return;
         }
         self.length += run.len();
         self.memory_bytes += run.memory_bytes() + RUN_BYTES;
+        self.digest = run.digest(self.digest);
         self.runs.push((self.length - run.len(), run));
     }
 

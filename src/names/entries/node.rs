@@ -62,7 +62,7 @@ impl Inode {
 pub struct Node {
     pub ino: Ino,
     pub inode: Inode,
-    /// `LastModified` of an object. A directory's changes whenever its listing may have changed.
+    /// `LastModified` of an object. A directory's changes with its content.
     pub mtime: SystemTime,
     /// The kernel's TTL of the *name*.
     pub name_ttl: Duration,

@@ -163,6 +163,34 @@ impl EntryRun {
             && self.texts(a) == other.texts(b)
     }
 
+    /// Goes on with a digest (FNV-1a) of the entries before: of names, types, sizes and `ETag`s,
+    /// which are the same in every mount.
+    pub(super) fn digest(&self, before: u64) -> u64 {
+        const PRIME: u64 = 0x0100_0000_01b3;
+        let mut digest = before;
+        let mut take = |bytes: &[u8]| {
+            for byte in bytes {
+                digest = (digest ^ u64::from(*byte)).wrapping_mul(PRIME);
+            }
+        };
+        for record in &self.records {
+            let (name, etag) = self.texts(record);
+            // With the lengths, so no two entries read like two others.
+            take(&[record.kind as u8, record.name_bytes]);
+            take(&record.etag.0.to_le_bytes());
+            take(&record.size_bytes.to_le_bytes());
+            take(name);
+            take(etag);
+        }
+        digest
+    }
+
+    /// The newest time of a file, if there is one.
+    pub(super) fn newest(&self) -> Option<SystemTime> {
+        let files = self.records.iter().filter(|record| record.kind != RecordKind::Directory);
+        files.map(|record| record.last_modified).max().map(time)
+    }
+
     /// The entry and one of another run have the same name, type, number and time.
     pub(crate) fn shows_same(&self, index: usize, other: &Self, other_index: usize) -> bool {
         let (a, b) = (&self.records[index], &other.records[other_index]);

@@ -1,12 +1,17 @@
 //! All directories, within one budget. This is the only place that counts their memory.
 
 use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
+
+use lru::LruCache;
 
 use super::budget::NamesBudget;
 use super::directory::{Directory, NameAnswer};
 use super::expiry::Expiry;
+use super::mtime::Mtime;
+use super::pages::OldPages;
 use super::partial::Partial;
 use super::progress::ListingWriter;
 use super::resume::Resume;
@@ -19,6 +24,9 @@ use crate::store::ListPage;
 /// First pages kept for a listing to continue. `ls` lists right after its lookup, so a few are
 /// enough; 1,000 keys are some 300 KB.
 const MAX_FIRST_PAGES: usize = 8;
+
+/// Mtimes kept of directories that neither the kernel nor a listing holds: some 10 MB.
+const MAX_MTIMES: NonZeroUsize = NonZeroUsize::new(100_000).expect("not zero");
 
 #[derive(Debug)]
 pub(crate) struct Directories {
@@ -33,19 +41,14 @@ pub(crate) struct Directories {
     first_epoch: u64,
     last_generation: u32,
     metadata_ttl: Option<Duration>,
-    mounted_at: SystemTime,
-    started: Instant,
-    /// The mtime of a directory that nothing is known of: the time of the mount, or of the last
-    /// removal of a record, so that no directory's mtime goes back.
-    first_mtime: Instant,
+    /// Of listed directories whose records were removed, so that they have them again.
+    mtimes: LruCache<Arc<str>, Mtime>,
 }
 
 impl Directories {
-    /// Believes nothing yet. `now` is the moment `mounted_at` of the wall clock.
+    /// Believes nothing yet.
     pub(crate) fn new(
         root_prefix: Arc<str>,
-        mounted_at: SystemTime,
-        now: Instant,
         budget_bytes: usize,
         metadata_ttl: Option<Duration>,
     ) -> Self {
@@ -58,9 +61,7 @@ impl Directories {
             first_epoch: 0,
             last_generation: 0,
             metadata_ttl,
-            mounted_at,
-            started: now,
-            first_mtime: now,
+            mtimes: LruCache::new(MAX_MTIMES),
         }
     }
 
@@ -77,7 +78,7 @@ impl Directories {
     ) -> T {
         let directory = self.by_prefix.entry(prefix.clone()).or_insert_with(|| {
             let in_kernel = *prefix == self.root_prefix;
-            let (epoch, mtime) = (self.first_epoch, self.first_mtime);
+            let (epoch, mtime) = (self.first_epoch, self.mtimes.pop(prefix).unwrap_or_default());
             let new = Directory::new(prefix.clone(), in_kernel, epoch, mtime, self.metadata_ttl);
             self.budget.charge(new.memory_bytes(Listing::memory_bytes));
             new
@@ -120,13 +121,13 @@ impl Directories {
     }
 
     /// The kernel has forgotten a directory.
-    pub(crate) fn forgotten(&mut self, prefix: &str, now: Instant) {
-        self.with_known(prefix, |directory| directory.in_kernel = false);
-        self.remove_if_idle(prefix, now);
+    pub(crate) fn forgotten(&mut self, prefix: &str) {
+        self.with_known(prefix, Directory::forgotten);
+        self.remove_if_idle(prefix);
     }
 
     /// Removes the record of a directory that neither the kernel nor anything else needs.
-    fn remove_if_idle(&mut self, prefix: &str, now: Instant) {
+    fn remove_if_idle(&mut self, prefix: &str) {
         if self.by_prefix.get(prefix).is_none_or(|one| one.in_kernel || !one.is_idle()) {
             return;
         }
@@ -134,7 +135,9 @@ impl Directories {
         self.budget.refund(directory.memory_bytes(Listing::memory_bytes));
         // No answer that was asked for before its names were dropped may come back with it.
         self.first_epoch = self.first_epoch.max(directory.epoch);
-        self.first_mtime = now;
+        if directory.mtime.is_known() {
+            self.mtimes.put(directory.prefix, directory.mtime);
+        }
     }
 
     /// The epoch of requests that begin now.
@@ -181,18 +184,31 @@ impl Directories {
         partial.is_some_and(|partial| partial.shows_only_files(now))
     }
 
-    /// The directory's mtime, and its TTL for the kernel: see [`Directory::attributes`].
+    /// The directory's mtime, and the TTL of its attributes for the kernel: see
+    /// [`Directory::attr_ttl`].
     pub(crate) fn attributes(
-        &mut self,
+        &self,
         prefix: &str,
         unlisted_ttl: Duration,
         now: Instant,
     ) -> (SystemTime, Duration) {
-        let (mtime, ttl) = match self.by_prefix.get_mut(prefix) {
-            Some(directory) => directory.attributes(unlisted_ttl, now),
-            None => (self.first_mtime, unlisted_ttl),
-        };
-        (self.mounted_at + (mtime - self.started), ttl)
+        match self.get(prefix) {
+            Some(directory) => (directory.mtime.at(), directory.attr_ttl(unlisted_ttl, now)),
+            None => (self.mtimes.peek(prefix).copied().unwrap_or_default().at(), unlisted_ttl),
+        }
+    }
+
+    /// The kernel reads entries of these listings of a directory.
+    pub(crate) fn read_from(&mut self, prefix: &Arc<str>, generations: impl Iterator<Item = u32>) {
+        self.with(prefix, |directory| generations.for_each(|one| directory.read_from(one)));
+    }
+
+    pub(crate) fn old_pages(&self, prefix: &str, now: Instant) -> Option<OldPages> {
+        self.get(prefix)?.old_pages(now)
+    }
+
+    pub(crate) fn pages_dropped(&mut self, prefix: &str, old: OldPages) {
+        self.with_known(prefix, |directory| directory.pages_dropped(old));
     }
 
     /// A scan of the directory `prefix` begins: gives what is worth listing ahead, if this is a
@@ -236,41 +252,35 @@ impl Directories {
     }
 
     /// A listing that has begun is not made after all, and no reader waits for it.
-    pub(crate) fn withdraw(&mut self, writer: &ListingWriter, now: Instant) {
+    pub(crate) fn withdraw(&mut self, writer: &ListingWriter) {
         self.with_known(&writer.prefix, |directory| directory.withdraw(writer));
-        self.remove_if_idle(&writer.prefix, now);
+        self.remove_if_idle(&writer.prefix);
     }
 
     /// Shows the next entries of a listing.
-    pub(crate) fn show(&mut self, writer: &mut ListingWriter, run: EntryRun, now: Instant) {
+    pub(crate) fn show(&mut self, writer: &mut ListingWriter, run: EntryRun) {
         let prefix = writer.prefix.clone();
-        self.with(&prefix, |directory| directory.show(writer, run, now));
-        self.make_room(&prefix, now);
+        self.with(&prefix, |directory| directory.show(writer, run));
+        self.make_room(&prefix);
     }
 
     /// Ends a listing that has failed; `is_gone`: it found no such directory.
-    pub(crate) fn fail(
-        &mut self,
-        writer: &ListingWriter,
-        error: FsError,
-        is_gone: bool,
-        now: Instant,
-    ) {
+    pub(crate) fn fail(&mut self, writer: &ListingWriter, error: FsError, is_gone: bool) {
         let known = self.with_known(&writer.prefix, |directory| {
-            directory.fail(writer, error.clone(), is_gone, now);
+            directory.fail(writer, error.clone(), is_gone);
         });
         if known.is_none() {
             writer.end(Err(error));
         }
         // If it was listed ahead, the kernel may not know it.
-        self.remove_if_idle(&writer.prefix, now);
+        self.remove_if_idle(&writer.prefix);
     }
 
     /// Ends a complete listing that began at `asked`.
     pub(crate) fn finish(&mut self, writer: &ListingWriter, asked: Instant, now: Instant) {
         self.with(&writer.prefix, |directory| directory.finish(writer, asked, now));
         self.budget.insert(&writer.prefix);
-        self.make_room(&writer.prefix, now);
+        self.make_room(&writer.prefix);
     }
 
     /// A directory begins with this page, asked for at `asked` in `epoch`. It shows the entries of
@@ -280,7 +290,6 @@ impl Directories {
         prefix: &Arc<str>,
         (page, asked, epoch): (ListPage, Instant, u64),
         run: EntryRun,
-        now: Instant,
     ) {
         let mut listing = self.next_listing(prefix);
         listing.push(Arc::new(run));
@@ -293,7 +302,7 @@ impl Directories {
             self.drop_oldest_page();
         }
         self.budget.insert(prefix);
-        self.make_room(prefix, now);
+        self.make_room(prefix);
     }
 
     /// Takes the first page with which a listing may begin, and the time at which it was asked for.
@@ -307,25 +316,25 @@ impl Directories {
         true
     }
 
-    pub(crate) fn drop_names(&mut self, prefix: &str, now: Instant) {
+    pub(crate) fn drop_names(&mut self, prefix: &str) {
         self.last_epoch += 1;
         let epoch = self.last_epoch;
-        if self.with_known(prefix, |directory| directory.drop_names(epoch, now)).is_none() {
+        if self.with_known(prefix, |directory| directory.drop_names(epoch)).is_none() {
             self.first_epoch = epoch;
         }
     }
 
-    pub(crate) fn drop_all_names(&mut self, now: Instant) {
+    pub(crate) fn drop_all_names(&mut self) {
         self.last_epoch += 1;
         self.first_epoch = self.last_epoch;
         for directory in self.by_prefix.values_mut() {
-            directory.drop_names(self.last_epoch, now);
+            directory.drop_names(self.last_epoch);
         }
     }
 
     /// Evicts until the rest fits: first pages, then the listings of the least recently used
     /// directory, but neither those of a directory being listed nor the newest one of `keep`.
-    fn make_room(&mut self, keep: &Arc<str>, now: Instant) {
+    fn make_room(&mut self, keep: &Arc<str>) {
         while self.budget.is_exceeded() {
             if self.drop_oldest_page() {
                 continue;
@@ -338,8 +347,8 @@ impl Directories {
                 break;
             };
             self.budget.remove(&prefix);
-            self.with_known(&prefix, |directory| directory.evict(now));
-            self.remove_if_idle(&prefix, now);
+            self.with_known(&prefix, Directory::evict);
+            self.remove_if_idle(&prefix);
         }
     }
 

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::expiry::Expiry;
 use super::mtime::Mtime;
+use super::pages::{KernelPages, OldPages};
 use super::partial::Partial;
 use super::progress::{ListingWriter, Progress};
 use super::resume::{Resume, ScanFrom};
@@ -53,7 +54,8 @@ pub(crate) struct Directory {
     pub(super) listing_took: Duration,
     /// Lookups with requests since the last listing.
     misses: u32,
-    mtime: Mtime,
+    pub(super) mtime: Mtime,
+    kernel_pages: KernelPages,
     pub(crate) walk: Walk,
     /// Reasons for hiding keys that are in the log.
     pub(crate) warned: BTreeSet<Hidden>,
@@ -71,7 +73,7 @@ impl Directory {
         prefix: Arc<str>,
         in_kernel: bool,
         epoch: u64,
-        mtime: Instant,
+        mtime: Mtime,
         metadata_ttl: Option<Duration>,
     ) -> Self {
         Self {
@@ -87,7 +89,8 @@ impl Directory {
             metadata_ttl,
             listing_took: Duration::ZERO,
             misses: 0,
-            mtime: Mtime::new(mtime),
+            mtime,
+            kernel_pages: KernelPages::default(),
             walk: Walk::default(),
             warned: BTreeSet::new(),
         }
@@ -181,8 +184,7 @@ impl Directory {
             }
             ScanFrom::behind(&shown.listing, index)
         } else {
-            let alias = self.aliases.iter().find(|(alias, _)| *alias == generation);
-            let generation = alias.map_or(generation, |(_, generation)| *generation);
+            let generation = real(&self.aliases, generation);
             let old = self.versions.iter().find(|listing| listing.generation == generation);
             let Some(old) = old.filter(|old| index <= old.len()) else { return Resume::Stale };
             if self.expiry.is_some() && old.generation == self.versions[0].generation {
@@ -196,22 +198,49 @@ impl Directory {
         }
     }
 
-    /// The mtime, and its TTL for the kernel: the listing's, or `unlisted_ttl` without a listing,
-    /// because then the kernel has no pages to keep.
-    pub(super) fn attributes(
-        &mut self,
-        unlisted_ttl: Duration,
-        now: Instant,
-    ) -> (Instant, Duration) {
-        if self.versions.is_empty() {
-            let ttl = if self.being_listed { Duration::ZERO } else { unlisted_ttl };
-            return (self.mtime.at(), ttl);
+    /// The TTL of its attributes for the kernel: the listing's, or `unlisted_ttl` without a
+    /// listing. None if pages are old, because the kernel is told of that when it asks.
+    pub(super) fn attr_ttl(&self, unlisted_ttl: Duration, now: Instant) -> Duration {
+        if self.old_pages(now).is_some() {
+            return Duration::ZERO;
         }
-        let ttl = self.kernel_ttl(now);
-        if ttl.is_none() {
-            self.mtime.advance_once(now);
-        }
-        (self.mtime.at(), ttl.unwrap_or(Duration::ZERO))
+        let ttl = if self.versions.is_empty() {
+            Some(unlisted_ttl).filter(|_| !self.being_listed)
+        } else {
+            self.kernel_ttl(now)
+        };
+        ttl.unwrap_or(Duration::ZERO)
+    }
+
+    /// The kernel reads entries of this listing.
+    pub(super) fn read_from(&mut self, generation: u32) {
+        let aliases = &self.aliases;
+        self.kernel_pages.read(generation, |generation| real(aliases, generation));
+    }
+
+    /// Set if the kernel may hold pages of other entries than are believed.
+    pub(super) fn old_pages(&self, now: Instant) -> Option<OldPages> {
+        let believed = self.versions.front().filter(|_| self.is_believed(now));
+        self.kernel_pages.old(|generation| {
+            believed.is_some_and(|one| one.generation == real(&self.aliases, generation))
+        })
+    }
+
+    pub(super) fn pages_dropped(&mut self, old: OldPages) {
+        self.kernel_pages.dropped(old);
+    }
+
+    /// The kernel has forgotten the directory, and its pages.
+    pub(super) fn forgotten(&mut self) {
+        self.in_kernel = false;
+        self.kernel_pages = KernelPages::default();
+    }
+
+    /// Its listing has expired or will soon, and fits into a page of this many keys.
+    pub(crate) fn is_worth_a_page(&self, keys: usize, now: Instant) -> bool {
+        let is_small = self.versions.front().is_some_and(|newest| newest.len() < keys);
+        let is_over = !self.is_believed(now) && self.last_part().is_some();
+        is_small && (self.is_due(now) || is_over && self.under_way().is_none())
     }
 
     /// Counts a lookup with requests. True when the directory is worth listing: after
@@ -240,33 +269,20 @@ impl Directory {
         self.being_listed &= self.epoch != writer.epoch;
     }
 
-    /// Shows the next entries of a listing. If the newest listing has others in their place, the
-    /// mtime advances before.
-    pub(super) fn show(&mut self, writer: &mut ListingWriter, run: EntryRun, now: Instant) {
-        let is_ours = self.progress.iter().any(|one| one.generation == writer.generation);
-        if let Some(same_as) = writer.same_as.filter(|_| is_ours) {
+    /// Shows the next entries of a listing.
+    pub(super) fn show(&mut self, writer: &mut ListingWriter, run: EntryRun) {
+        if let Some(same_as) = writer.same_as {
             let same = self.versions.front().filter(|newest| newest.generation == same_as);
             let start = writer.shown().listing.len();
             if !same.is_some_and(|newest| newest.continues_with(start, &run)) {
                 writer.same_as = None;
-                self.mtime.advance_once(now);
             }
         }
         writer.push(run);
     }
 
     /// Ends a listing that has failed; `is_gone`: it found no such directory.
-    pub(super) fn fail(
-        &mut self,
-        writer: &ListingWriter,
-        error: FsError,
-        is_gone: bool,
-        now: Instant,
-    ) {
-        if !writer.shown().listing.is_empty() {
-            // What was shown of it will not be shown again.
-            self.mtime.advance_ahead(now);
-        }
+    pub(super) fn fail(&mut self, writer: &ListingWriter, error: FsError, is_gone: bool) {
         if self.epoch == writer.epoch {
             self.being_listed = false;
             self.misses = 0;
@@ -286,8 +302,6 @@ impl Directory {
         self.progress.retain(|progress| progress.generation != writer.generation);
         let in_epoch = self.epoch == writer.epoch;
         self.being_listed &= !in_epoch;
-        // The kernel may have read the version before under the mtime of this one.
-        let was_believed = self.is_believed(asked);
         let same = self.versions.front().filter(|newest| {
             writer.same_as == Some(newest.generation) && newest.len() == listing.len()
         });
@@ -297,18 +311,14 @@ impl Directory {
         } else if !in_epoch && self.expiry.is_some() {
             self.versions.insert(1, Arc::new(listing));
         } else {
-            if !self.versions.is_empty() && (was_believed || !self.mtime.is_ahead()) {
-                self.mtime.advance(now);
-            }
+            self.mtime.listed(&listing);
             self.versions.push_front(Arc::new(listing));
         }
         self.versions.truncate(VERSIONS);
         if in_epoch {
             self.expiry = Some(writer.expiry);
-            self.mtime.vouch();
         } else if self.expiry.is_none() {
             self.expiry = Some(Expiry::after(asked, Some(Duration::ZERO)));
-            self.mtime.vouch();
         }
         self.listing_took = now - asked;
         self.misses = 0;
@@ -327,12 +337,7 @@ impl Directory {
         self.partial.as_ref().is_some_and(|partial| partial.page.is_some())
     }
 
-    pub(super) fn drop_names(&mut self, epoch: u64, now: Instant) {
-        let shown = |progress: &Progress| !progress.shown().listing.is_empty();
-        if self.versions.is_empty() && self.progress.iter().any(shown) {
-            // The next entries may differ from those shown.
-            self.mtime.advance(now);
-        }
+    pub(super) fn drop_names(&mut self, epoch: u64) {
         if let Some(partial) = &mut self.partial {
             partial.expiry = None;
         }
@@ -343,12 +348,9 @@ impl Directory {
     }
 
     /// Gives up all that the store can tell again.
-    pub(super) fn evict(&mut self, now: Instant) {
+    pub(super) fn evict(&mut self) {
         self.versions.clear();
         self.partial = None;
-        // The kernel's pages expire now, because their TTL is forgotten.
-        self.mtime.advance(now);
-        self.mtime.vouch();
         self.expiry = None;
     }
 
@@ -367,6 +369,12 @@ impl Directory {
         let partial = self.partial.as_ref().map_or(0, |partial| partial.memory_bytes(&of));
         size_of::<Self>() + self.prefix.len() + TABLES + versions + progress + partial
     }
+}
+
+/// The generation of the version that a listing was equal to, or its own.
+fn real(aliases: &VecDeque<(u32, u32)>, generation: u32) -> u32 {
+    let alias = aliases.iter().find(|(alias, _)| *alias == generation);
+    alias.map_or(generation, |(_, generation)| *generation)
 }
 
 /// An answer from the beginning of a listing: the name is there, or nothing has it, because entries

@@ -83,22 +83,16 @@ impl Known {
         }
     }
 
-    pub(crate) fn forget(&mut self, ino: Ino, lookups: u64, now: Instant) {
+    pub(crate) fn forget(&mut self, ino: Ino, lookups: u64) {
         if let Some(Inode::Directory(prefix)) = self.inodes.forget(ino, lookups)
             && self.inodes.directory(&prefix).is_none()
         {
-            self.directories.forgotten(&prefix, now);
+            self.directories.forgotten(&prefix);
         }
     }
 
     /// An inode as the kernel is told of it.
-    pub(crate) fn node(
-        &mut self,
-        ino: Ino,
-        inode: Inode,
-        name_ttl: Duration,
-        now: Instant,
-    ) -> Node {
+    pub(crate) fn node(&self, ino: Ino, inode: Inode, name_ttl: Duration, now: Instant) -> Node {
         let (mtime, attr_ttl) = match &inode {
             Inode::File(meta) => (meta.last_modified, FOREVER),
             Inode::Directory(prefix) => self.directories.attributes(prefix, name_ttl, now),
@@ -114,15 +108,9 @@ impl Known {
 
     /// Numbers the next entries of a listing and shows them. `hint`, 0 at first, is their likely
     /// index in the newest listing.
-    pub(crate) fn show(
-        &mut self,
-        writer: &mut ListingWriter,
-        mut run: EntryRun,
-        hint: &mut usize,
-        now: Instant,
-    ) {
+    pub(crate) fn show(&mut self, writer: &mut ListingWriter, mut run: EntryRun, hint: &mut usize) {
         self.number_all(&writer.prefix, &mut run, hint);
-        self.directories.show(writer, run, now);
+        self.directories.show(writer, run);
     }
 
     /// Numbers the entries of the directory `prefix` that come behind those before.

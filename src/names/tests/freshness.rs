@@ -144,45 +144,115 @@ async fn the_time_of_an_object_that_was_put_again_unchanged_follows_and_its_numb
     }
 }
 
+/// The newest time in a directory.
+fn newest(mount: &Mount, keys: &[&str]) -> SystemTime {
+    let times = keys.iter().map(|key| mount.memory.last_modified(key).expect("exists"));
+    times.max().expect("not empty")
+}
+
 /// A4
 #[tokio::test(start_paused = true)]
-async fn the_mtime_changes_when_the_listing_may_have_changed_and_only_then() {
-    let mount = mount(&["d/1"]);
+async fn a_directorys_mtime_moves_when_its_content_has_changed_and_only_then() {
+    let (mount, other) = (mount(&["d/1", "d/2", "d/3"]), mount(&["d/1", "d/2", "d/3"]));
     let d = mount.ino("d").await;
     let first = mount.mtime(d);
-    assert_eq!(first, SystemTime::UNIX_EPOCH + Duration::from_hours(1), "mounted then");
+    assert_eq!(first, mount.mtime(ROOT), "no change is known");
+    let again = async || {
+        pass(TTL).await;
+        assert_eq!(mount.names.attributes(d).expect("known").attr_ttl, Duration::ZERO);
+        mount.list(d).await.expect("listed");
+        mount.mtime(d)
+    };
+    assert_eq!(again().await, first);
+    mount.memory.put_again("d/3");
+    assert_eq!(again().await, first, "names, types and bytes are what they were");
+    mount.names.drop_names();
+    assert_eq!(again().await, first);
+
+    let mut before = first;
+    for (change, left) in [
+        (&(|| mount.memory.delete("d/1")) as &dyn Fn(), &["d/2", "d/3"][..]),
+        (&|| drop(mount.memory.put("d/2", "other bytes")), &["d/2", "d/3"]),
+        (&|| drop(mount.memory.put("d/new/x", "")), &["d/2", "d/3"]),
+    ] {
+        change();
+        let now = again().await;
+        let fraction = now.duration_since(newest(&mount, left)).expect("no older than the newest");
+        assert!(now != before && fraction < Duration::from_secs(1), "{now:?} {before:?}");
+        assert_eq!(again().await, now);
+        before = now;
+    }
+
+    // Whoever sees the same change sees the same time.
+    let d = other.ino("d").await;
+    other.list(d).await.expect("listed");
+    for key in ["d/1", "d/2", "d/3"] {
+        other.memory.delete(key);
+    }
+    for key in ["d/3", "d/2", "d/new/x"] {
+        other.memory.copy_from(&mount.memory, key);
+    }
+    pass(TTL).await;
+    other.list(d).await.expect("listed");
+    assert_eq!(other.mtime(d), before);
+}
+
+/// A4
+#[tokio::test(start_paused = true)]
+async fn who_looks_at_nothing_but_the_mtime_sees_a_change_the_second_time() {
+    for (page_keys, is_small) in [(3, true), (2, false)] {
+        let mount = mount_with(&["d/1", "d/2"], |config| config.page_keys = page_keys);
+        let d = mount.ino("d").await;
+        mount.list(d).await.expect("listed");
+        let first = mount.mtime(d);
+        mount.memory.delete("d/1");
+        pass(TTL).await;
+        let lists = mount.requests().0;
+        assert_eq!(mount.mtime(d), first);
+        settle().await;
+        assert_eq!(mount.mtime(d) != first, is_small);
+        settle().await;
+        assert_eq!(mount.requests().0 - lists, u64::from(is_small));
+    }
+}
+
+/// A4, F1
+#[tokio::test(start_paused = true)]
+async fn the_kernels_pages_are_good_while_they_show_what_is_believed() {
+    let mount = mount_with(&["d/1", "d/2"], |config| config.page_keys = 2);
+    let d = mount.ino("d").await;
+    assert!(!mount.pages_are_old(d), "there are none");
     mount.list(d).await.expect("listed");
-    assert_eq!(mount.mtime(d), first);
+    assert!(!mount.pages_are_old(d));
     // It is asked for anew in the last quarter of its life, so the kernel asks until then.
     assert_eq!(mount.names.attributes(d).expect("known").attr_ttl, TTL / 4 * 3);
     pass(TTL / 2).await;
     assert_eq!(mount.names.attributes(d).expect("known").attr_ttl, TTL / 4);
+    assert!(!mount.pages_are_old(d));
 
-    // Expired: the kernel may keep its pages no longer. Once, without a request.
+    // Expired: once, without a request.
     pass(TTL / 2).await;
     let requests = mount.requests();
-    let second = mount.mtime(d);
-    assert!(second > first);
-    pass(TTL).await;
-    assert_eq!(mount.mtime(d), second);
+    assert!(mount.pages_are_old(d));
+    assert!(!mount.pages_are_old(d), "they were dropped");
     assert_eq!(mount.names.attributes(d).expect("known").attr_ttl, Duration::ZERO);
     assert_eq!(mount.requests(), requests);
-    mount.memory.put("d/2", "");
     mount.list(d).await.expect("listed");
-    assert_eq!(mount.mtime(d), second, "it has moved already");
+    assert!(!mount.pages_are_old(d));
 
-    // Listed anew before anybody asked: it moves if there is anything new.
+    // Listed anew before anybody asked: they are old if there is anything new.
     pass(TTL).await;
     mount.list(d).await.expect("listed");
-    assert_eq!(mount.mtime(d), second, "nothing new");
+    assert!(!mount.pages_are_old(d), "nothing new");
     pass(TTL).await;
     mount.memory.put("d/2", "");
     mount.list(d).await.expect("listed");
-    let third = mount.mtime(d);
-    assert!(third > second);
+    assert!(mount.pages_are_old(d));
+    mount.list(d).await.expect("listed");
+    assert!(!mount.pages_are_old(d));
 
     mount.names.drop_names();
-    assert!(mount.mtime(d) > third);
+    assert!(mount.pages_are_old(d));
 }
 
 /// F11
@@ -223,18 +293,16 @@ async fn what_was_read_of_a_listing_is_old_when_it_is_replaced_before_its_time()
     let mount = slow_mount(&["d/1", "d/2", "d/3", "d/4"]);
     let d = mount.ino("d").await;
     mount.list(d).await.expect("listed");
-    let (first, at_end) = (mount.mtime(d), TTL / 8 * 7);
-    pass(at_end).await;
+    pass(TTL / 8 * 7).await;
     mount.memory.delete("d/1");
     assert_eq!(mount.list(d).await.expect("believed").len(), 4);
     // The first page has shown that something has changed; the old listing is still in its time.
     pass(Duration::from_millis(1500)).await;
-    let second = mount.mtime(d);
-    assert!(second >= first);
     assert_eq!(mount.list(d).await.expect("believed").len(), 4);
+    assert!(!mount.pages_are_old(d));
     pass(Duration::from_secs(3)).await;
+    assert!(mount.pages_are_old(d));
     assert_eq!(mount.list(d).await.expect("listed").len(), 3);
-    assert!(mount.mtime(d) > second);
 }
 
 /// F4
@@ -265,10 +333,9 @@ async fn what_was_shown_of_a_first_listing_is_old_when_names_are_dropped_and_kee
     let shown = mount.names.read_directory(ROOT, 0).await.expect("the first page");
     let shown: HashMap<_, _> = shown.iter().map(|entry| (entry.name.to_vec(), entry.ino)).collect();
     assert!(shown.len() > 90);
-    let before = mount.mtime(ROOT);
     mount.memory.delete("050");
     mount.names.drop_names();
-    assert!(mount.mtime(ROOT) > before);
+    assert!(mount.pages_are_old(ROOT));
     let anew = mount.scan(ROOT, 0).await.expect("listed");
     assert_eq!(anew.len(), 2 + 199);
     for (name, ino, _) in anew {
@@ -277,43 +344,43 @@ async fn what_was_shown_of_a_first_listing_is_old_when_names_are_dropped_and_kee
     }
 }
 
+/// A4
 #[tokio::test(start_paused = true)]
-async fn an_mtime_never_comes_back_with_its_directory() {
-    // Nothing is learnt of it beside that it exists.
-    let mount = mount_with_ttl(&["d/1"], Some(Duration::ZERO));
-    let d = mount.ino("d").await;
-    mount.ino("d/1").await;
-    pass(TTL).await;
-    let before = mount.mtime(d);
-    mount.names.forget(d, 2);
-    assert_eq!(mount.names.attributes(d).unwrap_err(), FsError::Stale);
-    pass(TTL).await;
-    assert!(mount.mtime(mount.ino("d").await) > before);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_directory_keeps_its_mtime_whatever_becomes_of_others() {
-    let mount = mount_with_ttl(&["d/1", "e/1"], Some(Duration::ZERO));
+async fn a_directory_that_was_forgotten_comes_back_with_its_mtime() {
+    let mount = mount_with(&["d/1", "d/2", "e/1"], |config| config.listings_bytes = 1);
     let (d, e) = (mount.ino("d").await, mount.ino("e").await);
-    let before = mount.mtime(d);
+    mount.list(d).await.expect("listed");
+    mount.memory.delete("d/1");
     pass(TTL).await;
-    mount.names.forget(e, 1);
-    assert_eq!(mount.mtime(d), before);
+    mount.list(d).await.expect("listed");
+    let changed = mount.mtime(d);
+    assert_ne!(changed, mount.mtime(e));
+    pass(TTL).await;
+    mount.list(e).await.expect("listed");
+    mount.names.forget(d, 1);
+    assert!(mount.names.known().directories.get("d/").is_none());
+    assert_eq!(mount.mtime(mount.ino("d").await), changed);
 }
 
 /// A4, F8
 #[tokio::test(start_paused = true)]
-async fn the_mtime_moves_before_other_entries_are_shown_than_before() {
+async fn a_scan_of_two_listings_leaves_old_pages_and_one_of_a_listing_under_way_does_not() {
     let mount = slow_mount(&["d/1", "d/2", "d/3", "d/4", "d/5", "d/6"]);
     let d = mount.ino("d").await;
     mount.list(d).await.expect("listed");
-    let first = mount.mtime(d);
     pass(TTL).await;
     let (_, cookie) = mount.piece(d, 0).await.expect("shown");
     let (_, cookie) = mount.piece(d, cookie).await.expect("shown");
     // Nobody has asked since it expired, and all is as it was so far.
     mount.memory.delete("d/5");
-    let (names, _) = mount.piece(d, cookie).await.expect("shown");
+    let (names, cookie) = mount.piece(d, cookie).await.expect("shown");
     assert_eq!(names, ["4", "6"]);
-    assert!(mount.mtime(d) > first);
+    assert_eq!(mount.piece(d, cookie).await.expect("its end").0, [""; 0]);
+    assert!(mount.pages_are_old(d));
+    assert_eq!(mount.list(d).await.expect("listed").len(), 5);
+    pass(TTL).await;
+    assert!(mount.pages_are_old(d));
+    let (_, cookie) = mount.piece(d, 0).await.expect("shown");
+    assert_eq!(mount.scan(d, cookie).await.expect("listed").len(), 4);
+    assert!(!mount.pages_are_old(d));
 }
