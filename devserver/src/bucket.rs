@@ -30,7 +30,8 @@ pub(crate) struct State {
 pub struct ObjectInfo {
     /// Its length in bytes.
     pub size: u64,
-    /// Its `ETag` without the quotes: 32 hex digits.
+    /// Its `ETag` without the quotes: the MD5 sum of what was uploaded; of a synthetic object the
+    /// `ETag` of an upload in parts, which is none.
     pub etag: String,
     /// When it was written: a whole second, the same in every run.
     pub last_modified: SystemTime,

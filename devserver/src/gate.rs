@@ -45,10 +45,10 @@ impl Gate {
         request: Request<Incoming>,
     ) -> Result<HttpResponse, HttpError> {
         let id = format!("{:016X}", self.requests.fetch_add(1, Relaxed));
-        let target = Target::of(request.uri(), request.headers());
-        let kind = kind(request.method(), request.uri(), &target);
+        let logged = LoggedRequest::of(&request);
+        let (kind, bucket) = (logged.kind, logged.bucket.clone());
         let is_head = request.method() == Method::HEAD;
-        self.counters.request(logged(kind, &request, &target));
+        self.counters.request(logged);
 
         let latency = match kind {
             Kind::List => self.settings.list_latency(),
@@ -63,7 +63,7 @@ impl Gate {
         let mut response = if !self.settings.admits_request() {
             let refusal = s3_error!(SlowDown, "Please reduce your request rate.");
             refusal.to_http_response().map_err(|error| HttpError::new(Box::new(error)))?
-        } else if let Some(refusal) = self.wrong_region(&request, &target) {
+        } else if let Some(refusal) = self.wrong_region(&request, &bucket) {
             refusal
         } else {
             self.s3.call(request.map(Body::from)).await?
@@ -83,8 +83,8 @@ impl Gate {
     }
 
     /// The refusal, if the bucket is in another region than the request is for.
-    fn wrong_region<B>(&self, request: &Request<B>, target: &Target) -> Option<HttpResponse> {
-        let region = self.buckets.get(&target.bucket)?.read().region.clone()?;
+    fn wrong_region<B>(&self, request: &Request<B>, bucket: &str) -> Option<HttpResponse> {
+        let region = self.buckets.get(bucket)?.read().region.clone()?;
         let asked = signed_region(request);
         if asked.as_deref().unwrap_or(ENDPOINT_REGION) == region {
             return None;
@@ -103,9 +103,8 @@ impl Gate {
                 format!(
                     "<Code>PermanentRedirect</Code><Message>The bucket you are attempting to \
                      access must be addressed using the specified endpoint. Please send all \
-                     future requests to this endpoint.</Message><Bucket>{}</Bucket>\
-                     <Endpoint>s3.{region}.amazonaws.com</Endpoint>",
-                    target.bucket
+                     future requests to this endpoint.</Message><Bucket>{bucket}</Bucket>\
+                     <Endpoint>s3.{region}.amazonaws.com</Endpoint>"
                 ),
             ),
         };
@@ -130,16 +129,19 @@ pub(crate) fn kind(method: &Method, uri: &Uri, target: &Target) -> Kind {
     }
 }
 
-fn logged<B>(kind: Kind, request: &Request<B>, target: &Target) -> LoggedRequest {
-    let header = request.headers().get(RANGE).and_then(|value| value.to_str().ok());
-    let is_list = kind == Kind::List;
-    let of_list = |name| query(request.uri(), name).filter(|_| is_list);
-    LoggedRequest {
-        kind,
-        bucket: target.bucket.clone(),
-        key: of_list("prefix").unwrap_or_else(|| target.key.clone()),
-        delimiter: of_list("delimiter").unwrap_or_default(),
-        range: header.map(str::to_owned),
+impl LoggedRequest {
+    pub(crate) fn of<B>(request: &Request<B>) -> Self {
+        let target = Target::of(request.uri(), request.headers());
+        let kind = kind(request.method(), request.uri(), &target);
+        let header = request.headers().get(RANGE).and_then(|value| value.to_str().ok());
+        let of_list = |name| query(request.uri(), name).filter(|_| kind == Kind::List);
+        Self {
+            kind,
+            key: of_list("prefix").unwrap_or(target.key),
+            bucket: target.bucket,
+            delimiter: of_list("delimiter").unwrap_or_default(),
+            range: header.map(str::to_owned),
+        }
     }
 }
 

@@ -19,8 +19,8 @@
 //! and `listing` cuts pages from them, both pure; `bucket`, `settings` and `counts` are what tests
 //! set and read; `body` streams an object; `service` is the S3 operations and `auth` the right to
 //! call them, both for s3s, which does routing, signatures and XML; `gate` stands around s3s, `net`
-//! and `tls` around connections, and `server` starts it all. [`proxy`] stands apart: it breaks
-//! answers on their way to the client.
+//! and `tls` around connections, `log` tells when each wrote, and `server` starts it all.
+//! [`proxy`] stands apart: it breaks answers on their way to the client.
 
 pub mod content;
 pub mod proxy;
@@ -31,6 +31,7 @@ mod bucket;
 mod counts;
 mod gate;
 mod listing;
+mod log;
 mod net;
 mod objects;
 mod pattern;

@@ -63,6 +63,10 @@ struct Args {
     /// Speaks TLS, with a certificate that is made now and written to this file
     #[arg(long, value_name = "FILE")]
     tls: Option<PathBuf>,
+    /// Writes a line for each answer to this file, with times since 1970: when the request came,
+    /// when the first and the last bytes were written, and how many
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -71,6 +75,10 @@ enum Network {
     S3,
     /// 1 ms to the first byte, 3 ms a page of a listing, 1 GB/s a connection
     Flash,
+    /// 5 ms to the first byte, 10 ms a page of a listing, 300 MB/s a connection
+    Near,
+    /// 50 ms to the first byte, 80 ms a page of a listing, 45 MB/s a connection
+    Far,
 }
 
 impl Network {
@@ -80,6 +88,8 @@ impl Network {
         match self {
             Self::S3 => (ms(15), ms(40), 90_000_000),
             Self::Flash => (ms(1), ms(3), 1_000_000_000),
+            Self::Near => (ms(5), ms(10), 300_000_000),
+            Self::Far => (ms(50), ms(80), 45_000_000),
         }
     }
 }
@@ -116,7 +126,8 @@ async fn run(args: Args) -> io::Result<()> {
     if let Some(region) = &args.region {
         builder = builder.region(region);
     }
-    let started = builder.rate_limit(args.rate_limit).tls(args.tls.is_some()).start().await;
+    builder = builder.rate_limit(args.rate_limit).tls(args.tls.is_some()).log(args.log);
+    let started = builder.start().await;
     let explain = |error| io::Error::other(format!("cannot listen on {}: {error}", args.listen));
     let server = started.map_err(explain)?;
     if let Some((path, certificate)) = args.tls.as_deref().zip(server.certificate()) {

@@ -22,8 +22,9 @@ use tokio_rustls::TlsAcceptor;
 use tracing::warn;
 
 use crate::content;
-use crate::counts::Counters;
+use crate::counts::{Counters, LoggedRequest};
 use crate::gate::Gate;
+use crate::log::{Answers, Log};
 use crate::settings::Settings;
 
 /// A paced connection writes at once what it may send in this time, within the limits: half
@@ -62,6 +63,7 @@ pub(crate) async fn serve(
     settings: Arc<Settings>,
     counters: Arc<Counters>,
     tls: Option<TlsAcceptor>,
+    log: Option<Arc<Log>>,
 ) {
     let mut connections = JoinSet::new();
     loop {
@@ -76,14 +78,15 @@ pub(crate) async fn serve(
         };
         counters.connection();
         let _ = stream.set_nodelay(true);
-        let paced = Paced::new(stream, settings.clone());
+        let answers = log.clone().map(Log::connection);
+        let paced = Paced::new(stream, settings.clone(), answers.clone());
         let gate = gate.clone();
         match tls.clone() {
-            None => connections.spawn(answer(paced, gate)),
+            None => connections.spawn(answer(paced, gate, answers)),
             Some(tls) => connections.spawn(async move {
                 // A client that does not believe the certificate hangs up.
                 if let Ok(session) = tls.accept(paced).await {
-                    answer(session, gate).await;
+                    answer(session, gate, answers).await;
                 }
             }),
         };
@@ -91,8 +94,15 @@ pub(crate) async fn serve(
 }
 
 /// Serves one connection to its end.
-async fn answer(io: impl AsyncRead + AsyncWrite + Unpin, gate: Arc<Gate>) {
+async fn answer(
+    io: impl AsyncRead + AsyncWrite + Unpin,
+    gate: Arc<Gate>,
+    answers: Option<Arc<Answers>>,
+) {
     let service = service_fn(|request| {
+        if let Some(answers) = &answers {
+            answers.begin(LoggedRequest::of(&request));
+        }
         let gate = gate.clone();
         async move { gate.answer(request).await }
     });
@@ -134,12 +144,14 @@ struct Paced {
     granted: usize,
     /// Until `schedule`, while a grant waits.
     wait: Option<(Delay, usize)>,
+    answers: Option<Arc<Answers>>,
 }
 
 impl Paced {
-    fn new(stream: TcpStream, settings: Arc<Settings>) -> Self {
+    fn new(stream: TcpStream, settings: Arc<Settings>, answers: Option<Arc<Answers>>) -> Self {
         let now = Instant::now();
-        Self { stream, settings, schedule: now, written_at: now, granted: 0, wait: None }
+        let (schedule, written_at) = (now, now);
+        Self { stream, settings, schedule, written_at, granted: 0, wait: None, answers }
     }
 
     /// The number of bytes, at most `wanted`, that may be written now.
@@ -229,6 +241,9 @@ impl AsyncWrite for Paced {
         };
         self.granted = self.granted.saturating_sub(written);
         self.written_at = Instant::now();
+        if let Some(answers) = &self.answers {
+            answers.wrote(written);
+        }
         Poll::Ready(Ok(written))
     }
 

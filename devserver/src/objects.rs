@@ -20,6 +20,8 @@ use crate::pattern::Pattern;
 /// 2024-01-01T00:00:00Z. The n-th change of a bucket happened n seconds later, so that times are
 /// the same in every run and differ between versions.
 const FIRST_CHANGE: Duration = Duration::from_hours(473_352);
+/// The parts in which synthetic objects seem to have been uploaded.
+const PART_BYTES: u64 = 8 << 20;
 
 /// A range of keys that exist without being stored: `prefix`, a number from 0 to `count` − 1 with
 /// leading zeros, `suffix`. Every one is a synthetic object of `size` bytes.
@@ -56,7 +58,8 @@ pub(crate) enum Content {
 #[derive(Clone, Debug)]
 pub(crate) struct Object {
     pub(crate) content: Content,
-    /// 32 hex digits, without the quotes.
+    /// 32 hex digits, without the quotes; of a synthetic object with `-` and a number of parts
+    /// behind them, because they are no MD5 sum of its bytes.
     pub(crate) etag: String,
     pub(crate) last_modified: SystemTime,
     pub(crate) storage_class: String,
@@ -103,7 +106,8 @@ impl Object {
     fn synthetic(key: &str, size: u64, last_modified: SystemTime, version: u64) -> Self {
         let seed = content::seed(key, version);
         let other = content::seed(key, !size ^ version.rotate_left(32));
-        let etag = format!("{seed:016x}{other:016x}");
+        let parts = size.div_ceil(PART_BYTES).max(1);
+        let etag = format!("{seed:016x}{other:016x}-{parts}");
         Self::new(Content::Synthetic { seed, size }, etag, last_modified, version)
     }
 }
@@ -305,6 +309,7 @@ mod tests {
         let first = objects.put_synthetic("a", 9);
         let second = objects.put_synthetic("a", 9);
         assert_ne!(first.etag, second.etag);
+        assert!(first.etag.ends_with("-1"), "{}", first.etag);
         assert!(first.last_modified < second.last_modified);
         let stored = objects.put("b", Bytes::from_static(b"hello"));
         assert_eq!(stored.etag, "5d41402abc4b2a76b9719d911017c592");

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio::task::AbortHandle;
 use crate::bucket::{Bucket, Buckets};
 use crate::counts::{Counters, Counts, LoggedRequest};
 use crate::gate::Gate;
+use crate::log::Log;
 use crate::net;
 use crate::service::Service;
 use crate::settings::Settings;
@@ -51,6 +53,7 @@ pub struct Builder {
     bandwidth: Option<u64>,
     rate_limit: Option<u32>,
     tls: bool,
+    log: Option<PathBuf>,
 }
 
 impl Builder {
@@ -105,8 +108,16 @@ impl Builder {
         self
     }
 
+    /// Writes a line for each answer to this file: when the request came, when the first and the
+    /// last bytes were written, and how many.
+    #[must_use]
+    pub fn log(mut self, path: Option<PathBuf>) -> Self {
+        self.log = path;
+        self
+    }
+
     /// Starts the server on the runtime that this is called on. Fails if the address cannot be
-    /// listened on.
+    /// listened on, or the log not written.
     #[allow(clippy::unused_async)] // a listener can only be made on a runtime
     pub async fn start(self) -> io::Result<Server> {
         let listener = net::listen(self.address)?;
@@ -118,7 +129,8 @@ impl Builder {
         let gate = Arc::new(Gate::new(service, settings.clone()));
         let made = self.tls.then(tls::make).transpose()?;
         let (acceptor, certificate) = made.unzip();
-        let serving = net::serve(listener, gate, settings.clone(), counters.clone(), acceptor);
+        let log = self.log.map(|path| Log::create(&path)).transpose()?.map(Arc::new);
+        let serving = net::serve(listener, gate, settings.clone(), counters.clone(), acceptor, log);
         let accepting = tokio::spawn(serving).abort_handle();
         let region = self.region;
         let server = Server {
@@ -159,6 +171,7 @@ impl Server {
             bandwidth: None,
             rate_limit: None,
             tls: false,
+            log: None,
         }
     }
 
