@@ -83,6 +83,8 @@ def arguments():
     what.add_argument("subject", nargs="*", metavar="SUBJECT", help="reads, streams, names [default: all]")
     what.add_argument("--network", choices=[*servers.NETWORKS, "all"], action="append",
                       help="may be repeated [default: s3]")
+    what.add_argument("--https", action="store_true",
+                      help="over TLS; results are kept beside those without")
     what.add_argument("--only", action="append", metavar="WORKLOAD",
                       help="workloads with this in their name, from a word's beginning on; may be repeated")
     what.add_argument("--product", action="append", metavar="P",
@@ -111,6 +113,7 @@ def arguments():
     args = parser.parse_args()
     if args.repeat is not None and args.repeat < 1:
         parser.error("--repeat must be at least 1")
+    prepare.venv()  # of which some products are
     args.subject = args.subject or list(SUBJECTS)
     if unknown := set(args.subject) - set(SUBJECTS):
         parser.error(f"no such subject: {', '.join(unknown)}; there are: {', '.join(SUBJECTS)}")
@@ -188,7 +191,6 @@ def before(args, subject):
 
 
 def measure(args, results, until):
-    prepare.venv()
     subject = SUBJECTS[results["subject"]](args.quick)
     every = subject.workloads
     chosen = {name: workload for name, workload in every.items()
@@ -201,15 +203,16 @@ def measure(args, results, until):
         "command": " ".join(["python3 benches/field", *sys.argv[1:]]),
     })
     networks = args.network or ["s3"]
+    networks = servers.NETWORKS if "all" in networks else dict.fromkeys(networks)
     order = [phase.name for workload in every.values() for phase in workload.phases]
-    for name in servers.NETWORKS if "all" in networks else dict.fromkeys(networks):
+    for name in [name + servers.HTTPS * args.https for name in networks]:
         found = next((n for n in results["networks"] if n["name"] == name), None)
         if not found:
             found = {"name": name, "pieces": [], "phases": []}
             results["networks"].append(found)
         left = []
         for workload in chosen.values():
-            taken = [name for name in asked if workload.takes(name)
+            taken = [name for name in asked if subject.takes(workload, name)
                      and not (args.resume and is_measured(found, workload, name))]
             if taken:
                 left.append((workload, taken))
@@ -237,6 +240,12 @@ def run(network, subject, chosen, limits, until):
     try:
         for path in subject.uploads:
             server.put(path)
+        copied = {}
+        for workload, taken in chosen:
+            if products.JUICEFS in taken:
+                copied |= subject.copied(workload)
+        if copied:
+            products.write_copies(server, copied)
         for workload, taken in chosen:
             if time.monotonic() > until:
                 break

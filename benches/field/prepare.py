@@ -1,6 +1,7 @@
 """What a run needs and a fresh clone lacks: binaries, a venv, data files."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,14 +34,27 @@ def venv():
     stamp.write_text(wanted)
 
 
-def local_files(objects, *families):
+def program(name):
+    """Where a program is, the venv's before others; None if there is none."""
+    return shutil.which(name, path=f"{VENV / 'bin'}:{os.environ['PATH']}")
+
+
+def of_family(prefix, count, size):
+    """Sizes by key."""
+    return {f"{prefix}{number:0{len(str(count - 1))}}": size for number in range(count)}
+
+
+def local_files(sizes):
     """Writes under WORK/local what the server computes: same names and sizes, other bytes."""
     folder = WORK / "local"
+    write_files(folder, sizes)
+    return folder
+
+
+def write_files(folder, sizes):
+    """Files by name and size; those that are there stay."""
     folder.mkdir(parents=True, exist_ok=True)
     block = os.urandom(8 * MIB)
-    sizes = dict(objects)
-    for prefix, count, size in families:
-        sizes |= {f"{prefix}{number:0{len(str(count - 1))}}": size for number in range(count)}
     for name, size in sizes.items():
         path = folder / name
         if path.exists() and path.stat().st_size == size:
@@ -49,7 +63,6 @@ def local_files(objects, *families):
         with open(path, "wb") as file:
             for offset in range(0, size, len(block)):
                 file.write(block[: size - offset])
-    return folder
 
 
 def table_and_tensors(folder, quick):

@@ -6,22 +6,29 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 TICK = os.sysconf("SC_CLK_TCK")
 
 
 def cpu_seconds(pid):
-    """User and system time of a process and of its children that have ended."""
+    """User and system time of a process and of its children, also of those that have ended."""
     with open(f"/proc/{pid}/stat") as file:
         fields = file.read().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / TICK
+    return sum(map(int, fields[11:15])) / TICK + sum(map(cpu_seconds, children(pid)))
 
 
 def peak_rss_bytes(pid):
-    """The most memory that a process had since it started."""
+    """The most memory that a process and each of its children had since they started."""
     with open(f"/proc/{pid}/status") as file:
         line = next(line for line in file if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
+    return int(line.split()[1]) * 1024 + sum(map(peak_rss_bytes, children(pid)))
+
+
+def children(pid):
+    """Some daemons serve in a child. Empty where the kernel does not tell."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
 
 
 def machine_cpu_seconds():

@@ -22,6 +22,7 @@ import servers
 OURS = "fasts3-mount"
 BEFORE = "build before"
 LOCAL = "local disk"
+JUICEFS = "JuiceFS"
 
 
 def memory_budget_bytes(options):
@@ -53,12 +54,17 @@ def s3fs(server, mountpoint, scratch, options):
 
 
 def rclone(server, mountpoint, scratch, options):
-    """No cache on disk; modification times from listings, so that it need not ask for each file."""
+    """No cache on disk; modification times from listings, so that it need not ask for each file. 16
+    requests at once, which the versions of distributions do not know yet."""
+    program = prepare.program("rclone")
+    ahead = ["--vfs-read-chunk-size", "128M"]
+    if Path(program).parent == prepare.VENV / "bin":
+        ahead = ["--vfs-read-chunk-size", "4M", "--vfs-read-chunk-streams", "16"]
     remote = f":s3,provider=Other,env_auth=true,force_path_style=true:{servers.BUCKET}"
-    return ["rclone", "mount", remote, mountpoint, "--config", scratch / "none",
+    return [program, "mount", remote, mountpoint, "--config", scratch / "none",
             "--s3-endpoint", server.endpoint, "--s3-no-check-bucket", "--read-only",
-            "--use-server-modtime", "--no-checksum", "--buffer-size", "64M",
-            "--vfs-read-chunk-size", "128M", "--dir-cache-time", "1h", "--attr-timeout", "60s"]
+            "--use-server-modtime", "--no-checksum", "--buffer-size", "64M", *ahead,
+            "--dir-cache-time", "1h", "--attr-timeout", "60s"]
 
 
 def mountpoint_s3(server, mountpoint, scratch, options):
@@ -76,9 +82,36 @@ def geesefs(server, mountpoint, scratch, options):
             servers.BUCKET, mountpoint]
 
 
+def juicefs(server, mountpoint, scratch, options):
+    """What was written by write_copies, with an empty cache on disk."""
+    return [prepare.program("juicefs"), "mount", "--no-usage-report", "--cache-dir", scratch / "cache",
+            *options, _metadata(server), mountpoint]
+
+
+def write_copies(server, sizes):
+    """Makes a JuiceFS in the server's bucket, and files in it: it cannot read a bucket as it is."""
+    keys = server.environment
+    command = [prepare.program("juicefs"), "format", "--no-agent", "--storage", "s3",
+               "--bucket", f"{server.endpoint}/{servers.BUCKET}",
+               "--access-key", keys["AWS_ACCESS_KEY_ID"], "--secret-key", keys["AWS_SECRET_ACCESS_KEY"],
+               _metadata(server), "bench"]
+    subprocess.run(command, env=server.environ(), check=True, timeout=60, capture_output=True)
+    mount = Mount(juicefs, server, [])
+    try:
+        prepare.write_files(Path(mount.folder), sizes)
+    finally:
+        mount.close()
+
+
+def _metadata(server):
+    return f"sqlite3://{server.folder / 'juicefs.db'}"
+
+
 MOUNTS = {OURS: ours, "s3fs": s3fs, "rclone": rclone, "mountpoint-s3": mountpoint_s3,
           "goofys": goofys, "geesefs": geesefs}
-PROGRAMS = {"mountpoint-s3": "mount-s3"}
+# Mounts of what was written through them.
+COPIES = {JUICEFS: juicefs}
+PROGRAMS = {"mountpoint-s3": "mount-s3", JUICEFS: "juicefs"}
 CLIENTS = {"boto3 get": "get", "boto3 download": "download", "boto3": "boto3",
            "s3fs/fsspec": "fsspec"}
 
@@ -90,12 +123,15 @@ def compare_with(binary):
 
 def available():
     """The products that this machine has."""
-    mounts = [name for name in MOUNTS if name in (OURS, BEFORE) or shutil.which(PROGRAMS.get(name, name))]
+    mounts = [name for name in [*MOUNTS, *COPIES]
+              if name in (OURS, BEFORE) or prepare.program(PROGRAMS.get(name, name))]
     return [*mounts, *CLIENTS, LOCAL]
 
 
 def open_product(name, server, local_folder, options):
     """Opens a product by its name; `options` are for ours alone."""
+    if name in COPIES:
+        return Mount(COPIES[name], server, ["--read-only"])
     if name in CLIENTS:
         return Client(CLIENTS[name])
     if name == LOCAL:

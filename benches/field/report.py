@@ -21,8 +21,9 @@ BARS_HEAD = ["workload", "target", "measured", "met"]
 MET = {True: "yes", False: "**no**", None: "—"}
 OURS_COLOR = "#0b57d0"
 COLORS = {"s3fs": "#e08a2e", "rclone": "#3d9a50", "mountpoint-s3": "#8a5bb0", "goofys": "#9a7b4d",
-          "geesefs": "#c2417d", "boto3": "#5f6368", "boto3 get": "#9aa0a6", "boto3 download": "#5f6368",
-          "s3fs/fsspec": "#2e9aa0", products.LOCAL: "#222222"}
+          "geesefs": "#c2417d", products.JUICEFS: "#c2a83d", "boto3": "#5f6368",
+          "boto3 get": "#9aa0a6", "boto3 download": "#5f6368", "s3fs/fsspec": "#2e9aa0",
+          products.LOCAL: "#222222"}
 
 
 def unit(rate):
@@ -91,6 +92,7 @@ def ratio(found, figure):
 
 def columns(rows):
     """For a terminal: columns of even width, and long words as long as they are."""
+    rows = list(rows)
     widths = [max(len(row[column]) for row in rows if len(row[column]) < 40 or column == 0)
               for column in range(len(rows[0]))]
     return "\n".join(
@@ -99,7 +101,7 @@ def columns(rows):
 
 
 def table(network, subject):
-    return columns(list(lines(network, subject)))
+    return columns(lines(network, subject))
 
 
 def builds_table(network):

@@ -4,30 +4,44 @@ import contextlib
 import json
 import os
 import selectors
+import shutil
 import signal
 import subprocess
+import tempfile
+from pathlib import Path
 
 import prepare
 import processes
 
-NETWORKS = {"loop": [], "s3": ["--network", "s3"], "flash": ["--network", "flash"]}
+# Of the loopback itself, and of devserver.
+NETWORKS = ["loop", "s3", "flash", "near", "far"]
+# Behind a network's name: over TLS.
+HTTPS = " https"
 BUCKET = "data"
 
 
 class DevServer:
-    """devserver on a free port of the loopback; `holds` are its flags for what is in the bucket."""
+    """devserver on a free port of the loopback; `holds` are its flags for what is in the bucket.
+    `folder` is for what belongs to it."""
+
+    folder = None
 
     def __init__(self, network, holds):
+        self.folder = Path(tempfile.mkdtemp(prefix="server-", dir=prepare.WORK))
         command = [prepare.TARGET / "release" / "devserver", "--listen", "127.0.0.1:0"]
         command += ["--bucket", BUCKET, *holds]
-        self._begin(command + NETWORKS[network])
+        if network.endswith(HTTPS):
+            command += ["--tls", self.folder / "certificate.pem"]
+        if (name := network.removesuffix(HTTPS)) != "loop":
+            command += ["--network", name]
+        self._begin(command)
 
     def _begin(self, command, **pipes):
         self.process = processes.start(command, stdout=subprocess.PIPE, bufsize=0, **pipes)
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.process.stdout, selectors.EVENT_READ)
         self.environment = {}
-        while len(self.environment) < 4:
+        while "AWS_REGION" not in self.environment:  # the last of them
             line = self._line()
             if line.startswith("export "):
                 name, _, value = line.removeprefix("export ").partition("=")
@@ -38,7 +52,11 @@ class DevServer:
         """The environment of a client: nothing of the user's own configuration."""
         inherited = {name: v for name, v in os.environ.items() if not name.startswith("AWS_")}
         nowhere = {"AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null"}
-        return inherited | nowhere | self.environment
+        # What programs in Go and those with OpenSSL believe, and those with curl.
+        believed = {name: self.environment["AWS_CA_BUNDLE"]
+                    for name in ("SSL_CERT_FILE", "CURL_CA_BUNDLE")
+                    if "AWS_CA_BUNDLE" in self.environment}
+        return inherited | nowhere | believed | self.environment
 
     def put(self, path):
         """Uploads a file under its own name."""
@@ -59,6 +77,8 @@ class DevServer:
         processes.end(self.process)
         with contextlib.suppress(KeyError):
             self.selector.unregister(self.process.stdout)
+        if self.folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _line(self):
         if not self.selector.select(timeout=30):

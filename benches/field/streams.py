@@ -31,7 +31,8 @@ def streams(quick):
     local_folder = prepare.local_files(STREAMS[1])
     holds = [word for key, size in sizes.items() for word in ("--object", f"{key}={size}")]
     holds += ["--pattern", f"{SMALL_FOLDER}/{{10}}=1000"]
-    return Subject(by_name(of_streams()), holds, local_folder=local_folder)
+    copies = {key: size for key, size in sizes.items() if size <= GIB}
+    return Subject(by_name(of_streams()), holds, local_folder=local_folder, copies=copies)
 
 
 def of_streams():

@@ -41,10 +41,22 @@ class Subject:
     holds: list  # devserver's flags for what is in the bucket
     uploads: tuple = ()
     local_folder: str = ""
+    # Sizes by key of what a product that cannot read a bucket as it is holds too: JuiceFS.
+    copies: dict = field(default_factory=dict)
     # A workload that counts what it gets done stops after the first of these seconds, a product
     # that is not done after the second is killed, and one that took the third is measured once.
     seconds: tuple = (20, 180, 90)
     quick_seconds: tuple = (4, 30, 5)
+
+    def takes(self, workload, product):
+        """Whether a product takes part in a workload, and holds what that reads."""
+        held = {key.partition("/")[0] for key in self.copies}
+        return workload.takes(product) and (product != products.JUICEFS or workload.keys() <= held)
+
+    def copied(self, workload):
+        """Those of the copies that a workload reads."""
+        return {key: size for key, size in self.copies.items()
+                if key.partition("/")[0] in workload.keys()}
 
 
 @dataclass
@@ -64,6 +76,11 @@ class Workload:
         if self.no_local and product == products.LOCAL:
             return False
         return product in self.clients or product not in products.CLIENTS
+
+    def keys(self):
+        """Of the objects or folders that it reads."""
+        return {key for phase in self.phases
+                for key in phase.args.get("keys") or [phase.args["key"]]}
 
     def phases_of(self, product):
         """Those of its phases that mean something with this product."""
@@ -85,12 +102,14 @@ def stream_bytes(quick):
 def reads(quick):
     """Bytes: of large files and small ones, in order and at random."""
     sizes = objects(quick)
-    local_folder = prepare.local_files(sizes, FAMILY)
+    family = prepare.of_family(*FAMILY)
+    local_folder = prepare.local_files(sizes | family)
     uploads = prepare.table_and_tensors(local_folder, quick)
     sizes[HUGE["key"]] = HUGE["size"]
     holds = ["--family", ":".join(map(str, FAMILY))]
     holds += [word for key, size in sizes.items() for word in ("--object", f"{key}={size}")]
-    return Subject(by_name(of_reads(quick, *uploads)), holds, uploads, local_folder)
+    copied = {key: size for key, size in sizes.items() if size <= GIB}
+    return Subject(by_name(of_reads(quick, *uploads)), holds, uploads, local_folder, copied | family)
 
 
 def by_name(listed):
