@@ -21,6 +21,13 @@ pub(crate) fn resident_bytes() -> Option<u64> {
     field_bytes(&std::fs::read_to_string("/proc/self/status").ok()?, "VmRSS")
 }
 
+/// The system counts address space as memory, whether it is used or not (`vm.overcommit_memory` of
+/// `proc_sys_vm(5)`).
+pub(crate) fn counts_address_space() -> bool {
+    let never_overcommits = |mode: String| mode.trim() == "2";
+    std::fs::read_to_string("/proc/sys/vm/overcommit_memory").is_ok_and(never_overcommits)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

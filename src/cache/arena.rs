@@ -27,9 +27,10 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::slots::{Charged, Full, Slot, Slots, Usage};
+use super::slots::{Charged, Full, LEAST_SPREAD, SPREAD, Slot, Slots, Usage};
 use super::states::States;
 use crate::base::layout::Layout;
+use crate::base::proc;
 use crate::store::Destination;
 
 /// A huge page of x86-64, and of arm64 with pages of 4 KiB. Elsewhere it is only an alignment.
@@ -55,30 +56,29 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// Reserves address space. Memory is added as it is touched, up to `budget_bytes`.
+    /// Reserves as much address space as is useful, or else as the system gives. Memory is added as
+    /// it is touched, up to `budget_bytes`.
     pub(super) fn reserve(layout: Layout, budget_bytes: u64) -> std::io::Result<Arc<Self>> {
         // Tests have blocks smaller than a page. Their memory is not handed back, only counted.
         let granule = layout.block_bytes.min(4096);
         let huge = HUGE_BYTES as u64;
-        let slots = Slots::new(layout.chunk_bytes, layout.block_bytes, granule, huge, budget_bytes);
-        let mapped_bytes = usize::try_from(slots.address_bytes() + huge)
-            .map_err(|_| std::io::Error::from(std::io::ErrorKind::OutOfMemory))?;
-        // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing of
-        // ours. NORESERVE: the address space is many times the memory that will be used.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                mapped_bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
+        let least_bytes = budget_bytes / LEAST_SPREAD;
+        let mut class_bytes =
+            if proc::counts_address_space() { least_bytes } else { budget_bytes * SPREAD };
+        let (slots, mapped_bytes, base) = loop {
+            let Layout { chunk_bytes, block_bytes, .. } = layout;
+            let slots =
+                Slots::new(chunk_bytes, block_bytes, granule, huge, budget_bytes, class_bytes);
+            let bytes = slots.address_bytes() + huge;
+            if let Some((base, mapped_bytes)) = map(bytes) {
+                break (slots, mapped_bytes, base);
+            }
+            if class_bytes <= least_bytes {
+                let needs = format!("it needs {} MiB at least", bytes >> 20);
+                return Err(std::io::Error::new(std::io::ErrorKind::OutOfMemory, needs));
+            }
+            class_bytes = (class_bytes / 2).max(least_bytes);
         };
-        if base == libc::MAP_FAILED {
-            return Err(std::io::Error::last_os_error());
-        }
-        let base = NonNull::new(base.cast::<u8>()).ok_or(std::io::ErrorKind::OutOfMemory)?;
         // SAFETY: our own mapping. With huge pages one touched block of 128 KiB would cost 2 MiB
         // that is not counted, so they are enabled only where whole ones are charged
         // ([`Memory::populate`]). Object bytes do not belong into core files. A kernel may refuse
@@ -156,6 +156,25 @@ impl Arena {
             }
         }
     }
+}
+
+/// Address space at a place of the kernel's choice.
+fn map(bytes: u64) -> Option<(NonNull<u8>, usize)> {
+    let bytes = usize::try_from(bytes).ok()?;
+    // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing of ours.
+    // NORESERVE: the address space is many times the memory that will be used.
+    let base = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            bytes,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    let base = NonNull::new(base.cast()).filter(|_| base != libc::MAP_FAILED)?;
+    Some((base, bytes))
 }
 
 impl Drop for Arena {

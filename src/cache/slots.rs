@@ -11,7 +11,11 @@ use std::ops::Range;
 
 /// Address space of a class, in budgets: a mount with 8 GiB holds 4,096 chunks of 128 MiB with one
 /// block each.
-const SPREAD: u64 = 64;
+pub(super) const SPREAD: u64 = 64;
+
+/// Least address space of a class, as a part of the budget: files of one size then fill no more of
+/// it, and all classes together take two or three budgets.
+pub(super) const LEAST_SPREAD: u64 = 8;
 
 /// The budget, or a class of slots, has no room at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,16 +75,24 @@ struct SizeClass {
 
 impl Slots {
     /// Plans an arena for chunks of up to `chunk` bytes in blocks of `block` bytes, with `budget`
-    /// bytes of memory, counted in granules of `granule` bytes, a power of two. Slots that can hold
-    /// a huge page, of `huge` bytes, begin at a multiple of it.
-    pub(super) fn new(chunk: u64, block: u64, granule: u64, huge: u64, budget: u64) -> Self {
+    /// bytes of memory, counted in granules of `granule` bytes, a power of two, and `class_bytes`
+    /// of address space for each class. Slots that can hold a huge page, of `huge` bytes, begin at
+    /// a multiple of it.
+    pub(super) fn new(
+        chunk: u64,
+        block: u64,
+        granule: u64,
+        huge: u64,
+        budget: u64,
+        class_bytes: u64,
+    ) -> Self {
         let mut classes = Vec::new();
         let mut offset: u64 = 0;
         let mut size = granule;
         loop {
             // A chunk may fill little more than half of its slot.
             let enough = budget.div_ceil((size / 2).max(granule).min(block));
-            let slots = enough.min((budget * SPREAD).div_ceil(size)).max(4);
+            let slots = enough.min(class_bytes.div_ceil(size)).max(4);
             if size >= huge {
                 offset = offset.next_multiple_of(huge);
             }

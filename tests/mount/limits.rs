@@ -20,6 +20,39 @@ fn files_at_most() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
+/// The program with at most so much address space.
+fn within_address_space(scene: &Scene, mib: u64, options: &[&str]) -> Command {
+    let program = scene.program();
+    let mut command = Command::new("sh");
+    command.env_clear().args(["-c", &format!("ulimit -v {} && exec \"$0\" \"$@\"", mib << 10)]);
+    command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.arg(program.get_program()).arg("data").arg(scene.mountpoint()).args(options);
+    command
+}
+
+/// R6
+#[test]
+fn a_limit_of_address_space_is_enough_if_the_budget_fits_into_it_and_is_named_if_not() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    let bytes = scene.bucket().put_synthetic("object", 3 * 64 * MIB).size;
+    let mut command = within_address_space(&scene, 3 << 10, &["--memory-budget=64MiB"]);
+    let daemon = Daemon::start(&mut command, &scene.mountpoint());
+    let mount = Mount { daemon, scene };
+    assert!(mount.read("object").unwrap() == mount.bucket().bytes("object", 0..bytes));
+    drop(mount.daemon);
+
+    let mut command = within_address_space(&mount.scene, 3 << 10, &["--memory-budget=8GiB"]);
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(70), "{said}");
+    for word in ["`ulimit -v`", "--memory-budget", "it needs "] {
+        assert!(said.contains(word), "{said}");
+    }
+}
+
 /// R1, R6
 #[test]
 fn ten_thousand_files_are_read_at_once() {

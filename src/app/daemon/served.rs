@@ -55,7 +55,10 @@ impl<'a> ServedMount<'a> {
         let options = config.mount_options(seen_at.unwrap_or_else(|| config.mountpoint.clone()));
         let (endpoint, region) = (store.endpoint().to_owned(), store.region().to_owned());
         let fs = stack(Arc::new(store), config, stats).map_err(|error| {
-            CommandError::failed(format!("address space for the cache cannot be reserved: {error}"))
+            CommandError::failed(format!(
+                "no address space for the cache ({error}): raise `ulimit -v`, LimitAS= of a unit \
+                 or vm.overcommit_ratio, or lower --memory-budget"
+            ))
         })?;
         let without = |error: &String| {
             tracing::warn!("no control socket, so `status` and the like will not work: {error}");

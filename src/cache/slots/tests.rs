@@ -15,7 +15,7 @@ fn charged(fresh: bool) -> Charged {
 }
 
 fn slots() -> Slots {
-    Slots::new(16, 4, 4, 8, 64)
+    Slots::new(16, 4, 4, 8, 64, 64 * SPREAD)
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn warm_memory_costs_nothing_and_cold_memory_is_paid_by_idle_memory() {
 
 #[test]
 fn chunks_that_fill_half_of_their_slots_fill_the_budget() {
-    let mut slots = Slots::new(16, 16, 1, 16, 90);
+    let mut slots = Slots::new(16, 16, 1, 16, 90, 90 * SPREAD);
     for _ in 0..10 {
         let slot = slots.take(9).unwrap();
         charge(&mut slots, slot.offset..slot.offset + 9).unwrap();
@@ -89,7 +89,7 @@ proptest! {
     fn resident_memory_never_exceeds_the_budget(
         steps in prop::collection::vec((0_u64..24, 1_u64..6), 1..60)
     ) {
-        let mut slots = Slots::new(64, 4, 4, 4, 48);
+        let mut slots = Slots::new(64, 4, 4, 4, 48, 48 * SPREAD);
         let (mut used, mut resident) = (BTreeSet::new(), BTreeSet::new());
         for (start, len) in steps {
             let granules = start..start + len;
@@ -117,6 +117,22 @@ proptest! {
             prop_assert!(resident.len() * 4 <= 48);
             prop_assert_eq!(slots.usage().used, used.len() as u64 * 4);
             prop_assert_eq!(slots.idle.bytes, (resident.len() - used.len()) as u64 * 4);
+        }
+    }
+}
+
+#[test]
+fn the_least_address_space_holds_every_size_and_is_some_budgets() {
+    const BUDGET: u64 = 4 << 30;
+    for chunk in [4 << 20, 128 << 20] {
+        let new = |class_bytes| Slots::new(chunk, 128 << 10, 4096, 2 << 20, BUDGET, class_bytes);
+        assert!(new(BUDGET * SPREAD).address_bytes() > 30 * BUDGET);
+        let mut least = new(BUDGET / LEAST_SPREAD);
+        assert!(least.address_bytes() < 3 * BUDGET, "{}", least.address_bytes());
+        for size in [1, 100_000, chunk] {
+            for _ in 0..4 {
+                least.take(size).unwrap();
+            }
         }
     }
 }
