@@ -66,7 +66,7 @@ const OPTIONS: [(&str, Option<&str>); 28] = [
     ("names-budget", Some("much")),
     ("uid", Some("root")),
     ("gid", Some("-1")),
-    ("file-mode", Some("0644")),
+    ("file-mode", Some("1644")),
     ("dir-mode", Some("0888")),
     ("allow-other", Some("maybe")),
     ("allow-root", Some("maybe")),

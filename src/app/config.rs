@@ -367,7 +367,7 @@ mod tests {
             (&["--chunk-size=2GiB"], "--chunk-size must be at most 1GiB"),
             (&["--memory-budget=16MiB"], "--memory-budget must be at least 32MiB"),
             (&["--memory-budget=1MiB", "--part-size=128KiB"], "at least 16MiB"),
-            (&["--file-mode=0644"], "--file-mode"),
+            (&["--file-mode=1644"], "--file-mode"),
             (&["--io-timeout=200ms"], "--io-timeout must be between 1s and 1h, and is 200ms"),
             (&["--dir-mode=9"], "--dir-mode"),
             (&["--allow-other", "--allow-root"], "--allow-other"),

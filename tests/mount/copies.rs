@@ -1,14 +1,15 @@
 //! Programs that copy a tree and compare it later: tar, rsync, cp.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::process::Signal;
 
-use crate::common::{Scene, can_mount, eventually, skipped};
+use crate::common::{Scene, can_mount, errno, eventually, is_root, skipped};
 
 /// The mtime of a directory that has not changed: 2006-03-14.
 const UNCHANGED: Duration = Duration::from_hours(13_221 * 24);
@@ -120,4 +121,27 @@ fn rsync_reports_no_directory_that_has_not_changed() {
         });
         scene = mount.end(Signal::TERM).2;
     }
+}
+
+/// A2, E2
+#[test]
+fn a_copy_with_writable_modes_can_be_written_and_deleted_and_the_mount_cannot() {
+    if !can_mount() || !is_root() {
+        return;
+    }
+    let scene = scene();
+    let everybody = std::fs::Permissions::from_mode(0o777);
+    std::fs::set_permissions(scene.folder.path(), everybody).unwrap();
+    let copy = scene.folder.path().join("copy");
+    let mount = scene.mount(&["--allow-other", "--file-mode=0644", "--dir-mode=0755"]);
+    // As a user without rights, into a directory that is open to all.
+    let mut sh = Command::new("sh");
+    sh.arg("-c").arg(
+        "umask 022 && cp -r \"$0/d\" \"$1\" && echo new >>\"$1/a\" && echo >\"$1/below/new\" && \
+         rm -r \"$1\"",
+    );
+    let output = sh.arg(mount.path("")).arg(&copy).uid(65_534).gid(65_534).output().unwrap();
+    assert!(output.status.success() && !copy.exists(), "{output:?}");
+    assert_eq!(errno(std::fs::write(mount.path("d/a"), "new")), Some(libc::EROFS));
+    assert_eq!(errno(std::fs::remove_file(mount.path("d/a"))), Some(libc::EROFS));
 }

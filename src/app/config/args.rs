@@ -176,7 +176,7 @@ pub(crate) struct PermissionArgs {
           default_value_t = nix::unistd::getgid().as_raw())]
     pub(crate) gid: u32,
 
-    /// Permission bits of files, octal
+    /// Permission bits of files, octal; bits to write are for copies, the mount stays read-only
     #[arg(long, value_name = "MODE", env = "FASTS3_FILE_MODE", default_value = "0444",
           value_parser = mode)]
     pub(crate) file_mode: u16,
@@ -345,16 +345,10 @@ fn ttl(text: &str) -> Result<Option<Duration>, String> {
     duration(text).map(Some).map_err(|error| format!("{error}, or is `indefinite`"))
 }
 
-fn mode(text: &str) -> Result<u16, String> {
+pub(super) fn mode(text: &str) -> Result<u16, String> {
     let digits = text.strip_prefix("0o").unwrap_or(text);
-    let mode = u16::from_str_radix(digits, 8)
-        .ok()
-        .filter(|&mode| mode <= 0o777)
-        .ok_or("permission bits are written in octal, 0000 to 0777")?;
-    if mode & 0o222 != 0 {
-        return Err("the mount is read-only, so there is no permission to write".to_owned());
-    }
-    Ok(mode)
+    let mode = u16::from_str_radix(digits, 8).ok().filter(|&mode| mode <= 0o777);
+    mode.ok_or_else(|| "permission bits are written in octal, 0000 to 0777".to_owned())
 }
 
 /// Valid directives of `EnvFilter`.
@@ -535,7 +529,7 @@ mod tests {
                     prop_assert_eq!(url.parse::<BucketPrefix>(), Ok(bucket));
                 }
                 if let Ok(mode) = mode(&text) {
-                    prop_assert_eq!(mode & !0o555, 0);
+                    prop_assert_eq!(mode & !0o777, 0);
                     prop_assert_eq!(super::mode(&format!("{mode:o}")), Ok(mode));
                 }
                 if let Ok(address) = listen_address(&text) {
