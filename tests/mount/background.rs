@@ -2,7 +2,7 @@
 //! returns, or hears why not.
 
 use std::fs::File;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -129,6 +129,26 @@ fn the_helper_mounts_a_line_of_fstab() {
     let again = helper(&scene).arg("s3://data/train").arg(&mountpoint).output().unwrap();
     assert_eq!(again.status.code(), Some(32), "{again:?}");
     assert!(stderr(&again).contains("in use: a fuse.fasts3 file system"), "{again:?}");
+    rustix::mount::unmount(&mountpoint, UnmountFlags::empty()).unwrap();
+}
+
+#[test]
+fn the_helper_understands_a_line_of_another_file_system() {
+    if !can_mount() || !is_root() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.bucket().put("train/file", "bytes");
+    let mountpoint = scene.mountpoint();
+    let _unmounted = Unmounted(&mountpoint);
+    let mut command = helper(&scene);
+    command.env_remove("FASTS3_ENDPOINT_URL").arg("s3://data").arg(&mountpoint);
+    let url = format!("url={}", scene.server.endpoint_url());
+    let options = ["_netdev,allow_other,use_path_request_style,umask=022,prefix=train/", &url];
+    let output = command.arg("-o").arg(options.join(",")).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let mode = |path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    assert_eq!((mode(mountpoint.clone()), mode(mountpoint.join("file"))), (0o755, 0o644));
     rustix::mount::unmount(&mountpoint, UnmountFlags::empty()).unwrap();
 }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use clap::CommandFactory as _;
 
-use super::args::Args;
+use super::args::{Args, mode};
 
 /// mount(8) finds the helper by this name.
 pub(crate) const NAME: &str = "mount.fasts3";
@@ -20,6 +20,21 @@ const STANDARD: &str = "_netdev async atime auto default_permissions defaults de
     exec fail group iversion lazytime loud mand noatime noauto nodev nodiratime nofail noiversion \
     nolazytime nomand norelatime nostrictatime nosuid nosymfollow nouser owner relatime ro rw \
     silent strictatime suid symfollow sync user users quiet nogroup noowner";
+
+/// The same of FUSE and of other file systems for buckets.
+const FOREIGN: &str = "async_read auto_cache auto_unmount big_writes fsname hard_remove iam_role \
+    implicit_dirs intr kernel_cache large_read max_read max_readahead max_write nonempty read_only \
+    readdir_ino subtype sync_read use_ino";
+
+/// Flags of other file systems for buckets, and what they are here.
+const SAME: &[(&str, &str)] = &[
+    ("anonymous", "no-sign-request"),
+    ("force_path_style", "path-style=always"),
+    ("no_check_certificate", "no-verify-tls"),
+    ("noexec", "no-exec"),
+    ("public_bucket", "no-sign-request"),
+    ("use_path_request_style", "path-style=always"),
+];
 
 /// The request of mount(8).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,12 +84,13 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Mou
     let [bucket, mountpoint] = places.try_into().map_err(|places: Vec<_>| {
         format!("{NAME} takes a bucket and a directory, and was given {} arguments", places.len())
     })?;
-    let mut all = vec![OsString::from("fasts3-mount"), OsString::from("--daemon")];
-    for options in given {
-        for option in split(&options) {
-            all.extend(long_option(&option, sloppy)?);
-        }
+    let mut options = Options::default();
+    for option in given.iter().flat_map(|given| split(given)) {
+        options.add(&option, sloppy)?;
     }
+    let bucket = options.below(bucket);
+    let mut all = vec![OsString::from("fasts3-mount"), OsString::from("--daemon")];
+    all.extend(options.into_long());
     all.extend([OsString::from("--"), bucket, mountpoint]);
     Ok(MountCall { arguments: all, fake })
 }
@@ -95,36 +111,101 @@ fn split(options: &[u8]) -> Vec<Vec<u8>> {
     parts
 }
 
-/// The program's option for a mount option; none for those without a meaning here.
-fn long_option(option: &[u8], sloppy: bool) -> Result<Option<OsString>, String> {
-    let name_ends = option.iter().position(|&byte| byte == b'=').unwrap_or(option.len());
-    let name = String::from_utf8_lossy(&option[..name_ends]).into_owned();
-    if name == "remount" {
-        return Err("a mount cannot be changed (remount): unmount it and mount it again".into());
-    }
-    let for_others = ["x-", "X-", "comment", "helper", "uhelper"];
-    if STANDARD.split(' ').any(|known| known == name)
-        || for_others.iter().any(|start| name.starts_with(start))
-    {
-        return Ok(None);
-    }
-    let long = match name.as_str() {
-        "noexec" => "no-exec".to_owned(),
-        name => name.replace('_', "-"),
-    };
-    let known = Args::command()
-        .get_arguments()
-        .any(|argument| argument.get_long() == Some(&long) && long != "daemon");
-    if !known {
-        return if sloppy {
-            Ok(None)
-        } else {
-            Err(format!("there is no mount option {name}; see `fasts3-mount --help`"))
+/// What mount options ask for.
+#[derive(Debug, Default)]
+struct Options {
+    /// The program's options.
+    long: Vec<OsString>,
+    /// Permission bits that files and directories do not have: `umask=`, `fmask=`, `dmask=`.
+    file_mask: Option<u16>,
+    dir_mask: Option<u16>,
+    /// `prefix=`, below the bucket.
+    prefix: Option<OsString>,
+}
+
+impl Options {
+    fn add(&mut self, option: &[u8], sloppy: bool) -> Result<(), String> {
+        let option = option.strip_prefix(b"--").unwrap_or(option);
+        let name_ends = option.iter().position(|&byte| byte == b'=').unwrap_or(option.len());
+        let given = String::from_utf8_lossy(&option[..name_ends]);
+        let name = given.replace('-', "_");
+        let value = option.get(name_ends + 1..).unwrap_or_default();
+        if name == "remount" {
+            return Err("a mount cannot be changed (remount): unmount it and mount it again".into());
+        }
+        let for_others = ["x-", "X-", "comment", "helper", "uhelper"];
+        if [STANDARD, FOREIGN].iter().any(|known| known.split(' ').any(|known| known == name))
+            || for_others.iter().any(|start| given.starts_with(start))
+        {
+            return Ok(());
+        }
+        if let Some((_, flag)) = SAME.iter().find(|(known, _)| *known == name) {
+            // Some write them with a value, such as `public_bucket=1`.
+            if !matches!(value, b"0" | b"false" | b"no") {
+                self.long.push(format!("--{flag}").into());
+            }
+            return Ok(());
+        }
+        let long = match name.as_str() {
+            "umask" | "fmask" | "dmask" => return self.mask(&name, value),
+            "prefix" => {
+                self.prefix = Some(OsString::from_vec(value.to_vec()));
+                return Ok(());
+            }
+            "url" => "endpoint-url".to_owned(),
+            // An address to some, and to others the region.
+            "endpoint" if value.windows(3).any(|part| part == b"://") => "endpoint-url".to_owned(),
+            "endpoint" => "region".to_owned(),
+            _ => name.replace('_', "-"),
         };
+        let is_known = Args::command()
+            .get_arguments()
+            .any(|argument| argument.get_long() == Some(&long) && long != "daemon");
+        if is_known {
+            let mut bytes = format!("--{long}").into_bytes();
+            bytes.extend_from_slice(&option[name_ends..]);
+            self.long.push(OsString::from_vec(bytes));
+        } else if !sloppy {
+            return Err(format!("there is no mount option {given}; see `fasts3-mount --help`"));
+        }
+        Ok(())
     }
-    let mut bytes = format!("--{long}").into_bytes();
-    bytes.extend_from_slice(&option[name_ends..]);
-    Ok(Some(OsString::from_vec(bytes)))
+
+    fn mask(&mut self, name: &str, value: &[u8]) -> Result<(), String> {
+        let mask = std::str::from_utf8(value).map_err(|_| String::new()).and_then(mode);
+        let mask = mask.map_err(|_| format!("{name}= takes octal digits, 000 to 777"))?;
+        if name != "dmask" {
+            self.file_mask = Some(mask);
+        }
+        if name != "fmask" {
+            self.dir_mask = Some(mask);
+        }
+        Ok(())
+    }
+
+    /// The part of a bucket that is asked for.
+    fn below(&self, bucket: OsString) -> OsString {
+        let Some(prefix) = &self.prefix else { return bucket };
+        let mut path = bucket.into_vec();
+        path.extend_from_slice(if path.ends_with(b"/") { b"" } else { b"/" });
+        path.extend_from_slice(prefix.as_bytes());
+        OsString::from_vec(path)
+    }
+
+    /// The program's options; a mode that is given wins over a mask.
+    fn into_long(mut self) -> Vec<OsString> {
+        for (mask, all, option) in
+            [(self.file_mask, 0o666, "--file-mode="), (self.dir_mask, 0o777, "--dir-mode=")]
+        {
+            let is_given = |long: &OsString| long.as_bytes().starts_with(option.as_bytes());
+            if let Some(mask) = mask
+                && !self.long.iter().any(is_given)
+            {
+                self.long.push(format!("{option}{:04o}", all & !mask).into());
+            }
+        }
+        self.long
+    }
 }
 
 #[cfg(test)]
@@ -190,6 +271,47 @@ mod tests {
     }
 
     #[test]
+    fn lines_of_other_file_systems_are_understood() {
+        for (line, wants) in [
+            // s3fs
+            (
+                "_netdev,allow_other,use_path_request_style,url=http://m:9000,umask=0022,nonempty",
+                &[
+                    "--allow-other",
+                    "--path-style=always",
+                    "--endpoint-url=http://m:9000",
+                    "--file-mode=0644",
+                    "--dir-mode=0755",
+                ][..],
+            ),
+            ("public_bucket=1,endpoint=eu-west-1", &["--no-sign-request", "--region=eu-west-1"]),
+            ("public_bucket=0,no_check_certificate", &["--no-verify-tls"]),
+            // Mountpoint
+            (
+                "rw,read-only,allow-other,force-path-style,no-sign-request",
+                &["--allow-other", "--path-style=always", "--no-sign-request"],
+            ),
+            // goofys
+            (
+                "--file-mode=0666,--dir-mode=0777,endpoint=https://s3.example.com",
+                &["--file-mode=0666", "--dir-mode=0777", "--endpoint-url=https://s3.example.com"],
+            ),
+            // vfat, CIFS, gcsfuse
+            ("fmask=0133,dmask=0022", &["--file-mode=0644", "--dir-mode=0755"]),
+            (
+                "umask=077,file_mode=0640,dmask=027,implicit_dirs",
+                &["--file-mode=0640", "--dir-mode=0750"],
+            ),
+        ] {
+            assert_eq!(options(&["b", "/m", "-o", line]), wants, "{line}");
+        }
+        for bucket in ["s3://b", "s3://b/"] {
+            let call = call(&[bucket, "/m", "-o", "prefix=a/b/,region=us-east-1"]).unwrap();
+            assert_eq!(call.arguments[4..], ["s3://b/a/b/", "/m"].map(OsString::from));
+        }
+    }
+
+    #[test]
     fn quotes_hold_commas_together() {
         assert_eq!(
             options(&["b", "/m", "-o", "profile=\"a,b\",,uid=1"]),
@@ -208,6 +330,8 @@ mod tests {
             (&["b", "/m", "-o", "frobnicate=1"], "no mount option frobnicate"),
             (&["b", "/m", "-o", "daemon"], "no mount option daemon"),
             (&["b", "/m", "-o", "remount,ro"], "mount it again"),
+            (&["b", "/m", "-o", "umask=1000"], "umask= takes octal digits"),
+            (&["b", "/m", "-o", "dmask"], "dmask= takes octal digits"),
         ] {
             let sentence = call(line).unwrap_err();
             assert!(sentence.contains(says), "{line:?}: {sentence}");
