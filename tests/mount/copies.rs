@@ -1,4 +1,4 @@
-//! Programs that copy a tree and compare it later: tar, rsync, cp.
+//! Programs that copy a tree, compare it later or index it: tar, rsync, cp, updatedb.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -144,4 +144,41 @@ fn a_copy_with_writable_modes_can_be_written_and_deleted_and_the_mount_cannot() 
     assert!(output.status.success() && !copy.exists(), "{output:?}");
     assert_eq!(errno(std::fs::write(mount.path("d/a"), "new")), Some(libc::EROFS));
     assert_eq!(errno(std::fs::remove_file(mount.path("d/a"))), Some(libc::EROFS));
+}
+
+/// The command of the package's unit, and what docs/operations.md does to the configuration.
+#[test]
+fn updatedb_stays_outside_if_it_is_told_so() {
+    if !can_mount() || !is_root() {
+        return;
+    }
+    if Command::new("updatedb.plocate").arg("--version").output().is_err() {
+        skipped("plocate is not installed");
+        return;
+    }
+    let unit = include_str!("../../systemd/updatedb.conf");
+    let command = unit.lines().filter_map(|line| line.strip_prefix("ExecStart=")).next_back();
+    let packaged: Vec<_> = command.unwrap().split(' ').collect();
+    let mount = scene().mount(&[]);
+    let database = mount.scene.folder.path().join("database");
+    let run = |words: &[&str]| {
+        let mut updatedb = Command::new(words[0]);
+        // /tmp is left out by the configuration.
+        updatedb.args(&words[1..]).args(["--prunepaths", "", "--require-visibility", "no"]);
+        updatedb.arg("--database-root").arg(mount.scene.folder.path()).arg("-o").arg(&database);
+        let output = updatedb.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        mount.counts().list
+    };
+    let before = mount.counts().list;
+    assert_eq!(run(&packaged), before);
+    assert!(run(&packaged[..1]) > before);
+
+    let documented = include_str!("../../docs/operations.md");
+    let sed = documented.lines().find(|line| line.contains("sed -i") && line.contains("PRUNEFS"));
+    let conf = mount.scene.folder.path().join("updatedb.conf");
+    std::fs::copy("/etc/updatedb.conf", &conf).unwrap();
+    let sed = sed.unwrap().replace("/etc/updatedb.conf", conf.to_str().unwrap());
+    assert!(Command::new("sh").args(["-c", &sed]).status().unwrap().success());
+    assert!(std::fs::read_to_string(&conf).unwrap().contains("\nPRUNEFS=\"fuse.fasts3 NFS "));
 }
