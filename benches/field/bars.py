@@ -15,7 +15,8 @@ class Bar:
     """A figure of ours in one phase on one network: at least `least`, or at most `most`.
 
     With `of`, what counts is our figure divided by that one: of a product in the same phase; of us
-    in another phase, or on another network; or the highest of us in phases whose names begin so.
+    in another phase, or on another network; or the best of us in phases whose names begin so: the
+    highest rate, or the least of another figure where the rate is within a tenth of the highest.
     `figure` names an entry of runner.summary, and `unit` is what is printed.
     """
 
@@ -80,7 +81,9 @@ STREAMS = [
       for wanted in (
           {"least": 0.9, "of_best": f"{streams.streams_name(count)}, budget"},
           {"most": 1.2, "of_phase": streams.streams_name(1), "figure": "cpu_s_per_gb",
-           "unit": "daemon CPU s/GB"})),
+           "unit": "daemon CPU s/GB"},
+          {"most": 1.5, "of_best": f"{streams.streams_name(count)}, budget",
+           "figure": "peak_rss_mib", "unit": "MiB RSS"})),
     *(Bar("s3", streams.interleaved_name(by, *run), least=0.9,
           of_phase=streams.interleaved_name(by, *streams.INTERLEAVED[0]))
       for by in ("mmap", "pread") for run in streams.INTERLEAVED[1:]),
@@ -175,9 +178,11 @@ def _measured(bar, networks):
     if value is None or not bar.other:
         return value, error
     if bar.of_best:
-        found = [figure(name, products.OURS)[0] for name in phases(bar.network)
-                 if name.startswith(bar.of_best)]
-        other, error = max(value for value in found if value is not None), ""
+        found = [summary for name, phase in phases(bar.network).items()
+                 if name.startswith(bar.of_best) and "value" in (summary := phase[products.OURS])]
+        best = max(summary["value"] for summary in found)
+        other = best if bar.figure == "value" else min(
+            summary[bar.figure] for summary in found if summary["value"] >= 0.9 * best)
     else:
         other, error = figure(bar.of_phase or bar.phase, bar.of or products.OURS,
                               bar.of_network or bar.network)

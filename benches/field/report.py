@@ -57,7 +57,8 @@ def lines(network, subject):
                 told = f"> {number(found['value'])} {unit(phase['rate'])}"
                 yield [phase["name"], name, told, "ended", times(phase, ours, found), *more]
                 continue
-            cut = f" (cut at {found['items']:,})" if found["cut"] and phase["rate"] == "file" else ""
+            at = f" at {found['items']:,}" if phase["rate"] == "file" else ""
+            cut = f" (cut{at})" if found["cut"] else ""
             failed = f", {found['failed']} failed" if found["failed"] else ""
             spread = f"{number(found['least'])}–{number(found['most'])}"
             yield [
