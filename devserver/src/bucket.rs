@@ -101,6 +101,11 @@ impl Bucket {
         self.amend(key, |object| object.storage_class = class.into());
     }
 
+    /// Makes a copy of an archived object that can be read. Panics if there is no such object.
+    pub fn restore(&self, key: &str) {
+        self.amend(key, |object| object.restored = true);
+    }
+
     /// Changes an object's content type. Panics if there is no such object.
     pub fn set_content_type(&self, key: &str, content_type: &str) {
         self.amend(key, |object| object.content_type = content_type.into());

@@ -63,6 +63,8 @@ pub(crate) struct Object {
     pub(crate) etag: String,
     pub(crate) last_modified: SystemTime,
     pub(crate) storage_class: String,
+    /// A copy of it can be read, although it is in an archive class.
+    pub(crate) restored: bool,
     pub(crate) content_type: String,
     /// Values of the headers `x-amz-meta-…`, by name.
     pub(crate) metadata: HashMap<String, String>,
@@ -78,9 +80,9 @@ impl Object {
         }
     }
 
-    /// In a class whose objects must be restored before they can be read.
+    /// It must be restored before it can be read.
     pub(crate) fn is_archived(&self) -> bool {
-        matches!(self.storage_class.as_str(), "GLACIER" | "DEEP_ARCHIVE")
+        matches!(self.storage_class.as_str(), "GLACIER" | "DEEP_ARCHIVE") && !self.restored
     }
 
     /// CRC-64/NVME in base64, as S3 has it of what was uploaded without another checksum. Synthetic
@@ -97,6 +99,7 @@ impl Object {
             etag,
             last_modified,
             storage_class: "STANDARD".into(),
+            restored: false,
             content_type: "binary/octet-stream".into(),
             metadata: HashMap::new(),
             version,

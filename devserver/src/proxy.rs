@@ -30,7 +30,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use crate::counts::Kind;
 use crate::net;
-pub use wire::RequestHead;
+pub use wire::{Answer, RequestHead};
 
 /// A fault of an answer. Lengths count bytes of the body.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,9 +95,38 @@ pub enum Fault {
     RepeatToken,
     /// A page of a listing is the first one again.
     BackwardsPage,
+    /// The answer is written anew.
+    Rewrite(Rewrite),
 }
 
+/// Makes another answer from the server's; gives all of it, head and body, as it goes over the
+/// wire. The connection is closed behind one that says `Connection: close`.
+#[derive(Clone)]
+pub struct Rewrite(Arc<Rewriter>);
+
+type Rewriter = dyn Fn(&RequestHead, Answer) -> Vec<u8> + Send + Sync;
+
+impl fmt::Debug for Rewrite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Rewrite")
+    }
+}
+
+impl PartialEq for Rewrite {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Rewrite {}
+
 impl Fault {
+    /// See [`Rewrite`].
+    #[must_use]
+    pub fn rewrite(how: impl Fn(&RequestHead, Answer) -> Vec<u8> + Send + Sync + 'static) -> Self {
+        Self::Rewrite(Rewrite(Arc::new(how)))
+    }
+
     /// 503 `SlowDown`, as S3 throttles.
     #[must_use]
     pub fn slow_down() -> Self {

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -13,7 +14,7 @@ use s3s::dto::{
     ETagCondition, EncodingType, GetBucketLocationInput, GetBucketLocationOutput, GetObjectInput,
     GetObjectOutput, HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput,
     ListObjectsInput, ListObjectsOutput, ListObjectsV2Input, ListObjectsV2Output, Object,
-    PutObjectInput, PutObjectOutput, StreamingBlob,
+    PutObjectInput, PutObjectOutput, RestoreStatus, StreamingBlob,
 };
 use s3s::{Body, S3, S3Request, S3Response, S3Result, s3_error};
 
@@ -183,6 +184,9 @@ impl S3 for Service {
             content_type: Some(object.content_type.clone()),
             e_tag: Some(ETag::Strong(object.etag.clone())),
             last_modified: Some(object.last_modified.into()),
+            restore: object.restored.then(|| {
+                r#"ongoing-request="false", expiry-date="Sat, 01 Jan 2050 00:00:00 GMT""#.into()
+            }),
             storage_class: unusual_class(&object).map(Into::into),
             metadata: Some(object.metadata.clone()),
             ..HeadObjectOutput::default()
@@ -222,7 +226,12 @@ impl S3 for Service {
         let page = self.page(&input.bucket, &listing)?;
         let key_count = page.items.len();
         let next = page.next.as_ref().map(Position::to_token);
-        let (contents, common_prefixes) = render(page, encoded);
+        let (mut contents, common_prefixes) = render(page, encoded);
+        if input.optional_object_attributes.is_none() {
+            for object in &mut contents {
+                object.restore_status = None;
+            }
+        }
         let url = |text: Option<String>| text.map(|text| encode(text, encoded));
         Ok(S3Response::new(ListObjectsV2Output {
             name: Some(input.bucket),
@@ -369,6 +378,12 @@ fn render(page: Page, encoded: bool) -> (Vec<Object>, Vec<CommonPrefix>) {
                 e_tag: Some(ETag::Strong(object.etag.clone())),
                 size: Some(signed(object.size())),
                 storage_class: Some(object.storage_class.clone().into()),
+                restore_status: object.restored.then(|| RestoreStatus {
+                    is_restore_in_progress: Some(false),
+                    restore_expiry_date: Some(
+                        (UNIX_EPOCH + Duration::from_hours(80 * 365 * 24)).into(),
+                    ),
+                }),
                 ..Object::default()
             }),
             Item::CommonPrefix(prefix) => {

@@ -8,8 +8,8 @@ use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, DATE};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::wire::{Framing, Reader, RequestHead, ResponseHead, invalid};
-use super::{Fault, Rules};
+use super::wire::{Answer, Framing, Reader, RequestHead, ResponseHead, invalid};
+use super::{Fault, Rewrite, Rules};
 use crate::service::{
     BACKWARDS, FAULT_HEADER, IGNORE_ENCODING_TYPE, IGNORE_IF_MATCH, IGNORE_RANGE,
     IGNORE_START_AFTER, REPEAT_TOKEN,
@@ -70,7 +70,7 @@ pub(super) async fn relay(client: TcpStream, target: SocketAddr, rules: &Rules) 
             Framing::Length(length) => length,
             Framing::Chunked => return Err(invalid("chunked answers are not understood")),
         };
-        if !answer(&mut client, &mut server, head, length, fault).await? {
+        if !answer(&mut client, &mut server, head, length, fault, &request).await? {
             return Ok(());
         }
     }
@@ -84,7 +84,20 @@ async fn answer(
     mut head: ResponseHead,
     length: u64,
     fault: Option<Fault>,
+    request: &RequestHead,
 ) -> io::Result<bool> {
+    if let Some(Fault::Rewrite(Rewrite(rewrite))) = &fault {
+        let mut body = Vec::new();
+        while (body.len() as u64) < length {
+            body.extend(server.some(length - body.len() as u64).await?);
+        }
+        let ResponseHead { status, headers } = head;
+        let bytes = rewrite(request, Answer { status, headers, body });
+        client.stream.write_all(&bytes).await?;
+        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap_or(bytes.len());
+        let head = String::from_utf8_lossy(&bytes[..end]).to_ascii_lowercase();
+        return Ok(!head.contains("connection: close"));
+    }
     match &fault {
         Some(Fault::Delay(delay)) => tokio::time::sleep(*delay).await,
         Some(Fault::Date(value)) => head.set(DATE, value)?,

@@ -12,7 +12,7 @@ use crate::target::Target;
 
 /// No head that a client of S3 sends is longer.
 const MAX_HEAD_BYTES: usize = 256 * 1024;
-const MAX_HEADERS: usize = 100;
+const MAX_HEADERS: usize = 300;
 const READ_BYTES: usize = 64 * 1024;
 
 /// The head of a request on its way through the proxy.
@@ -95,6 +95,67 @@ impl ResponseHead {
             bytes.extend_from_slice(b"\r\n");
         }
         bytes.extend_from_slice(b"\r\n");
+        bytes
+    }
+}
+
+/// A whole answer.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Such as 200.
+    pub status: u16,
+    /// All headers.
+    pub headers: HeaderMap,
+    /// Empty after a HEAD.
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// An empty one.
+    #[must_use]
+    pub fn new(status: u16) -> Self {
+        let headers = [(http::header::CONTENT_LENGTH, HeaderValue::from_static("0"))];
+        Self { status, headers: headers.into_iter().collect(), body: Vec::new() }
+    }
+
+    /// The same with this header, in place of others of its name.
+    ///
+    /// Panics if it cannot be one.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: impl AsRef<[u8]>) -> Self {
+        let value = HeaderValue::from_bytes(value.as_ref()).expect("a value");
+        self.headers.insert(name, value);
+        self
+    }
+
+    /// The same with this body, and its length.
+    #[must_use]
+    pub fn with_body(mut self, body: impl Into<Vec<u8>>) -> Self {
+        self.body = body.into();
+        self.headers.insert(http::header::CONTENT_LENGTH, self.body.len().into());
+        self
+    }
+
+    /// As it goes over the wire.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let head = ResponseHead { status: self.status, headers: self.headers.clone() };
+        [head.to_bytes(), self.body.clone()].concat()
+    }
+
+    /// The same in chunks of this many bytes, without its length.
+    #[must_use]
+    pub fn in_chunks(mut self, of: usize) -> Vec<u8> {
+        self.headers.remove(http::header::CONTENT_LENGTH);
+        let mut bytes = self.with("transfer-encoding", "chunked");
+        let body = std::mem::take(&mut bytes.body);
+        let mut bytes = bytes.to_bytes();
+        for chunk in body.chunks(of) {
+            bytes.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+            bytes.extend_from_slice(chunk);
+            bytes.extend_from_slice(b"\r\n");
+        }
+        bytes.extend_from_slice(b"0\r\n\r\n");
         bytes
     }
 }
