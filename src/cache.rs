@@ -185,6 +185,10 @@ impl ChunkCache {
         for span in self.layout.spans(range.clone()) {
             let Ok(lease) = self.lease(source, span.chunk) else { return reached };
             for blocks in span.parts(piece_bytes) {
+                // What has just failed is for a reader to ask for again.
+                if lease.failures.lock().find(u64::MAX, &blocks).is_some() {
+                    return reached;
+                }
                 let bytes = self.layout.block_bytes(&blocks, lease.memory.len());
                 let Ok(writers) = self.claim_making_room(&lease, blocks) else { return reached };
                 self.spawn_fetches(&lease, writers, purpose);
