@@ -125,6 +125,8 @@ impl BucketFs {
     ) -> Result<Data, FsError> {
         let meta = self.names.object(ino)?;
         if meta.archived {
+            let key = &meta.version.key;
+            tracing::warn!(key, "refused: it is archived, and not restored");
             return Err(FsError::Denied);
         }
         let want = offset..meta.version.size_bytes.min(offset.saturating_add(size.into()));
@@ -165,10 +167,11 @@ impl BucketFs {
     ) -> Result<(), FsError> {
         let scan = self.names.read_directory(ino, cookie).await?;
         for entry in scan.iter() {
-            if !add(&entry, &self.attributes_of(&self.names.node(&entry))) {
+            let node = self.names.node(&entry);
+            if !add(&entry, &self.attributes_of(&node)) {
                 break;
             }
-            self.names.remember(&entry);
+            self.names.remember(&entry, &node);
         }
         Ok(())
     }
@@ -197,6 +200,7 @@ impl BucketFs {
             // An archived object cannot be read.
             Inode::File(object) if object.archived => (false, object.version.size_bytes, 0),
             Inode::File(object) => (false, object.version.size_bytes, file_mode),
+            Inode::Untold(_) => (false, 0, file_mode),
         };
         let &Node { ino, mtime, name_ttl, attr_ttl, .. } = node;
         Attributes { ino, is_directory, size_bytes, mtime, mode, uid, gid, name_ttl, attr_ttl }

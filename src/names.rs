@@ -117,6 +117,7 @@ impl Names {
         match self.inode(ino)? {
             Inode::File(meta) => Ok(meta),
             Inode::Directory(_) => Err(FsError::IsADirectory),
+            Inode::Untold(_) => Err(FsError::Stale),
         }
     }
 

@@ -122,13 +122,18 @@ pub struct ListPage {
     pub entries: Vec<ListEntry>,
     /// The token of the next page; `None` on the last one.
     pub next: Option<String>,
-    /// The number of keys on this page that are not UTF-8, so that no request can name them.
+    /// The number of keys on this page that cannot be read, such as those that are not UTF-8, so
+    /// that no request can name them.
     pub undecodable: usize,
+    /// The number of entries that do not belong on this page, such as those outside of the prefix.
+    pub foreign: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListEntry {
     Object(ObjectMeta),
+    /// An object of which the store does not list all of size, `ETag` and time; a HEAD tells them.
+    Untold(String),
     /// A common prefix, its `/` included.
     Prefix(String),
 }
@@ -137,7 +142,7 @@ impl ListEntry {
     pub fn key(&self) -> &str {
         match self {
             Self::Object(meta) => &meta.version.key,
-            Self::Prefix(prefix) => prefix,
+            Self::Untold(key) | Self::Prefix(key) => key,
         }
     }
 }
@@ -204,7 +209,7 @@ mod tests {
         ListPage {
             entries: keys.iter().map(|&key| entry(key)).collect(),
             next: next.map(str::to_owned),
-            undecodable: 0,
+            ..ListPage::default()
         }
     }
 

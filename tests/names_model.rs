@@ -327,6 +327,7 @@ fn kind(node: &Node) -> Kind {
     match &node.inode {
         Inode::Directory(_) => Kind::Directory,
         Inode::File(meta) => Kind::File(meta.version.etag.clone()),
+        Inode::Untold(key) => panic!("{key} is told"),
     }
 }
 

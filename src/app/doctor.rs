@@ -49,6 +49,9 @@ pub(crate) async fn run(config: &Config, quick: bool) -> Diagnosis {
     if let Some(version) = readable {
         connection::condition(&store, &version.key, &mut report).await;
     }
+    for quirk in store.quirks() {
+        report.slow("store", quirk);
+    }
     if report.exit_code == 0 {
         let wanted = report.measured.connections_wanted(connections.allowed);
         // More than the limit on open files allows would change nothing.

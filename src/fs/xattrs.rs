@@ -77,6 +77,7 @@ impl BucketFs {
             (Inode::Directory(prefix), "key") => prefix.to_string(),
             (Inode::Directory(prefix), "hidden") => count(&self.hidden(ino, &prefix).await?),
             (Inode::Directory(prefix), "hidden-keys") => list(&self.hidden(ino, &prefix).await?),
+            (Inode::Untold(_), _) => return Err(FsError::Stale),
             (Inode::File(_) | Inode::Directory(_), _) => return Err(FsError::NoSuchAttribute),
         };
         Ok(value.into_bytes())
@@ -86,7 +87,7 @@ impl BucketFs {
     /// `cp -a` and `tar --xattrs` ask for all values whose names they get.
     pub fn xattr_names(&self, ino: Ino) -> Result<Vec<u8>, FsError> {
         let names: &[&str] = match self.names.inode(ino)? {
-            Inode::File(_) => &[KEY, ETAG],
+            Inode::File(_) | Inode::Untold(_) => &[KEY, ETAG],
             Inode::Directory(_) => &[KEY],
         };
         Ok(names.iter().flat_map(|name| [name.as_bytes(), b"\0"]).flatten().copied().collect())
@@ -181,7 +182,7 @@ mod tests {
             "a//b%25%0A\ta component of its path is empty\n\
              %C3%A4//\ta component of its path is empty\n\
              (1 more)\ta component of its path is empty\n\
-             (2 more)\tit is not UTF-8\n"
+             (2 more)\tit is not UTF-8, or holds characters that the listing cannot carry\n"
         );
         let keys: Vec<_> = (0..100).map(|n| format!("{n:01000}")).collect();
         let many: Vec<_> = keys.iter().map(String::as_str).collect();

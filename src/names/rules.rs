@@ -16,6 +16,7 @@
 //! - **N11** A key has at most 1024 bytes: what would need a longer one is not found.
 //! - **N12** A directory exists as long as any key begins with its path and a `/`, even a marker or
 //!   a hidden key. The root always exists.
+//! - **N13** An entry of a listing that is not of the listed prefix is hidden.
 
 use std::cmp::Ordering;
 
@@ -37,7 +38,7 @@ pub(crate) enum Meaning<'a> {
     Hidden(Hidden),
 }
 
-/// The reason why a key is not shown: N4, N5, N6, N7, N3 and N8.
+/// The reason why a key is not shown: N4, N5, N6, N7, N3, N8 and N13.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Hidden {
     #[error("a component of its path is empty")]
@@ -50,8 +51,11 @@ pub enum Hidden {
     TooLong,
     #[error("a directory has the same name")]
     ShadowedByDirectory,
-    #[error("it is not UTF-8")]
+    #[error("it is not UTF-8, or holds characters that the listing cannot carry")]
     NotUtf8,
+    /// Unlike the others, it does not make the directory exist.
+    #[error("it does not belong into this directory, and yet the store listed it there")]
+    Foreign,
 }
 
 /// The meaning of an entry in the listing of the directory `prefix`; `None` if it cannot belong
@@ -59,8 +63,8 @@ pub enum Hidden {
 pub(crate) fn meaning<'a>(prefix: &str, entry: &'a ListEntry) -> Option<Meaning<'a>> {
     let below = entry.key().strip_prefix(prefix)?;
     let (name, of_kind): (_, fn(&'a str) -> Meaning<'a>) = match entry {
-        ListEntry::Object(_) if below.is_empty() => return Some(Meaning::Marker),
-        ListEntry::Object(_) => (below, Meaning::File),
+        _ if below.is_empty() => return Some(Meaning::Marker),
+        ListEntry::Object(_) | ListEntry::Untold(_) => (below, Meaning::File),
         ListEntry::Prefix(_) => (below.strip_suffix('/')?, Meaning::Directory),
     };
     if name.contains('/') {

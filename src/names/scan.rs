@@ -110,23 +110,25 @@ pub(super) async fn read_on(
 impl Names {
     /// A scan's entry with its attributes, as readdirplus wants it.
     pub fn node(&self, entry: &ScanEntry<'_>) -> Node {
-        let known = self.known();
+        let mut known = self.known();
         let listing = &entry.scan.listing;
         let listed = match entry.index {
             Some(index) => listing.inode(index),
             None => Inode::Directory(listing.prefix.clone()),
         };
-        let inode = known.inodes.latest(entry.ino, listed);
+        let listed = (entry.ino, known.inodes.latest(entry.ino, listed));
+        let (ino, inode) = known.told(&listing.prefix, listed, now());
         let dot_ttl = self.config.metadata_ttl.unwrap_or(FOREVER);
         let ttl = entry.index.map_or(dot_ttl, |_| entry.scan.name_ttl);
-        known.node(entry.ino, inode, ttl, now())
+        known.node(ino, inode, ttl, now())
     }
 
-    /// Counts one kernel lookup of an entry that readdirplus has handed out; the kernel counts
-    /// none for `.` and `..`.
-    pub fn remember(&self, entry: &ScanEntry<'_>) {
-        let Some(index) = entry.index else { return };
-        self.known().remember(entry.ino, &entry.scan.listing.inode(index));
+    /// Counts one kernel lookup of an entry that readdirplus has handed out as this node; the
+    /// kernel counts none for `.` and `..`.
+    pub fn remember(&self, entry: &ScanEntry<'_>, node: &Node) {
+        if entry.index.is_some() {
+            self.known().remember(node.ino, &node.inode);
+        }
     }
 }
 

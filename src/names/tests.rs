@@ -106,7 +106,7 @@ impl Mount {
         let node = self.names.attributes(ino).expect("known");
         match node.inode {
             Inode::Directory(_) => node.mtime,
-            Inode::File(_) => panic!("a file"),
+            Inode::File(_) | Inode::Untold(_) => panic!("a file"),
         }
     }
 

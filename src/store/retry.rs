@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
     Class, Destination, ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError,
-    check_page,
+    check_page, flow,
 };
 use crate::stats::Stats;
 
@@ -142,8 +142,12 @@ struct Tries<'a> {
     total: u32,
     /// Answers without sense since the last progress.
     nonsense: u32,
+    /// Attempts without an answer since the last progress.
+    silences: u32,
     /// Since the last progress.
     signed_anew: bool,
+    /// What the store has said to the last attempt, if it has refused it.
+    refusal: Option<String>,
     /// Set when the first attempt is admitted: waiting for our own requests does not count.
     deadline: Option<Instant>,
 }
@@ -161,7 +165,9 @@ impl<'a> Tries<'a> {
             failures: 0,
             total: 0,
             nonsense: 0,
+            silences: 0,
             signed_anew: false,
+            refusal: None,
             deadline: None,
         }
     }
@@ -170,12 +176,20 @@ impl<'a> Tries<'a> {
         *self.deadline.get_or_insert_with(|| Instant::now() + self.policy.deadline)
     }
 
-    /// One attempt, which ends at the deadline.
+    /// One attempt, which ends at the deadline. After one that was not answered, the next one waits
+    /// twice as long for a head: a store that is slow now and then would never answer if all
+    /// attempts were given up too early.
     async fn within<T>(
         &mut self,
         attempt: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        timeout_at(self.begin(), attempt).await.unwrap_or_else(|_elapsed| {
+        let deadline = self.begin();
+        let doubled = 1_u32.checked_shl(self.silences).unwrap_or(u32::MAX);
+        let patience = flow::PATIENCE.saturating_mul(doubled).min(deadline - Instant::now());
+        let attempt = flow::attempt(patience, timeout_at(deadline, attempt));
+        let (result, refusal) = attempt.await;
+        self.refusal = refusal;
+        result.unwrap_or_else(|_elapsed| {
             Err(StoreError::TimedOut(format!("{} did not end within the deadline", self.operation)))
         })
     }
@@ -183,7 +197,7 @@ impl<'a> Tries<'a> {
     /// Bytes were received: the deadline and the pauses start again.
     fn progressed(&mut self) {
         self.deadline = Some(Instant::now() + self.policy.deadline);
-        (self.failures, self.nonsense, self.signed_anew) = (0, 0, false);
+        (self.failures, self.nonsense, self.silences, self.signed_anew) = (0, 0, 0, false);
     }
 
     /// Waits before the next attempt and counts it; returns the error if there is none.
@@ -210,9 +224,10 @@ impl<'a> Tries<'a> {
         self.failures += 1;
         self.total += 1;
         self.nonsense += u32::from(error.class() == Class::Nonsense);
-        let Self { operation, key, total, .. } = self;
+        self.silences += u32::from(error.class() == Class::TimedOut);
+        let Self { operation, key, total, refusal, .. } = self;
         if self.nonsense >= self.policy.nonsense || Instant::now() + pause >= deadline {
-            tracing::warn!(operation, key, attempts = total, %error, "gave up");
+            tracing::warn!(operation, key, attempts = total, %error, refusal, "gave up");
             return Err(error);
         }
         tracing::debug!(operation, key, attempts = total, ?pause, %error, "will retry");
@@ -221,11 +236,15 @@ impl<'a> Tries<'a> {
         Ok(())
     }
 
-    /// Logs a denial. Other errors that last concern one object, and its reader gets them.
+    /// Logs an error that lasts. That there is no such key is an answer, except to a GET.
     fn lost(&self, error: StoreError) -> StoreError {
-        if matches!(error, StoreError::Denied(_)) {
-            let Self { operation, key, .. } = self;
-            tracing::warn!(operation, key, %error, "access is denied");
+        let Self { operation, key, refusal, .. } = self;
+        match &error {
+            StoreError::Denied(_) => {
+                tracing::warn!(operation, key, %error, "access is denied");
+            }
+            StoreError::NotFound if *operation != "get" => {}
+            error => tracing::warn!(operation, key, %error, refusal, "refused"),
         }
         error
     }

@@ -101,25 +101,32 @@ impl Wire {
         answer
     }
 
-    /// Sends it a second time, on a new connection, when the first byte takes too long.
+    /// Sends it a second time, on a new connection, when the first byte takes too long: at once, or
+    /// when the hedger allows it.
     async fn hedged(&self, message: &Message) -> Result<Response<Body>, CallError> {
         let (Some(hedging), Some(kind)) = (&self.hedging, message.kind) else {
             return self.exchange(message).await;
         };
         let begun = Instant::now();
         let mut first = pin!(self.exchange(message));
-        let patience = hedging.patience(kind);
-        let answer = match timeout(patience, &mut first).await {
-            Ok(answer) => answer,
-            Err(_elapsed) if !hedging.may() => first.await,
-            Err(_elapsed) => {
-                tracing::debug!(?kind, ?patience, "no first byte: asking a second time");
-                self.stats.hedges.add(1);
-                let mut second = pin!(self.exchange_anew(message));
-                tokio::select! {
-                    // The other one may still be answered.
-                    answer = &mut first => if answer.is_ok() { answer } else { second.await },
-                    answer = &mut second => if answer.is_ok() { answer } else { first.await },
+        let (sent, patience) = hedging.sends(kind);
+        let answer = loop {
+            if let Ok(answer) = timeout(patience, &mut first).await {
+                break answer;
+            }
+            let Some(hedge) = hedging.second(sent) else { continue };
+            tracing::debug!(?kind, ?patience, "no first byte: asking a second time");
+            self.stats.hedges.add(1);
+            let mut second = pin!(self.exchange_anew(message));
+            tokio::select! {
+                // The other one may still be answered.
+                answer = &mut first => break if answer.is_ok() { answer } else { second.await },
+                answer = &mut second => {
+                    if answer.is_ok() {
+                        hedge.came_first();
+                        break answer;
+                    }
+                    break first.await;
                 }
             }
         };

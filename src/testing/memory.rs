@@ -6,7 +6,7 @@
 //! so that every run gives the same answers. Every call yields once, so that concurrent callers
 //! interleave as they would around a network.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::ops::{Bound, Range};
 use std::time::{Duration, SystemTime};
@@ -41,6 +41,8 @@ pub struct Counts {
 struct Bucket {
     /// `String` orders by its bytes, as S3 orders keys.
     objects: BTreeMap<String, (ObjectMeta, Bytes)>,
+    /// Keys of objects that are listed without size, `ETag` and time.
+    untold: HashSet<String>,
     /// Only of objects whose details are unusual.
     details: BTreeMap<String, ObjectDetails>,
     puts: u64,
@@ -86,6 +88,11 @@ impl MemoryStore {
     /// `LastModified` of an object.
     pub fn last_modified(&self, key: &str) -> Option<SystemTime> {
         self.bucket.lock().objects.get(key).map(|(meta, _)| meta.last_modified)
+    }
+
+    /// Lists the object by its key alone from now on.
+    pub fn list_untold(&self, key: &str) {
+        self.bucket.lock().untold.insert(key.to_owned());
     }
 
     /// Sets the attributes that only a HEAD has, for every version of the object.
@@ -172,13 +179,14 @@ impl Bucket {
             }
             if page.entries.len() >= usize::from(request.max_keys.clamp(1, 1000)) {
                 page.next = page.entries.last().map(|last| match last {
-                    ListEntry::Object(meta) => format!("k:{}", meta.version.key),
+                    ListEntry::Object(_) | ListEntry::Untold(_) => format!("k:{}", last.key()),
                     ListEntry::Prefix(common) => format!("p:{common}"),
                 });
                 break;
             }
             page.entries.push(match common {
                 Some(common) => ListEntry::Prefix(common.to_owned()),
+                None if self.untold.contains(key) => ListEntry::Untold(key.clone()),
                 None => ListEntry::Object(meta.clone()),
             });
         }
@@ -207,7 +215,7 @@ impl Bucket {
         let behind = entries.keys().nth(usize::from(request.max_keys)).cloned();
         let more = behind.map_or_else(BTreeMap::new, |behind| entries.split_off(&behind));
         let next = entries.keys().next_back().filter(|_| !more.is_empty()).cloned();
-        ListPage { entries: entries.into_values().collect(), next, undecodable: 0 }
+        ListPage { entries: entries.into_values().collect(), next, ..ListPage::default() }
     }
 }
 

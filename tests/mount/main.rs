@@ -27,4 +27,5 @@ mod panics;
 mod read_only;
 mod reads;
 mod service;
+mod stores;
 mod xattrs;

@@ -10,7 +10,7 @@ use rustix::fs::{fgetxattr, getxattr, getxattr_query, listxattr};
 use crate::common::{Scene, can_mount};
 
 /// Asks for the size first, as programs do.
-fn value(path: &Path, name: &str) -> Result<String, Option<i32>> {
+pub(crate) fn value(path: &Path, name: &str) -> Result<String, Option<i32>> {
     let errno = |error: rustix::io::Errno| Some(error.raw_os_error());
     let mut value = vec![0; getxattr_query(path, name).map_err(errno)?];
     let length = getxattr(path, name, value.as_mut_slice()).map_err(errno)?;

@@ -256,15 +256,22 @@ impl FromStr for BucketPrefix {
         if name.ends_with("--x-s3") {
             return Err("directory buckets are not supported".into());
         }
+        // Ceph has tenants, each with its own buckets: `tenant:bucket`.
+        let (tenant, bucket) = name.split_once(':').unwrap_or(("", name));
         // The general rules for bucket names, and the letters that old buckets of us-east-1 and
         // other S3-compatible stores allow: the store decides.
         // https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
-        let bytes = name.as_bytes();
+        let bytes = bucket.as_bytes();
         let ends_well = [bytes.first(), bytes.last()]
             .into_iter()
             .all(|byte| byte.is_some_and(u8::is_ascii_alphanumeric));
         let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._".contains(byte);
-        if !(3..=63).contains(&bytes.len()) || !ends_well || !bytes.iter().all(allowed) {
+        let is_tenant = tenant.len() <= 63 && tenant.as_bytes().iter().all(allowed);
+        if !(3..=63).contains(&bytes.len())
+            || !ends_well
+            || !bytes.iter().all(allowed)
+            || !is_tenant
+        {
             return Err(format!(
                 "{name:?} is not a bucket name: 3 to 63 letters, digits, dots and hyphens, \
                  beginning and ending with a letter or digit"
@@ -415,6 +422,10 @@ mod tests {
             ("s3://data/a/b/", Some(("data", "a/b/"))),
             ("s3://data", Some(("data", ""))),
             ("s3://my.data-1/ä ö", Some(("my.data-1", "ä ö/"))),
+            ("tenant_1:data/a", Some(("tenant_1:data", "a/"))),
+            ("te nant:data", None),
+            ("tenant:", None),
+            ("a:b:data", None),
             ("", None),
             ("s3://", None),
             ("/data", None),
@@ -520,7 +531,8 @@ mod tests {
             );
             fuzz::each(text, |text| {
                 if let Ok(bucket) = text.parse::<BucketPrefix>() {
-                    prop_assert!((3..=63).contains(&bucket.name.len()));
+                    let name = bucket.name.rsplit(':').next().unwrap_or_default();
+                    prop_assert!((3..=63).contains(&name.len()));
                     prop_assert!(bucket.prefix.is_empty() || bucket.prefix.ends_with('/'));
                     let path = format!("/{}", bucket.prefix);
                     prop_assert!(!path.contains("//"), "{}", path);

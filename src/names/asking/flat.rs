@@ -152,7 +152,7 @@ impl OpenDirectory {
             return Ok(());
         }
         let entries = std::mem::take(&mut self.entries);
-        let page = ListPage { entries, next: None, undecodable: 0 };
+        let page = ListPage { entries, ..ListPage::default() };
         self.runs.push(self.assembly.add(&page, 0..page.entries.len())?);
         Ok(())
     }

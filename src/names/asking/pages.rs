@@ -134,7 +134,7 @@ impl Pages {
             Err(StoreError::nonsense(format!("{what} in the listing of {:?}", self.prefix)))
         };
         let mut entries: BTreeMap<String, ListEntry> = BTreeMap::new();
-        let (mut undecodable, mut in_vain) = (0, 0);
+        let (mut undecodable, mut foreign, mut in_vain) = (0, 0, 0);
         let (mut tokens, mut from) = (HashSet::new(), ListFrom::Start);
         loop {
             let prefix = self.prefix.to_string();
@@ -143,6 +143,7 @@ impl Pages {
             let page = self.store.list_page(&request).await?;
             check_page(&request, &page)?;
             undecodable += page.undecodable;
+            foreign += page.foreign;
             let last = page.entries.last().map_or_else(String::new, |entry| entry.key().to_owned());
             let before = entries.len();
             // A common prefix may come on each page.
@@ -158,7 +159,7 @@ impl Pages {
             from = ListFrom::Token { token, last };
         }
         let entries = entries.into_values().collect();
-        let page = ListPage { entries, next: None, undecodable };
+        let page = ListPage { entries, next: None, undecodable, foreign };
         self.assembly.count(&page);
         let mut settled = Vec::new();
         for start in (0..page.entries.len()).step_by(RUN_ENTRIES) {

@@ -48,9 +48,12 @@ impl Names {
         {
             return lookup.clone();
         }
+        // Its listing does not tell all of it.
+        let is_listed = state.known.directories.believed_listing(prefix, now).is_some();
         // Behind thousands of files and no directory, one more file is likely. Where nothing is
         // believed, or a page proves nothing, there is nothing to learn.
-        let is_alone = self.config.metadata_ttl == Some(Duration::ZERO)
+        let is_alone = is_listed
+            || self.config.metadata_ttl == Some(Duration::ZERO)
             || state.order == ListingOrder::Unordered
             || state.known.directories.begins_with_files(prefix, now);
         let page_keys = (!is_alone).then_some(self.config.page_keys);
@@ -58,7 +61,7 @@ impl Names {
         let (lookup, outcome) = PointLookup::new(epoch);
         state.lookups.insert(key.clone(), lookup.clone());
         tokio::spawn(self.clone().look_up(prefix.clone(), key, page_keys, (now, epoch), outcome));
-        if state.known.directories.with(prefix, Directory::missed) {
+        if !is_listed && state.known.directories.with(prefix, Directory::missed) {
             self.listing_under_way(state, prefix, now);
         }
         lookup

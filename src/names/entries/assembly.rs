@@ -59,10 +59,14 @@ impl Assembly {
         Self { prefix, ..Self::default() }
     }
 
-    /// Counts the keys of a page that cannot be decoded.
+    /// Counts the keys of a page that it does not hold.
     pub(crate) fn count(&mut self, page: &ListPage) {
-        if page.undecodable > 0 {
-            hide(&mut self.hidden, Hidden::NotUtf8, page.undecodable, None);
+        for (reason, count) in
+            [(Hidden::NotUtf8, page.undecodable), (Hidden::Foreign, page.foreign)]
+        {
+            if count > 0 {
+                hide(&mut self.hidden, reason, count, None);
+            }
         }
     }
 
@@ -77,10 +81,11 @@ impl Assembly {
         for entry in &page.entries[share] {
             let key = entry.key();
             match (rules::meaning(&prefix, entry), entry) {
-                (Some(Meaning::Directory(name)), _) => run.push(name, None)?,
+                (Some(Meaning::Directory(name)), _) => run.push_directory(name)?,
                 (Some(Meaning::File(name)), ListEntry::Object(meta)) => {
-                    run.push(name, Some(meta))?;
+                    run.push_file(name, meta)?;
                 }
+                (Some(Meaning::File(name)), ListEntry::Untold(_)) => run.push_untold(name)?,
                 (Some(Meaning::Marker), _) => self.marker = true,
                 (Some(Meaning::Hidden(reason)), _) => {
                     hide(&mut self.hidden, reason, 1, Some(key));
@@ -171,7 +176,8 @@ impl Assembly {
 
     pub(crate) fn rest(mut self) -> Rest {
         self.hidden.sort_unstable_by_key(|keys| keys.reason);
-        let exists = self.shown || self.marker || !self.hidden.is_empty();
+        let is_hidden = self.hidden.iter().any(|hidden| hidden.reason != Hidden::Foreign);
+        let exists = self.shown || self.marker || is_hidden;
         Rest { hidden: self.hidden, exists }
     }
 }

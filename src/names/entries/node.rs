@@ -24,13 +24,16 @@ pub enum Inode {
     Directory(Arc<str>),
     /// A version of an object.
     File(Arc<ObjectMeta>),
+    /// An object whose listing does not tell its version, by its key. Its name is shown in the
+    /// directory, and leads to a [`Self::File`] when it is looked up.
+    Untold(Arc<str>),
 }
 
 impl Inode {
     /// The object's key, or the directory's prefix.
     pub fn key(&self) -> &str {
         match self {
-            Self::Directory(prefix) => prefix,
+            Self::Directory(key) | Self::Untold(key) => key,
             Self::File(meta) => &meta.version.key,
         }
     }
@@ -39,9 +42,9 @@ impl Inode {
     /// put again unchanged stay good.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Directory(a), Self::Directory(b)) => a == b,
+            (Self::Directory(a), Self::Directory(b)) | (Self::Untold(a), Self::Untold(b)) => a == b,
             (Self::File(a), Self::File(b)) => a.version == b.version && a.archived == b.archived,
-            (Self::Directory(_), Self::File(_)) | (Self::File(_), Self::Directory(_)) => false,
+            (Self::Directory(_) | Self::File(_) | Self::Untold(_), _) => false,
         }
     }
 

@@ -34,6 +34,7 @@ enum RecordKind {
     Directory,
     File,
     ArchivedFile,
+    UntoldFile,
 }
 
 /// The number of bytes behind the name, and whether they are packed.
@@ -107,7 +108,7 @@ impl EntryRun {
         self.record_key(&self.records[index])
     }
 
-    /// A file's size; `None` for a directory, and for an archived file.
+    /// A file's size; `None` for a directory, and for an archived or untold file.
     pub(crate) fn file_bytes(&self, index: usize) -> Option<u64> {
         let record = &self.records[index];
         (record.kind == RecordKind::File).then_some(record.size_bytes)
@@ -126,8 +127,10 @@ impl EntryRun {
         let record = &self.records[index];
         let (name, etag) = self.texts(record);
         let name = String::from_utf8_lossy(name);
-        if record.kind == RecordKind::Directory {
-            return Inode::Directory(format!("{prefix}{name}/").into());
+        match record.kind {
+            RecordKind::Directory => return Inode::Directory(format!("{prefix}{name}/").into()),
+            RecordKind::UntoldFile => return Inode::Untold(format!("{prefix}{name}").into()),
+            RecordKind::File | RecordKind::ArchivedFile => {}
         }
         Inode::File(Arc::new(ObjectMeta {
             version: ObjectVersion {
@@ -144,7 +147,8 @@ impl EntryRun {
     pub(crate) fn is(&self, index: usize, of: &Inode) -> bool {
         let record = &self.records[index];
         match (of, record.kind) {
-            (Inode::Directory(_), RecordKind::Directory) => true,
+            (Inode::Directory(_), RecordKind::Directory)
+            | (Inode::Untold(_), RecordKind::UntoldFile) => true,
             (Inode::File(meta), RecordKind::File | RecordKind::ArchivedFile) => {
                 meta.version.size_bytes == record.size_bytes
                     && meta.archived == (record.kind == RecordKind::ArchivedFile)
@@ -198,8 +202,26 @@ impl EntryRun {
         is_same && self.texts(a).0 == other.texts(b).0
     }
 
-    /// Appends an entry without a number: an object, or a directory.
-    pub(crate) fn push(&mut self, name: &str, of: Option<&ObjectMeta>) -> Result<(), StoreError> {
+    pub(crate) fn push_directory(&mut self, name: &str) -> Result<(), StoreError> {
+        self.push(name, RecordKind::Directory, None)
+    }
+
+    pub(crate) fn push_untold(&mut self, name: &str) -> Result<(), StoreError> {
+        self.push(name, RecordKind::UntoldFile, None)
+    }
+
+    pub(crate) fn push_file(&mut self, name: &str, of: &ObjectMeta) -> Result<(), StoreError> {
+        let kind = if of.archived { RecordKind::ArchivedFile } else { RecordKind::File };
+        self.push(name, kind, Some(of))
+    }
+
+    /// Appends an entry without a number.
+    fn push(
+        &mut self,
+        name: &str,
+        kind: RecordKind,
+        of: Option<&ObjectMeta>,
+    ) -> Result<(), StoreError> {
         let bytes_at = self.end()?;
         self.bytes.extend_from_slice(name.as_bytes());
         let etag = Etag::push(of.map_or("", |meta| &meta.version.etag), &mut self.bytes)?;
@@ -210,11 +232,7 @@ impl EntryRun {
             bytes_at,
             etag,
             name_bytes: u8::try_from(name.len()).expect("longer names are hidden"),
-            kind: match of {
-                None => RecordKind::Directory,
-                Some(meta) if meta.archived => RecordKind::ArchivedFile,
-                Some(_) => RecordKind::File,
-            },
+            kind,
         });
         Ok(())
     }
@@ -319,7 +337,7 @@ mod tests {
         let etag = "\"0123456789abcdef0123456789abcdef\"";
         for n in 0..1000 {
             let name = format!("{n:020}");
-            run.push(&name, Some(&meta(etag, SystemTime::UNIX_EPOCH))).expect("small");
+            run.push_file(&name, &meta(etag, SystemTime::UNIX_EPOCH)).expect("small");
         }
         run.shrink();
         assert_eq!(run.memory_bytes(), 1000 * (20 + 48));
@@ -329,8 +347,13 @@ mod tests {
     fn parts_that_are_cut_and_joined_hold_what_they_held() {
         let mut whole = EntryRun::default();
         for n in 0..6 {
-            let file = meta(&"e".repeat(n), time(7));
-            whole.push(&"n".repeat(n + 1), (n % 3 > 0).then_some(&file)).expect("small");
+            let (name, file) = ("n".repeat(n + 1), meta(&"e".repeat(n), time(7)));
+            match n % 3 {
+                0 => whole.push_directory(&name),
+                1 => whole.push_file(&name, &file),
+                _ => whole.push_untold(&name),
+            }
+            .expect("small");
             whole.set_ino(n, n as Ino);
         }
         for at in 0..=6 {
@@ -365,7 +388,7 @@ mod tests {
             .map(|(etag, at)| meta(etag, time(*at)))
             .collect();
         for meta in &metas {
-            run.push("name", Some(meta)).expect("small");
+            run.push_file("name", meta).expect("small");
         }
         for (index, meta) in metas.iter().enumerate() {
             let Inode::File(back) = run.inode(index, "d/") else { panic!("a file") };
@@ -376,7 +399,7 @@ mod tests {
         }
         let endless = meta(&"x".repeat(40_000), SystemTime::UNIX_EPOCH);
         assert!(matches!(
-            run.push("name", Some(&endless)),
+            run.push_file("name", &endless),
             Err(StoreError::Nonsense(Nonsense::Protocol(_)))
         ));
     }

@@ -82,6 +82,8 @@ impl Inodes {
         let ino = match of {
             Inode::Directory(prefix) => self.directory(prefix),
             Inode::File(meta) => self.files.get(&meta.version).copied(),
+            // The kernel is told to forget it at once.
+            Inode::Untold(_) => None,
         }?;
         // An object that was restored from the archive has kept its version.
         self.get(ino).is_some_and(|inode| inode.is_same(of)).then_some(ino)
@@ -126,13 +128,16 @@ impl Inodes {
         }
         if known.lookups == 1 || is_newer {
             match inode {
-                Inode::Directory(prefix) => self.directories.insert(prefix.clone(), ino),
+                Inode::Directory(prefix) => {
+                    self.directories.insert(prefix.clone(), ino);
+                }
                 Inode::File(meta) => {
                     // Removed first, so that the key of the map is the one that lives longest.
                     self.files.remove(&meta.version);
-                    self.files.insert(ByVersion(meta.clone()), ino)
+                    self.files.insert(ByVersion(meta.clone()), ino);
                 }
-            };
+                Inode::Untold(_) => {}
+            }
         }
     }
 
@@ -158,6 +163,7 @@ impl Inodes {
                     self.files.remove(&meta.version);
                 }
             }
+            Inode::Untold(_) => {}
         }
         Some(inode)
     }

@@ -2,7 +2,7 @@
 //! has for the same entry, else a new one. Pure.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use lru::LruCache;
 
@@ -39,7 +39,7 @@ impl Known {
     pub(crate) fn directory(&self, ino: Ino) -> Result<Arc<str>, FsError> {
         match self.inodes.get(ino) {
             Some(Inode::Directory(prefix)) => Ok(prefix.clone()),
-            Some(Inode::File(_)) => Err(FsError::NotADirectory),
+            Some(Inode::File(_) | Inode::Untold(_)) => Err(FsError::NotADirectory),
             None => Err(FsError::Stale),
         }
     }
@@ -57,13 +57,31 @@ impl Known {
         key: &str,
         now: Instant,
     ) -> Option<NameAnswer> {
-        if let Some(answer) = self.directories.answer(prefix, name, now) {
-            return Some(answer);
+        let listed = self.directories.answer(prefix, name, now);
+        match listed.filter(|answer| !matches!(answer.found, Some((_, Inode::Untold(_))))) {
+            Some(answer) => Some(answer),
+            None => self.point(prefix, key, now),
         }
+    }
+
+    /// The answer of a single lookup that is still believed.
+    fn point(&mut self, prefix: &str, key: &str, now: Instant) -> Option<NameAnswer> {
         let point = self.points.get(key)?;
         let ttl = point.expiry.remaining(now)?;
         let current = self.directories.is_current(prefix, point.epoch);
         current.then(|| NameAnswer { found: point.found.clone(), ttl })
+    }
+
+    /// An entry of a listing; one that is untold, as it was looked up since.
+    pub(crate) fn told(
+        &mut self,
+        prefix: &str,
+        (ino, inode): (Ino, Inode),
+        now: Instant,
+    ) -> (Ino, Inode) {
+        let Inode::Untold(key) = &inode else { return (ino, inode) };
+        let point = self.point(prefix, key, now).and_then(|answer| answer.found);
+        point.filter(|(_, found)| matches!(found, Inode::File(_))).unwrap_or((ino, inode))
     }
 
     /// Answers a lookup of the kernel and counts it.
@@ -96,6 +114,8 @@ impl Known {
         let (mtime, attr_ttl) = match &inode {
             Inode::File(meta) => (meta.last_modified, FOREVER),
             Inode::Directory(prefix) => self.directories.attributes(prefix, name_ttl, now),
+            // Each use looks the name up.
+            Inode::Untold(_) => (SystemTime::UNIX_EPOCH, Duration::ZERO),
         };
         Node { ino, inode, mtime, name_ttl, attr_ttl }
     }

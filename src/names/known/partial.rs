@@ -63,7 +63,7 @@ fn page_bytes(page: &ListPage) -> usize {
     let entry = |entry: &ListEntry| {
         let texts = match entry {
             ListEntry::Object(meta) => meta.version.key.len() + meta.version.etag.len(),
-            ListEntry::Prefix(prefix) => prefix.len(),
+            ListEntry::Untold(key) | ListEntry::Prefix(key) => key.len(),
         };
         size_of::<ListEntry>() + texts
     };

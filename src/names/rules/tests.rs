@@ -36,13 +36,14 @@ fn n1_an_entry_that_is_not_one_step_below_the_directory_means_nothing() {
     assert_eq!(meaning("", &object("a/b")), None);
     assert_eq!(meaning("", &common("a/b/")), None);
     assert_eq!(meaning("", &common("a")), None);
-    assert_eq!(meaning("a/", &common("a/")), None);
     assert_eq!(meaning("a/", &object("b")), None);
 }
 
 #[test]
 fn n2_a_marker_is_not_shown() {
-    assert_eq!(meaning("a/", &object("a/")), Some(Meaning::Marker));
+    for entry in [object("a/"), common("a/"), ListEntry::Untold("a/".to_owned())] {
+        assert_eq!(meaning("a/", &entry), Some(Meaning::Marker));
+    }
 }
 
 #[test]

@@ -144,7 +144,7 @@ async fn readdirplus_counts_a_lookup_for_each_entry_but_the_dots() {
         let name_ttl = if is_dot { TTL } else { TTL / 4 * 3 };
         assert_eq!((node.ino, node.name_ttl), (entry.ino, name_ttl));
         assert_eq!(entry.is_directory, matches!(node.inode, Inode::Directory(_)));
-        mount.names.remember(&entry);
+        mount.names.remember(&entry, &node);
     }
     for entry in scan.iter().skip(2) {
         assert!(mount.names.attributes(entry.ino).is_ok());

@@ -30,6 +30,34 @@ async fn two_thousand_files_cost_two_lists_and_no_head() {
     assert_eq!((lists, mount.requests()), (2, (3, heads)));
 }
 
+/// A8
+#[tokio::test(start_paused = true)]
+async fn what_a_listing_does_not_tell_is_asked_for_when_it_is_used() {
+    let mount = mount(&["a", "b", "c"]);
+    mount.memory.list_untold("b");
+    assert_eq!(mount.list(ROOT).await, Ok(["a", "b", "c"].map(str::to_owned).to_vec()));
+    let scan = mount.names.read_directory(ROOT, 0).await.expect("listed");
+    let untold = || scan.iter().find(|entry| entry.name == b"b").expect("it is shown");
+    // The kernel looks it up before each use.
+    let node = mount.names.node(&untold());
+    assert_eq!((node.attr_ttl, mount.requests()), (Duration::ZERO, (1, 0)));
+    mount.names.remember(&untold(), &node);
+    let found = mount.look("b").await.expect("exists");
+    assert!(matches!(&found.inode, Inode::File(meta) if meta.version.size_bytes > 0));
+    assert_eq!(mount.requests(), (2, 1));
+    // From then on scans show what it is, and its neighbours were never asked for.
+    let again = mount.look("b").await.expect("exists");
+    let shown = mount.names.node(&untold());
+    assert_eq!((again.ino, shown.ino, shown.attr_ttl), (found.ino, found.ino, FOREVER));
+    mount.look("a").await.expect("exists");
+    pass(TTL / 2).await;
+    assert_eq!(mount.requests(), (2, 1));
+    // A version is the same inode, whoever has shown it.
+    pass(TTL).await;
+    mount.list(ROOT).await.expect("listed");
+    assert_eq!(mount.look("b").await.expect("exists").ino, found.ino);
+}
+
 /// F2
 #[tokio::test(start_paused = true)]
 async fn a_lookup_costs_one_round_trip() {

@@ -62,17 +62,16 @@ impl Admitted<'_> {
         request: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         let admission = self.admission;
-        let answer = flow::watched(async {
-            let mut request = pin!(request);
-            if let Ok(answer) = timeout(OVERDUE, &mut request).await {
-                return answer;
+        let mut request = pin!(request);
+        let answer = match timeout(OVERDUE, &mut request).await {
+            Ok(answer) => answer,
+            Err(_elapsed) => {
+                let may = !flow::has_begun();
+                let aside = may.then(|| admission.overdue.try_acquire().ok()).flatten();
+                let _held = aside.is_none().then_some(self);
+                request.await
             }
-            let may = !flow::has_begun();
-            let aside = may.then(|| admission.overdue.try_acquire().ok()).flatten();
-            let _held = aside.is_none().then_some(self);
-            request.await
-        })
-        .await;
+        };
         admission.throttle.answered(matches!(answer, Err(StoreError::Throttled { .. })));
         answer
     }

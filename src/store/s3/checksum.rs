@@ -6,9 +6,6 @@ use crc_fast::CrcAlgorithm;
 
 use crate::store::StoreError;
 
-/// The header that asks a store for checksums, and its value.
-pub(super) const ASK: (&str, &str) = ("x-amz-checksum-mode", "ENABLED");
-
 /// The uploading client chooses one for an object; the last is the default. SHA-1 and SHA-256 take
 /// more than ten times the CPU time (0.6 to 1 s/GB) and are ignored.
 const KNOWN: [(&str, CrcAlgorithm, usize); 3] = [

@@ -4,6 +4,7 @@ use ::http::header::DATE;
 use aws_credential_types::Credentials;
 
 use super::clock::{seconds_ahead, system_now};
+use super::learnt::Quirk;
 use super::request::RequestFields;
 use super::response::About;
 use super::{HEAD_BUCKET, Kind, S3Store, one_key, page};
@@ -22,7 +23,7 @@ impl S3Store {
 
     /// From our clock to the store's `Date` header; negative if the store is behind.
     pub async fn seconds_ahead(&self) -> Result<i64, StoreError> {
-        let response = self.send(&HEAD_BUCKET).await?;
+        let response = self.send(&HEAD_BUCKET, None).await?;
         let now = system_now();
         let date = response.headers().get(DATE).and_then(|date| date.to_str().ok());
         let date = date.ok_or_else(|| StoreError::nonsense("an answer without a date"))?;
@@ -34,10 +35,13 @@ impl S3Store {
         page::is_encoded(&self.page(&one_key(prefix)).await?)
     }
 
-    /// A GET of a version that does not exist is refused.
+    /// A GET of a version that does not exist is refused, and one of the version that exists not.
     pub async fn honours_if_match(&self, key: &str) -> Result<bool, StoreError> {
+        if self.learnt.has(Quirk::RefusesIfMatch) {
+            return Ok(false);
+        }
         let headers = &[("if-match", "\"doctor\""), ("range", "bytes=0-0")];
-        let fields = RequestFields { kind: Kind::Get, key, query: "", headers };
+        let fields = RequestFields { kind: Kind::Get, key, headers, ..HEAD_BUCKET };
         match self.ask(About::Key, &fields).await {
             Ok(_) => Ok(false),
             Err(StoreError::Changed) => Ok(true),

@@ -17,6 +17,7 @@ use aws_types::service_config::ServiceConfigKey;
 use super::clock::Clock;
 use super::config::{Hedging, Keys, PathStyle, StoreConfig};
 use super::credentials::{self, Renewing};
+use super::learnt::LearntQuirks;
 use super::request::RequestTemplate;
 use super::tls::{self, Trust};
 use super::{S3Store, StoreError};
@@ -101,7 +102,8 @@ pub(super) async fn connect(
         check_credentials(credentials).await?;
     }
 
-    let path_style = path_style(config.path_style, endpoint.as_deref());
+    // A bucket of a tenant is no host name.
+    let path_style = bucket.contains(':') || path_style(config.path_style, endpoint.as_deref());
     let rules = EndpointRules {
         region: region.to_string(),
         url: endpoint.as_deref().map(with_slash),
@@ -118,7 +120,8 @@ pub(super) async fn connect(
     let region = region.to_string();
     let endpoint = endpoint.unwrap_or_else(|| format!("AWS, {region}"));
     let (wire, clock) = (to_store, Clock::default());
-    Ok(S3Store { wire, template, credentials, clock, region, endpoint, path_style })
+    let learnt = LearntQuirks::default();
+    Ok(S3Store { wire, template, credentials, clock, region, endpoint, path_style, learnt })
 }
 
 /// What the SDK's endpoint rules depend on, beside the bucket.

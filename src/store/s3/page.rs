@@ -3,19 +3,24 @@
 //! A document that is incomplete or of another kind is an error: an empty page in its place would
 //! be an empty directory. Unknown elements are skipped; namespaces are ignored.
 
-use std::ops::Range;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use aws_smithy_types::DateTime;
-use aws_smithy_types::date_time::Format;
-
-use super::response::{quoted, whole_seconds};
+use super::facts::{self, Facts};
+use super::times;
 use super::xml::{self, Document, not_xml, wrong};
 use crate::store::{ListEntry, ListPage, ObjectMeta, ObjectVersion, StoreError};
 
-/// Reads a page; its entries are in the order in which the store wrote them.
-pub(super) fn read(xml: &[u8]) -> Result<ListPage, StoreError> {
-    found(xml)?.page()
+/// Reads a page of the listing of `prefix`; its entries are in the order in which the store wrote
+/// them. An entry whose key cannot be one is counted, and costs the others nothing.
+pub(super) fn read(xml: &[u8], prefix: &str) -> Result<ListPage, StoreError> {
+    found(xml)?.page(prefix)
+}
+
+/// What a page tells of this key.
+pub(super) fn facts(xml: &[u8], key: &str) -> Result<Option<Facts>, StoreError> {
+    let mut found = found(xml)?;
+    if found.is_encoded {
+        found.objects.retain_mut(|(key, _)| decode(key));
+    }
+    Ok(found.objects.into_iter().find_map(|(listed, facts)| (listed == key).then_some(facts)))
 }
 
 /// The page declares its keys as URL-encoded.
@@ -45,8 +50,12 @@ fn found(xml: &[u8]) -> Result<Found, StoreError> {
 /// The elements of a document; keys and prefixes are still encoded.
 #[derive(Default)]
 struct Found {
-    objects: Vec<ListEntry>,
-    prefixes: Vec<ListEntry>,
+    /// The prefix that the page says it is a listing of.
+    prefix: Option<String>,
+    objects: Vec<(String, Facts)>,
+    prefixes: Vec<String>,
+    /// Entries whose key cannot be read.
+    unreadable: usize,
     is_encoded: bool,
     is_truncated: Option<bool>,
     token: Option<String>,
@@ -57,88 +66,138 @@ impl Found {
     fn read(&mut self, document: &mut Document<'_>) -> Result<(), StoreError> {
         while let Some(element) = document.child()? {
             match element.local_name().as_ref() {
-                b"Contents" => self.objects.push(object(document)?),
-                b"CommonPrefixes" => self.prefixes.push(prefix(document)?),
+                b"Contents" => match object(document)? {
+                    Some(object) => self.objects.push(object),
+                    None => self.unreadable += 1,
+                },
+                b"CommonPrefixes" => match prefix(document)? {
+                    Some(prefix) => self.prefixes.push(prefix),
+                    None => self.unreadable += 1,
+                },
+                b"Prefix" => self.prefix = document.text()?.map(str::to_owned),
                 // Absent when the store does not encode; it may follow the keys.
-                b"EncodingType" => self.is_encoded = document.text()? == "url",
+                b"EncodingType" => self.is_encoded = document.text()? == Some("url"),
                 b"IsTruncated" => {
-                    let text = document.text()?;
-                    self.is_truncated = Some(text.parse().map_err(|_| odd("IsTruncated", text))?);
+                    let text = document.text()?.unwrap_or_default();
+                    let told = text.trim().to_ascii_lowercase().parse();
+                    self.is_truncated = Some(told.map_err(|_| odd("IsTruncated", text))?);
                 }
-                b"NextContinuationToken" => self.token = Some(document.text()?.to_owned()),
-                b"KeyCount" => {
-                    let text = document.text()?;
-                    self.key_count = Some(text.parse().map_err(|_| odd("KeyCount", text))?);
-                }
+                b"NextContinuationToken" => self.token = document.text()?.map(str::to_owned),
+                b"KeyCount" => self.key_count = document.text()?.and_then(|n| n.parse().ok()),
                 _ => document.skip()?,
             }
         }
         Ok(())
     }
 
-    fn page(self) -> Result<ListPage, StoreError> {
-        let Self { mut objects, mut prefixes, is_encoded, is_truncated, token, key_count } = self;
-        let next = match (is_truncated, token) {
+    fn page(mut self, prefix: &str) -> Result<ListPage, StoreError> {
+        let next = match (self.is_truncated, self.token) {
             (Some(true), Some(token)) if !token.is_empty() => Some(token),
             (Some(true), _) => return Err(wrong("a truncated listing page without a token")),
             (Some(false), _) => None,
             (None, _) => return Err(wrong("a listing page that does not say whether more follow")),
         };
-        let listed = objects.len() + prefixes.len();
-        if let Some(promised) = key_count.filter(|promised| *promised > listed) {
+        let listed = self.objects.len() + self.prefixes.len() + self.unreadable;
+        if let Some(promised) = self.key_count.filter(|promised| *promised > listed) {
             let what = format!("a listing page of {listed} entries that promises {promised}");
             return Err(wrong(&what));
         }
-        if is_encoded {
-            objects.retain_mut(decode);
-            prefixes.retain_mut(decode);
+        if self.is_encoded {
+            self.objects.retain_mut(|(key, _)| decode(key));
+            self.prefixes.retain_mut(decode);
+            self.prefix.as_mut().map(decode);
         }
-        let undecodable = listed - objects.len() - prefixes.len();
-        Ok(ListPage { entries: merge(objects, prefixes), next, undecodable })
+        let readable = self.objects.len() + self.prefixes.len();
+        self.objects.retain(|(key, _)| key.starts_with(prefix));
+        self.prefixes.retain(|common| common.starts_with(prefix) && common.ends_with('/'));
+        let kept = self.objects.len() + self.prefixes.len();
+        let foreign = readable - kept;
+        if foreign > 0 && kept == 0 && self.prefix.as_deref() != Some(prefix) {
+            let of = self.prefix;
+            return Err(wrong(&format!("asked for keys of {prefix:?}, got others, of {of:?}")));
+        }
+        let objects = self.objects.into_iter().map(|(key, facts)| entry(key, facts)).collect();
+        let prefixes = self.prefixes.into_iter().map(ListEntry::Prefix).collect();
+        let undecodable = listed - readable;
+        Ok(ListPage { entries: merge(objects, prefixes), next, undecodable, foreign })
     }
 }
 
-/// `<Contents>`, whose children may come in any order.
-fn object(document: &mut Document<'_>) -> Result<ListEntry, StoreError> {
-    let (mut key, mut etag, mut size, mut modified) = (None, None, None, None);
-    let mut archived = false;
+fn entry(key: String, facts: Facts) -> ListEntry {
+    let Facts {
+        size_bytes: Some(size_bytes),
+        etag: Some(etag),
+        last_modified: Some(time),
+        archived,
+    } = facts
+    else {
+        return ListEntry::Untold(key);
+    };
+    let version = ObjectVersion { key, etag, size_bytes };
+    ListEntry::Object(ObjectMeta { version, last_modified: time, archived })
+}
+
+/// `<Contents>`, whose children may come in any order. None without a key that can be read.
+fn object(document: &mut Document<'_>) -> Result<Option<(String, Facts)>, StoreError> {
+    let (mut key, mut facts) = (None, Facts::default());
+    let (mut cold, mut restore) = (false, Restore::default());
     while let Some(element) = document.child()? {
         match element.local_name().as_ref() {
-            b"Key" => key = Some(document.text()?.to_owned()),
-            b"ETag" => etag = Some(document.text()?).filter(|etag| !etag.is_empty()).map(quoted),
-            b"Size" => {
-                let text = document.text()?;
-                // No file has more bytes than this.
-                let bytes = text.parse::<i64>().ok().and_then(|size| u64::try_from(size).ok());
-                size = Some(bytes.ok_or_else(|| odd("Size", text))?);
-            }
-            b"LastModified" => {
-                let text = document.text()?;
-                modified = Some(time(text).ok_or_else(|| odd("LastModified", text))?);
-            }
+            b"Key" => key = document.text()?.map(str::to_owned),
+            b"ETag" => facts.etag = document.text()?.and_then(facts::etag),
+            b"Size" => facts.size_bytes = document.text()?.and_then(facts::size_bytes),
+            b"LastModified" => facts.last_modified = document.text()?.and_then(times::read),
             // INTELLIGENT_TIERING's archive tiers are known by HEAD only; GLACIER_IR is readable.
-            b"StorageClass" => archived = matches!(document.text()?, "GLACIER" | "DEEP_ARCHIVE"),
+            b"StorageClass" => {
+                cold = matches!(document.text()?, Some("GLACIER" | "DEEP_ARCHIVE"));
+            }
+            b"RestoreStatus" => restore = restore_status(document)?,
             _ => document.skip()?,
         }
     }
-    let key = key.ok_or_else(|| wrong("a listed object without a key"))?;
-    let missing = |what: &str| wrong(&format!("no {what} of the listed object {key:?}"));
-    let etag = etag.ok_or_else(|| missing("ETag"))?;
-    let size_bytes = size.ok_or_else(|| missing("size"))?;
-    let last_modified = modified.ok_or_else(|| missing("modification time"))?;
-    let version = ObjectVersion { key, etag, size_bytes };
-    Ok(ListEntry::Object(ObjectMeta { version, last_modified, archived }))
+    facts.archived = match restore {
+        Restore::NotTold => cold,
+        Restore::Done => false,
+        Restore::Begun => true,
+    };
+    Ok(key.map(|key| (key, facts)))
 }
 
-fn prefix(document: &mut Document<'_>) -> Result<ListEntry, StoreError> {
+/// Of an archived object, if the store was asked for it.
+#[derive(Default)]
+enum Restore {
+    /// It is not restored.
+    #[default]
+    NotTold,
+    Begun,
+    Done,
+}
+
+fn restore_status(document: &mut Document<'_>) -> Result<Restore, StoreError> {
+    let (mut is_begun, mut is_done) = (false, false);
+    while let Some(element) = document.child()? {
+        match element.local_name().as_ref() {
+            b"IsRestoreInProgress" => is_begun = document.text()? == Some("true"),
+            b"RestoreExpiryDate" => is_done = document.text()?.is_some(),
+            _ => document.skip()?,
+        }
+    }
+    Ok(match (is_begun, is_done) {
+        (true, _) => Restore::Begun,
+        (false, true) => Restore::Done,
+        (false, false) => Restore::NotTold,
+    })
+}
+
+fn prefix(document: &mut Document<'_>) -> Result<Option<String>, StoreError> {
     let mut prefix = None;
     while let Some(element) = document.child()? {
         match element.local_name().as_ref() {
-            b"Prefix" => prefix = Some(document.text()?.to_owned()),
+            b"Prefix" => prefix = document.text()?.map(str::to_owned),
             _ => document.skip()?,
         }
     }
-    prefix.map(ListEntry::Prefix).ok_or_else(|| wrong("a common prefix without a name"))
+    Ok(prefix)
 }
 
 /// Two lists in key order become one. A list out of order stays so:
@@ -160,11 +219,7 @@ fn merge(objects: Vec<ListEntry>, prefixes: Vec<ListEntry>) -> Vec<ListEntry> {
 }
 
 /// `encoding-type=url` is a form's: a space is `+`. False when the key is not UTF-8.
-fn decode(entry: &mut ListEntry) -> bool {
-    let key = match entry {
-        ListEntry::Object(meta) => &mut meta.version.key,
-        ListEntry::Prefix(prefix) => prefix,
-    };
+fn decode(key: &mut String) -> bool {
     let Some(first) = key.bytes().position(|byte| matches!(byte, b'+' | b'%')) else { return true };
     // In place: decoded text is never longer.
     let mut bytes = std::mem::take(key).into_bytes();
@@ -183,53 +238,6 @@ fn decode(entry: &mut ListEntry) -> bool {
     }
     bytes.truncate(to);
     String::from_utf8(bytes).map(|decoded| *key = decoded).is_ok()
-}
-
-/// As S3 writes it, `2024-01-31T23:59:59.000Z`, or in another way that the SDK understands.
-fn time(text: &str) -> Option<SystemTime> {
-    if let Some(seconds) = written_by_s3(text) {
-        return UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
-    }
-    whole_seconds(&DateTime::from_str(text, Format::DateTimeWithOffset).ok()?)
-}
-
-/// A listing has a thousand of them, and a parser that knows every way costs as much as all else.
-fn written_by_s3(text: &str) -> Option<u64> {
-    let text = text.as_bytes();
-    let number = |range: Range<usize>| {
-        let digits = text.get(range)?;
-        digits.iter().try_fold(0, |sum: u64, digit| {
-            digit.is_ascii_digit().then(|| sum * 10 + u64::from(digit - b'0'))
-        })
-    };
-    let sign = |at: usize, sign: u8| text.get(at) == Some(&sign);
-    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
-    let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
-    let signs = [(4, b'-'), (7, b'-'), (10, b'T'), (13, b':'), (16, b':')];
-    let fraction = text.get(19..)?.strip_suffix(b"Z")?;
-    let is_fraction = match fraction {
-        [] => true,
-        [b'.', digits @ ..] => {
-            (1..=9).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit)
-        }
-        _ => false,
-    };
-    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    let longest = match month {
-        1 | 3 | 5 | 7 | 8 | 10 | 12 => 31,
-        4 | 6 | 9 | 11 => 30,
-        2 => 28 + u64::from(leap),
-        _ => return None,
-    };
-    let is_time = (1..=longest).contains(&day) && hour < 24 && minute < 60 && second < 60;
-    if year < 1970 || !is_time || !is_fraction || !signs.iter().all(|(at, is)| sign(*at, *is)) {
-        return None;
-    }
-    // Years from March end with the leap day; from March of the year 0 to 1970 are 719,468 days.
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let of_year = (153 * month + 2) / 5 + day - 1;
-    let days = year * 365 + year / 4 - year / 100 + year / 400 + of_year - 719_468;
-    Some(days * 86_400 + hour * 3600 + minute * 60 + second)
 }
 
 fn odd(what: &str, text: &str) -> StoreError {

@@ -11,6 +11,8 @@ use aws_credential_types::Credentials;
 use aws_smithy_types::endpoint::Endpoint;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
+use super::learnt::OptionalHeader;
+use super::redirect::RedirectTarget;
 use super::sign::{NO_BODY, Signer, amz_date};
 use crate::store::wire::{Kind, Message, Origin};
 use crate::store::{ListFrom, ListRequest, StoreError};
@@ -40,6 +42,7 @@ pub(super) struct RequestFields<'a> {
     pub(super) query: &'a str,
     /// Names in lower case.
     pub(super) headers: &'a [(&'a str, &'a str)],
+    pub(super) optional: Option<OptionalHeader>,
 }
 
 impl RequestTemplate {
@@ -70,43 +73,60 @@ impl RequestTemplate {
         Ok(Self { origin: Arc::new(origin), path, user_agent, headers, signer })
     }
 
-    /// Signed for `time` if the template has a signer and there are credentials.
+    pub(super) fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// Signed for `time` if the template has a signer and there are credentials; for another place
+    /// if it was redirected. A place that is not the store's gets only what the request is about.
     pub(super) fn fill(
         &self,
         fields: &RequestFields<'_>,
+        place: Option<&RedirectTarget>,
         time: SystemTime,
         credentials: Option<&Credentials>,
     ) -> Result<Message, StoreError> {
         let method = if fields.kind == Kind::Head { "HEAD" } else { "GET" };
-        let path = format!("{}{}", self.path, utf8_percent_encode(fields.key, KEY));
+        let (origin, path, query) = if let Some(place) = place {
+            (&place.origin, place.path.clone(), &*place.query)
+        } else {
+            let path = format!("{}{}", self.path, utf8_percent_encode(fields.key, KEY));
+            (&self.origin, path, fields.query)
+        };
+        let is_ours = place.is_none_or(|place| place.is_ours);
         let date = amz_date(time);
         let mut headers = Vec::with_capacity(16);
-        headers.push(("host", self.origin.authority.as_str()));
+        headers.push(("host", origin.authority.as_str()));
         headers.extend(fields.headers);
-        headers.extend(self.headers.iter().map(|(name, value)| (&**name, &**value)));
+        if is_ours {
+            headers.extend(fields.optional.map(|header| (header.name, header.value)));
+            headers.extend(self.headers.iter().map(|(name, value)| (&**name, &**value)));
+        }
+        let credentials = credentials.filter(|_| is_ours);
         let authorization = self.signer.as_ref().zip(credentials).map(|(signer, credentials)| {
             headers.extend([("x-amz-content-sha256", NO_BODY), ("x-amz-date", &date)]);
             let token = credentials.session_token();
             headers.extend(token.map(|token| (signer.token_header, token)));
             headers.sort_unstable_by_key(|(name, _)| *name);
-            let line = (method, &*path, fields.query);
+            let line = (method, &*path, query);
             signer.authorization(line, &headers, (time, &date), credentials)
         });
         headers.extend(authorization.as_deref().map(|value| ("authorization", value)));
-        headers.push(("user-agent", &self.user_agent));
+        // Not signed, because proxies change them.
+        headers.extend([("accept-encoding", "identity"), ("user-agent", &self.user_agent)]);
         // A line's end in a value would begin another header.
         let visible = |text: &str| text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
         if let Some((name, _)) = headers.iter().find(|(_, value)| !visible(value)) {
             return Err(StoreError::nonsense(format!("no request could be made: an odd {name}")));
         }
         let mut text = String::with_capacity(1024);
-        let mark = if fields.query.is_empty() { "" } else { "?" };
-        text.extend([method, " ", &path, mark, fields.query, " HTTP/1.1\r\n"]);
+        let mark = if query.is_empty() { "" } else { "?" };
+        text.extend([method, " ", &path, mark, query, " HTTP/1.1\r\n"]);
         for (name, value) in headers {
             text.extend([name, ": ", value, "\r\n"]);
         }
         text.push_str("\r\n");
-        Ok(Message::new(&self.origin, text, fields.kind))
+        Ok(Message::new(origin, text, fields.kind))
     }
 }
 

@@ -1,18 +1,19 @@
 //! Responses: checked before their body is received, or turned into a [`StoreError`].
 
 use std::ops::Range;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use ::http::header::{
-    CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG, HeaderMap, HeaderName, LAST_MODIFIED,
-    RETRY_AFTER,
+    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG, HeaderMap,
+    HeaderName, HeaderValue, LAST_MODIFIED, LOCATION, RETRY_AFTER,
 };
-use aws_smithy_types::DateTime;
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 
 use super::clock::{http_date, system_now};
-use super::xml;
+use super::facts::{self, Facts};
+use super::{times, xml};
 use crate::store::wire::CallError;
-use crate::store::{ObjectDetails, ObjectHead, ObjectMeta, ObjectVersion, StoreError};
+use crate::store::{ObjectDetails, ObjectVersion, StoreError};
 
 /// The header that names a bucket's region, in refusals too.
 pub(super) const REGION: &str = "x-amz-bucket-region";
@@ -33,6 +34,12 @@ pub(super) fn check_range(
 ) -> Result<(), StoreError> {
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
     let wrong = |what: String| Err(StoreError::nonsense(what));
+    match text(ETAG).and_then(facts::etag) {
+        Some(etag) if facts::etag(&version.etag).as_ref() == Some(&etag) => {}
+        // `If-Match` should have made this a 412; a store that ignores it sends another version.
+        Some(_) => return Err(StoreError::Changed),
+        None => return wrong("a body without an ETag".to_owned()),
+    }
     let length = range.end - range.start;
     match text(CONTENT_RANGE) {
         Some(text) => {
@@ -45,81 +52,64 @@ pub(super) fn check_range(
         None if length == version.size_bytes => {}
         None => return wrong(format!("asked for bytes {range:?}, got the whole object")),
     }
-    let got = text(CONTENT_LENGTH);
-    if got.and_then(|length| length.parse().ok()) != Some(length) {
-        return wrong(format!("asked for {length} bytes, got a body of {got:?}"));
-    }
-    match text(ETAG) {
-        Some(etag) if quoted(etag) == quoted(&version.etag) => Ok(()),
-        // `If-Match` should have made this a 412; a store that ignores it sends another version.
-        Some(_) => Err(StoreError::Changed),
-        None => Err(StoreError::nonsense("a body without an ETag")),
-    }
-}
-
-pub(super) fn head(key: &str, headers: &HeaderMap) -> Result<ObjectHead, StoreError> {
-    for (name, value) in headers {
-        if std::str::from_utf8(value.as_bytes()).is_err() {
-            return Err(StoreError::nonsense(format!("a header {name} that is not UTF-8")));
+    // Objects may be stored encoded, and are then sent as they are; but not with another length.
+    let encoded = encoding(headers).map(|name| format!(", encoded ({name})")).unwrap_or_default();
+    match text(CONTENT_LENGTH) {
+        Some(got) if got.parse() == Ok(length) => {}
+        // The end of the body will tell it.
+        None if encoded.is_empty() => {}
+        got => {
+            let got = got.map_or("an unknown number".to_owned(), |got| format!("{got:?}"));
+            return wrong(format!("asked for {length} bytes, got a body of {got}{encoded}"));
         }
     }
-    let text =
-        |name: &str| Some(std::str::from_utf8(headers.get(name)?.as_bytes()).expect("checked"));
-    let owned = |name: &str| text(name).map(str::to_owned);
+    Ok(())
+}
+
+/// The encoding of a body that is not as it is stored, or was stored so.
+pub(super) fn encoding(headers: &HeaderMap) -> Option<&str> {
+    let name = headers.get(CONTENT_ENCODING)?.to_str().unwrap_or("?").trim();
+    (!name.is_empty() && !name.eq_ignore_ascii_case("identity")).then_some(name)
+}
+
+/// What a HEAD tells. A header that cannot be read is as good as none.
+pub(super) fn head(headers: &HeaderMap) -> (Facts, ObjectDetails) {
+    let texts = |name: &str| headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    let text = |name: &str| texts(name).next();
+    let own = |name: &str| headers.get(name).map(readable);
     let class = text("x-amz-storage-class").unwrap_or("STANDARD");
     let is_cold =
         matches!(class, "GLACIER" | "DEEP_ARCHIVE") || text("x-amz-archive-status").is_some();
     // `ongoing-request="false", expiry-date="…"` once a copy can be read.
     let is_restored =
         text("x-amz-restore").is_some_and(|text| text.contains(r#"ongoing-request="false""#));
-    let meta = meta(
-        key.to_owned(),
-        text(CONTENT_LENGTH.as_str()).and_then(|text| text.parse().ok()),
-        text(ETAG.as_str()),
-        text(LAST_MODIFIED.as_str()).and_then(http_date).as_ref(),
-        is_cold && !is_restored,
-    )?;
-    let own = |name: &HeaderName| {
-        Some((name.as_str().strip_prefix(METADATA)?.to_owned(), owned(name.as_str())?))
+    let facts = Facts {
+        size_bytes: texts(CONTENT_LENGTH.as_str()).find_map(facts::size_bytes),
+        etag: texts(ETAG.as_str()).find_map(facts::etag),
+        last_modified: texts(LAST_MODIFIED.as_str()).find_map(times::read),
+        archived: is_cold && !is_restored,
+    };
+    let metadata = |name: &HeaderName| {
+        let values: Vec<_> = headers.get_all(name).iter().map(readable).collect();
+        Some((name.as_str().strip_prefix(METADATA)?.to_owned(), values.join(",")))
     };
     let details = ObjectDetails {
         storage_class: class.to_owned(),
-        version_id: owned("x-amz-version-id"),
-        content_type: owned(CONTENT_TYPE.as_str()),
-        metadata: headers.keys().filter_map(own).collect(),
+        version_id: own("x-amz-version-id"),
+        content_type: own(CONTENT_TYPE.as_str()),
+        metadata: headers.keys().filter_map(metadata).collect(),
     };
-    Ok(ObjectHead { meta, details })
+    (facts, details)
 }
 
-pub(super) fn meta(
-    key: String,
-    size: Option<i64>,
-    etag: Option<&str>,
-    modified: Option<&DateTime>,
-    archived: bool,
-) -> Result<ObjectMeta, StoreError> {
-    let missing = |what: &str| StoreError::nonsense(format!("{key:?} without {what}"));
-    let size = size.and_then(|size| u64::try_from(size).ok());
-    let size_bytes = size.ok_or_else(|| missing("a size"))?;
-    let etag = etag.filter(|etag| !etag.is_empty()).map(quoted);
-    let etag = etag.ok_or_else(|| missing("an ETag"))?;
-    let modified = modified.and_then(whole_seconds);
-    let last_modified = modified.ok_or_else(|| missing("a modification time"))?;
-    let version = ObjectVersion { key, etag, size_bytes };
-    Ok(ObjectMeta { version, last_modified, archived })
-}
-
-/// Listings have milliseconds and HEAD has not: to be one version, both count in seconds.
-pub(super) fn whole_seconds(time: &DateTime) -> Option<SystemTime> {
-    UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(time.secs()).ok()?))
-}
-
-/// An `ETag` as a strong one in quotes. Some stores list it without them, and proxies that compress
-/// mark it weak (`W/`), which no `If-Match` would match.
-pub(super) fn quoted(etag: &str) -> String {
-    let bare = etag.trim();
-    let bare = bare.strip_prefix("W/").unwrap_or(bare).trim_matches('"');
-    ["\"", bare, "\""].concat()
+/// A value with the bytes that are not UTF-8 percent-encoded.
+fn readable(value: &HeaderValue) -> String {
+    let mut text = String::new();
+    for chunk in value.as_bytes().utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(percent_encode(chunk.invalid(), NON_ALPHANUMERIC));
+    }
+    text
 }
 
 pub(super) fn no_response(call: &CallError) -> StoreError {
@@ -132,7 +122,7 @@ pub(super) fn no_response(call: &CallError) -> StoreError {
 }
 
 pub(super) struct Refusal {
-    status: u16,
+    pub(super) status: u16,
     /// Empty without a body, as after a HEAD.
     code: String,
     message: String,
@@ -140,6 +130,10 @@ pub(super) struct Refusal {
     /// The bucket's, if it is named.
     region: Option<String>,
     retry_after: Option<Duration>,
+    /// Where it should be asked instead.
+    location: Option<String>,
+    /// The store's time.
+    pub(super) date: Option<String>,
 }
 
 impl Refusal {
@@ -150,8 +144,20 @@ impl Refusal {
         let region = text(REGION).map(str::to_owned).or_else(|| region_of(body));
         let retry_after =
             text(RETRY_AFTER.as_str()).and_then(|header| come_back(header, text(DATE.as_str())));
+        let own = |name: &str| text(name).map(str::to_owned);
         let request_id = request_id.map(str::to_owned);
-        Self { status, code, message, request_id, region, retry_after }
+        let (location, date) = (own(LOCATION.as_str()), own(DATE.as_str()));
+        Self { status, code, message, request_id, region, retry_after, location, date }
+    }
+
+    /// The place to which it redirects, unless that is another region's endpoint, where requests
+    /// must be signed for that region.
+    pub(super) fn leads_to(&self, region: &str) -> Option<&str> {
+        let is_here = self.region.as_ref().is_none_or(|told| told == region);
+        let is_redirect = matches!(self.status, 301 | 302 | 303 | 307 | 308)
+            && self.code != "PermanentRedirect"
+            && is_here;
+        self.location.as_deref().filter(|location| is_redirect && !location.is_empty())
     }
 
     /// A refusal of a HEAD does not say why: an expired token (400) and access denied (403) look
@@ -207,10 +213,17 @@ impl Refusal {
             | "InvalidAccessKeyId"
             | "SignatureDoesNotMatch" => return StoreError::SignatureRefused(self.to_string()),
             "AccessDenied" => return StoreError::Denied(self.to_string()),
+            // Keys in KMS that are disabled or deleted, among others.
+            code if code.starts_with("KMS.") => return StoreError::Denied(self.to_string()),
+            _ if self.status == 400 && self.wants_a_key() => {
+                return StoreError::Denied(self.to_string());
+            }
             _ => {}
         }
         match self.status {
-            301 | 302 | 307 | 308 => StoreError::WrongRegion(self.region),
+            301 | 302 | 303 | 307 | 308 if self.region.is_some() => {
+                StoreError::WrongRegion(self.region)
+            }
             // A HEAD has no body, so a wrong region and a stale token look alike.
             400 if self.code.is_empty() && self.region.is_some() => {
                 StoreError::WrongRegion(self.region)
@@ -224,6 +237,15 @@ impl Refusal {
             // Among them 416: `If-Match` held, and yet the object is shorter than that version.
             _ => StoreError::nonsense(self.to_string()),
         }
+    }
+}
+
+impl Refusal {
+    /// The object is encrypted with a key that the client must send (SSE-C). The code is that of
+    /// any invalid request.
+    fn wants_a_key(&self) -> bool {
+        let message = self.message.to_ascii_lowercase().replace('-', " ");
+        message.contains("server side encryption")
     }
 }
 

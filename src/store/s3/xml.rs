@@ -26,6 +26,8 @@ impl<'a> Document<'a> {
         let mut reader = Reader::from_reader(xml);
         // `<a/>` is `<a></a>`.
         reader.config_mut().expand_empty_elements = true;
+        // An ampersand by itself spoils only the text that it stands in.
+        reader.config_mut().allow_dangling_amp = true;
         Self { reader, depth: 0, text: Vec::new() }
     }
 
@@ -40,29 +42,37 @@ impl<'a> Document<'a> {
         }
     }
 
-    /// The text of the element it is in, which it leaves.
-    pub(super) fn text(&mut self) -> Result<&str, StoreError> {
+    /// The text of the element it is in, which it leaves. None if that is no text: not UTF-8, with
+    /// characters that XML cannot carry as they are, with an unknown entity or an element in it.
+    pub(super) fn text(&mut self) -> Result<Option<&str>, StoreError> {
         self.text.clear();
+        let mut is_text = true;
         loop {
             match self.event()? {
-                Event::Text(text) => self.text.extend_from_slice(&text),
+                Event::Text(text) => {
+                    is_text &= !text.iter().any(|&byte| is_no_text(byte));
+                    self.text.extend_from_slice(&text);
+                }
                 Event::CData(text) => self.text.extend_from_slice(&text),
                 Event::GeneralRef(name) => {
                     let mut utf8 = [0; 4];
-                    let number = name.resolve_char_ref().map_err(|error| not_xml(&error))?;
-                    let text = match number {
-                        Some(character) => Some(&*character.encode_utf8(&mut utf8)),
-                        None => std::str::from_utf8(&name).ok().and_then(resolve_xml_entity),
+                    let text = match name.resolve_char_ref() {
+                        Ok(Some(character)) => Some(&*character.encode_utf8(&mut utf8)),
+                        Ok(None) => std::str::from_utf8(&name).ok().and_then(resolve_xml_entity),
+                        Err(_) => None,
                     };
-                    let text = text.ok_or_else(|| not_xml(&"an unknown entity"))?;
-                    self.text.extend_from_slice(text.as_bytes());
+                    is_text &= text.is_some();
+                    self.text.extend_from_slice(text.unwrap_or_default().as_bytes());
                 }
-                Event::Start(_) => return Err(not_xml(&"an element in place of text")),
+                Event::Start(_) => {
+                    is_text = false;
+                    self.skip()?;
+                }
                 Event::End(_) => break,
                 _ => {}
             }
         }
-        std::str::from_utf8(&self.text).map_err(|error| not_xml(&error))
+        Ok(std::str::from_utf8(&self.text).ok().filter(|_| is_text))
     }
 
     /// Leaves the element it is in, with all that is in it.
@@ -100,14 +110,19 @@ pub(super) fn error(xml: &[u8]) -> Option<(String, String)> {
         document.child()?;
         while let Some(element) = document.child()? {
             match element.local_name().as_ref() {
-                b"Code" => document.text()?.clone_into(&mut found.0),
-                b"Message" => document.text()?.clone_into(&mut found.1),
+                b"Code" => document.text()?.unwrap_or_default().clone_into(&mut found.0),
+                b"Message" => document.text()?.unwrap_or_default().clone_into(&mut found.1),
                 _ => document.skip()?,
             }
         }
         Ok::<_, StoreError>(found)
     })();
     read.ok()
+}
+
+/// A control character, or an ampersand that begins no entity. A line's end is read as another one.
+fn is_no_text(byte: u8) -> bool {
+    byte == b'&' || byte == 0x7f || (byte < b' ' && !matches!(byte, b'\t' | b'\n'))
 }
 
 pub(super) fn not_xml(why: &dyn fmt::Display) -> StoreError {

@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf as _, BufMut};
+use bytes::{Buf as _, BufMut, Bytes};
 use tokio::time::timeout;
 
 use super::connection::Connection;
@@ -16,7 +16,7 @@ use crate::store::{StoreError, flow};
 /// times, and to go on from the byte reached on a new one costs one request.
 pub(super) const SILENCE: Duration = Duration::from_secs(2);
 /// The same until the first byte, and for bodies of unknown length: a store may send a head before
-/// it has the body.
+/// it has the body. It grows as the patience for a head does.
 pub(super) const FIRST_SILENCE: Duration = Duration::from_secs(4);
 /// The smallest batch, unless less is left: readers are served in blocks of 128 KiB.
 const SMALLEST_BATCH: u64 = 128 << 10;
@@ -55,17 +55,50 @@ impl Body {
         }
     }
 
-    /// Receives the body straight into the target, which has room for it.
+    /// Receives the body straight into the target, which has room for it. Of a body that does not
+    /// tell its length, the last byte is given when its end has come where it should.
     pub(in crate::store) async fn receive(
+        self,
+        length: u64,
+        into: &mut (dyn BufMut + Send),
+    ) -> Result<(), StoreError> {
+        debug_assert!(into.remaining_mut() as u64 >= length, "room for the body");
+        match self.length() {
+            None => self.receive_to_the_end(length, into).await,
+            Some(told) if told == length => self.receive_told(length, into).await,
+            Some(told) => Err(StoreError::nonsense(format!("{told} bytes instead of {length}"))),
+        }
+    }
+
+    async fn receive_to_the_end(
         mut self,
         length: u64,
         into: &mut (dyn BufMut + Send),
     ) -> Result<(), StoreError> {
-        if self.length() != Some(length) {
-            let got = self.length();
-            return Err(StoreError::nonsense(format!("{got:?} bytes instead of {length}")));
+        let (mut left, mut last) = (length, None);
+        while let Some(mut data) = self.next().await? {
+            left = left.checked_sub(data.len() as u64).ok_or_else(|| {
+                StoreError::nonsense(format!("a body that goes on after {length} bytes"))
+            })?;
+            if left == 0 && !data.is_empty() {
+                last = Some(data.split_off(data.len() - 1));
+            }
+            into.put_slice(&data);
         }
-        debug_assert!(into.remaining_mut() as u64 >= length, "room for the body");
+        let cause = || format!("a body ended {left} bytes before its end");
+        match last {
+            Some(last) => into.put_slice(&last),
+            None if self.framing == Framing::Close => return Err(StoreError::Unavailable(cause())),
+            None => return Err(StoreError::nonsense(cause())),
+        }
+        Ok(())
+    }
+
+    async fn receive_told(
+        mut self,
+        length: u64,
+        into: &mut (dyn BufMut + Send),
+    ) -> Result<(), StoreError> {
         let mut left = length;
         if let Some(connection) = &mut self.connection {
             // Bytes that came with the head.
@@ -79,7 +112,7 @@ impl Body {
             left -= fits as u64;
             while left > 0 {
                 let batch = (length - left).clamp(SMALLEST_BATCH, LARGEST_BATCH);
-                let silence = if left == length { FIRST_SILENCE } else { SILENCE };
+                let silence = if left == length { first_silence() } else { SILENCE };
                 let received = batch_of(connection, batch, left, silence, &mut *into).await?;
                 if received == 0 {
                     let cause = format!("a body ended {left} bytes before its end");
@@ -106,35 +139,47 @@ impl Body {
             self.receive(length, &mut whole).await?;
             return Ok(whole);
         }
-        while let Some(connection) = &mut self.connection {
+        while let Some(data) = self.next().await? {
+            if (whole.len() + data.len()) as u64 > at_most {
+                return Err(too_long());
+            }
+            whole.extend_from_slice(&data);
+        }
+        Ok(whole)
+    }
+
+    /// The next bytes of a body of unknown length; None behind its end.
+    async fn next(&mut self) -> Result<Option<Bytes>, StoreError> {
+        loop {
+            let Some(connection) = &mut self.connection else { return Ok(None) };
             let taken = self.framing.take(&mut connection.buffer);
             match taken.map_err(|cause| StoreError::nonsense(format!("a body: {cause}")))? {
                 Taken::Data(data) => {
                     flow::begins();
-                    if (whole.len() + data.len()) as u64 > at_most {
-                        return Err(too_long());
-                    }
-                    whole.extend_from_slice(&data);
                     self.end_if_over();
+                    return Ok(Some(data));
                 }
-                Taken::End => self.end_if_over(),
+                Taken::End => {
+                    self.end_if_over();
+                    return Ok(None);
+                }
                 Taken::TooLittle => {
-                    let filled = timeout(FIRST_SILENCE, connection.fill(FRAME_BYTES)).await;
-                    let filled = filled.map_err(|_elapsed| silent(FIRST_SILENCE))?;
+                    let silence = first_silence();
+                    let filled = timeout(silence, connection.fill(FRAME_BYTES)).await;
+                    let filled = filled.map_err(|_elapsed| silent(silence))?;
                     let filled = filled.map_err(|error| match error.kind() {
                         ErrorKind::InvalidData => StoreError::nonsense(format!("a body: {error}")),
-                        ErrorKind::TimedOut => silent(FIRST_SILENCE),
+                        ErrorKind::TimedOut => silent(silence),
                         _ => broke(&error),
                     });
                     match filled? {
-                        0 if self.framing == Framing::Close => break,
+                        0 if self.framing == Framing::Close => return Ok(None),
                         0 => return Err(broke(&ErrorKind::UnexpectedEof.into())),
                         _ => {}
                     }
                 }
             }
         }
-        Ok(whole)
     }
 
     fn end_if_over(&mut self) {
@@ -169,6 +214,10 @@ async fn batch_of(
     received.map_err(|error| {
         StoreError::Unavailable(format!("a body broke {left} bytes before its end: {error}"))
     })
+}
+
+fn first_silence() -> Duration {
+    FIRST_SILENCE.max(flow::patience() * 2 / 5)
 }
 
 fn broke(error: &io::Error) -> StoreError {

@@ -3,7 +3,8 @@
 use bytes::{Buf as _, Bytes, BytesMut};
 use httparse::Status;
 
-use super::head::LONGEST_HEAD;
+/// Of a line between chunks.
+const LONGEST_LINE: usize = 16 * 1024;
 
 /// The part of a body that is still to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +63,7 @@ impl Framing {
                 }
                 Self::Chunked(next) => match next.step(received)? {
                     Some(then) => *next = then,
-                    None if received.len() < LONGEST_HEAD => return Ok(Taken::TooLittle),
+                    None if received.len() < LONGEST_LINE => return Ok(Taken::TooLittle),
                     None => return Err("an endless line between chunks".to_owned()),
                 },
             }
@@ -144,7 +145,7 @@ mod tests {
 
     #[test]
     fn chunks_that_contradict_themselves_are_refused() {
-        let endless = [b"1;".as_slice(), &[b'a'; LONGEST_HEAD]].concat();
+        let endless = [b"1;".as_slice(), &[b'a'; LONGEST_LINE]].concat();
         for chunks in [
             b"x\r\nabc\r\n0\r\n\r\n".as_slice(),
             b"2\r\nabc\r\n0\r\n\r\n",

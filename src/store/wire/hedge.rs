@@ -2,8 +2,11 @@
 //!
 //! One response in thousands comes seconds late, or never: a packet is lost, a front end dies. A
 //! second request on another connection is mostly answered at once. The time to wait is learnt from
-//! the responses so far. The share of second requests is bounded: a store that is slow as a whole
-//! must not get twice as many.
+//! the responses so far.
+//!
+//! A store that is slow as a whole must not get twice as many requests. So the share of second
+//! requests is bounded; one that is answered no sooner than the first counts as three; and while
+//! nothing is answered at all, there is one at a time, which finds out.
 
 use std::time::Duration;
 
@@ -30,6 +33,8 @@ const EVERY: usize = 32;
 const SHARE: f64 = 0.04;
 /// The most tokens: second requests that may be sent at once after a quiet time.
 const BURST: f64 = 8.0;
+/// What a second request costs beside its token when it was sent in vain.
+const IN_VAIN: f64 = 2.0;
 
 pub(super) struct Hedger(Mutex<Learnt>);
 
@@ -37,6 +42,21 @@ struct Learnt {
     /// By [`Kind`].
     answers: [Answers; 3],
     tokens: f64,
+    /// Second requests that wait for an answer.
+    under_way: usize,
+}
+
+/// A request that was sent: what was answered until then.
+#[derive(Clone, Copy)]
+pub(super) struct Sent {
+    kind: Kind,
+    answered: usize,
+}
+
+/// A second request, in vain unless it is told to be answered first.
+pub(super) struct Second<'a> {
+    hedger: &'a Hedger,
+    in_vain: bool,
 }
 
 #[derive(Default)]
@@ -49,16 +69,17 @@ struct Answers {
 
 impl Default for Hedger {
     fn default() -> Self {
-        Self(Mutex::new(Learnt { answers: Default::default(), tokens: BURST }))
+        Self(Mutex::new(Learnt { answers: Default::default(), tokens: BURST, under_way: 0 }))
     }
 }
 
 impl Hedger {
     /// A request is sent; the time to wait for its first byte before a second one.
-    pub(super) fn patience(&self, kind: Kind) -> Duration {
+    pub(super) fn sends(&self, kind: Kind) -> (Sent, Duration) {
         let mut state = self.0.lock();
         state.tokens = (state.tokens + SHARE).min(BURST);
-        state.answers[kind as usize].patience.unwrap_or(FIRST)
+        let answers = &state.answers[kind as usize];
+        (Sent { kind, answered: answers.count }, answers.patience.unwrap_or(FIRST))
     }
 
     pub(super) fn answered(&self, kind: Kind, took: Duration) {
@@ -66,11 +87,32 @@ impl Hedger {
     }
 
     /// Takes a token, if there is one, for a second request.
-    pub(super) fn may(&self) -> bool {
+    pub(super) fn second(&self, sent: Sent) -> Option<Second<'_>> {
         let mut state = self.0.lock();
-        let may = state.tokens >= 1.0;
-        state.tokens -= f64::from(u8::from(may));
-        may
+        let others_are_answered = state.answers[sent.kind as usize].count > sent.answered;
+        if state.tokens < 1.0 || (state.under_way > 0 && !others_are_answered) {
+            return None;
+        }
+        state.tokens -= 1.0;
+        state.under_way += 1;
+        Some(Second { hedger: self, in_vain: true })
+    }
+}
+
+impl Second<'_> {
+    /// Its answer is the one that counts.
+    pub(super) fn came_first(mut self) {
+        self.in_vain = false;
+    }
+}
+
+impl Drop for Second<'_> {
+    fn drop(&mut self) {
+        let mut state = self.hedger.0.lock();
+        state.under_way -= 1;
+        if self.in_vain {
+            state.tokens -= IN_VAIN;
+        }
     }
 }
 
@@ -102,21 +144,22 @@ mod tests {
     #[test]
     fn patience_is_the_99th_percentile_of_its_kind_and_no_less_than_half_a_second() {
         let hedging = Hedger::default();
-        assert_eq!(hedging.patience(Kind::Get), FIRST);
+        let patience = |kind| hedging.sends(kind).1;
+        assert_eq!(patience(Kind::Get), FIRST);
         for _ in 0..ENOUGH {
             hedging.answered(Kind::Get, ms(15));
         }
-        assert_eq!((hedging.patience(Kind::Get), hedging.patience(Kind::List)), (LEAST, FIRST));
+        assert_eq!((patience(Kind::Get), patience(Kind::List)), (LEAST, FIRST));
         // One in fifty takes 3 s: waiting for those is what this store is like.
         for answer in 0..RECENT as u64 {
             hedging.answered(Kind::Get, if answer % 50 == 0 { ms(3000) } else { ms(700) });
         }
-        assert_eq!(hedging.patience(Kind::Get), ms(3000));
+        assert_eq!(patience(Kind::Get), ms(3000));
         // One in two hundred: those are asked for twice.
         for answer in 0..RECENT as u64 {
             hedging.answered(Kind::Get, if answer % 200 == 0 { ms(3000) } else { ms(700) });
         }
-        assert_eq!(hedging.patience(Kind::Get), ms(700));
+        assert_eq!(patience(Kind::Get), ms(700));
     }
 
     #[test]
@@ -124,9 +167,34 @@ mod tests {
         let hedging = Hedger::default();
         let mut twice = 0;
         for _ in 0..10_000 {
-            hedging.patience(Kind::Get);
-            twice += u32::from(hedging.may());
+            let (sent, _) = hedging.sends(Kind::Get);
+            if let Some(second) = hedging.second(sent) {
+                second.came_first();
+                twice += 1;
+            }
         }
         assert!((390..450).contains(&twice), "{twice}");
+    }
+
+    /// One after the other, and all at once.
+    #[test]
+    fn of_a_store_that_is_slow_as_a_whole_few_are_sent_twice() {
+        let hedging = Hedger::default();
+        let twice = (0..100).filter(|_| {
+            let (sent, _) = hedging.sends(Kind::Get);
+            let second = hedging.second(sent).is_some();
+            hedging.answered(Kind::Get, ms(12_000));
+            second
+        });
+        assert!((1..=4).contains(&twice.count()));
+
+        let hedging = Hedger::default();
+        let sent: Vec<_> = (0..64).map(|_| hedging.sends(Kind::Get).0).collect();
+        let second: Vec<_> = sent.iter().filter_map(|sent| hedging.second(*sent)).collect();
+        assert_eq!(second.len(), 1);
+        // Where others are answered, those that are not have met with a fault of their own.
+        hedging.answered(Kind::Get, ms(15));
+        let more: Vec<_> = sent.iter().filter_map(|sent| hedging.second(*sent)).collect();
+        assert!(more.len() >= 7, "{}", more.len());
     }
 }

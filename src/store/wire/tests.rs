@@ -158,14 +158,25 @@ async fn a_connection_that_is_not_to_be_kept_is_not() {
 }
 
 #[tokio::test]
-async fn a_body_without_a_length_ends_with_the_connection_and_is_not_received() {
-    let answer = "HTTP/1.1 200 OK\r\n\r\n12345";
-    let server = Scripted::start([&[SendAndClose(answer)], &[SendAndClose(answer)]]).await;
-    let (wire, get) = (wire(), server.get());
-    assert_eq!(streamed(&wire, &get).await, Ok((200, b"12345".to_vec())));
-    let (result, target) = received(&wire, &get, 5).await;
-    assert!(matches!(result, Err(StoreError::Nonsense(Nonsense::Protocol(_)))), "{result:?}");
-    assert_eq!(target, b">");
+async fn a_body_without_a_length_is_received_if_it_ends_where_it_should() {
+    let closed = "HTTP/1.1 200 OK\r\n\r\n12345";
+    let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\
+                   2\r\n12\r\n3\r\n345\r\n0\r\n\r\n";
+    for answer in [closed, chunked] {
+        let acts = [SendAndClose(answer)];
+        let server = Scripted::start([&acts[..]; 4]).await;
+        let (wire, get) = (wire(), server.get());
+        assert_eq!(streamed(&wire, &get).await, Ok((200, b"12345".to_vec())));
+        assert_eq!(received(&wire, &get, 5).await, (Ok(()), b">12345".to_vec()));
+        // The last byte is kept back until the end has come.
+        let (result, target) = received(&wire, &get, 4).await;
+        assert!(matches!(result, Err(StoreError::Nonsense(Nonsense::Protocol(_)))), "{result:?}");
+        assert!(target.len() <= 4, "{target:?}");
+        let (result, target) = received(&wire, &get, 6).await;
+        // A connection may have broken; chunks say that they are all.
+        let broke = matches!(result, Err(StoreError::Unavailable(_)));
+        assert_eq!((broke, result.is_err(), &*target), (answer == closed, true, &b">12345"[..]));
+    }
 }
 
 #[tokio::test]
@@ -222,7 +233,7 @@ async fn what_is_not_asked_twice_gets_a_connection_of_its_own() {
 
 #[tokio::test]
 async fn what_is_not_http_is_told_apart_from_what_is_not_there() {
-    let long = format!("HTTP/1.1 200 OK\r\nA: {}", "a".repeat(20_000));
+    let long = format!("HTTP/1.1 200 OK\r\nA: {}", "a".repeat(head::LONGEST_HEAD));
     for garbage in ["220 ESMTP postfix\r\n", "\u{15}\u{3}\u{3}\0\u{2}\u{2}F", long.as_str()] {
         let server = Scripted::start([&[SendAndHang(garbage)]]).await;
         let answer = wire().call(&server.get(), LIMIT).await;

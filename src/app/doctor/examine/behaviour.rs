@@ -84,7 +84,7 @@ pub(super) async fn listings(
         lister.any_order = true;
         (page, failures) = ask(|| lister.page(ListFrom::Start, false)).await;
     }
-    let ListPage { mut entries, next, undecodable } = page
+    let ListPage { mut entries, next, undecodable, foreign } = page
         .map_err(|error| report.wrong("listing", because("names cannot be listed", &error)))
         .ok()?;
     let count = entries.len();
@@ -107,6 +107,10 @@ pub(super) async fn listings(
     if undecodable > 0 {
         let what = format!("{undecodable} keys of the first page are not UTF-8 and stay hidden");
         report.slow("names", what);
+    }
+    if foreign > 0 {
+        let what = "entries of the first page are not of the prefix that was asked for, and stay";
+        report.slow("names", format!("{foreign} {what} hidden"));
     }
     if let Some(token) = next {
         let last = end.key().to_owned();

@@ -29,6 +29,7 @@ fn seen(prefix: &str, runs: Vec<EntryRun>, rest: Rest) -> Seen {
     let entry = |index| match listing.inode(index) {
         Inode::Directory(prefix) => Entry::Directory(prefix.to_string()),
         Inode::File(meta) => Entry::File((*meta).clone()),
+        Inode::Untold(key) => panic!("{key} is told"),
     };
     ((0..listing.len()).map(entry).collect(), rest.hidden, rest.exists)
 }

@@ -249,7 +249,7 @@ impl ObjectStore for Scripted {
         let entries = keys.iter().map(|key| ListEntry::Prefix((*key).to_owned())).collect();
         // Each token is a new one, unless it has a name.
         let next = if token.is_empty() { asked.to_string() } else { token.to_owned() };
-        Ok(ListPage { entries, next: Some(next), undecodable: 0 })
+        Ok(ListPage { entries, next: Some(next), ..ListPage::default() })
     }
 
     async fn head(&self, _: &str) -> Result<ObjectHead, StoreError> {

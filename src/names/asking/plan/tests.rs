@@ -48,7 +48,7 @@ fn play(keys: &[String], page_keys: u16, workers: usize) -> Cost {
         let end = keys.len().min(begin + size);
         let entries = keys[begin..end].iter().cloned().map(ListEntry::Prefix).collect();
         let next = (end < keys.len()).then(|| end.to_string());
-        let page = ListPage { entries, next, undecodable: 0 };
+        let page = ListPage { entries, next, ..ListPage::default() };
         for (range, share) in plan.answer(ask.range, &page).expect("a good page") {
             let keys = keys[begin..][share].iter();
             match found.iter_mut().find(|(id, _)| *id == range) {

@@ -11,7 +11,7 @@ use aws_sdk_s3::config::{
     BehaviorVersion, ConfigBag, Intercept, Region, RequestChecksumCalculation,
     ResponseChecksumValidation, RuntimeComponents,
 };
-use aws_sdk_s3::types::{EncodingType, RequestPayer};
+use aws_sdk_s3::types::{EncodingType, OptionalObjectAttributes, RequestPayer};
 use aws_sigv4::http_request::{
     PayloadChecksumKind, PercentEncodingMode, SignableBody, SignableRequest, SigningSettings,
     UriPathNormalizationMode, sign,
@@ -28,6 +28,7 @@ use super::super::S3Store;
 use super::super::clock::Clock;
 use super::super::connect::EndpointRules;
 use super::super::credentials::Renewing;
+use super::super::learnt::{LearntQuirks, RESTORE_STATUS};
 use super::super::tls::{self, Trust};
 use super::*;
 use crate::store::{Nonsense, ObjectStore as _, ObjectVersion};
@@ -100,6 +101,7 @@ impl Bucket {
                     .set_continuation_token(token)
                     .max_keys(i32::from(request.max_keys))
                     .encoding_type(EncodingType::Url)
+                    .optional_object_attributes(OptionalObjectAttributes::RestoreStatus)
                     .set_request_payer(payer);
                 let _stopped = list.customize().interceptor(noted.clone()).send().await;
             }
@@ -141,12 +143,13 @@ async fn store(endpoint: &str, provider: Option<SharedCredentialsProvider>) -> S
         region: "eu-west-1".to_owned(),
         endpoint: endpoint.to_owned(),
         path_style: true,
+        learnt: LearntQuirks::default(),
     }
 }
 
 fn get(key: &str) -> RequestFields<'_> {
     let headers = &[("if-match", "\"e\""), ("range", "bytes=2-5")];
-    RequestFields { kind: Kind::Get, key, query: "", headers }
+    RequestFields { kind: Kind::Get, key, query: "", headers, optional: None }
 }
 
 fn filled(
@@ -154,7 +157,7 @@ fn filled(
     fields: &RequestFields<'_>,
     credentials: Option<&Credentials>,
 ) -> (String, String, HeaderMap) {
-    let message = template.fill(fields, SystemTime::now(), credentials).unwrap();
+    let message = template.fill(fields, None, SystemTime::now(), credentials).unwrap();
     let (origin, text) = message.parts();
     let scheme = if origin.tls { "https" } else { "http" };
     let mut lines = text.strip_suffix("\r\n\r\n").unwrap().split("\r\n");
@@ -227,7 +230,7 @@ fn by_the_book(method: &str, url: &str, headers: &HeaderMap, credentials: Creden
         .build()
         .unwrap()
         .into();
-    let given = ["range", "if-match", "x-amz-request-payer"];
+    let given = ["range", "if-match", "x-amz-request-payer", "x-amz-optional-object-attributes"];
     let given = given.iter().filter_map(|name| Some((*name, headers.get(*name)?.to_str().ok()?)));
     let request = SignableRequest::new(method, url, given, SignableBody::empty()).unwrap();
     let (instructions, _) = sign(request, &params).unwrap().into_parts();
@@ -273,7 +276,7 @@ async fn a_get_and_a_head_are_what_the_sdk_would_send() {
             "tab\tline\r\n\u{1}\u{7f}",
         ] {
             for (bucket, is_signed) in [(&signed, true), (&anonymous, false)] {
-                let head = RequestFields { kind: Kind::Head, key, query: "", headers: &[] };
+                let head = RequestFields { kind: Kind::Head, headers: &[], ..get(key) };
                 let [sdk_get, sdk_head] = [Asked::Get(key), Asked::Head(key)];
                 for (fields, asked, sdk_query, method) in
                     [(get(key), sdk_get, "?x-id=GetObject", "GET"), (head, sdk_head, "", "HEAD")]
@@ -310,6 +313,7 @@ fn only_ours(ours: &mut HeaderMap, theirs: &mut HeaderMap) {
         theirs.remove(over);
     }
     assert_eq!(ours.remove("user-agent").unwrap(), "fasts3-mount/0");
+    assert_eq!(ours.remove("accept-encoding").unwrap(), "identity");
 }
 
 #[tokio::test]
@@ -339,8 +343,13 @@ async fn a_list_is_what_the_sdk_would_send() {
                 for (bucket, is_signed) in [(&signed, true), (&anonymous, false)] {
                     let (theirs, mut want) = bucket.by_sdk(&Asked::List(&request)).await;
                     let query = list_query(&request);
-                    let fields =
-                        RequestFields { kind: Kind::List, key: "", query: &query, headers: &[] };
+                    let fields = RequestFields {
+                        kind: Kind::List,
+                        query: &query,
+                        headers: &[],
+                        optional: Some(RESTORE_STATUS),
+                        ..get("")
+                    };
                     let (method, url, mut headers) = bucket.ours(&fields);
                     assert_eq!((method.as_str(), &url), ("GET", &sorted(&theirs)), "{request:?}");
                     only_ours(&mut headers, &mut want);
@@ -506,4 +515,65 @@ async fn a_store_that_calls_the_clock_wrong_is_asked_at_its_own_time_then() {
     assert!(!heads[0].contains("x-amz-date: 20400101T0000"), "{}", heads[0]);
     assert!(heads[1].contains("x-amz-date: 20400101T0000"), "{}", heads[1]);
     assert!(heads[1].contains("/20400101/eu-west-1/s3/aws4_request"), "{}", heads[1]);
+}
+
+/// Ceph's tenants: the colon is encoded, and signed so.
+#[tokio::test]
+async fn a_bucket_of_a_tenant_is_signed_for_as_it_is_sent() {
+    let (region, url) = ("eu-west-1".to_owned(), Some("http://h:1/".to_owned()));
+    let rules = EndpointRules { region, url, path_style: true, fips: None, dual_stack: None };
+    let found = rules.resolve("tenant:bucket").await.unwrap();
+    let template = RequestTemplate::new(&found, "fasts3-mount/0".to_owned(), vec![], true).unwrap();
+    let keys = credentials(None);
+    let (_, url, headers) = filled(&template, &get("k"), Some(&keys));
+    assert_eq!(url, "http://h:1/tenant%3Abucket/k");
+    assert_eq!(headers["authorization"], by_the_book("GET", &url, &headers, keys));
+}
+
+fn refusing(head: &str) -> String {
+    format!("HTTP/1.1 {head}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+}
+
+const FOUR_BYTES: &str = "206 P\r\nContent-Range: bytes 2-5/10\r\nETag: \"e\"\r\n\
+                          Content-Length: 4\r\nConnection: close\r\n\r\nabcd";
+
+#[tokio::test]
+async fn a_node_that_the_store_redirects_to_gets_the_range_and_no_credentials() {
+    let (node, at_node) = scripted(vec![format!("HTTP/1.1 {FOUR_BYTES}")]).await;
+    let to_node = format!("302 F\r\nLocation: {node}/k%20?X-Amz-Signature=1");
+    let elsewhere = refusing("307 T\r\nLocation: /other/k?b=2&a");
+    let (url, at_store) = scripted(vec![elsewhere, refusing(&to_node)]).await;
+    let shared = SharedCredentialsProvider::new(credentials(Some("token")));
+    let store = store(&url, Some(shared)).await;
+    let mut bytes = Vec::new();
+    store.get_range(&version("k"), 2..6, &mut bytes).await.unwrap();
+    assert_eq!(bytes, b"abcd");
+    let (at_store, at_node) = (at_store.lock(), at_node.lock());
+    // Its own origin gets them, for the new path.
+    assert!(at_store[1].starts_with("GET /other/k?a=&b=2 HTTP/1.1"), "{}", at_store[1]);
+    assert!(at_store.iter().all(|head| head.contains("x-amz-security-token: token")));
+    assert!(at_store.iter().all(|head| head.contains("authorization: AWS4-HMAC-SHA256")));
+    assert!(at_node[0].starts_with("GET /k%20?X-Amz-Signature=1 HTTP/1.1"), "{}", at_node[0]);
+    for header in ["range: bytes=2-5", "if-match: \"e\"", "host: 127.0.0.1:"] {
+        assert!(at_node[0].contains(header), "{header}: {}", at_node[0]);
+    }
+    assert!(!at_node[0].contains("authorization") && !at_node[0].contains("x-amz-"));
+}
+
+#[tokio::test]
+async fn redirects_without_end_or_sense_are_refused() {
+    let again = refusing("302 F\r\nLocation: /again");
+    for (answers, says) in [
+        (vec![again; 4], "more than 3 redirects"),
+        (vec![refusing("302 F\r\nLocation: ftp://h/k")], "neither http nor https"),
+        (vec![refusing("302 F")], "makes no sense: 302"),
+        (vec![refusing("301 M\r\nx-amz-bucket-region: us-west-2")], "another region"),
+    ] {
+        let count = answers.len();
+        let (url, heads) = scripted(answers).await;
+        let store = store(&url, None).await;
+        let error = store.get_range(&version("k"), 2..6, &mut Vec::new()).await.unwrap_err();
+        assert!(error.to_string().contains(says), "{error}");
+        assert_eq!(heads.lock().len(), count);
+    }
 }

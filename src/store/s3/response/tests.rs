@@ -1,3 +1,4 @@
+use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
 
 use super::*;
@@ -6,7 +7,9 @@ use crate::store::Nonsense;
 fn meaning(status: u16, code: &str, region: Option<&str>, about: About) -> StoreError {
     let region = region.map(str::to_owned);
     let (code, message, request_id) = (code.to_owned(), "Why.".to_owned(), Some("1A".to_owned()));
-    Refusal { status, code, message, request_id, region, retry_after: None }.meaning(about)
+    let (retry_after, location, date) = (None, None, None);
+    Refusal { status, code, message, request_id, region, retry_after, location, date }
+        .meaning(about)
 }
 
 #[test]
@@ -66,9 +69,11 @@ fn what_may_heal_is_transient() {
 fn who_says_when_to_come_back_is_believed() {
     let date = "Thu, 26 Nov 2026 23:59:50 GMT";
     let answer = |status, code, header: &str| {
-        let (message, request_id, region) = (String::new(), None, None);
-        let (code, retry_after) = (String::from(code), come_back(header, Some(date)));
-        Refusal { status, code, message, request_id, region, retry_after }.meaning(About::Key)
+        let body = format!("<Error><Code>{code}</Code></Error>");
+        let mut headers = HeaderMap::new();
+        headers.insert(RETRY_AFTER, header.parse().unwrap());
+        headers.insert(DATE, date.parse().unwrap());
+        Refusal::new(status, &headers, body.as_bytes()).meaning(About::Key)
     };
     let busy = |seconds| StoreError::Throttled { retry_after: Some(Duration::from_secs(seconds)) };
     assert_eq!(answer(503, "SlowDown", "2"), busy(2));
@@ -119,6 +124,8 @@ fn a_response_must_be_exactly_what_was_asked_for() {
         (response(Some("bytes 2-4/10"), 4, "\"e\""), 2..5),
         (response(None, 3, "\"e\""), 2..5),
         (response(None, 11, "\"e\""), 0..10),
+        (with_length(response(Some("bytes 2-4/10"), 3, "e"), "many"), 2..5),
+        (with_length(response(Some("bytes 2-5/10"), 3, "e"), ""), 2..5),
     ] {
         let checked = check_range(&version("k"), &range, &wrong);
         assert!(
@@ -126,8 +133,17 @@ fn a_response_must_be_exactly_what_was_asked_for() {
             "{wrong:?}: {checked:?}"
         );
     }
+    // The end of the body will tell its length.
+    let mut endless = response(Some("bytes 2-4/10"), 3, "\"e\"");
+    endless.remove(CONTENT_LENGTH);
+    assert_eq!(check_range(&version("k"), &(2..5), &endless), Ok(()));
     let changed = response(Some("bytes 2-4/10"), 3, "\"f\"");
     assert_eq!(check_range(&version("k"), &(2..5), &changed), Err(StoreError::Changed));
+}
+
+fn with_length(mut headers: HeaderMap, length: &str) -> HeaderMap {
+    headers.insert(CONTENT_LENGTH, length.parse().unwrap());
+    headers
 }
 
 /// The headers of a HEAD's response, with these in addition.
@@ -147,7 +163,7 @@ fn archived_objects_are_told_by_their_class_and_restore() {
         let optional = [("x-amz-restore", restore), ("x-amz-archive-status", status)];
         let optional = optional.into_iter().filter_map(|(name, value)| Some((name, value?)));
         let told: Vec<_> = optional.chain([("x-amz-storage-class", class)]).collect();
-        head("a", &described(&told)).unwrap().meta.archived
+        head(&described(&told)).0.archived
     };
     let restored = r#"ongoing-request="false", expiry-date="Fri, 21 Dec 2012 00:00:00 GMT""#;
     assert!(archived("GLACIER", None, None));
@@ -160,7 +176,7 @@ fn archived_objects_are_told_by_their_class_and_restore() {
 
 #[test]
 fn details_are_what_the_headers_say_and_a_class_that_is_not_told_is_standard() {
-    let details = |told: &[_]| head("a", &described(told)).unwrap().details;
+    let details = |told: &[_]| head(&described(told)).1;
     let none = details(&[]);
     let usual = ObjectDetails { storage_class: "STANDARD".to_owned(), ..Default::default() };
     assert_eq!(none, usual);
@@ -181,9 +197,76 @@ fn details_are_what_the_headers_say_and_a_class_that_is_not_told_is_standard() {
 }
 
 #[test]
-fn etags_differ_only_by_what_is_between_the_quotes() {
-    for etag in ["\"x-1\"", "x-1", "W/\"x-1\"", " \"x-1\" "] {
-        assert_eq!(quoted(etag), "\"x-1\"");
+fn what_cannot_be_read_of_a_head_costs_nothing_else_of_it() {
+    let mut headers = described(&[("x-amz-meta-twice", "1"), ("x-amz-meta-plain", "100 %")]);
+    headers.append("x-amz-meta-twice", "2".parse().unwrap());
+    headers.append("etag", "f".parse().unwrap());
+    let latin = HeaderValue::from_bytes(b"caf\xe9 \xc3\xa9").unwrap();
+    headers.insert("x-amz-meta-latin", latin.clone());
+    headers.insert(CONTENT_TYPE, latin);
+    headers.insert(CONTENT_LENGTH, "one".parse().unwrap());
+    headers.insert(LAST_MODIFIED, "Thu, 1 Jan 1970 00:00:01 +0000".parse().unwrap());
+    let (facts, details) = head(&headers);
+    assert_eq!((facts.size_bytes, facts.etag.as_deref()), (None, Some("\"e\"")));
+    assert_eq!(facts.last_modified, Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1)));
+    let metadata: Vec<_> = details.metadata.values().map(String::as_str).collect();
+    assert_eq!(metadata, ["caf%E9 é", "100 %", "1,2"]);
+    assert_eq!(details.content_type.as_deref(), Some("caf%E9 é"));
+}
+
+#[test]
+fn a_body_may_be_stored_encoded_but_not_be_encoded_on_its_way() {
+    let with = |length: Option<u64>, encoding: &str| {
+        let mut headers = response(Some("bytes 2-4/10"), 3, "e");
+        headers.remove(CONTENT_LENGTH);
+        headers.extend(length.map(|length| (CONTENT_LENGTH, length.into())));
+        headers.insert(CONTENT_ENCODING, encoding.parse().unwrap());
+        check_range(&version("k"), &(2..5), &headers)
+    };
+    assert_eq!(with(Some(3), "gzip"), Ok(()));
+    assert_eq!(with(None, "identity"), Ok(()));
+    for length in [None, Some(2)] {
+        let refused = with(length, "gzip").unwrap_err().to_string();
+        assert!(refused.ends_with("encoded (gzip)"), "{refused}");
+    }
+}
+
+#[test]
+fn a_redirect_leads_somewhere_or_to_another_region() {
+    let leads = |status, code: &str, headers: &[(&'static str, &str)]| {
+        let all =
+            headers.iter().map(|&(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+        let body = format!("<Error><Code>{code}</Code></Error>");
+        let refusal = Refusal::new(status, &all.collect(), body.as_bytes());
+        (refusal.leads_to("here").map(str::to_owned), refusal.meaning(About::Bucket))
+    };
+    let place = ("location", "http://node/k");
+    for status in [301, 302, 303, 307, 308] {
+        assert_eq!(leads(status, "", &[place]).0.as_deref(), Some("http://node/k"));
+        assert_eq!(leads(status, "", &[place, (REGION, "here")]).0.as_deref(), Some(place.1));
+        let (nowhere, meaning) = leads(status, "", &[]);
+        assert!(nowhere.is_none() && meaning.is_transient(), "{meaning}");
+    }
+    let there = StoreError::WrongRegion(Some("there".to_owned()));
+    for (status, code) in [(301, "PermanentRedirect"), (307, "TemporaryRedirect"), (307, "")] {
+        assert_eq!(leads(status, code, &[place, (REGION, "there")]), (None, there.clone()));
+    }
+    assert_eq!(leads(200, "", &[place]).0, None);
+}
+
+#[test]
+fn what_is_encrypted_with_a_key_that_we_do_not_have_is_denied() {
+    for (code, message) in [
+        (
+            "InvalidRequest",
+            "The object was stored using a form of Server Side Encryption. The \
+                            correct parameters must be provided to retrieve the object.",
+        ),
+        ("KMS.DisabledException", "The key is disabled."),
+    ] {
+        let body = format!("<Error><Code>{code}</Code><Message>{message}</Message></Error>");
+        let refusal = Refusal::new(400, &HeaderMap::new(), body.as_bytes());
+        assert!(matches!(refusal.meaning(About::Key), StoreError::Denied(_)), "{code}");
     }
 }
 
