@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use devserver::proxy::{Fault, RequestHead, Rule};
+use devserver::proxy::{Answer, Fault, RequestHead, Rule};
 use devserver::{Kind, Server};
 use serde_json::Value;
 
@@ -306,6 +306,73 @@ fn check(cases: Vec<Case>) {
 #[test]
 fn each_fault_of_an_objects_bytes_has_its_sentence() {
     check(faults_of_bytes());
+}
+
+/// Ways in which stores are not quite S3: a mount works, and the doctor says what it does.
+fn differences() -> Vec<Case> {
+    let refuses = |header: &'static str, status, code: &str| {
+        let fault = Fault::Status { status, code: code.to_owned() };
+        Rule::new(move |request: &RequestHead| request.headers.contains_key(header), fault)
+    };
+    let large = |rewrite: fn(Answer) -> Vec<u8>| {
+        Rule::on_get("large", Fault::rewrite(move |_, answer| rewrite(answer)))
+    };
+    let heads = |rewrite: fn(Answer) -> Vec<u8>| {
+        let of_head = |request: &RequestHead| request.kind() == Kind::Head && request.key() != "";
+        Rule::new(of_head, Fault::rewrite(move |_, answer| rewrite(answer)))
+    };
+    let pages = |old: &'static str, new: &'static str| {
+        Rule::on_list(Fault::rewrite(move |_, answer| {
+            let page = String::from_utf8(answer.body.clone()).unwrap();
+            answer.with_body(page.replacen(old, new, 1)).to_bytes()
+        }))
+    };
+    let store = |rule, says: [&'static str; 2]| case(rule, "store", "slow", says, 0);
+    vec![
+        store(
+            refuses("x-amz-checksum-mode", 501, "NotImplemented"),
+            ["refuses the header x-amz-checksum-mode", "not compared with checksums"],
+        ),
+        store(
+            refuses("x-amz-optional-object-attributes", 400, "InvalidArgument"),
+            ["refuses the header x-amz-optional-object-attributes", "a HEAD tells"],
+        ),
+        store(
+            refuses("if-match", 412, "PreconditionFailed"),
+            ["its If-Match does not work", "the ETag of each answer is compared"],
+        ),
+        case(
+            refuses("if-match", 412, "PreconditionFailed"),
+            "If-Match",
+            "slow",
+            ["is not honoured", "by the ETag of each answer instead"],
+            0,
+        ),
+        store(
+            large(|answer| answer.in_chunks(100_000)),
+            ["without their length", "must end where it should"],
+        ),
+        store(
+            heads(|answer| answer.with("last-modified", "?").to_bytes()),
+            ["its answer to a HEAD lacks", "a listing of the key tells them"],
+        ),
+        store(
+            pages("<LastModified>", "<LastModified>?"),
+            ["lists objects without size, ETag or time", "when the file is first used"],
+        ),
+        case(
+            pages("<Contents>", "<Contents><Key>\u{1}</Key></Contents><Contents>"),
+            "names",
+            "slow",
+            ["1 keys of the first page are not UTF-8 and stay hidden", ""],
+            0,
+        ),
+    ]
+}
+
+#[test]
+fn each_difference_from_s3_has_its_sentence() {
+    check(differences());
 }
 
 #[test]

@@ -23,6 +23,8 @@ enum Step {
     Fail(usize, StoreError),
     /// Never answers.
     Hang,
+    /// Takes this long to the head of its answer, if that is waited for.
+    Late(Duration),
     /// Gives so many bytes of a body, and never ends.
     Trickle(usize),
     /// Answers when told to.
@@ -70,6 +72,11 @@ impl Scripted {
             Step::Well => Ok(None),
             Step::Fail(bytes, error) => Err((bytes, error)),
             Step::Hang => std::future::pending().await,
+            Step::Late(first_byte) => {
+                tokio::time::sleep(first_byte.min(flow::patience())).await;
+                let silent = StoreError::TimedOut("no head".to_owned());
+                if first_byte > flow::patience() { Err((0, silent)) } else { Ok(None) }
+            }
             Step::Trickle(bytes) => Err((bytes, TRICKLE)),
             Step::Wait(until) => {
                 until.await.expect("the test tells when");
@@ -483,4 +490,39 @@ async fn a_throttled_mount_slows_all_requests_down_together() {
     }
     assert!(start.elapsed() > Duration::from_secs(1), "{:?}", start.elapsed());
     new.abort();
+}
+
+/// E6
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_slow_now_and_then_is_waited_for_longer_each_time() {
+    let late = |seconds| Step::Late(Duration::from_secs(seconds));
+    for (first_bytes, deadline, want) in [
+        (vec![12, 12], 30, Ok(22)),
+        (vec![35, 35, 35], 120, Ok(65)),
+        // The next object has the same patience as the first.
+        (vec![12, 12, 12, 12], 30, Ok(22)),
+        // What is left, and no more than that.
+        (vec![25, 25], 30, Err(30)),
+    ] {
+        let store = Scripted::new(first_bytes.into_iter().map(late));
+        let deadline = Duration::from_secs(deadline);
+        let retrying = store.under(RetryPolicy { deadline, ..RetryPolicy::default() });
+        let start = Instant::now();
+        let answer = retrying.head("k").await;
+        let took = start.elapsed().as_secs();
+        assert_eq!(answer.map(|_| took).map_err(|_| took), want, "{deadline:?}");
+    }
+}
+
+/// E6: an error that comes at once says nothing about patience.
+#[tokio::test(start_paused = true)]
+async fn errors_do_not_make_a_silent_store_be_waited_for_longer() {
+    let failing = StoreError::Unavailable("500".to_owned());
+    let late = [Step::Late(Duration::from_mins(1))];
+    let store = Scripted::new(failures(5, &failing).into_iter().chain(late));
+    let retrying = store.under(RetryPolicy::default());
+    let start = Instant::now();
+    retrying.head("k").await.unwrap();
+    let took = start.elapsed();
+    assert!((10..15).contains(&took.as_secs()), "{took:?}");
 }

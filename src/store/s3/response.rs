@@ -156,8 +156,14 @@ impl Refusal {
         let is_here = self.region.as_ref().is_none_or(|told| told == region);
         let is_redirect = matches!(self.status, 301 | 302 | 303 | 307 | 308)
             && self.code != "PermanentRedirect"
-            && is_here;
+            && is_here
+            && !self.leads_to_aws();
         self.location.as_deref().filter(|location| is_redirect && !location.is_empty())
+    }
+
+    /// AWS redirects to the endpoint of the bucket's region, and has not always named that.
+    fn leads_to_aws(&self) -> bool {
+        self.location.as_ref().is_some_and(|location| location.contains(".amazonaws.com"))
     }
 
     /// A refusal of a HEAD does not say why: an expired token (400) and access denied (403) look
@@ -221,7 +227,7 @@ impl Refusal {
             _ => {}
         }
         match self.status {
-            301 | 302 | 303 | 307 | 308 if self.region.is_some() => {
+            301 | 302 | 303 | 307 | 308 if self.region.is_some() || self.leads_to_aws() => {
                 StoreError::WrongRegion(self.region)
             }
             // A HEAD has no body, so a wrong region and a stale token look alike.

@@ -252,6 +252,9 @@ fn a_redirect_leads_somewhere_or_to_another_region() {
         assert_eq!(leads(status, code, &[place, (REGION, "there")]), (None, there.clone()));
     }
     assert_eq!(leads(200, "", &[place]).0, None);
+    let aws = ("location", "https://data.s3-gztb4pa9sq.amazonaws.com/k");
+    assert_eq!(leads(307, "TemporaryRedirect", &[aws]), (None, StoreError::WrongRegion(None)));
+    assert_eq!(leads(307, "", &[aws]), (None, StoreError::WrongRegion(None)));
 }
 
 #[test]
