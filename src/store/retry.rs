@@ -146,7 +146,7 @@ struct Tries<'a> {
     silences: u32,
     /// Since the last progress.
     signed_anew: bool,
-    /// What the store has said to the last attempt, if it has refused it.
+    /// What the store has said to the last attempt that it has refused.
     refusal: Option<String>,
     /// Set when the first attempt is admitted: waiting for our own requests does not count.
     deadline: Option<Instant>,
@@ -188,7 +188,7 @@ impl<'a> Tries<'a> {
         let patience = flow::PATIENCE.saturating_mul(doubled).min(deadline - Instant::now());
         let attempt = flow::attempt(patience, timeout_at(deadline, attempt));
         let (result, refusal) = attempt.await;
-        self.refusal = refusal;
+        self.refusal = refusal.or(self.refusal.take());
         result.unwrap_or_else(|_elapsed| {
             Err(StoreError::TimedOut(format!("{} did not end within the deadline", self.operation)))
         })

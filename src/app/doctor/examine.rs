@@ -66,13 +66,13 @@ async fn examine(
     report: &mut Diagnosis,
 ) {
     let Some(entries) = behaviour::listings(store, &scope.prefix, report).await else { return };
-    let mut objects: Vec<&ObjectMeta> = entries
-        .iter()
-        .filter_map(|entry| match entry {
-            ListEntry::Object(meta) if !meta.archived && meta.version.size_bytes > 0 => Some(meta),
-            _ => None,
-        })
-        .collect();
+    let told = behaviour::told(store, &entries).await;
+    let listed = entries.iter().filter_map(|entry| match entry {
+        ListEntry::Object(meta) => Some(meta),
+        ListEntry::Untold(_) | ListEntry::Prefix(_) => None,
+    });
+    let mut objects: Vec<&ObjectMeta> =
+        listed.chain(&told).filter(|meta| !meta.archived && meta.version.size_bytes > 0).collect();
     objects.sort_by_key(|meta| Reverse(meta.version.size_bytes));
     if let Some(largest) = objects.first() {
         if behaviour::metadata(store, largest, report).await

@@ -119,7 +119,9 @@ impl LearntQuirks {
     /// A GET with the right `If-Match` was refused, or not. Once may be chance.
     pub(super) fn matched(&self, matched: bool) {
         if matched {
-            self.mismatches.store(0, Relaxed);
+            if self.mismatches.load(Relaxed) > 0 {
+                self.mismatches.store(0, Relaxed);
+            }
         } else if self.mismatches.fetch_add(1, Relaxed) > 0 {
             self.found(Quirk::RefusesIfMatch);
         }

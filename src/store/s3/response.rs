@@ -34,7 +34,8 @@ pub(super) fn check_range(
 ) -> Result<(), StoreError> {
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
     let wrong = |what: String| Err(StoreError::nonsense(what));
-    match text(ETAG).and_then(facts::etag) {
+    let etags = headers.get_all(ETAG).iter();
+    match agreed(etags.map(|etag| etag.to_str().ok().and_then(facts::etag))) {
         Some(etag) if facts::etag(&version.etag).as_ref() == Some(&etag) => {}
         // `If-Match` should have made this a 412; a store that ignores it sends another version.
         Some(_) => return Err(StoreError::Changed),
@@ -84,8 +85,8 @@ pub(super) fn head(headers: &HeaderMap) -> (Facts, ObjectDetails) {
     let is_restored =
         text("x-amz-restore").is_some_and(|text| text.contains(r#"ongoing-request="false""#));
     let facts = Facts {
-        size_bytes: texts(CONTENT_LENGTH.as_str()).find_map(facts::size_bytes),
-        etag: texts(ETAG.as_str()).find_map(facts::etag),
+        size_bytes: agreed(texts(CONTENT_LENGTH.as_str()).map(facts::size_bytes)),
+        etag: agreed(texts(ETAG.as_str()).map(facts::etag)),
         last_modified: texts(LAST_MODIFIED.as_str()).find_map(times::read),
         archived: is_cold && !is_restored,
     };
@@ -100,6 +101,12 @@ pub(super) fn head(headers: &HeaderMap) -> (Facts, ObjectDetails) {
         metadata: headers.keys().filter_map(metadata).collect(),
     };
     (facts, details)
+}
+
+/// What a header says, if it says the same each time.
+fn agreed<T: PartialEq>(mut values: impl Iterator<Item = Option<T>>) -> Option<T> {
+    let first = values.next()?;
+    if values.all(|other| other == first) { first } else { None }
 }
 
 /// A value with the bytes that are not UTF-8 percent-encoded.

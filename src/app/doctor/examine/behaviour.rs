@@ -13,6 +13,9 @@ use crate::store::{
 /// The range of the range check: two blocks of the cache.
 const RANGE_BYTES: u64 = 256 << 10;
 
+/// Objects that are asked about one by one because their listing tells too little.
+const MOST_ASKED: usize = 20;
+
 /// The listing of a prefix.
 struct Lister<'a> {
     store: &'a dyn ObjectStore,
@@ -131,6 +134,16 @@ pub(super) async fn listings(
     }
     lister.delimiter(entries[0].key(), report).await;
     Some(entries)
+}
+
+/// The first objects that the listing does not tell whole, as the mount would ask for them.
+pub(super) async fn told(store: &Arc<dyn ObjectStore>, entries: &[ListEntry]) -> Vec<ObjectMeta> {
+    let untold = entries.iter().filter(|entry| matches!(entry, ListEntry::Untold(_)));
+    let mut told = Vec::new();
+    for entry in untold.take(MOST_ASKED) {
+        told.extend(ask(|| store.head(entry.key())).await.0.ok().map(|head| head.meta));
+    }
+    told
 }
 
 /// Checks that listing and HEAD agree.

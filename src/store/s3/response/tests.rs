@@ -137,6 +137,9 @@ fn a_response_must_be_exactly_what_was_asked_for() {
     let mut endless = response(Some("bytes 2-4/10"), 3, "\"e\"");
     endless.remove(CONTENT_LENGTH);
     assert_eq!(check_range(&version("k"), &(2..5), &endless), Ok(()));
+    let mut both = response(Some("bytes 2-4/10"), 3, "\"e\"");
+    both.append(ETAG, "\"f\"".parse().unwrap());
+    assert!(check_range(&version("k"), &(2..5), &both).is_err_and(|error| error.is_transient()));
     let changed = response(Some("bytes 2-4/10"), 3, "\"f\"");
     assert_eq!(check_range(&version("k"), &(2..5), &changed), Err(StoreError::Changed));
 }
@@ -200,7 +203,7 @@ fn details_are_what_the_headers_say_and_a_class_that_is_not_told_is_standard() {
 fn what_cannot_be_read_of_a_head_costs_nothing_else_of_it() {
     let mut headers = described(&[("x-amz-meta-twice", "1"), ("x-amz-meta-plain", "100 %")]);
     headers.append("x-amz-meta-twice", "2".parse().unwrap());
-    headers.append("etag", "f".parse().unwrap());
+    headers.append("etag", "\"e\"".parse().unwrap());
     let latin = HeaderValue::from_bytes(b"caf\xe9 \xc3\xa9").unwrap();
     headers.insert("x-amz-meta-latin", latin.clone());
     headers.insert(CONTENT_TYPE, latin);
@@ -208,6 +211,9 @@ fn what_cannot_be_read_of_a_head_costs_nothing_else_of_it() {
     headers.insert(LAST_MODIFIED, "Thu, 1 Jan 1970 00:00:01 +0000".parse().unwrap());
     let (facts, details) = head(&headers);
     assert_eq!((facts.size_bytes, facts.etag.as_deref()), (None, Some("\"e\"")));
+    // What is said in two ways is not said.
+    headers.append("etag", "f".parse().unwrap());
+    assert_eq!(head(&headers).0.etag, None);
     assert_eq!(facts.last_modified, Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1)));
     let metadata: Vec<_> = details.metadata.values().map(String::as_str).collect();
     assert_eq!(metadata, ["caf%E9 é", "100 %", "1,2"]);
