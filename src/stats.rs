@@ -4,6 +4,7 @@
 //! in tables of fixed size. A reader sees each number right, and no two at exactly the same moment.
 
 use std::ops::Deref;
+use std::sync::{Arc, OnceLock};
 
 /// An enum whose values are labels of metrics and keys of status.
 macro_rules! labels {
@@ -26,12 +27,14 @@ macro_rules! labels {
     };
 }
 
+mod buckets;
 mod busiest;
 mod counters;
 mod histogram;
 mod operations;
 mod requests;
 
+pub use buckets::BucketCounts;
 pub use busiest::Busiest;
 pub use counters::{Counter, Counters, Series, Snapshot};
 pub use histogram::{Durations, Histogram};
@@ -46,6 +49,8 @@ pub struct Stats {
     pub first_byte: Histogram,
     /// Requests to the store, each attempt by itself.
     pub requests: Requests,
+    /// Set if there are several buckets.
+    pub buckets: OnceLock<Vec<Arc<BucketCounts>>>,
     pub fuse: Operations,
     /// Bytes served of each file, by inode number.
     pub files: Busiest,

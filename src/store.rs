@@ -10,6 +10,7 @@ use bytes::BufMut;
 
 mod error;
 mod flow;
+pub mod joined;
 pub mod metered;
 pub mod retry;
 pub mod s3;

@@ -206,7 +206,8 @@ fn warm(paths: Vec<PathBuf>, jobs: usize, json: bool) -> Result<Output, CommandE
 fn examine(doctor: DoctorArgs) -> Result<Output, CommandError> {
     let DoctorArgs { bucket, json, quick, options } = doctor;
     // Nothing is mounted, so any directory will do.
-    let config = config::validate(bucket, Path::new("/"), options).map_err(CommandError::usage)?;
+    let config =
+        config::validate(vec![bucket], Path::new("/"), options).map_err(CommandError::usage)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -25,9 +25,8 @@ pub(crate) use helper::MountCall;
 /// Everything that the daemon needs to know, valid by construction in [`parse`].
 #[derive(Debug)]
 pub struct Config {
-    pub(crate) bucket: String,
-    /// Empty, or a key prefix that ends with `/`: the root of the mount.
-    pub(crate) prefix: String,
+    /// One, or several in directories of their own.
+    pub(crate) buckets: Vec<args::BucketPrefix>,
     pub mountpoint: PathBuf,
     /// The N of a mountpoint `/dev/fd/N`: the calling process has mounted, and this is its
     /// descriptor of `/dev/fuse`.
@@ -45,9 +44,18 @@ pub struct Config {
 }
 
 impl Config {
-    /// `s3://bucket/prefix/`
+    /// `s3://bucket/prefix/`, or `directory=s3://bucket/prefix/,…`
     pub fn source(&self) -> String {
-        format!("s3://{}/{}", self.bucket, self.prefix)
+        let shown = |bucket: &args::BucketPrefix| match bucket.directory.strip_suffix('/') {
+            Some(directory) => format!("{directory}={}", bucket.url()),
+            None => bucket.url(),
+        };
+        self.buckets.iter().map(shown).collect::<Vec<_>>().join(",")
+    }
+
+    /// The one that a command is about that takes no other.
+    pub(crate) fn first(&self) -> &args::BucketPrefix {
+        &self.buckets[0]
     }
 
     /// A mount on this path: that of a mount that was handed over is known late.
@@ -95,8 +103,8 @@ const MAX_CHUNK_BYTES: u64 = 1 << 30;
 
 /// Reads the arguments (the program's name first) and the environment, and checks everything.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Config, NotParsed> {
-    let args::Args { bucket, mountpoint, options } = parse_as(arguments)?;
-    validate(bucket, &mountpoint, options).map_err(NotParsed::Wrong)
+    let args::Args { buckets, mountpoint, options } = parse_as(arguments)?;
+    validate(buckets.0, &mountpoint, options).map_err(NotParsed::Wrong)
 }
 
 /// Parses the arguments. A variable without a value counts as not set, as in a systemd
@@ -142,7 +150,7 @@ fn not_parsed(error: &clap::Error) -> NotParsed {
 }
 
 pub(crate) fn validate(
-    bucket: args::BucketPrefix,
+    buckets: Vec<args::BucketPrefix>,
     mountpoint: &Path,
     options: args::MountArgs,
 ) -> Result<Config, String> {
@@ -177,8 +185,7 @@ pub(crate) fn validate(
         ));
     }
     Ok(Config {
-        bucket: bucket.name,
-        prefix: bucket.prefix,
+        buckets,
         mountpoint,
         descriptor,
         store: store_config(store)?,

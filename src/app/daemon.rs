@@ -15,8 +15,9 @@ use crate::base::layout::Layout;
 use crate::base::text::on_one_line;
 use crate::fs::{BucketFs, FsConfig, Ownership, ReadConfig};
 use crate::names::NamesConfig;
-use crate::stats::Stats;
+use crate::stats::{BucketCounts, Stats};
 use crate::store::ObjectStore;
+use crate::store::joined::{Branch, Joined};
 use crate::store::metered::Metered;
 use crate::store::retry::{RetryPolicy, Retrying};
 
@@ -137,11 +138,11 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), CommandError> {
         None => None,
     };
     let stats = Arc::new(Stats::default());
-    let store = bucket::open(config, &stats).await?;
+    let stores = bucket::open_all(config, &stats).await?;
     // From here on a signal must lead to an unmount.
     let mut signals = Signals::new()
         .map_err(|error| CommandError::failed(format!("signals cannot be received: {error}")))?;
-    let mut mount = ServedMount::mount(config, store, stats, handed_over)?;
+    let mut mount = ServedMount::mount(config, stores, stats, handed_over)?;
     let asked = mount.usable().await?;
     drop(still_starting);
     let _servers = mount.serve(port);
@@ -157,22 +158,40 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), CommandError> {
 /// would take 1.1 s and half again as many requests in vain (simulated: `names/asking/plan`).
 const PAGES_AT_ONCE: usize = 16;
 
-/// Stacks the layers between the kernel's requests and a store that tries once: measuring each
-/// request, retrying it, the file system. Their tasks run on the current runtime.
+/// Stacks the layers between the kernel's requests and stores that try once, one for each bucket:
+/// measuring each request, retrying it, joining several stores, the file system. Their tasks run on
+/// the current runtime.
 pub fn stack(
-    store: Arc<dyn ObjectStore>,
+    stores: Vec<Arc<dyn ObjectStore>>,
     config: &Config,
     stats: Arc<Stats>,
 ) -> std::io::Result<Arc<BucketFs>> {
-    let store: Arc<dyn ObjectStore> = Arc::new(Metered::new(store, stats.clone()));
     let policy = RetryPolicy {
         max_connections: config.cache.max_connections,
         deadline: config.cache.io_timeout,
         ..RetryPolicy::default()
     };
-    let store: Arc<dyn ObjectStore> = Arc::new(Retrying::new(store, policy, stats.clone()));
+    let branches = config.buckets.iter().zip(stores).map(|(bucket, store)| {
+        let store: Arc<dyn ObjectStore> = Arc::new(Metered::new(store, stats.clone()));
+        let store: Arc<dyn ObjectStore> = Arc::new(Retrying::new(store, policy, stats.clone()));
+        let (directory, prefix) = (bucket.directory.clone(), bucket.prefix.clone());
+        let source = bucket.url();
+        let counts = BucketCounts { directory: directory.clone(), source, ..Default::default() };
+        Branch { directory, prefix, store, counts: Arc::new(counts) }
+    });
+    let mut branches: Vec<_> = branches.collect();
+    let is_root = |branch: &mut Branch| branch.directory.is_empty();
+    let (store, root_prefix) = if let Some(Branch { store, prefix, .. }) = branches.pop_if(is_root)
+    {
+        (store, prefix)
+    } else {
+        // Set once: a mount is stacked once.
+        let _ = stats.buckets.set(branches.iter().map(|branch| branch.counts.clone()).collect());
+        let joined: Arc<dyn ObjectStore> = Arc::new(Joined::new(branches));
+        (joined, String::new())
+    };
     let names = NamesConfig {
-        root_prefix: config.prefix.clone(),
+        root_prefix,
         metadata_ttl: config.names.metadata_ttl,
         negative_ttl: config.names.negative_ttl,
         listings_bytes: usize::try_from(config.names.budget_bytes).unwrap_or(usize::MAX),

@@ -30,7 +30,7 @@ pub(crate) async fn run(config: &Config, quick: bool) -> Diagnosis {
     if let Some(url) = &config.store.endpoint_url {
         connection::way(url, &mut report).await;
     }
-    let store = match daemon::open_bucket(config, &Arc::default()).await {
+    let store = match daemon::open_bucket(config, config.first(), &Arc::default()).await {
         Ok(store) => store,
         Err(error) => {
             connection::refused(config, &error, &mut report).await;

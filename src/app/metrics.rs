@@ -25,6 +25,7 @@ use tokio::time::timeout;
 
 use crate::app::command_error::CommandError;
 use crate::app::config::Config;
+use crate::app::config::args::BucketPrefix;
 use crate::app::exit::Exit;
 use crate::app::task;
 use crate::base::proc::resident_bytes;
@@ -56,10 +57,13 @@ pub(crate) struct Exporter {
 
 impl Exporter {
     pub(crate) fn new(fs: Arc<BucketFs>, config: &Config, mountpoint: &Path) -> Self {
+        let listed = |of: fn(&BucketPrefix) -> &String| {
+            config.buckets.iter().map(of).map(String::as_str).collect::<Vec<_>>().join(",")
+        };
         let info = [
             ("version", crate::VERSION.to_owned()),
-            ("bucket", config.bucket.clone()),
-            ("prefix", config.prefix.clone()),
+            ("bucket", listed(|bucket| &bucket.name)),
+            ("prefix", listed(|bucket| &bucket.prefix)),
             ("mountpoint", mountpoint.display().to_string()),
         ];
         Self { fs, info: Arc::new(info), started: SystemTime::now() }
@@ -75,6 +79,7 @@ impl Exporter {
         out.sample("fasts3_mount_info", &info, 1);
         out.counters(stats);
         out.store(stats);
+        out.buckets(stats);
         out.kernel(stats);
         let (used, budget) = self.fs.memory_bytes();
         out.gauge("fasts3_memory_used_bytes", "Object bytes that are held or awaited.", used);
@@ -168,6 +173,17 @@ impl Text {
         let help = "From asking for a range of an object to its first byte, retries included.";
         self.family(name, "histogram", help);
         self.histogram(name, &[], &stats.first_byte.counts());
+    }
+
+    /// One bucket's requests are all requests.
+    fn buckets(&mut self, stats: &Stats) {
+        let name = "fasts3_bucket_requests_total";
+        self.family(name, "counter", "Requests to each of several buckets, retries not counted.");
+        for bucket in stats.buckets.get().into_iter().flatten() {
+            let directory = ("directory", bucket.directory.trim_end_matches('/'));
+            self.sample(name, &[directory, ("outcome", "answered")], bucket.answered.get());
+            self.sample(name, &[directory, ("outcome", "failed")], bucket.failed.get());
+        }
     }
 
     fn kernel(&mut self, stats: &Stats) {

@@ -174,7 +174,7 @@ impl Daemon {
                 log.push_str(&line);
                 log.push('\n');
                 drop(log);
-                if line.contains("mounted s3://") {
+                if line.contains("mounted ") && line.contains("s3://") {
                     let _ = said.send(());
                 }
             }

@@ -27,5 +27,6 @@ mod panics;
 mod read_only;
 mod reads;
 mod service;
+mod several;
 mod stores;
 mod xattrs;

@@ -70,6 +70,10 @@ pub(super) fn text(status: &Status) -> String {
         let latency = latency(&requests.took);
         line(kind, format!("{outcomes}; {} in flight{latency}", requests.in_flight));
     }
+    for (directory, bucket) in &status.buckets {
+        let (answered, failed) = (bucket.answered, bucket.failed);
+        line("bucket", format!("{directory}: {answered} requests answered, {failed} failed"));
+    }
     line("first byte", latency(&status.first_byte).trim_start_matches("; ").to_owned());
     line(
         "trouble",

@@ -34,9 +34,10 @@ Each has its own --help.";
 #[command(name = "fasts3-mount", version = crate::VERSION, max_term_width = 100)]
 #[command(after_help = COMMANDS)]
 pub(crate) struct Args {
-    /// Bucket to mount: bucket, bucket/prefix or s3://bucket/prefix/
+    /// Bucket to mount: bucket, bucket/prefix or s3://bucket/prefix/; or several, each in a
+    /// directory: images=s3://a/train,labels=s3://b
     #[arg(value_name = "BUCKET")]
-    pub(crate) bucket: BucketPrefix,
+    pub(crate) buckets: Buckets,
 
     /// Existing directory to mount on; or /dev/fd/N, a mount that the calling process has made
     #[arg(value_name = "MOUNTPOINT")]
@@ -236,9 +237,51 @@ pub(super) struct ProcessArgs {
     pub(super) daemon: bool,
 }
 
-/// A bucket, and the prefix that is the root of the mount.
+/// One bucket that is the root of the mount, or several in directories of the root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Buckets(pub(super) Vec<BucketPrefix>);
+
+impl FromStr for Buckets {
+    type Err = String;
+
+    /// In one word, because a bucket is one word wherever it is written: in units, in fstab.
+    fn from_str(text: &str) -> Result<Self, String> {
+        /// The name of a directory, if the text begins with one. No bucket has a `=`, and the one
+        /// of a prefix is behind a slash.
+        fn named(text: &str) -> Option<(&str, &str)> {
+            text.split_once('=').filter(|(name, _)| !name.contains('/'))
+        }
+
+        if named(text).is_none() {
+            return Ok(Self(vec![text.parse()?]));
+        }
+        let mut parts: Vec<String> = Vec::new();
+        for part in text.split(',') {
+            match parts.last_mut() {
+                // A comma of a prefix.
+                Some(last) if named(part).is_none() => *last = format!("{last},{part}"),
+                _ => parts.push(part.to_owned()),
+            }
+        }
+        let mut buckets: Vec<BucketPrefix> = Vec::new();
+        for part in &parts {
+            let (name, bucket) =
+                named(part).ok_or_else(|| format!("{part:?} needs a directory: NAME={part}"))?;
+            let directory = root_prefix(name)?;
+            if directory.is_empty() || buckets.iter().any(|other| other.directory == directory) {
+                return Err(format!("each bucket needs a directory of its own, not {name:?}"));
+            }
+            buckets.push(BucketPrefix { directory, ..bucket.parse()? });
+        }
+        Ok(Self(buckets))
+    }
+}
+
+/// A bucket, and the prefix below which its keys are shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct BucketPrefix {
+    /// Its place in the root of the mount: empty, or a name and a `/`.
+    pub(crate) directory: String,
     pub(crate) name: String,
     /// Empty, or ends with `/`.
     pub(crate) prefix: String,
@@ -277,7 +320,14 @@ impl FromStr for BucketPrefix {
                  beginning and ending with a letter or digit"
             ));
         }
-        Ok(Self { name: name.to_owned(), prefix: root_prefix(prefix)? })
+        Ok(Self { directory: String::new(), name: name.to_owned(), prefix: root_prefix(prefix)? })
+    }
+}
+
+impl BucketPrefix {
+    /// `s3://bucket/prefix/`
+    pub(crate) fn url(&self) -> String {
+        format!("s3://{}/{}", self.name, self.prefix)
     }
 }
 
@@ -447,6 +497,32 @@ mod tests {
     }
 
     #[test]
+    fn several_buckets_are_one_word_with_a_directory_for_each() {
+        for (text, want) in [
+            ("data/date=1,x", Some(vec!["", "s3://data/date=1,x/"])),
+            ("a=s3://data/p,b=data", Some(vec!["a/", "s3://data/p/", "b/", "s3://data/"])),
+            ("a=data/x=1,y,b=data", Some(vec!["a/", "s3://data/x=1,y/", "b/", "s3://data/"])),
+            ("a=data", Some(vec!["a/", "s3://data/"])),
+            ("a=data,a=more", None),
+            ("a=data,b=", None),
+            ("=data", None),
+            ("..=data", None),
+            ("data,a=more", None),
+        ] {
+            let parsed = text.parse::<Buckets>();
+            let shown = parsed.as_ref().ok().map(|buckets| {
+                let parts = buckets.0.iter().map(|one| [one.directory.clone(), one.url()]);
+                parts.flatten().collect::<Vec<_>>()
+            });
+            assert_eq!(
+                shown,
+                want.map(|want| want.into_iter().map(str::to_owned).collect()),
+                "{text}: {parsed:?}"
+            );
+        }
+    }
+
+    #[test]
     fn sizes_mean_what_they_say() {
         for (text, want) in [
             ("128KiB", Some(128 << 10)),
@@ -597,8 +673,7 @@ mod tests {
                 line.extend(["--", "s3://bucket/a", "/m"].map(str::to_owned));
                 match crate::app::config::parse(line.iter().map(Into::into)) {
                     Ok(config) => {
-                        prop_assert_eq!(&config.bucket, "bucket");
-                        prop_assert_eq!(&config.prefix, "a/");
+                        prop_assert_eq!(config.source(), "s3://bucket/a/");
                         prop_assert_eq!(&config.mountpoint, std::path::Path::new("/m"));
                         prop_assert!(config.cache.chunk_bytes <= config.memory_budget_bytes);
                     }

@@ -11,7 +11,7 @@ use crate::base::layout::Layout;
 use crate::base::proc::resident_bytes;
 use crate::fs::BucketFs;
 use crate::fuse::{Access, MountOptions};
-use crate::stats::{Busiest, Durations, Operation, Outcome, RequestKind, Snapshot};
+use crate::stats::{BucketCounts, Busiest, Durations, Operation, Outcome, RequestKind, Snapshot};
 
 /// More than `top` shows, because it shows those that were busy between two answers.
 const BUSIEST: usize = 100;
@@ -22,6 +22,8 @@ pub(crate) struct Status {
     pub(crate) uptime_seconds: f64,
     pub(crate) totals: Totals,
     pub(crate) requests: BTreeMap<String, RequestTotals>,
+    /// Of several buckets, by directory.
+    pub(crate) buckets: BTreeMap<String, BucketTotals>,
     /// From asking for a range to its first byte.
     pub(crate) first_byte: Durations,
     pub(crate) operations: BTreeMap<String, OperationTotals>,
@@ -113,6 +115,22 @@ pub(crate) struct RequestTotals {
     pub(crate) took: Durations,
 }
 
+/// What became of the requests to a bucket, retries not counted.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct BucketTotals {
+    pub(crate) source: String,
+    pub(crate) answered: u64,
+    pub(crate) failed: u64,
+}
+
+impl BucketTotals {
+    fn of(counts: &Arc<BucketCounts>) -> (String, Self) {
+        let (answered, failed) = (counts.answered.get(), counts.failed.get());
+        let directory = counts.directory.trim_end_matches('/').to_owned();
+        (directory, Self { source: counts.source.clone(), answered, failed })
+    }
+}
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct OperationTotals {
     pub(crate) in_flight: u64,
@@ -152,6 +170,7 @@ impl Status {
                 resident_bytes: resident_bytes().unwrap_or_default(),
             },
             requests: requests.into_iter().collect(),
+            buckets: stats.buckets.get().into_iter().flatten().map(BucketTotals::of).collect(),
             first_byte: stats.first_byte.counts(),
             operations: operations.into_iter().collect(),
             errors: errors.map(|(errno, count)| (errno.to_owned(), count)).collect(),

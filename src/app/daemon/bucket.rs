@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::app::command_error::CommandError;
 use crate::app::config::Config;
+use crate::app::config::args::BucketPrefix;
 use crate::app::exit::Exit;
 use crate::stats::Stats;
 use crate::store::s3::S3Store;
@@ -18,18 +20,53 @@ const LIMIT: Duration = Duration::from_secs(9);
 const RETRY_FOR: Duration = Duration::from_secs(3);
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
 
+/// Opens the buckets of a mount, all at once. One of several that does not answer is no reason not
+/// to mount the others.
+pub(super) async fn open_all(
+    config: &Config,
+    stats: &Arc<Stats>,
+) -> Result<Vec<S3Store>, CommandError> {
+    let opened = join_all(config.buckets.iter().map(|bucket| open(config, bucket, stats))).await;
+    let is_all_lost = opened.iter().all(Result::is_err);
+    let mut stores = Vec::new();
+    for (bucket, opened) in config.buckets.iter().zip(opened) {
+        stores.push(match opened {
+            Err(error) if !is_all_lost => {
+                // This sends no request.
+                let connected = S3Store::connect_in(&bucket.name, &config.store, None, stats).await;
+                let Ok(store) = connected else { return Err(error) };
+                let (directory, sentence) = (&bucket.directory, error.sentence);
+                tracing::warn!(
+                    "{directory} answers with errors until its bucket is there: {sentence}"
+                );
+                store
+            }
+            opened => opened?,
+        });
+    }
+    Ok(stores)
+}
+
 /// Returns a store that has answered a listing of one key.
-pub(crate) async fn open(config: &Config, stats: &Arc<Stats>) -> Result<S3Store, CommandError> {
+pub(crate) async fn open(
+    config: &Config,
+    bucket: &BucketPrefix,
+    stats: &Arc<Stats>,
+) -> Result<S3Store, CommandError> {
     let named = config.store.endpoint_url.as_deref().unwrap_or("AWS");
-    timeout(LIMIT, open_anywhere(config, stats)).await.unwrap_or_else(|_elapsed| {
+    timeout(LIMIT, open_anywhere(config, bucket, stats)).await.unwrap_or_else(|_elapsed| {
         let silence = format!("nothing came within {} s", LIMIT.as_secs());
-        Err(not_opened(StoreError::TimedOut(silence), &config.bucket, named))
+        Err(not_opened(StoreError::TimedOut(silence), &bucket.name, named))
     })
 }
 
 /// Tries the configured region first, and then once the one that the bucket names.
-async fn open_anywhere(config: &Config, stats: &Arc<Stats>) -> Result<S3Store, CommandError> {
-    let (store, told) = match open_in(config, None, stats).await? {
+async fn open_anywhere(
+    config: &Config,
+    bucket: &BucketPrefix,
+    stats: &Arc<Stats>,
+) -> Result<S3Store, CommandError> {
+    let (store, told) = match open_in(config, bucket, None, stats).await? {
         Opened::Here(store) => return Ok(store),
         Opened::Elsewhere(store, told) => (store, told),
     };
@@ -37,13 +74,13 @@ async fn open_anywhere(config: &Config, stats: &Arc<Stats>) -> Result<S3Store, C
         Some(region) => Some(region),
         None => store.bucket_region().await,
     };
-    let bucket = &config.bucket;
-    let elsewhere = |region| not_opened(StoreError::WrongRegion(region), bucket, store.endpoint());
+    let name = &bucket.name;
+    let elsewhere = |region| not_opened(StoreError::WrongRegion(region), name, store.endpoint());
     let Some(region) = region.filter(|region| region != store.region()) else {
         return Err(elsewhere(None));
     };
-    tracing::info!("bucket {bucket} is in {region}, not in {}: asking there", store.region());
-    match open_in(config, Some(&region), stats).await? {
+    tracing::info!("bucket {name} is in {region}, not in {}: asking there", store.region());
+    match open_in(config, bucket, Some(&region), stats).await? {
         Opened::Here(store) => Ok(store),
         Opened::Elsewhere(_, told) => Err(elsewhere(told.or(Some(region)))),
     }
@@ -57,20 +94,21 @@ enum Opened {
 
 async fn open_in(
     config: &Config,
+    bucket: &BucketPrefix,
     region: Option<&str>,
     stats: &Arc<Stats>,
 ) -> Result<Opened, CommandError> {
     let named = config.store.endpoint_url.as_deref().unwrap_or("AWS");
-    let store = S3Store::connect_in(&config.bucket, &config.store, region, stats)
+    let store = S3Store::connect_in(&bucket.name, &config.store, region, stats)
         .await
-        .map_err(|error| not_opened(error, &config.bucket, named))?;
+        .map_err(|error| not_opened(error, &bucket.name, named))?;
     let retry_until = Instant::now() + RETRY_FOR;
     let mut signed_anew = false;
     loop {
-        let failure = match store.probe(&config.prefix).await {
+        let failure = match store.probe(&bucket.prefix).await {
             Ok(found) => {
                 if !found {
-                    tracing::warn!("s3://{}/{} holds nothing yet", config.bucket, config.prefix);
+                    tracing::warn!("{} holds nothing yet", bucket.url());
                 }
                 return Ok(Opened::Here(store));
             }
@@ -84,7 +122,7 @@ async fn open_in(
             error => error.is_transient(),
         };
         if !transient || Instant::now() + RETRY_PAUSE >= retry_until {
-            return Err(not_opened(failure, &config.bucket, store.endpoint()));
+            return Err(not_opened(failure, &bucket.name, store.endpoint()));
         }
         tracing::debug!(?failure, "the first listing failed, trying again");
         sleep(RETRY_PAUSE).await;

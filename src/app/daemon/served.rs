@@ -1,5 +1,6 @@
 //! A mount that is served: how it is made, becomes usable, is announced, and ends.
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use crate::app::task::Task;
 use crate::fs::BucketFs;
 use crate::fuse::{self, Expired, HandedOver, MountOptions, Mounted};
 use crate::stats::Stats;
+use crate::store::ObjectStore;
 use crate::store::s3::S3Store;
 
 /// After a lazy unmount, files that are still open are served for this time.
@@ -47,14 +49,17 @@ impl<'a> ServedMount<'a> {
     /// Assembles the layers and mounts, or takes the mount that was handed over.
     pub(super) fn mount(
         config: &'a Config,
-        store: S3Store,
+        stores: Vec<S3Store>,
         stats: Arc<Stats>,
         handed_over: Option<HandedOver>,
     ) -> Result<Self, CommandError> {
         let seen_at = handed_over.as_ref().and_then(|mount| mount.mountpoint.clone());
         let options = config.mount_options(seen_at.unwrap_or_else(|| config.mountpoint.clone()));
-        let (endpoint, region) = (store.endpoint().to_owned(), store.region().to_owned());
-        let fs = stack(Arc::new(store), config, stats).map_err(|error| {
+        let endpoint = stores.first().map(|store| store.endpoint().to_owned()).unwrap_or_default();
+        let regions: BTreeSet<_> = stores.iter().map(S3Store::region).collect();
+        let region = regions.into_iter().collect::<Vec<_>>().join(",");
+        let stores = stores.into_iter().map(|store| Arc::new(store) as Arc<dyn ObjectStore>);
+        let fs = stack(stores.collect(), config, stats).map_err(|error| {
             CommandError::failed(format!(
                 "no address space for the cache ({error}): raise `ulimit -v`, LimitAS= of a unit \
                  or vm.overcommit_ratio, or lower --memory-budget"

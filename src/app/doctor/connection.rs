@@ -117,7 +117,7 @@ pub(super) async fn refused(config: &Config, error: &CommandError, report: &mut 
     }
     // This sends no request.
     let stats = std::sync::Arc::default();
-    let connected = S3Store::connect_in(&config.bucket, &config.store, None, &stats);
+    let connected = S3Store::connect_in(&config.first().name, &config.store, None, &stats);
     let Ok(Ok(store)) = timeout(LONGEST_STEP, connected).await else { return };
     credentials(&store, report).await;
     clock(&store, report).await;
@@ -126,7 +126,7 @@ pub(super) async fn refused(config: &Config, error: &CommandError, report: &mut 
 /// Findings from the first answer of the store.
 pub(super) async fn made(config: &Config, store: &S3Store, report: &mut Diagnosis) {
     let endpoint = store.endpoint();
-    report.ok("bucket", format!("{endpoint} answers for {}", config.bucket));
+    report.ok("bucket", format!("{endpoint} answers for {}", config.first().name));
     if url(store).starts_with("http:") {
         report.ok("TLS", "not used: data and names can be read on the way");
     } else if config.store.no_verify_tls {
@@ -202,7 +202,7 @@ pub(super) async fn condition(store: &S3Store, key: &str, report: &mut Diagnosis
 }
 
 async fn encoding(config: &Config, store: &S3Store, report: &mut Diagnosis) {
-    match ask(|| store.encodes_keys(&config.prefix)).await.0 {
+    match ask(|| store.encodes_keys(&config.first().prefix)).await.0 {
         Ok(true) => report.ok("encoding", "listings are URL-encoded as asked for"),
         Ok(false) => report.slow(
             "encoding",

@@ -36,7 +36,7 @@ impl Scope {
     pub(super) fn new(config: &Config, max_connections: usize, quick: bool) -> Self {
         let time = Duration::from_millis(if quick { 200 } else { 1000 });
         Self {
-            prefix: config.prefix.clone(),
+            prefix: config.first().prefix.clone(),
             part_bytes: config.cache.part_bytes,
             max_connections,
             limits: LoadLimits { time, longest: LONGEST_LOAD, requests: MOST_REQUESTS },
