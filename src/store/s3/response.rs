@@ -234,9 +234,8 @@ impl Refusal {
             _ => {}
         }
         match self.status {
-            301 | 302 | 303 | 307 | 308 if self.region.is_some() || self.leads_to_aws() => {
-                StoreError::WrongRegion(self.region)
-            }
+            // Those that name a place to go to are followed.
+            301 | 302 | 303 | 307 | 308 => StoreError::WrongRegion(self.region),
             // A HEAD has no body, so a wrong region and a stale token look alike.
             400 if self.code.is_empty() && self.region.is_some() => {
                 StoreError::WrongRegion(self.region)
