@@ -142,7 +142,8 @@ impl Names {
             let now = now();
             if position.is_none() {
                 let page_keys = self.config.page_keys;
-                let ahead = state.known.directories.walked_to(&prefix, page_keys, now);
+                let together = !state.flat_denied;
+                let ahead = state.known.directories.walked_to(&prefix, page_keys, together, now);
                 self.list_ahead(&mut state, ahead.unwrap_or_default(), now);
                 self.refresh(&mut state, &prefix, now);
             }
@@ -232,6 +233,8 @@ impl Names {
     /// has one open keeps reading the version that it names. Returns the directories that the
     /// kernel knows.
     pub fn drop_names(&self) -> Vec<Ino> {
+        // The policy may be another by now.
+        self.state.lock().flat_denied = false;
         let mut known = self.known();
         known.directories.drop_all_names();
         known.inodes.directories().collect()

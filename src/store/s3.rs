@@ -105,7 +105,7 @@ impl S3Store {
         &self.endpoint
     }
 
-    /// Asks for one key under a prefix, once; `true` if there is any.
+    /// Asks for one key or directory under a prefix, once; `true` if there is any.
     pub async fn probe(&self, prefix: &str) -> Result<bool, StoreError> {
         let page = self.page(&one_key(prefix)).await?;
         let page = page::read(&page, prefix)?;
@@ -281,7 +281,8 @@ const HEAD_BUCKET: RequestFields<'_> =
 fn one_key(prefix: &str) -> ListRequest {
     ListRequest {
         prefix: prefix.to_owned(),
-        delimited: false,
+        // Policies may allow no other listing.
+        delimited: true,
         from: ListFrom::Start,
         max_keys: 1,
         any_order: false,

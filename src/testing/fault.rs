@@ -39,6 +39,8 @@ pub struct Call<'a> {
     pub key: &'a str,
     /// The range of a GET; empty for other calls.
     pub range: &'a Range<u64>,
+    /// A listing without a delimiter.
+    pub flat: bool,
     /// The number of calls before this one.
     pub number: u64,
 }
@@ -148,6 +150,7 @@ impl FaultyStore {
         operation: Operation,
         key: &str,
         range: &Range<u64>,
+        flat: bool,
     ) -> Result<Fault, StoreError> {
         let number = {
             let mut script = self.script.lock();
@@ -167,7 +170,7 @@ impl FaultyStore {
         };
         let fault = match (scripted, hook) {
             (Some((_, fault)), _) => fault,
-            (None, Some(hook)) => hook(&Call { operation, key, range, number }),
+            (None, Some(hook)) => hook(&Call { operation, key, range, flat, number }),
             (None, None) => Fault::None,
         };
         match fault {
@@ -211,7 +214,8 @@ impl FaultyStore {
 #[async_trait]
 impl ObjectStore for FaultyStore {
     async fn list_page(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
-        let fault = self.fault(Operation::List, &request.prefix, &(0..0)).await?;
+        let flat = !request.delimited;
+        let fault = self.fault(Operation::List, &request.prefix, &(0..0), flat).await?;
         let mut request = request.clone();
         if let ListFrom::Token { token, .. } = &request.from {
             let leads_to = self.script.lock().tokens.get(token).cloned();
@@ -224,7 +228,7 @@ impl ObjectStore for FaultyStore {
     }
 
     async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
-        self.fault(Operation::Head, key, &(0..0)).await?;
+        self.fault(Operation::Head, key, &(0..0), false).await?;
         self.below.head(key).await
     }
 
@@ -234,7 +238,7 @@ impl ObjectStore for FaultyStore {
         range: Range<u64>,
         into: &mut dyn Destination,
     ) -> Result<(), StoreError> {
-        let fault = self.fault(Operation::Get, &version.key, &range).await?;
+        let fault = self.fault(Operation::Get, &version.key, &range, false).await?;
         let Fault::BreakAfter(bytes, error) = fault else {
             return self.below.get_range(version, range, into).await;
         };

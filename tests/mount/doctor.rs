@@ -217,6 +217,12 @@ fn faults_of_names() -> Vec<Case> {
         };
         Rule::new(matches, fault)
     };
+    let undelimited = |fault: Fault| {
+        let matches = |request: &RequestHead| {
+            request.kind() == Kind::List && request.query("delimiter").is_none()
+        };
+        Rule::new(matches, fault)
+    };
     let denied = Fault::Status { status: 403, code: "AccessDenied".to_owned() };
     let ignored = ["start-after is not honoured", "one page after the other"];
     vec![
@@ -232,12 +238,14 @@ fn faults_of_names() -> Vec<Case> {
             ["a listing from the middle fails", "the store hangs"],
             76,
         ),
+        // No directory of a mount could be listed.
+        case(delimited(denied.clone()), "bucket", "wrong", ["is denied", "s3:ListBucket"], 77),
         case(
-            delimited(denied),
-            "directories",
-            "wrong",
-            ["directories cannot be listed: access denied", "must allow"],
-            76,
+            undelimited(denied),
+            "policy",
+            "slow",
+            ["listings without a delimiter are denied", "without the condition s3:delimiter"],
+            0,
         ),
         case(
             Rule::on_list(Fault::IgnoreEncodingType),

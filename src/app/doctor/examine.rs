@@ -65,9 +65,9 @@ async fn examine(
     readable: &mut Option<ObjectVersion>,
     report: &mut Diagnosis,
 ) {
-    let Some(entries) = behaviour::listings(store, &scope.prefix, report).await else { return };
-    let told = behaviour::told(store, &entries).await;
-    let listed = entries.iter().filter_map(|entry| match entry {
+    let Some(pages) = behaviour::listings(store, &scope.prefix, report).await else { return };
+    let told = behaviour::told(store, &pages.entries).await;
+    let listed = pages.entries.iter().filter_map(|entry| match entry {
         ListEntry::Object(meta) => Some(meta),
         ListEntry::Untold(_) | ListEntry::Prefix(_) => None,
     });
@@ -84,7 +84,7 @@ async fn examine(
         report.slow("objects", "there is no object that can be read, so reads were not tried");
     }
     // Speed comes last: if the time runs out, the checks of behaviour have been made.
-    speed::pages(store, scope, &entries, report).await;
+    speed::pages(store, scope, &pages, report).await;
     if let Some(version) = readable {
         speed::first_bytes(store, version, report).await;
         speed::bandwidth(store, scope, version, report).await;

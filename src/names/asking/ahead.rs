@@ -65,8 +65,13 @@ impl AheadRun {
             let page = match self.page(from).await {
                 Ok(page) => page,
                 Err(error) => {
-                    if matches!(error, StoreError::Nonsense(Nonsense::Unordered(_))) {
-                        self.names.state.lock().found_out(ListingOrder::Unordered);
+                    match error {
+                        StoreError::Nonsense(Nonsense::Unordered(_)) => {
+                            self.names.state.lock().found_out(ListingOrder::Unordered);
+                        }
+                        // The parent's own listing was allowed.
+                        StoreError::Denied(_) => self.names.state.lock().flat_is_denied(),
+                        _ => {}
                     }
                     tracing::debug!(directory = &*self.parent, %error, "listing ahead failed");
                     break;

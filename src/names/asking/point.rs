@@ -5,6 +5,10 @@
 //! keys below it, without a delimiter, which proves the directories on the way to its first key and
 //! lists a small tree whole ([`Flat`]); and, for the next component in a large tree, the first page
 //! of the directory itself.
+//!
+//! A policy may deny some of them: listings without a delimiter, those of other prefixes than
+//! some, and the HEAD of a key that does not exist. The listing of the parent, which is allowed
+//! where there is anything to see, then answers instead.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -15,9 +19,10 @@ use tokio::time::timeout;
 
 use super::flat::{Flat, Proved};
 use super::plan::{ListingOrder, ListingPlan};
-use super::shared::{Names, PointLookup, PointOutcome, State, now};
+use super::shared::{Names, PointLookup, PointOutcome, State, now, shut_down};
+use crate::errno::FsError;
 use crate::names::entries::{Assembly, EntryRun, Inode, Rest};
-use crate::names::known::{Directory, Expiry, ListingWriter, PointAnswer};
+use crate::names::known::{Directory, Expiry, ListingWriter, PointAnswer, ScanFrom, Shown};
 use crate::names::rules;
 use crate::store::{ListPage, ListRequest, Nonsense, ObjectStore, StoreError, check_page};
 
@@ -27,10 +32,21 @@ const LEAST_PATIENCE: Duration = Duration::from_millis(2);
 
 struct StoreAnswer {
     found: Option<Inode>,
-    /// The first page of all keys below it.
-    flat: ListPage,
+    /// The first page of all keys below it, unless that is denied.
+    flat: Option<ListPage>,
     /// The first page of the directory.
     own: Option<ListPage>,
+    /// No key below it may be listed: what was found may be hidden by a directory (N3).
+    is_doubtful: bool,
+}
+
+/// How a lookup asks.
+#[derive(Clone, Copy)]
+struct LookupScope {
+    /// Pages of this many keys to learn from; else one key, in whatever order the store lists.
+    page_keys: Option<u16>,
+    /// All keys below it, without a delimiter, may be asked for.
+    flat: bool,
 }
 
 impl Names {
@@ -57,10 +73,11 @@ impl Names {
             || state.order == ListingOrder::Unordered
             || state.known.directories.begins_with_files(prefix, now);
         let page_keys = (!is_alone).then_some(self.config.page_keys);
+        let scope = LookupScope { page_keys, flat: !state.flat_denied };
         let epoch = state.known.directories.epoch();
         let (lookup, outcome) = PointLookup::new(epoch);
         state.lookups.insert(key.clone(), lookup.clone());
-        tokio::spawn(self.clone().look_up(prefix.clone(), key, page_keys, (now, epoch), outcome));
+        tokio::spawn(self.clone().look_up(prefix.clone(), key, scope, (now, epoch), outcome));
         if !is_listed && state.known.directories.with(prefix, Directory::missed) {
             self.listing_under_way(state, prefix, now);
         }
@@ -71,41 +88,100 @@ impl Names {
         self: Arc<Self>,
         prefix: Arc<str>,
         key: String,
-        mut page_keys: Option<u16>,
+        mut scope: LookupScope,
         (asked, epoch): (Instant, u64),
         outcome: watch::Sender<Option<PointOutcome>>,
     ) {
-        let mut answer = ask(&self.store, &key, page_keys).await;
+        let mut answer = ask(&self.store, &key, scope).await;
         if matches!(answer, Err(StoreError::Nonsense(Nonsense::Unordered(_)))) {
             self.state.lock().found_out(ListingOrder::Unordered);
-            page_keys = None;
-            answer = ask(&self.store, &key, page_keys).await;
+            scope.page_keys = None;
+            answer = ask(&self.store, &key, scope).await;
         }
+        let by_listing = match &answer {
+            // A file that is there is one that may not be read.
+            Err(StoreError::Denied(_)) => {
+                Some(self.by_listing(&prefix, &key, epoch).await.and_then(|point| {
+                    if point.is_file() { Err(FsError::Denied) } else { Ok(point) }
+                }))
+            }
+            Ok(StoreAnswer { found, is_doubtful: true, .. }) => {
+                let listed = self.by_listing(&prefix, &key, epoch).await;
+                let is_denied = matches!(listed, Err(FsError::Denied));
+                Some(listed).filter(|_| found.is_none() || !is_denied)
+            }
+            _ => None,
+        };
         let mut state = self.state.lock();
         if state.lookups.get(&key).is_some_and(|lookup| lookup.epoch == epoch) {
             state.lookups.remove(&key);
         }
-        let point = answer.map(|StoreAnswer { found, flat, own }| {
-            let ttl = match found {
-                Some(_) => self.config.metadata_ttl,
-                None => Some(self.config.negative_ttl),
-            };
-            let found = found.map(|inode| (state.known.number(&inode), inode));
-            let point = PointAnswer { found, expiry: Expiry::after(asked, ttl), epoch };
-            if state.known.directories.is_current(&prefix, epoch) {
-                state.known.points.put(key, point.clone());
-            }
-            if let (Some((_, Inode::Directory(below))), Some(_)) = (&point.found, page_keys) {
-                let mut learning = Learning { names: &self, state: &mut state, asked, epoch };
-                learning.learn_flat_page(below, flat);
-                if let Some(own) = own {
-                    learning.learn_own_page(below, own);
-                }
-            }
-            point
+        let point = by_listing.unwrap_or_else(|| {
+            Ok(self.believe(&mut state, &prefix, key, answer?, scope, (asked, epoch)))
         });
         drop(state);
         outcome.send_replace(Some(point));
+    }
+
+    /// Takes in an answer, and all that it shows beside the key.
+    fn believe(
+        &self,
+        state: &mut State,
+        prefix: &Arc<str>,
+        key: String,
+        answer: StoreAnswer,
+        scope: LookupScope,
+        (asked, epoch): (Instant, u64),
+    ) -> PointAnswer {
+        let StoreAnswer { found, flat, own, .. } = answer;
+        let ttl = match found {
+            Some(_) => self.config.metadata_ttl,
+            None => Some(self.config.negative_ttl),
+        };
+        let found = found.map(|inode| (state.known.number(&inode), inode));
+        let point = PointAnswer { found, expiry: Expiry::after(asked, ttl), epoch };
+        if state.known.directories.is_current(prefix, epoch) {
+            state.known.points.put(key, point.clone());
+        }
+        if scope.flat && flat.is_none() && own.is_some() {
+            state.flat_is_denied();
+        }
+        if let (Some((_, Inode::Directory(below))), Some(_)) = (&point.found, scope.page_keys) {
+            let mut learning = Learning { names: self, state, asked, epoch };
+            if let Some(flat) = flat {
+                learning.learn_flat_page(below, flat);
+            }
+            if let Some(own) = own {
+                learning.learn_own_page(below, own);
+            }
+        }
+        point
+    }
+
+    /// What the parent's listing says of a key that may not be asked for by itself.
+    async fn by_listing(
+        self: &Arc<Self>,
+        prefix: &Arc<str>,
+        key: &str,
+        epoch: u64,
+    ) -> PointOutcome {
+        let progress = self.listing_under_way(&mut self.state.lock(), prefix, now());
+        let (mut cell, expiry) = (progress.cell, progress.expiry);
+        let name = &key.as_bytes()[prefix.len()..];
+        let behind = ScanFrom::Behind { name: name.to_vec(), is_directory: true };
+        let is_passed = |shown: &Shown| {
+            shown.outcome.is_some() || behind.index(&shown.listing) < shown.listing.len()
+        };
+        let shown = cell.wait_for(is_passed).await.map_err(|_died| shut_down())?;
+        let found = match &shown.outcome {
+            Some(Err(error)) => return Err(error.clone()),
+            Some(Ok(listing)) => listing.find_inode(name),
+            None => shown.listing.find_inode(name),
+        };
+        if matches!(found, Some((_, Inode::Untold(_)))) {
+            return Err(FsError::Denied);
+        }
+        Ok(PointAnswer { found, expiry, epoch })
     }
 
     /// Believes a directory that answers to requests from `asked`, in `epoch`, show whole.
@@ -205,59 +281,74 @@ impl Learning<'_> {
 }
 
 /// Asks the store what a key is, with all requests at once. The directory wins (N3), so the answer
-/// of the listing decides, and is enough if it has found a key. With `page_keys` it also asks for
-/// pages of `page_keys` keys to learn from.
+/// of the listing decides, and is enough if it has found a key.
 async fn ask(
     store: &Arc<dyn ObjectStore>,
     key: &str,
-    page_keys: Option<u16>,
+    LookupScope { page_keys, flat }: LookupScope,
 ) -> Result<StoreAnswer, StoreError> {
     let started = tokio::time::Instant::now();
     let below = rules::directory_prefix(key);
-    let own = below.clone().zip(page_keys).map(|(prefix, keys)| {
+    let own = below.clone().zip(page_keys).filter(|_| flat).map(|(prefix, keys)| {
         let store = store.clone();
         // A task, because to cancel a request costs its connection.
         tokio::spawn(async move { first_page(&*store, &prefix, true, Some(keys)).await })
     });
     let list = async {
-        match &below {
-            Some(prefix) => first_page(&**store, prefix, false, page_keys).await,
-            None => Ok(ListPage::default()),
+        let Some(prefix) = &below else { return Ok((ListPage::default(), flat)) };
+        if flat {
+            match first_page(&**store, prefix, false, page_keys).await {
+                Err(StoreError::Denied(_)) => {}
+                page => return Ok((page?, true)),
+            }
         }
+        Ok((first_page(&**store, prefix, true, page_keys).await?, false))
     };
     tokio::pin!(list);
     let mut head = store.head(key);
-    let (flat, file) = tokio::select! {
+    let (listed, file) = tokio::select! {
         biased;
-        flat = &mut list => {
-            let flat = flat?;
-            let file = if is_empty(&flat) { head.await } else { Err(StoreError::NotFound) };
-            (flat, file)
+        listed = &mut list => {
+            let is_enough = match &listed {
+                Ok((page, _)) => !is_empty(page),
+                Err(error) => !matches!(error, StoreError::Denied(_)),
+            };
+            (listed, if is_enough { Err(StoreError::NotFound) } else { head.await })
         }
-        file = &mut head => (list.await?, file),
+        file = &mut head => (list.await, file),
     };
-    if is_empty(&flat) {
-        let found = match file {
-            Ok(head) => Some(Inode::File(Arc::new(head.meta))),
-            Err(StoreError::NotFound) => None,
-            Err(error) => return Err(error),
-        };
-        return Ok(StoreAnswer { found, flat, own: None });
+    let file = match file {
+        Ok(head) => Ok(Some(Inode::File(Arc::new(head.meta)))),
+        Err(StoreError::NotFound) => Ok(None),
+        Err(error) => Err(error),
+    };
+    let (page, is_flat) = match listed {
+        Ok(listed) => listed,
+        Err(StoreError::Denied(_)) => {
+            return Ok(StoreAnswer { found: file?, flat: None, own: None, is_doubtful: true });
+        }
+        Err(error) => return Err(error),
+    };
+    let found = if is_empty(&page) {
+        file?
+    } else {
+        below.as_deref().map(|prefix| Inode::Directory(prefix.into()))
+    };
+    if !is_flat {
+        return Ok(StoreAnswer { found, flat: None, own: Some(page), is_doubtful: false });
     }
-    let found = below.as_deref().map(|prefix| Inode::Directory(prefix.into()));
     // A page that holds the whole tree shows more than the directory's own.
-    let own = match own.filter(|_| flat.next.is_some() || flat.undecodable > 0) {
+    let own = match own.filter(|_| page.next.is_some() || page.undecodable > 0) {
         Some(own) => {
             let waited = timeout(started.elapsed() + LEAST_PATIENCE, own).await;
             waited.ok().and_then(Result::ok).and_then(Result::ok)
         }
         None => None,
     };
-    Ok(StoreAnswer { found, flat, own })
+    Ok(StoreAnswer { found, flat: Some(page), own, is_doubtful: false })
 }
 
-/// The first page of a prefix that is not empty, or an empty one if there is none. Without
-/// `page_keys` one key is enough, in whatever order the store lists.
+/// The first page of a prefix that is not empty, or an empty one if there is none.
 async fn first_page(
     store: &dyn ObjectStore,
     prefix: &str,

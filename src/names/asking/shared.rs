@@ -10,6 +10,7 @@ use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 use tokio::sync::{Semaphore, watch};
 
 use super::plan::ListingOrder;
+use crate::errno::FsError;
 use crate::names::known::{Directories, Inodes, Known, PointAnswer};
 use crate::store::{ObjectStore, StoreError};
 
@@ -46,7 +47,7 @@ pub(crate) struct PointLookup {
     outcome: watch::Receiver<Option<PointOutcome>>,
 }
 
-pub(super) type PointOutcome = Result<PointAnswer, StoreError>;
+pub(super) type PointOutcome = Result<PointAnswer, FsError>;
 
 impl PointLookup {
     pub(super) fn new(epoch: u64) -> (Self, watch::Sender<Option<PointOutcome>>) {
@@ -61,7 +62,7 @@ impl PointLookup {
 
     pub(crate) async fn outcome(mut self) -> PointOutcome {
         let outcome = self.outcome.wait_for(Option::is_some).await;
-        outcome.ok().and_then(|outcome| outcome.clone()).unwrap_or_else(|| Err(shut_down()))
+        outcome.ok().and_then(|outcome| outcome.clone()).unwrap_or_else(|| Err(shut_down().into()))
     }
 }
 
@@ -70,9 +71,21 @@ pub(crate) struct State {
     pub(crate) known: Known,
     pub(crate) lookups: HashMap<String, PointLookup>,
     pub(crate) order: ListingOrder,
+    /// Listings without a delimiter are denied, as by policies with the condition `s3:delimiter`.
+    pub(crate) flat_denied: bool,
 }
 
 impl State {
+    /// Where a listing with a delimiter is allowed, one without was denied.
+    pub(super) fn flat_is_denied(&mut self) {
+        if !std::mem::replace(&mut self.flat_denied, true) {
+            tracing::info!(
+                "listings without a delimiter are denied: directories are listed one by one, and a \
+                 tree of small ones takes a request for each"
+            );
+        }
+    }
+
     /// A listing has found out how the store lists. `Sequential` is not remembered: the store may
     /// have been busy or out of reach.
     pub(crate) fn found_out(&mut self, order: ListingOrder) {
@@ -116,6 +129,7 @@ impl Names {
             },
             lookups: HashMap::new(),
             order: ListingOrder::Unknown,
+            flat_denied: false,
         };
         let refreshes = Arc::new(Semaphore::new(MOST_REFRESHES));
         Arc::new(Self { store, config, state: Mutex::new(state), refreshes })

@@ -212,11 +212,12 @@ impl Directories {
     }
 
     /// A scan of the directory `prefix` begins: gives what is worth listing ahead, if this is a
-    /// walk through its parent.
+    /// walk through its parent. `together`: a listing may show several directories.
     pub(crate) fn walked_to(
         &mut self,
         prefix: &str,
         page_keys: u16,
+        together: bool,
         now: Instant,
     ) -> Option<Vec<Ahead>> {
         let (parent, name) = rules::parent_and_name(prefix)?;
@@ -224,7 +225,9 @@ impl Directories {
         let listing = directory.newest()?.clone();
         let at = listing.find(name.as_bytes())?;
         let (mut walk, took) = (directory.walk, directory.listing_took * 2);
-        let limits = (usize::from(page_keys), self.budget.limit);
+        // A page for one directory is a listing of its own.
+        let page_keys = if together { usize::from(page_keys) } else { 1 };
+        let limits = (page_keys, self.budget.limit);
         let is_known = |one: &str| self.needs_nothing(one, now);
         let entries = |one: &str| Some(self.get(one)?.newest()?.len());
         let mut ahead = walk.step(&listing, at, limits, is_known, entries);

@@ -34,6 +34,12 @@ pub(crate) struct PointAnswer {
     pub(crate) epoch: u64,
 }
 
+impl PointAnswer {
+    pub(crate) fn is_file(&self) -> bool {
+        matches!(self.found, Some((_, Inode::File(_) | Inode::Untold(_))))
+    }
+}
+
 impl Known {
     /// The prefix of a directory that the kernel knows.
     pub(crate) fn directory(&self, ino: Ino) -> Result<Arc<str>, FsError> {

@@ -195,6 +195,24 @@ async fn a_directory_is_one_whatever_the_head_says_and_a_file_only_by_both_answe
     assert!(mount.look("d").await.is_ok());
 }
 
+/// E3, F13
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_denied_is_told_from_a_name_that_is_missing() {
+    let denied = |listings: bool| {
+        let mount = mount(&["f"]);
+        mount.faults.hook(move |call| match call.operation {
+            Operation::List if !listings => Fault::None,
+            _ => Fault::Fail(StoreError::Denied("no right".to_owned())),
+        });
+        mount
+    };
+    assert_eq!(denied(false).look("f").await.unwrap_err(), FsError::Denied);
+    assert!(is_absent(&denied(false).look("none").await));
+    for name in ["f", "none"] {
+        assert_eq!(denied(true).look(name).await.unwrap_err(), FsError::Denied);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_directory_wins_whichever_answer_comes_first() {
     for (slow, quick) in [(Operation::List, Operation::Head), (Operation::Head, Operation::List)] {
@@ -410,4 +428,68 @@ async fn a_directory_that_becomes_a_file_is_a_new_inode() {
     assert!(node.ino != d && matches!(node.inode, Inode::File(_)));
     assert!(matches!(mount.list(d).await, Err(FsError::NotFound { .. })));
     assert!(is_absent(&mount.names.lookup(d, b"1").await));
+}
+
+/// A policy that allows only some listings, and hides which keys do not exist.
+fn allow(mount: &Mount, may_list: impl Fn(&str, bool) -> bool + Send + Sync + 'static) {
+    let memory = mount.memory.clone();
+    let denied = || Fault::Fail(StoreError::Denied("AccessDenied".to_owned()));
+    mount.faults.hook(move |call| match call.operation {
+        Operation::List if !may_list(call.key, call.flat) => denied(),
+        Operation::Head if !memory.keys().iter().any(|key| key == call.key) => denied(),
+        _ => Fault::None,
+    });
+}
+
+/// F13
+#[tokio::test(start_paused = true)]
+async fn listings_that_need_a_delimiter_are_asked_for_without_one_only_once() {
+    let mount = mount(&["a/b/c", "a/d", "e/f", "g"]);
+    allow(&mount, |_, flat| !flat);
+    assert!(matches!(mount.look("a").await.expect("exists").inode, Inode::Directory(_)));
+    let calls = mount.faults.calls();
+    for path in ["a/b/c", "a/d", "e/f", "g"] {
+        mount.look(path).await.unwrap_or_else(|error| panic!("{path}: {error:?}"));
+    }
+    for path in ["a/b/x", "a/x", "e/x", "x"] {
+        assert!(is_absent(&mount.look(path).await), "{path}");
+    }
+    // What was sent is a HEAD and a listing each; names that are missing cost the parent's listing.
+    assert!(mount.faults.calls() - calls <= 12, "{}", mount.faults.calls() - calls);
+    assert!(mount.names.state.lock().flat_denied);
+    mount.names.drop_names();
+    assert!(!mount.names.state.lock().flat_denied, "the policy may be another by now");
+}
+
+/// F13
+#[tokio::test(start_paused = true)]
+async fn a_walk_needs_no_listing_without_a_delimiter() {
+    let keys: Vec<_> = (0..40).map(|n| format!("{n:02}/x")).collect();
+    let mount = mount(&keys.iter().map(String::as_str).collect::<Vec<_>>());
+    allow(&mount, |_, flat| !flat);
+    let mut seen = 0;
+    for name in mount.list(ROOT).await.expect("listed") {
+        let directory = mount.ino(&name).await;
+        assert_eq!(mount.list(directory).await, Ok(vec!["x".to_owned()]), "{name}");
+        seen += 1;
+    }
+    assert_eq!(seen, 40);
+    // One for each directory and the root, and one or two that were denied.
+    assert!((41..=43).contains(&mount.faults.calls()), "{}", mount.faults.calls());
+}
+
+/// F13
+#[tokio::test(start_paused = true)]
+async fn where_only_some_prefixes_may_be_listed_their_listings_answer() {
+    let mount = mount(&["home/a/x", "home/b/y", "home/c", "other/z"]);
+    allow(&mount, |prefix, flat| !flat && matches!(prefix, "" | "home/" | "home/a/"));
+    assert!(matches!(mount.look("home/b").await.expect("exists").inode, Inode::Directory(_)));
+    assert!(matches!(mount.look("home/c").await.expect("exists").inode, Inode::File(_)));
+    assert!(is_absent(&mount.look("home/none").await));
+    assert!(is_absent(&mount.look("none").await));
+    assert!(is_absent(&mount.look("home/a/none").await));
+    // Where nothing may be listed, nobody knows.
+    assert_eq!(mount.look("home/b/none").await.unwrap_err(), FsError::Denied);
+    // A key that is there is a file as long as nothing says otherwise.
+    assert!(matches!(mount.look("home/b/y").await.expect("exists").inode, Inode::File(_)));
 }

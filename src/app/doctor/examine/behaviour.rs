@@ -22,13 +22,22 @@ struct Lister<'a> {
     prefix: &'a str,
     /// The store lists in no order.
     any_order: bool,
+    /// Listings without a delimiter are allowed.
+    flat: bool,
+}
+
+/// The entries of the first pages.
+pub(super) struct FirstPages {
+    pub(super) entries: Vec<ListEntry>,
+    /// They were listed without a delimiter.
+    pub(super) flat: bool,
 }
 
 impl Lister<'_> {
     async fn page(&self, from: ListFrom, delimited: bool) -> Result<ListPage, StoreError> {
         let request = ListRequest {
             prefix: self.prefix.to_owned(),
-            delimited,
+            delimited: delimited || !self.flat,
             from,
             max_keys: 1000,
             any_order: self.any_order,
@@ -80,9 +89,18 @@ pub(super) async fn listings(
     store: &Arc<dyn ObjectStore>,
     prefix: &str,
     report: &mut Diagnosis,
-) -> Option<Vec<ListEntry>> {
-    let mut lister = Lister { store: &**store, prefix, any_order: false };
+) -> Option<FirstPages> {
+    let mut lister = Lister { store: &**store, prefix, any_order: false, flat: true };
     let (mut page, mut failures) = ask(|| lister.page(ListFrom::Start, false)).await;
+    if matches!(page, Err(StoreError::Denied(_))) {
+        lister.flat = false;
+        (page, failures) = ask(|| lister.page(ListFrom::Start, false)).await;
+        if page.is_ok() {
+            let what = "listings without a delimiter are denied, so the mount lists each directory \
+                        by itself; allow s3:ListBucket without the condition s3:delimiter";
+            report.slow("policy", what);
+        }
+    }
     if matches!(page, Err(StoreError::Nonsense(Nonsense::Unordered(_)))) {
         lister.any_order = true;
         (page, failures) = ask(|| lister.page(ListFrom::Start, false)).await;
@@ -128,12 +146,14 @@ pub(super) async fn listings(
         }
         report.ok("paging", "the second page follows the first");
     }
-    if count >= 3 && !lister.any_order {
-        let middle = count / 2;
+    let middle = count / 2;
+    // Behind a directory's name it comes again.
+    let is_object = matches!(entries[middle], ListEntry::Object(_));
+    if count >= 3 && !lister.any_order && is_object {
         lister.start_after(entries[middle].key(), entries.get(middle + 1), report).await;
     }
     lister.delimiter(entries[0].key(), report).await;
-    Some(entries)
+    Some(FirstPages { entries, flat: lister.flat })
 }
 
 /// The first objects that the listing does not tell whole, as the mount would ask for them.

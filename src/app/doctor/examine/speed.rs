@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Scope;
+use super::behaviour::FirstPages;
 use crate::app::doctor::diagnosis::{Diagnosis, Severity, because};
 use crate::app::doctor::measurements::{Bandwidth, rate};
 use crate::app::doctor::requests::{CountedBody, Load, Received, ask, get, together};
@@ -37,19 +38,19 @@ const WORTH: f64 = 1.05;
 pub(super) async fn pages(
     store: &Arc<dyn ObjectStore>,
     scope: &Scope,
-    entries: &[ListEntry],
+    listed: &FirstPages,
     report: &mut Diagnosis,
 ) {
     // Full pages, if the prefix is large enough; from several places, because a cache may remember
     // one.
     let request = |entry: &ListEntry| ListRequest {
         prefix: scope.prefix.clone(),
-        delimited: false,
+        delimited: !listed.flat,
         from: ListFrom::After(entry.key().to_owned()),
         max_keys: 1000,
         any_order: false,
     };
-    let requests: Arc<Vec<_>> = Arc::new(entries.iter().take(100).map(request).collect());
+    let requests: Arc<Vec<_>> = Arc::new(listed.entries.iter().take(100).map(request).collect());
     let load = |connections| {
         let (store, requests) = (store.clone(), requests.clone());
         let request = move |number: usize, keys: Received| {
