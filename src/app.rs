@@ -5,6 +5,7 @@
 //! - [`daemon`]: checks, assembles the stack, mounts, waits for a signal, unmounts.
 //! - [`doctor`]: examines a store and a machine, by the daemon's own checks where it has them.
 //! - [`control`]: the socket at which a running mount takes commands.
+//! - [`environment`]: the variables, made tidy before anything reads them.
 //! - [`metrics`]: the counters as Prometheus text, over HTTP.
 //! - [`task`], [`command_error`], [`exit`]: background tasks, errors, exit codes.
 
@@ -14,6 +15,7 @@ pub mod config;
 pub(crate) mod control;
 pub mod daemon;
 pub(crate) mod doctor;
+pub(crate) mod environment;
 pub mod exit;
 pub(crate) mod metrics;
 pub(crate) mod task;

@@ -271,6 +271,31 @@ fn a_profile_that_does_not_exist_is_78() {
     });
 }
 
+/// `AWS_PROFILE` is a choice, too.
+#[test]
+fn a_profile_of_the_environment_that_does_not_exist_is_78() {
+    failure(78, &["no credentials", "no-such-profile"], |scene, command| {
+        command.arg("data").arg(scene.mountpoint()).env("AWS_PROFILE", "no-such-profile");
+    });
+}
+
+#[test]
+fn what_cannot_be_sent_is_refused_by_the_name_of_its_variable_and_not_shown() {
+    for (name, value) in [
+        ("AWS_ACCESS_KEY_ID", "hush hush"),
+        ("AWS_SECRET_ACCESS_KEY", "hush\nhush"),
+        ("AWS_SESSION_TOKEN", "hush\u{e9}"),
+        ("AWS_REGION", "hush/hush"),
+        ("AWS_DEFAULT_REGION", "hush hush"),
+    ] {
+        let said = run_with(&[(name, value)]);
+        assert_eq!(said.code, 64, "{name}: {}", said.log);
+        assert!(said.sentence.contains(name) && !said.log.contains("hush"), "{}", said.log);
+    }
+    let said = run(&["--region=eu west", "bucket", "/nowhere/at/all"]);
+    assert!(said.code == 64 && said.sentence.contains("--region"), "{}", said.log);
+}
+
 #[test]
 fn an_endpoint_where_nobody_listens_is_68() {
     // A port that was free a moment ago.

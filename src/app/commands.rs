@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use super::{daemon, doctor};
+use super::{daemon, doctor, environment};
 use crate::app::command_error::CommandError;
 use crate::app::config::{self, NotParsed, args};
 use crate::app::control::{Command, Reply};
@@ -126,6 +126,9 @@ pub fn command() -> clap::Command {
 /// The whole program: from its arguments (its own name first) to its exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if let Err(error) = environment::tidy(&arguments) {
+        return failed(&error, false);
+    }
     // As the helper of mount(8), `mount.fasts3`, the first argument is what to mount.
     let name = arguments.first().map(|path| Path::new(path).file_name().unwrap_or_default());
     let is_helper = name.is_some_and(|name| name.as_bytes().starts_with(b"mount."));

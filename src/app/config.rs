@@ -3,7 +3,7 @@
 //! clap checks the options of [`args`] one by one; [`parse`] compares them with each other and with
 //! the machine.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use clap::CommandFactory as _;
 
+use crate::app::environment;
 use crate::base::layout::BLOCK_BYTES;
 use crate::fuse::{Access, MountOptions};
 use crate::store::s3::StoreConfig;
@@ -107,25 +108,10 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Config, No
     validate(buckets.0, &mountpoint, options).map_err(NotParsed::Wrong)
 }
 
-/// Parses the arguments. A variable without a value counts as not set, as in a systemd
-/// `EnvironmentFile` with every line present; an option without a value is an error.
 pub(crate) fn parse_as<Parsed: clap::Parser>(
     arguments: impl IntoIterator<Item = OsString>,
 ) -> Result<Parsed, NotParsed> {
-    let parsed = without_blanks(Parsed::command()).try_get_matches_from(arguments);
-    parsed.and_then(|found| Parsed::from_arg_matches(&found)).map_err(|error| not_parsed(&error))
-}
-
-fn without_blanks(command: clap::Command) -> clap::Command {
-    let is_blank = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
-    let without = |arg: clap::Arg| {
-        if arg.get_env().is_some_and(is_blank) {
-            arg.env(clap::builder::Resettable::Reset)
-        } else {
-            arg
-        }
-    };
-    command.mut_args(without).mut_subcommands(without_blanks)
+    Parsed::try_parse_from(arguments).map_err(|error| not_parsed(&error))
 }
 
 /// The request of mount(8), if the program was called by the name of its helper, `mount.fasts3`.
@@ -201,8 +187,9 @@ pub(crate) fn validate(
 }
 
 fn store_config(args: args::StoreArgs) -> Result<StoreConfig, String> {
+    environment::check(args.region.as_deref())?;
     let named = if args.ca_bundle.is_some() { "--ca-bundle" } else { "AWS_CA_BUNDLE" };
-    let variable = std::env::var_os("AWS_CA_BUNDLE").filter(|path| !path.is_empty());
+    let variable = std::env::var_os("AWS_CA_BUNDLE");
     let ca_bundle = args.ca_bundle.or(variable.map(PathBuf::from));
     if let Some(path) = &ca_bundle {
         check_ca_bundle(path, named)?;

@@ -59,7 +59,7 @@ pub(crate) async fn run(config: &Config, quick: bool) -> Diagnosis {
         let endpoint = Some(store.endpoint()).filter(|named| named.contains("://"));
         // A region that was given may have been corrected.
         let region = config.store.region.as_ref().map(|_| store.region());
-        report.command = Some(command(config, &report.source, endpoint, region, wanted));
+        report.command = Some(command(config, &report.source, endpoint.as_deref(), region, wanted));
     }
     report
 }

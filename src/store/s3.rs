@@ -20,6 +20,7 @@ use super::{
 };
 use crate::stats::Stats;
 
+mod account;
 mod checksum;
 mod checkup;
 mod clock;
@@ -40,6 +41,7 @@ mod xml;
 use checksum::Checksum;
 use clock::Clock;
 pub use config::{Keys, StoreConfig};
+use connect::Making;
 use credentials::Renewing;
 use learnt::{CHECKSUM_MODE, LearntQuirks, OptionalHeader, Quirk, RESTORE_STATUS};
 use redirect::RedirectTarget;
@@ -61,31 +63,31 @@ const CHECKED_BYTES: u64 = 256 << 10;
 pub struct S3Store {
     wire: Arc<Wire>,
     template: RequestTemplate,
+    making: Making,
     /// None when requests are not signed.
     credentials: Option<Renewing>,
     clock: Clock,
     region: String,
-    endpoint: String,
+    /// None for AWS.
+    endpoint: Option<String>,
     path_style: bool,
     learnt: LearntQuirks,
 }
 
 impl S3Store {
-    /// Finds endpoint, region and credentials by the rules of the AWS configuration, within
-    /// seconds. Sends nothing to the store.
+    /// Finds endpoint, region and credentials by the rules of the AWS configuration: within
+    /// seconds, or in a minute where credentials come from a program. Sends nothing to the store.
     pub async fn connect(bucket: &str, config: &StoreConfig) -> Result<Self, StoreError> {
-        Self::connect_in(bucket, config, None, &Arc::default()).await
+        Self::counted(bucket, config, &Arc::default()).await
     }
 
-    /// As [`Self::connect`], in a region that the bucket has named ([`StoreError::WrongRegion`]);
-    /// second requests are counted in `stats`.
-    pub async fn connect_in(
+    /// As [`Self::connect`]; second requests are counted in `stats`.
+    pub async fn counted(
         bucket: &str,
         config: &StoreConfig,
-        region: Option<&str>,
         stats: &Arc<Stats>,
     ) -> Result<Self, StoreError> {
-        connect::connect(bucket, config, region, None, stats).await
+        connect::connect(bucket, config, None, stats).await
     }
 
     /// As [`Self::connect`], with these keys in place of those of the environment.
@@ -94,15 +96,22 @@ impl S3Store {
         config: &StoreConfig,
         keys: &Keys,
     ) -> Result<Self, StoreError> {
-        connect::connect(bucket, config, None, Some(keys), &Arc::default()).await
+        connect::connect(bucket, config, Some(keys), &Arc::default()).await
+    }
+
+    /// The same bucket in a region that it has named ([`StoreError::WrongRegion`]).
+    pub async fn in_region(self, region: &str) -> Result<Self, StoreError> {
+        let template = self.making.template(region).await?;
+        Ok(Self { template, region: region.to_owned(), ..self })
     }
 
     pub fn region(&self) -> &str {
         &self.region
     }
 
-    pub fn endpoint(&self) -> &str {
-        &self.endpoint
+    /// A URL, or `AWS, REGION`.
+    pub fn endpoint(&self) -> String {
+        self.endpoint.clone().unwrap_or_else(|| format!("AWS, {}", self.region))
     }
 
     /// Asks for one key or directory under a prefix, once; `true` if there is any.

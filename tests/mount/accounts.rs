@@ -1,4 +1,5 @@
-//! Accounts as people have them: policies that allow a part.
+//! Accounts as people have them: variables with the ends of lines, profiles, slow helpers, policies
+//! that allow a part, access points.
 
 use std::io::ErrorKind;
 use std::process::Command;
@@ -7,12 +8,120 @@ use devserver::Kind;
 use devserver::proxy::{Fault, RequestHead, Rule};
 use rustix::process::Signal;
 
-use crate::common::{Mount, Scene, can_mount, errno, names};
+use crate::common::{Daemon, Mount, Scene, can_mount, errno, eventually, names};
+
+/// Mounts the bucket by this command, whose last arguments are the bucket's name and the place.
+fn mounted(scene: Scene, mut command: Command) -> Mount {
+    command.arg("data").arg(scene.mountpoint());
+    let daemon = Daemon::start(&mut command, &scene.mountpoint());
+    Mount { daemon, scene }
+}
 
 fn log_of(mount: Mount) -> String {
     let (code, log, _scene) = mount.end(Signal::TERM);
     assert_eq!(code, Some(0), "{log}");
     log
+}
+
+/// A profile in the home directory of the scene.
+fn write_profile(scene: &Scene, name: &str, lines: &str) {
+    let home = scene.folder.path().join("home/.aws");
+    std::fs::create_dir_all(&home).unwrap();
+    std::fs::write(home.join("config"), format!("[profile {name}]\r\n{lines}\r\n")).unwrap();
+}
+
+#[test]
+fn the_end_of_a_line_is_no_part_of_a_variable() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.bucket().put("a", "hello");
+    let keys = scene.server.credentials();
+    let mut command = scene.program();
+    command
+        .env("AWS_ACCESS_KEY_ID", format!("{}\n", keys.access_key))
+        .env("AWS_SECRET_ACCESS_KEY", format!(" {}\r\n", keys.secret_key))
+        .env("AWS_SESSION_TOKEN", "\n")
+        .env("AWS_REGION", "eu-west-3\r")
+        .env("FASTS3_METADATA_TTL", "5m\n")
+        .env("FASTS3_ENDPOINT_URL", format!("{}\n", scene.server.endpoint_url()));
+    let mount = mounted(scene, command);
+    assert_eq!(mount.read("a").unwrap(), b"hello");
+    let log = log_of(mount);
+    assert!(log.contains("eu-west-3"), "{log}");
+}
+
+#[test]
+fn a_variable_of_aws_without_a_value_counts_as_not_set() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    let mut command = scene.program();
+    command.env("AWS_REGION", "").env("AWS_DEFAULT_REGION", "eu-west-3");
+    command.env("AWS_PROFILE", "").env("AWS_ENDPOINT_URL_S3", "").env("AWS_CA_BUNDLE", "");
+    let log = log_of(mounted(scene, command));
+    assert!(log.contains("eu-west-3"), "{log}");
+}
+
+#[test]
+fn a_profile_that_is_named_goes_before_keys_in_the_environment() {
+    if !can_mount() {
+        return;
+    }
+    for by_option in [true, false] {
+        let scene = Scene::new();
+        let keys = scene.server.credentials();
+        let (id, secret) = (keys.access_key, keys.secret_key);
+        let lines = format!("aws_access_key_id = {id}\r\naws_secret_access_key = {secret}");
+        write_profile(&scene, "mine", &lines);
+        let mut command = scene.program();
+        command.arg("data").arg(scene.mountpoint());
+        if by_option {
+            command.env("AWS_ACCESS_KEY_ID", "AKIAWRONG").arg("--profile=mine");
+        } else {
+            // As with the AWS CLI, a profile of the environment is less than keys there.
+            command.env("AWS_PROFILE", "mine");
+        }
+        let daemon = Daemon::start(&mut command, &scene.mountpoint());
+        assert_eq!(daemon.end(Signal::TERM).0, Some(0));
+    }
+}
+
+#[test]
+fn a_variant_of_the_endpoint_is_not_asked_of_an_endpoint_of_ones_own() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    let mut command = scene.program();
+    command.env("AWS_USE_FIPS_ENDPOINT", "true").env("AWS_USE_DUALSTACK_ENDPOINT", "true");
+    let log = log_of(mounted(scene, command));
+    for variant in ["FIPS endpoints are", "dual-stack endpoints are"] {
+        assert!(log.contains(variant), "{log}");
+    }
+}
+
+/// The provider of a metadata service has failed by then.
+#[test]
+fn a_credential_process_may_take_its_time() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    let keys = scene.server.credentials();
+    let process = scene.folder.path().join("process");
+    let answer = format!(
+        r#"{{"Version":1,"AccessKeyId":"{}","SecretAccessKey":"{}"}}"#,
+        keys.access_key, keys.secret_key
+    );
+    std::fs::write(&process, format!("sleep 10\necho '{answer}'\n")).unwrap();
+    let line = format!("credential_process = sh {}", process.display());
+    write_profile(&scene, "slow", &line);
+    let mut command = scene.program();
+    command.arg("--profile=slow");
+    log_of(mounted(scene, command));
 }
 
 fn denied() -> Fault {
@@ -93,4 +202,25 @@ fn a_policy_for_some_prefixes_is_enough_for_them() {
     assert_eq!(mount.names(""), ["one", "two"]);
     assert_eq!(mount.read("one").unwrap(), b"home/a/one");
     assert_eq!(mount.read("none").unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+/// A reader that gives up must not end the work of a helper for the others, and the start waits.
+#[test]
+fn a_mount_that_is_refused_ends_while_a_helper_sleeps() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    let process = scene.folder.path().join("process");
+    std::fs::write(&process, "sleep 1\nexit 1\n").unwrap();
+    write_profile(&scene, "bad", &format!("credential_process = sh {}", process.display()));
+    let mut command = scene.program();
+    command.args(["--profile=bad", "data"]).arg(scene.mountpoint());
+    let mut child = command.stderr(std::process::Stdio::null()).spawn().unwrap();
+    let mut status = None;
+    eventually("the end of the program", || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    assert_eq!(status.and_then(|status| status.code()), Some(78));
 }

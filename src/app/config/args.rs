@@ -34,8 +34,9 @@ Each has its own --help.";
 #[command(name = "fasts3-mount", version = crate::VERSION, max_term_width = 100)]
 #[command(after_help = COMMANDS)]
 pub(crate) struct Args {
-    /// Bucket to mount: bucket, bucket/prefix or s3://bucket/prefix/; or several, each in a
-    /// directory: images=s3://a/train,labels=s3://b
+    /// Bucket to mount: bucket, bucket/prefix or s3://bucket/prefix/, or the ARN or alias of an
+    /// access point instead of the bucket; or several, each in a directory:
+    /// images=s3://a/train,labels=s3://b
     #[arg(value_name = "BUCKET")]
     pub(crate) buckets: Buckets,
 
@@ -293,7 +294,9 @@ impl FromStr for BucketPrefix {
     fn from_str(text: &str) -> Result<Self, String> {
         let path = text.strip_prefix("s3://").unwrap_or(text);
         if path.starts_with("arn:") {
-            return Err("an ARN is not supported; give the access point's alias".to_owned());
+            let (name, prefix) = access_point(path)?;
+            let (directory, prefix) = (String::new(), root_prefix(prefix)?);
+            return Ok(Self { directory, name: name.to_owned(), prefix });
         }
         let (name, prefix) = path.split_once('/').unwrap_or((path, ""));
         if name.ends_with("--x-s3") {
@@ -329,6 +332,37 @@ impl BucketPrefix {
     pub(crate) fn url(&self) -> String {
         format!("s3://{}/{}", self.name, self.prefix)
     }
+}
+
+/// An access point's ARN, `arn:PARTITION:SERVICE:REGION:ACCOUNT:RESOURCE`, and the prefix behind
+/// it. The resource is `accesspoint/NAME`, or on an outpost `outpost/ID/accesspoint/NAME`, also
+/// with colons. The endpoint rules of the SDK check the rest.
+fn access_point(path: &str) -> Result<(&str, &str), String> {
+    let odd = || format!("{path:?} is not the ARN of an access point");
+    let parts: Vec<&str> = path.splitn(6, ':').collect();
+    let [_, _, service, region, account, resource] = parts[..] else { return Err(odd()) };
+    if region.is_empty() {
+        return Err("multi-region access points are not supported: give one of a region".into());
+    }
+    let words = match service {
+        "s3" | "s3-object-lambda" => 2,
+        "s3-outposts" => 4,
+        _ => return Err(odd()),
+    };
+    let ends = resource.match_indices(['/', ':']).map(|(at, _)| at).nth(words - 1);
+    let (resource, prefix) = ends.map_or((resource, ""), |at| resource.split_at(at));
+    let is_word = |word: &str| {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-.".contains(&byte);
+        !word.is_empty() && word.bytes().all(allowed)
+    };
+    let found: Vec<&str> = resource.split(['/', ':']).collect();
+    let is_point = found.len() == words
+        && found[words - 2] == "accesspoint"
+        && (prefix.is_empty() || prefix.starts_with('/'));
+    if !is_point || ![account, region].iter().chain(&found).all(|word| is_word(word)) {
+        return Err(odd());
+    }
+    Ok((&path[..path.len() - prefix.len()], prefix.strip_prefix('/').unwrap_or(prefix)))
 }
 
 /// The prefix must be a valid path itself: otherwise no key below it could be shown.
@@ -463,7 +497,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bucket_is_written_in_three_ways() {
+    fn a_bucket_is_written_in_three_ways_and_an_access_point_as_an_arn() {
+        const POINT: &str = "arn:aws:s3:eu-west-1:1:accesspoint/x";
+        const OUTPOST: &str = "arn:aws:s3-outposts:eu-west-1:1:outpost/op-1/accesspoint/x";
         let long = "b".repeat(64);
         for (text, want) in [
             ("data", Some(("data", ""))),
@@ -487,7 +523,25 @@ mod tests {
             ("data/a//b", None),
             ("data/../b", None),
             ("data/.", None),
-            ("arn:aws:s3:eu-west-1:1:accesspoint/x", None),
+            (POINT, Some((POINT, ""))),
+            ("s3://arn:aws:s3:eu-west-1:1:accesspoint/x/a/b", Some((POINT, "a/b/"))),
+            (
+                "arn:aws:s3:eu-west-1:1:accesspoint:x",
+                Some(("arn:aws:s3:eu-west-1:1:accesspoint:x", "")),
+            ),
+            (OUTPOST, Some((OUTPOST, ""))),
+            (
+                "arn:aws:s3-outposts:eu-west-1:1:outpost/op-1/accesspoint/x/a/",
+                Some((OUTPOST, "a/")),
+            ),
+            ("arn:aws:s3::1:accesspoint/x.mrap", None),
+            ("arn:aws:s3:eu-west-1:1:accesspoint", None),
+            ("arn:aws:s3:eu-west-1:1:accesspoint/", None),
+            ("arn:aws:s3:eu-west-1:1:accesspoint/x//", None),
+            ("arn:aws:s3:eu-west-1:1:accesspoint/x@y", None),
+            ("arn:aws:s3:eu-west-1:1:accesspoint/x:y", None),
+            ("arn:aws:s3:::bucket/key", None),
+            ("arn:aws:iam:eu-west-1:1:accesspoint/x", None),
             ("data--use1-az4--x-s3", None),
         ] {
             let parsed = text.parse::<BucketPrefix>();
@@ -603,12 +657,13 @@ mod tests {
         fn any_text_is_an_option_or_refused() {
             let text = fuzz::text(
                 "\\PC{0,40}|[0-9.]{0,20} ?[kKmMgGtTiB]{0,3}|[a-z/.:-]{0,30}|\
-                 https?://[a-z@:/?.]{0,12}|\\[?[0-9.:]{0,20}\\]?:?[0-9]{0,6}",
+                 https?://[a-z@:/?.]{0,12}|arn:aws:s3:[a-z]?:1:[a-z]{0,2}accesspoint[/:a-z]{0,9}|\\[?[0-9.:]{0,20}\\]?:?[0-9]{0,6}",
             );
             fuzz::each(text, |text| {
                 if let Ok(bucket) = text.parse::<BucketPrefix>() {
+                    let is_arn = bucket.name.starts_with("arn:");
                     let name = bucket.name.rsplit(':').next().unwrap_or_default();
-                    prop_assert!((3..=63).contains(&name.len()));
+                    prop_assert!(is_arn || (3..=63).contains(&name.len()));
                     prop_assert!(bucket.prefix.is_empty() || bucket.prefix.ends_with('/'));
                     let path = format!("/{}", bucket.prefix);
                     prop_assert!(!path.contains("//"), "{}", path);

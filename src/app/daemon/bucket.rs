@@ -14,8 +14,11 @@ use crate::stats::Stats;
 use crate::store::s3::S3Store;
 use crate::store::{Nonsense, StoreError};
 
-/// Each failure is reported within 10 s; the rest is for starting and ending the process.
+/// Each failure is reported within 10 s, if credentials come at once; the rest is for starting and
+/// ending the process.
 const LIMIT: Duration = Duration::from_secs(9);
+/// The bucket has at least this time, however long the credentials took.
+const LEAST: Duration = Duration::from_secs(3);
 /// A store that is starting, or a lost packet, has this time before it is a failure.
 const RETRY_FOR: Duration = Duration::from_secs(3);
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
@@ -33,7 +36,7 @@ pub(super) async fn open_all(
         stores.push(match opened {
             Err(error) if !is_all_lost => {
                 // This sends no request.
-                let connected = S3Store::connect_in(&bucket.name, &config.store, None, stats).await;
+                let connected = S3Store::counted(&bucket.name, &config.store, stats).await;
                 let Ok(store) = connected else { return Err(error) };
                 let (directory, sentence) = (&bucket.directory, error.sentence);
                 tracing::warn!(
@@ -53,20 +56,21 @@ pub(crate) async fn open(
     bucket: &BucketPrefix,
     stats: &Arc<Stats>,
 ) -> Result<S3Store, CommandError> {
+    let begun = Instant::now();
     let named = config.store.endpoint_url.as_deref().unwrap_or("AWS");
-    timeout(LIMIT, open_anywhere(config, bucket, stats)).await.unwrap_or_else(|_elapsed| {
-        let silence = format!("nothing came within {} s", LIMIT.as_secs());
+    let store = S3Store::counted(&bucket.name, &config.store, stats)
+        .await
+        .map_err(|error| not_opened(error, &bucket.name, named))?;
+    let limit = LIMIT.saturating_sub(begun.elapsed()).max(LEAST);
+    timeout(limit, open_anywhere(bucket, store)).await.unwrap_or_else(|_elapsed| {
+        let silence = format!("nothing came within {} s", limit.as_secs());
         Err(not_opened(StoreError::TimedOut(silence), &bucket.name, named))
     })
 }
 
 /// Tries the configured region first, and then once the one that the bucket names.
-async fn open_anywhere(
-    config: &Config,
-    bucket: &BucketPrefix,
-    stats: &Arc<Stats>,
-) -> Result<S3Store, CommandError> {
-    let (store, told) = match open_in(config, bucket, None, stats).await? {
+async fn open_anywhere(bucket: &BucketPrefix, store: S3Store) -> Result<S3Store, CommandError> {
+    let (store, told) = match open_here(bucket, store).await? {
         Opened::Here(store) => return Ok(store),
         Opened::Elsewhere(store, told) => (store, told),
     };
@@ -74,13 +78,15 @@ async fn open_anywhere(
         Some(region) => Some(region),
         None => store.bucket_region().await,
     };
-    let name = &bucket.name;
-    let elsewhere = |region| not_opened(StoreError::WrongRegion(region), name, store.endpoint());
+    let (name, endpoint) = (&bucket.name, store.endpoint());
+    let elsewhere = |region| not_opened(StoreError::WrongRegion(region), name, &endpoint);
     let Some(region) = region.filter(|region| region != store.region()) else {
         return Err(elsewhere(None));
     };
     tracing::info!("bucket {name} is in {region}, not in {}: asking there", store.region());
-    match open_in(config, bucket, Some(&region), stats).await? {
+    let there = store.in_region(&region).await;
+    let there = there.map_err(|error| not_opened(error, name, &endpoint))?;
+    match open_here(bucket, there).await? {
         Opened::Here(store) => Ok(store),
         Opened::Elsewhere(_, told) => Err(elsewhere(told.or(Some(region)))),
     }
@@ -92,16 +98,7 @@ enum Opened {
     Elsewhere(S3Store, Option<String>),
 }
 
-async fn open_in(
-    config: &Config,
-    bucket: &BucketPrefix,
-    region: Option<&str>,
-    stats: &Arc<Stats>,
-) -> Result<Opened, CommandError> {
-    let named = config.store.endpoint_url.as_deref().unwrap_or("AWS");
-    let store = S3Store::connect_in(&bucket.name, &config.store, region, stats)
-        .await
-        .map_err(|error| not_opened(error, &bucket.name, named))?;
+async fn open_here(bucket: &BucketPrefix, store: S3Store) -> Result<Opened, CommandError> {
     let retry_until = Instant::now() + RETRY_FOR;
     let mut signed_anew = false;
     loop {
@@ -122,7 +119,7 @@ async fn open_in(
             error => error.is_transient(),
         };
         if !transient || Instant::now() + RETRY_PAUSE >= retry_until {
-            return Err(not_opened(failure, &bucket.name, store.endpoint()));
+            return Err(not_opened(failure, &bucket.name, &store.endpoint()));
         }
         tracing::debug!(?failure, "the first listing failed, trying again");
         sleep(RETRY_PAUSE).await;

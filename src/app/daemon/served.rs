@@ -55,7 +55,7 @@ impl<'a> ServedMount<'a> {
     ) -> Result<Self, CommandError> {
         let seen_at = handed_over.as_ref().and_then(|mount| mount.mountpoint.clone());
         let options = config.mount_options(seen_at.unwrap_or_else(|| config.mountpoint.clone()));
-        let endpoint = stores.first().map(|store| store.endpoint().to_owned()).unwrap_or_default();
+        let endpoint = stores.first().map(S3Store::endpoint).unwrap_or_default();
         let regions: BTreeSet<_> = stores.iter().map(S3Store::region).collect();
         let region = regions.into_iter().collect::<Vec<_>>().join(",");
         let stores = stores.into_iter().map(|store| Arc::new(store) as Arc<dyn ObjectStore>);

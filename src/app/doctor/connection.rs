@@ -28,7 +28,7 @@ const NOTED_SKEW_SECONDS: u64 = 30;
 pub(super) fn url(store: &S3Store) -> String {
     let endpoint = store.endpoint();
     if endpoint.contains("://") {
-        return endpoint.to_owned();
+        return endpoint;
     }
     format!("https://s3.{}.amazonaws.com", store.region())
 }
@@ -116,8 +116,7 @@ pub(super) async fn refused(config: &Config, error: &CommandError, report: &mut 
         return;
     }
     // This sends no request.
-    let stats = std::sync::Arc::default();
-    let connected = S3Store::connect_in(&config.first().name, &config.store, None, &stats);
+    let connected = S3Store::connect(&config.first().name, &config.store);
     let Ok(Ok(store)) = timeout(LONGEST_STEP, connected).await else { return };
     credentials(&store, report).await;
     clock(&store, report).await;

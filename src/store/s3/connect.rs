@@ -4,18 +4,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_config::environment::region::EnvironmentVariableRegionProvider;
 use aws_config::imds::region::ImdsRegionProvider;
-use aws_config::meta::region::RegionProviderChain;
-use aws_config::profile::region::ProfileFileRegionProvider;
-use aws_config::{BehaviorVersion, Region, SdkConfig};
-use aws_credential_types::Credentials;
+use aws_config::{Region, SdkConfig};
 use aws_sdk_s3::config::endpoint::{DefaultResolver, Endpoint, Params, ResolveEndpoint as _};
-use aws_types::os_shim_internal::{Env, Fs};
 use aws_types::service_config::ServiceConfigKey;
 
+use super::account::AwsAccount;
 use super::clock::Clock;
-use super::config::{Hedging, Keys, PathStyle, StoreConfig};
+use super::config::{Keys, PathStyle, StoreConfig};
 use super::credentials::{self, Renewing};
 use super::learnt::LearntQuirks;
 use super::request::RequestTemplate;
@@ -32,101 +28,77 @@ const FIRST_REGION: &str = "us-east-1";
 pub(super) async fn connect(
     bucket: &str,
     config: &StoreConfig,
-    region: Option<&str>,
     keys: Option<&Keys>,
     stats: &Arc<Stats>,
 ) -> Result<S3Store, StoreError> {
-    let roots = Trust::Roots(config.ca_bundle.as_deref());
     // Credentials are never fetched from an unverified peer, whatever the option for the store.
-    let hedging = config.hedging == Hedging::Auto;
-    let verified = tls::wire(&roots, hedging, stats).map_err(StoreError::Unavailable)?;
-    let to_store = if config.no_verify_tls {
-        tls::wire(&Trust::Anybody, hedging, stats).map_err(StoreError::Unavailable)?
+    let roots = Trust::Roots(config.ca_bundle.as_deref());
+    let verified = tls::wire(&roots, config, stats).map_err(StoreError::Unavailable)?;
+    let wire = if config.no_verify_tls {
+        tls::wire(&Trust::Anybody, config, stats).map_err(StoreError::Unavailable)?
     } else {
         Arc::clone(&verified)
     };
-
-    let profile = config.profile.as_deref();
-    if let Some(name) = profile {
-        check_profile(name).await?;
-    }
-    let mut profile_region = ProfileFileRegionProvider::builder();
-    if let Some(profile) = profile {
-        profile_region = profile_region.profile_name(profile);
-    }
-    let told = RegionProviderChain::first_try(region.map(|name| Region::new(name.to_owned())))
-        .or_else(config.region.clone().map(Region::new))
-        .or_else(EnvironmentVariableRegionProvider::new())
-        .or_else(profile_region.build())
-        .region()
-        .await;
-
-    let loader = {
-        // Without a region, the loader would ask the metadata service, without a limit.
-        let region = told.clone().unwrap_or(Region::from_static(FIRST_REGION));
-        let profile = config.profile.clone();
-        let keys = keys.map(|Keys { access_key_id: id, secret_access_key: secret }| {
-            Credentials::new(id, secret, None, None, "given keys")
-        });
-        let unsigned = config.no_sign_request;
-        move || {
-            let mut loader = aws_config::defaults(BehaviorVersion::latest())
-                .http_client(tls::client(Arc::clone(&verified)))
-                .region(region.clone());
-            if let Some(profile) = &profile {
-                loader = loader.profile_name(profile);
-            }
-            if unsigned {
-                loader.no_credentials()
-            } else if let Some(keys) = keys.clone() {
-                loader.credentials_provider(keys)
-            } else {
-                loader
-            }
-        }
-    };
-    let sdk = loader().load().await;
-    let credentials = (!config.no_sign_request).then(|| {
-        Renewing::new(move || {
-            let loader = loader();
-            Box::pin(async move { loader.load().await.credentials_provider() })
-        })
-    });
-
+    let client = tls::client(verified);
+    let AwsAccount { sdk, region, credentials } =
+        AwsAccount::find(config, keys, client, FIRST_REGION).await?;
     let endpoint = config.endpoint_url.clone().or_else(|| configured_endpoint(&sdk));
-    let region = match told {
-        Some(region) => region,
-        None => guess_region(endpoint.as_deref()).await,
+    let region = match (region_of_arn(bucket), region) {
+        (Some(region), _) => region.to_owned(),
+        (None, Some(region)) => region.to_string(),
+        (None, None) => guess_region(endpoint.as_deref()).await,
     };
     if let Some(credentials) = &credentials {
         check_credentials(credentials).await?;
     }
-
-    // A bucket of a tenant is no host name.
-    let path_style = bucket.contains(':') || path_style(config.path_style, endpoint.as_deref());
-    let rules = EndpointRules {
-        region: region.to_string(),
+    let app = sdk.app_name().map(|name| format!(" app/{name}")).unwrap_or_default();
+    let user_agent = format!("fasts3-mount/{}{app}", env!("CARGO_PKG_VERSION"));
+    let payer = ("x-amz-request-payer".to_owned(), "requester".to_owned());
+    // An access point has a host name of its own, and a bucket of a tenant is none.
+    let path_style = !bucket.starts_with("arn:")
+        && (bucket.contains(':') || path_style(config.path_style, endpoint.as_deref()));
+    let mut rules = EndpointRules {
+        bucket: bucket.to_owned(),
         url: endpoint.as_deref().map(with_slash),
         path_style,
         fips: sdk.use_fips(),
         dual_stack: sdk.use_dual_stack(),
     };
-    let app = sdk.app_name().map(|name| format!(" app/{name}")).unwrap_or_default();
-    let user_agent = format!("fasts3-mount/{}{app}", env!("CARGO_PKG_VERSION"));
-    let payer = ("x-amz-request-payer".to_owned(), "requester".to_owned());
-    let headers = config.requester_pays.then_some(payer).into_iter().collect();
-    let found = rules.resolve(bucket).await?;
-    let template = RequestTemplate::new(&found, user_agent, headers, credentials.is_some())?;
-    let region = region.to_string();
-    let endpoint = endpoint.unwrap_or_else(|| format!("AWS, {region}"));
-    let (wire, clock) = (to_store, Clock::default());
-    let learnt = LearntQuirks::default();
-    Ok(S3Store { wire, template, credentials, clock, region, endpoint, path_style, learnt })
+    rules.without_variants();
+    let making = Making {
+        rules,
+        user_agent,
+        headers: config.requester_pays.then_some(payer).into_iter().collect(),
+        is_signed: credentials.is_some(),
+    };
+    let template = making.template(&region).await?;
+    let (clock, learnt) = (Clock::default(), LearntQuirks::default());
+    Ok(S3Store { wire, template, making, credentials, clock, region, endpoint, path_style, learnt })
 }
 
-/// What the SDK's endpoint rules depend on, beside the bucket.
+/// What a template is made of, beside the region.
+#[derive(Debug)]
+pub(super) struct Making {
+    pub(super) rules: EndpointRules,
+    pub(super) user_agent: String,
+    /// Sent and signed with every request; names in lower case.
+    pub(super) headers: Vec<(String, String)>,
+    pub(super) is_signed: bool,
+}
+
+impl Making {
+    pub(super) async fn template(&self, region: &str) -> Result<RequestTemplate, StoreError> {
+        let found = self.rules.resolve(region).await?;
+        let (user_agent, headers) = (self.user_agent.clone(), self.headers.clone());
+        RequestTemplate::new(&found, user_agent, headers, self.is_signed)
+    }
+}
+
+/// What the SDK's endpoint rules depend on, beside the region.
+#[derive(Debug)]
 pub(super) struct EndpointRules {
-    pub(super) region: String,
+    /// A name, an alias, or an ARN.
+    pub(super) bucket: String,
     pub(super) url: Option<String>,
     pub(super) path_style: bool,
     pub(super) fips: Option<bool>,
@@ -134,17 +106,33 @@ pub(super) struct EndpointRules {
 }
 
 impl EndpointRules {
-    pub(super) async fn resolve(self, bucket: &str) -> Result<Endpoint, StoreError> {
+    /// Only AWS has variants of its endpoints, and the rules refuse them of others.
+    fn without_variants(&mut self) {
+        if self.url.is_none() {
+            return;
+        }
+        for (variant, asked) in [("FIPS", &mut self.fips), ("dual-stack", &mut self.dual_stack)] {
+            if std::mem::take(asked) == Some(true) {
+                tracing::info!(
+                    "{variant} endpoints are those of AWS: not used with --endpoint-url"
+                );
+            }
+        }
+    }
+
+    async fn resolve(&self, region: &str) -> Result<Endpoint, StoreError> {
         let none = |cause: &dyn std::fmt::Display| {
             StoreError::nonsense(format!("no request could be made: {cause}"))
         };
         let params = Params::builder()
-            .bucket(bucket)
-            .region(self.region)
-            .set_endpoint(self.url)
+            .bucket(&self.bucket)
+            .region(region)
+            .set_endpoint(self.url.clone())
             .force_path_style(self.path_style)
             .set_use_fips(self.fips)
             .set_use_dual_stack(self.dual_stack)
+            // An ARN says where it is.
+            .use_arn_region(true)
             // Requests are signed with the credentials themselves, not with those of a session.
             .disable_s3_express_session_auth(true)
             .build()
@@ -154,17 +142,9 @@ impl EndpointRules {
     }
 }
 
-/// A profile that is named must exist; the SDK would continue with other sources.
-async fn check_profile(name: &str) -> Result<(), StoreError> {
-    #[allow(clippy::default_trait_access)] // the type is of a crate that nothing else is used of
-    let files = Default::default();
-    let profiles = aws_config::profile::load(&Fs::real(), &Env::real(), &files, None)
-        .await
-        .map_err(|error| StoreError::NoCredentials(innermost(&error)))?;
-    if profiles.get_profile(name).is_some() {
-        return Ok(());
-    }
-    Err(StoreError::NoCredentials(format!("the AWS configuration files have no profile {name:?}")))
+/// `arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME`; multi-region access points have none.
+fn region_of_arn(bucket: &str) -> Option<&str> {
+    bucket.strip_prefix("arn:")?.split(':').nth(2).filter(|region| !region.is_empty())
 }
 
 /// `AWS_ENDPOINT_URL_S3`, the `s3` service section of the profile, `AWS_ENDPOINT_URL`, the profile:
@@ -190,14 +170,14 @@ fn with_slash(url: &str) -> String {
 }
 
 /// Stores other than AWS ignore the region; on AWS the instance's own is the best guess.
-async fn guess_region(endpoint: Option<&str>) -> Region {
-    let fallback = Region::from_static(FIRST_REGION);
-    if endpoint.is_some_and(is_custom) {
-        return fallback;
-    }
+async fn guess_region(endpoint: Option<&str>) -> String {
     let imds = ImdsRegionProvider::builder().build();
-    let found = tokio::time::timeout(IMDS_REGION_TIMEOUT, imds.region()).await;
-    found.ok().flatten().unwrap_or(fallback)
+    let found = if endpoint.is_some_and(is_custom) {
+        None
+    } else {
+        tokio::time::timeout(IMDS_REGION_TIMEOUT, imds.region()).await.ok().flatten()
+    };
+    found.as_ref().map_or(FIRST_REGION, Region::as_ref).to_owned()
 }
 
 async fn check_credentials(credentials: &Renewing) -> Result<(), StoreError> {

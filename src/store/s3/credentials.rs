@@ -1,7 +1,8 @@
 //! Credentials, renewed once for all requests: before they expire, and when the store refuses them.
 //!
 //! Each renewal asks a new chain of providers, because the SDK's chain reads a file once: rotated
-//! files and tokens are read again, a credential process runs again.
+//! files and tokens are read again, a credential process runs again. It is a task of its own, so
+//! that it ends well although those that wait for it give up.
 
 use std::fmt;
 use std::pin::Pin;
@@ -12,6 +13,7 @@ use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{self, ProvideCredentials as _, SharedCredentialsProvider};
 use parking_lot::Mutex;
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, timeout};
 
 use super::clock::system_now;
@@ -28,8 +30,14 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// A refusal without a reason makes credentials suspect no more often than this: most are for names
 /// without permission, and must not cost a renewal and a request each.
 const DOUBT_EVERY: Duration = Duration::from_mins(1);
-/// A provider that takes longer has failed: a process may hang, a metadata service may be away.
+/// Credentials are at least this old before they are renewed ahead: those of a short life would be
+/// renewed without an end.
+const YOUNGEST: Duration = Duration::from_secs(30);
+/// A provider that takes longer has failed: a metadata service may be away.
 pub(super) const LIMIT: Duration = Duration::from_secs(5);
+/// The same where credentials come from a program. The AWS CLI waits without an end, and programs
+/// that ask a person or a slow service take up to a minute.
+pub(super) const HELPER_LIMIT: Duration = Duration::from_secs(75);
 
 type Chain = Pin<Box<dyn Future<Output = Option<SharedCredentialsProvider>> + Send>>;
 
@@ -41,8 +49,10 @@ struct Inner {
     /// Makes a chain of providers that has read nothing yet.
     chain: Box<dyn Fn() -> Chain + Send + Sync>,
     kept: Mutex<Kept>,
-    /// Held by the one request that renews for all, while the provider is asked (up to [`LIMIT`]).
-    turn: tokio::sync::Mutex<()>,
+    /// The longest answer of a provider.
+    limit: Duration,
+    /// Held by the one renewal for all, while the provider is asked (up to `limit`).
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Default)]
@@ -69,9 +79,10 @@ impl fmt::Debug for Renewing {
 }
 
 impl Renewing {
-    pub(super) fn new(chain: impl Fn() -> Chain + Send + Sync + 'static) -> Self {
-        let (kept, turn) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self(Arc::new(Inner { chain: Box::new(chain), kept, turn }))
+    /// A provider that takes longer than `limit` has failed.
+    pub(super) fn new(limit: Duration, chain: impl Fn() -> Chain + Send + Sync + 'static) -> Self {
+        let (kept, turn) = (Mutex::default(), Arc::default());
+        Self(Arc::new(Inner { chain: Box::new(chain), kept, limit, turn }))
     }
 
     /// The store has refused the signature of a request that began at `begun`. Credentials of
@@ -104,29 +115,37 @@ impl Renewing {
 
     fn need(&self) -> Need {
         let kept = self.0.kept.lock();
-        let Some((credentials, _)) = kept.credentials.clone().filter(|_| !kept.refused) else {
+        let Some((credentials, since)) = kept.credentials.clone().filter(|_| !kept.refused) else {
             return Need::Now;
         };
         let until = |expiry: SystemTime| expiry.duration_since(system_now()).unwrap_or_default();
         let left = credentials.expiry().map(until);
         match left {
             Some(left) if left <= LAST => Need::Now,
-            Some(left) if left <= AHEAD => Need::Soon(credentials),
+            Some(left) if left <= AHEAD && since.elapsed() >= YOUNGEST => Need::Soon(credentials),
             _ => Need::Nothing(credentials),
         }
     }
 
-    /// The credentials to sign a request with, renewed if they must be.
+    /// The credentials to sign a request with, renewed if they must be. Nobody waits while they are
+    /// good: a renewal that is due runs in the background.
     pub(super) async fn current(&self) -> provider::Result {
-        let _turn = match self.need() {
+        let turn = match self.need() {
             Need::Nothing(credentials) => return Ok(credentials),
-            // One request renews them, the others continue with these.
-            Need::Soon(credentials) => match self.0.turn.try_lock() {
-                Ok(turn) => turn,
-                Err(_) => return Ok(credentials),
-            },
-            Need::Now => self.0.turn.lock().await,
+            Need::Soon(credentials) => {
+                if let Ok(turn) = self.0.turn.clone().try_lock_owned() {
+                    tokio::spawn(self.clone().renew(turn));
+                }
+                return Ok(credentials);
+            }
+            Need::Now => self.0.turn.clone().lock_owned().await,
         };
+        let renewal = tokio::spawn(self.clone().renew(turn));
+        renewal.await.unwrap_or_else(|died| Err(CredentialsError::unhandled(died)))
+    }
+
+    /// Asks for new credentials, unless those before had the same need.
+    async fn renew(self, _turn: OwnedMutexGuard<()>) -> provider::Result {
         let old = match self.need() {
             Need::Nothing(credentials) => return Ok(credentials),
             Need::Soon(credentials) => Some(credentials),
@@ -140,13 +159,14 @@ impl Renewing {
         if let Some(cause) = paused {
             return old.ok_or_else(|| CredentialsError::provider_error(cause));
         }
-        let asked = timeout(LIMIT, self.ask()).await;
-        self.keep(asked.unwrap_or_else(|_| Err(CredentialsError::provider_timed_out(LIMIT))), old)
+        let limit = self.0.limit;
+        let asked = timeout(limit, self.ask()).await;
+        self.keep(asked.unwrap_or_else(|_| Err(CredentialsError::provider_timed_out(limit))), old)
     }
 
     async fn ask(&self) -> provider::Result {
         match (self.0.chain)().await {
-            Some(provider) => provider.provide_credentials().await,
+            Some(provider) => checked(provider.provide_credentials().await?),
             None => Err(CredentialsError::not_loaded("no provider is configured")),
         }
     }
@@ -181,6 +201,20 @@ impl Renewing {
             }
         }
     }
+}
+
+/// What no request can carry would fail each of them. Never shows a value.
+fn checked(credentials: Credentials) -> provider::Result {
+    let is_visible = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
+    let odd = if !is_visible(credentials.access_key_id()) {
+        "access key's id"
+    } else if !credentials.session_token().is_none_or(is_visible) {
+        "session token"
+    } else {
+        return Ok(credentials);
+    };
+    let cause = format!("the {odd} holds a character that cannot be sent");
+    Err(CredentialsError::invalid_configuration(cause))
 }
 
 /// The meaning of a chain of providers without credentials.
@@ -256,7 +290,7 @@ mod tests {
         fn new(lives: impl Into<Vec<Option<Life>>>) -> (Self, Renewing) {
             let scripted = Self(Arc::new((AtomicUsize::new(0), lives.into())));
             let provider = SharedCredentialsProvider::new(scripted.clone());
-            let renewing = Renewing::new(move || {
+            let renewing = Renewing::new(LIMIT, move || {
                 let provider = provider.clone();
                 Box::pin(async move { Some(provider) })
             });
@@ -327,10 +361,41 @@ mod tests {
         let soon = Duration::from_mins(4);
         let (scripted, renewing) = Scripted::new([Some(Some(soon)), Some(None)]);
         assert_eq!(id(&renewing).await, Ok("ID0".into()));
-        let (first, second) = tokio::join!(id(&renewing), id(&renewing));
-        assert_eq!((first, second), (Ok("ID1".into()), Ok("ID0".into())));
+        assert_eq!(id(&renewing).await, Ok("ID0".into()));
+        assert_eq!(scripted.asked(), 1, "they are young");
+        advance(YOUNGEST).await;
+        let begun = Instant::now();
+        for _ in 0..3 {
+            assert_eq!(id(&renewing).await, Ok("ID0".into()));
+        }
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        sleep(Duration::from_millis(101)).await;
         assert_eq!(id(&renewing).await, Ok("ID1".into()));
         assert_eq!(scripted.asked(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_provider_ends_its_work_for_others_when_a_caller_gives_up() {
+        let (scripted, renewing) = Scripted::new([Some(None)]);
+        let impatient = timeout(Duration::from_millis(50), id(&renewing)).await;
+        assert!(impatient.is_err());
+        let begun = Instant::now();
+        assert_eq!(id(&renewing).await, Ok("ID0".into()));
+        assert_eq!((scripted.asked(), begun.elapsed()), (1, Duration::from_millis(50)));
+    }
+
+    #[test]
+    fn what_cannot_be_sent_is_named_and_not_shown() {
+        let token = |token: &str| Credentials::new("id", "s", Some(token.to_owned()), None, "test");
+        assert!(checked(token("a+/=")).is_ok());
+        for (odd, says) in [
+            (Credentials::new("i\nd", "s", None, None, "test"), "access key's id"),
+            (token("hush hush"), "session token"),
+            (token("hush\r"), "session token"),
+        ] {
+            let cause = innermost(&checked(odd).unwrap_err());
+            assert!(cause.contains(says) && !cause.contains("hush"), "{cause}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -338,9 +403,13 @@ mod tests {
         let (scripted, renewing) =
             Scripted::new([Some(Some(Duration::from_mins(4))), None, None, Some(None)]);
         assert_eq!(id(&renewing).await, Ok("ID0".into()));
+        advance(YOUNGEST).await;
         assert_eq!(id(&renewing).await, Ok("ID0".into()));
+        sleep(Duration::from_millis(101)).await;
         // It has failed just now, so nobody asks it again.
-        assert_eq!((id(&renewing).await, scripted.asked()), (Ok("ID0".into()), 2));
+        assert_eq!(id(&renewing).await, Ok("ID0".into()));
+        sleep(Duration::from_millis(101)).await;
+        assert_eq!(scripted.asked(), 2);
         // The store takes them no more.
         renewing.refused(Instant::now());
         assert_eq!(id(&renewing).await, Ok("ID0".into()), "asked too soon");
@@ -353,7 +422,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_provider_that_hangs_has_failed() {
-        let renewing = Renewing::new(|| Box::pin(std::future::pending()));
+        let renewing = Renewing::new(LIMIT, || Box::pin(std::future::pending()));
         let start = Instant::now();
         assert!(id(&renewing).await.is_err());
         assert_eq!(start.elapsed(), LIMIT);

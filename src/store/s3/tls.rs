@@ -20,6 +20,7 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::HEAD_TIMEOUT;
+use super::config::{Hedging, StoreConfig};
 use crate::base::text::innermost;
 use crate::stats::Stats;
 use crate::store::wire::{CallError, Wire};
@@ -33,12 +34,13 @@ pub(super) enum Trust<'a> {
     Anybody,
 }
 
-/// A client with one pool of connections. `hedging`: it sends late requests a second time.
+/// A client with one pool of connections.
 pub(super) fn wire(
     trust: &Trust<'_>,
-    hedging: bool,
+    config: &StoreConfig,
     stats: &Arc<Stats>,
 ) -> Result<Arc<Wire>, String> {
+    let hedging = config.hedging == Hedging::Auto;
     Ok(Arc::new(Wire::new(tls_config(trust)?, hedging, Arc::clone(stats))))
 }
 

@@ -26,11 +26,13 @@ use tokio::net::TcpListener;
 
 use super::super::S3Store;
 use super::super::clock::Clock;
-use super::super::connect::EndpointRules;
+use super::super::config::StoreConfig;
+use super::super::connect::{EndpointRules, Making};
 use super::super::credentials::Renewing;
 use super::super::learnt::{LearntQuirks, RESTORE_STATUS};
 use super::super::tls::{self, Trust};
 use super::*;
+use crate::store::wire::Wire;
 use crate::store::{Nonsense, ObjectStore as _, ObjectVersion};
 
 fn version(key: &str) -> ObjectVersion {
@@ -53,7 +55,7 @@ impl Bucket {
     async fn new(endpoint: &str, path_style: bool, payer: bool, keys: Option<Credentials>) -> Self {
         let builder = aws_sdk_s3::Config::builder()
             .behavior_version(BehaviorVersion::latest())
-            .http_client(tls::client(tls::wire(&Trust::Anybody, true, &Arc::default()).unwrap()))
+            .http_client(tls::client(anybody()))
             .region(Region::new("eu-west-1"))
             .endpoint_url(endpoint)
             .retry_config(RetryConfig::disabled())
@@ -118,30 +120,38 @@ enum Asked<'a> {
 }
 
 async fn template(endpoint: &str, path_style: bool, payer: bool, signed: bool) -> RequestTemplate {
-    let (region, url) = ("eu-west-1".to_owned(), Some(endpoint.to_owned()));
-    let rules = EndpointRules { region, url, path_style, fips: None, dual_stack: None };
-    let found = rules.resolve("bucket").await.unwrap();
+    making(endpoint, path_style, payer, signed).template("eu-west-1").await.unwrap()
+}
+
+fn making(endpoint: &str, path_style: bool, payer: bool, is_signed: bool) -> Making {
+    let (bucket, url) = ("bucket".to_owned(), Some(endpoint.to_owned()));
+    let rules = EndpointRules { bucket, url, path_style, fips: None, dual_stack: None };
     let payer = payer.then(|| ("x-amz-request-payer".to_owned(), "requester".to_owned()));
-    let headers = payer.into_iter().collect();
-    RequestTemplate::new(&found, "fasts3-mount/0".to_owned(), headers, signed).unwrap()
+    let (user_agent, headers) = ("fasts3-mount/0".to_owned(), payer.into_iter().collect());
+    Making { rules, user_agent, headers, is_signed }
+}
+
+fn anybody() -> Arc<Wire> {
+    tls::wire(&Trust::Anybody, &StoreConfig::default(), &Arc::default()).unwrap()
 }
 
 /// A store with credentials of this provider.
 async fn store(endpoint: &str, provider: Option<SharedCredentialsProvider>) -> S3Store {
     let template = template(endpoint, true, false, provider.is_some()).await;
     let credentials = provider.map(|provider| {
-        Renewing::new(move || {
+        Renewing::new(Duration::from_secs(5), move || {
             let provider = provider.clone();
             Box::pin(async move { Some(provider) })
         })
     });
     S3Store {
-        wire: tls::wire(&Trust::Anybody, true, &Arc::default()).unwrap(),
+        wire: anybody(),
+        making: making(endpoint, true, false, credentials.is_some()),
         template,
         credentials,
         clock: Clock::default(),
         region: "eu-west-1".to_owned(),
-        endpoint: endpoint.to_owned(),
+        endpoint: Some(endpoint.to_owned()),
         path_style: true,
         learnt: LearntQuirks::default(),
     }
@@ -368,26 +378,56 @@ async fn a_list_is_what_the_sdk_would_send() {
 }
 
 #[tokio::test]
-async fn regions_options_and_directory_buckets_are_told_by_the_endpoint_rules() {
-    for (bucket, fips, dual_stack, host, service) in [
-        ("bucket", None, None, "bucket.s3.us-east-2.amazonaws.com", "s3"),
-        ("bucket", Some(true), None, "bucket.s3-fips.us-east-2.amazonaws.com", "s3"),
-        ("bucket", None, Some(true), "bucket.s3.dualstack.us-east-2.amazonaws.com", "s3"),
+async fn regions_options_and_kinds_of_buckets_are_told_by_the_endpoint_rules() {
+    for (bucket, fips, dual_stack, host, scope) in [
+        ("bucket", None, None, "bucket.s3.us-east-2.amazonaws.com", "us-east-2/s3"),
+        ("bucket", Some(true), None, "bucket.s3-fips.us-east-2.amazonaws.com", "us-east-2/s3"),
+        ("bucket", None, Some(true), "bucket.s3.dualstack.us-east-2.amazonaws.com", "us-east-2/s3"),
         (
             "bucket--use2-az1--x-s3",
             None,
             None,
             "bucket--use2-az1--x-s3.s3express-use2-az1.us-east-2.amazonaws.com",
-            "s3express",
+            "us-east-2/s3express",
+        ),
+        // Access points, by alias and by ARN, which are where the ARN says.
+        (
+            "point-eh3r5y8hbm1g7mwarpr3n5mfaa3g1usw2a-s3alias",
+            None,
+            None,
+            "point-eh3r5y8hbm1g7mwarpr3n5mfaa3g1usw2a-s3alias.s3.us-east-2.amazonaws.com",
+            "us-east-2/s3",
+        ),
+        (
+            "arn:aws:s3:eu-west-1:123456789012:accesspoint/point",
+            None,
+            None,
+            "point-123456789012.s3-accesspoint.eu-west-1.amazonaws.com",
+            "eu-west-1/s3",
+        ),
+        (
+            "arn:aws:s3-object-lambda:eu-west-1:123456789012:accesspoint/point",
+            None,
+            None,
+            "point-123456789012.s3-object-lambda.eu-west-1.amazonaws.com",
+            "eu-west-1/s3-object-lambda",
+        ),
+        (
+            "arn:aws:s3-outposts:eu-west-1:123456789012:outpost/op-01ac5d28a6a232904/accesspoint/p",
+            None,
+            None,
+            "p-123456789012.op-01ac5d28a6a232904.s3-outposts.eu-west-1.amazonaws.com",
+            "eu-west-1/s3-outposts",
         ),
     ] {
-        let region = "us-east-2".to_owned();
-        let rules = EndpointRules { region, url: None, path_style: false, fips, dual_stack };
-        let found = rules.resolve(bucket).await.unwrap();
-        let template = RequestTemplate::new(&found, String::new(), Vec::new(), true).unwrap();
+        let bucket = bucket.to_owned();
+        let rules = EndpointRules { bucket, url: None, path_style: false, fips, dual_stack };
+        let (user_agent, headers) = (String::new(), Vec::new());
+        let making = Making { rules, user_agent, headers, is_signed: true };
+        let template = making.template("us-east-2").await.unwrap();
         let (_, url, headers) = filled(&template, &get("k"), Some(&credentials(None)));
         assert_eq!(url, format!("https://{host}/k"));
-        let scope = format!("/us-east-2/{service}/aws4_request");
+        let scope = format!("/{scope}/aws4_request");
         assert!(headers["authorization"].to_str().unwrap().contains(&scope), "{headers:?}");
     }
 }
@@ -520,10 +560,9 @@ async fn a_store_that_calls_the_clock_wrong_is_asked_at_its_own_time_then() {
 /// Ceph's tenants: the colon is encoded, and signed so.
 #[tokio::test]
 async fn a_bucket_of_a_tenant_is_signed_for_as_it_is_sent() {
-    let (region, url) = ("eu-west-1".to_owned(), Some("http://h:1/".to_owned()));
-    let rules = EndpointRules { region, url, path_style: true, fips: None, dual_stack: None };
-    let found = rules.resolve("tenant:bucket").await.unwrap();
-    let template = RequestTemplate::new(&found, "fasts3-mount/0".to_owned(), vec![], true).unwrap();
+    let mut making = making("http://h:1/", true, false, true);
+    "tenant:bucket".clone_into(&mut making.rules.bucket);
+    let template = making.template("eu-west-1").await.unwrap();
     let keys = credentials(None);
     let (_, url, headers) = filled(&template, &get("k"), Some(&keys));
     assert_eq!(url, "http://h:1/tenant%3Abucket/k");
