@@ -33,7 +33,7 @@ const ONLY: [(&str, &[&str]); 7] = [
     ("rustls", &["store/s3", "store/wire", "app"]),
     ("quick_xml", &["store/s3"]),
     ("clap", &["app"]),
-    ("hyper", &["app"]),
+    ("hyper", &["app", "store/wire/proxy"]),
     ("ratatui", &["app"]),
 ];
 

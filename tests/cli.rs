@@ -294,6 +294,9 @@ fn what_cannot_be_sent_is_refused_by_the_name_of_its_variable_and_not_shown() {
     }
     let said = run(&["--region=eu west", "bucket", "/nowhere/at/all"]);
     assert!(said.code == 64 && said.sentence.contains("--region"), "{}", said.log);
+    let said = run_with(&[("HTTPS_PROXY", "socks5://me:hush@localhost")]);
+    assert_eq!(said.code, 64, "{}", said.log);
+    assert!(said.sentence.contains("HTTPS_PROXY") && !said.log.contains("hush"), "{}", said.log);
 }
 
 #[test]

@@ -15,6 +15,7 @@ use crate::app::environment;
 use crate::base::layout::BLOCK_BYTES;
 use crate::fuse::{Access, MountOptions};
 use crate::store::s3::StoreConfig;
+use crate::store::s3::config::Proxies;
 
 pub(crate) mod args;
 mod helper;
@@ -204,6 +205,7 @@ fn store_config(args: args::StoreArgs) -> Result<StoreConfig, String> {
         ca_bundle,
         no_verify_tls: args.no_verify_tls,
         hedging: args.hedging,
+        proxies: Proxies::of_environment()?,
     })
 }
 

@@ -28,7 +28,7 @@ pub(crate) async fn run(config: &Config, quick: bool) -> Diagnosis {
     let connections = daemon::connections(config.cache.max_connections);
     machine::look(config, &connections, &mut report);
     if let Some(url) = &config.store.endpoint_url {
-        connection::way(url, &mut report).await;
+        connection::way(url, config, &mut report).await;
     }
     let store = match daemon::open_bucket(config, config.first(), &Arc::default()).await {
         Ok(store) => store,
@@ -39,7 +39,7 @@ pub(crate) async fn run(config: &Config, quick: bool) -> Diagnosis {
     };
     if config.store.endpoint_url.is_none() {
         // It is known only now.
-        connection::way(&connection::url(&store), &mut report).await;
+        connection::way(&connection::url(&store), config, &mut report).await;
     }
     connection::made(config, &store, &mut report).await;
     let store = Arc::new(store);

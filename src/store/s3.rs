@@ -7,9 +7,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::Response;
 use ::http::header::HeaderMap;
 use ::http::response::Parts;
+use ::http::{Response, Uri};
 use async_trait::async_trait;
 use tokio::time::{Instant, timeout};
 
@@ -112,6 +112,11 @@ impl S3Store {
     /// A URL, or `AWS, REGION`.
     pub fn endpoint(&self) -> String {
         self.endpoint.clone().unwrap_or_else(|| format!("AWS, {}", self.region))
+    }
+
+    /// The proxy through which requests go.
+    pub fn proxy(&self) -> Option<Uri> {
+        self.wire.proxy_to(self.template.origin())
     }
 
     /// Asks for one key or directory under a prefix, once; `true` if there is any.

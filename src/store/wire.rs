@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, Uri};
 use tokio::time::{Instant, timeout};
 
 mod body;
@@ -23,6 +23,7 @@ mod framing;
 mod head;
 mod hedge;
 mod pool;
+mod proxy;
 
 use crate::stats::Stats;
 pub(super) use body::Body;
@@ -33,6 +34,7 @@ use hedge::Hedger;
 pub(super) use hedge::Kind;
 pub(super) use pool::Origin;
 use pool::Pool;
+pub use proxy::Proxies;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CallError {
@@ -73,9 +75,19 @@ impl fmt::Debug for Wire {
 }
 
 impl Wire {
-    pub(super) fn new(tls: rustls::ClientConfig, hedging: bool, stats: Arc<Stats>) -> Self {
+    pub(super) fn new(
+        tls: rustls::ClientConfig,
+        proxies: Proxies,
+        hedging: bool,
+        stats: Arc<Stats>,
+    ) -> Self {
         let hedging = hedging.then(Hedger::default);
-        Self { dialer: Dialer::new(tls), pool: Arc::default(), hedging, stats }
+        Self { dialer: Dialer::new(tls, proxies), pool: Arc::default(), hedging, stats }
+    }
+
+    /// The proxy through which requests to this origin go.
+    pub(super) fn proxy_to(&self, origin: &Origin) -> Option<Uri> {
+        self.dialer.proxies.to(&origin.uri()?)
     }
 
     /// The response's head must come within `limit`, connecting included.
@@ -164,12 +176,21 @@ impl Wire {
         message: &Message,
     ) -> Result<Response<Body>, NoHead> {
         let mut unanswered = true;
-        let sent = connection.send(&message.text).await;
+        let sent = match &connection.proxy {
+            None => connection.send(&message.text).await,
+            Some(proxy) => {
+                let text = proxy.absolute(&message.text, &message.origin);
+                connection.send(&text).await
+            }
+        };
         sent.map_err(|error| NoHead { error: error.into(), unanswered })?;
         loop {
             let parsed = head::parse(&mut connection.buffer, message.bodiless)
                 .map_err(|cause| NoHead { error: CallError::NotHttp(cause), unanswered: false })?;
             if let Some(Head { response, framing, keep_alive }) = parsed {
+                let by_proxy =
+                    connection.proxy.as_ref().map(|proxy| proxy.check(response.status()));
+                by_proxy.unwrap_or(Ok(())).map_err(|error| NoHead { error, unanswered: false })?;
                 // After a fault of the server the next request is better sent to another one.
                 let keep = keep_alive && !response.status().is_server_error();
                 let home = keep.then(|| (self.pool.clone(), message.origin.clone()));

@@ -88,7 +88,10 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn new() -> Self {
-        let server = Server::builder().start_blocking().unwrap();
+        Self::on(Server::builder().start_blocking().unwrap())
+    }
+
+    pub(crate) fn on(server: Server) -> Self {
         let _ = server.bucket("data");
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("mnt")).unwrap();

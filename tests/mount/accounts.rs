@@ -9,6 +9,7 @@ use devserver::proxy::{Fault, RequestHead, Rule};
 use rustix::process::Signal;
 
 use crate::common::{Daemon, Mount, Scene, can_mount, errno, eventually, names};
+use crate::proxies::TestProxy;
 
 /// Mounts the bucket by this command, whose last arguments are the bucket's name and the place.
 fn mounted(scene: Scene, mut command: Command) -> Mount {
@@ -202,6 +203,28 @@ fn a_policy_for_some_prefixes_is_enough_for_them() {
     assert_eq!(mount.names(""), ["one", "two"]);
     assert_eq!(mount.read("one").unwrap(), b"home/a/one");
     assert_eq!(mount.read("none").unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn an_access_point_is_mounted_by_its_arn() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    let bucket = scene.server.bucket("point-123456789012");
+    bucket.set_region(Some("eu-west-1"));
+    bucket.put("a/b", "hello");
+    // Its host name is one that no name server here knows.
+    let proxy = TestProxy::start(scene.server.address(), None);
+    let mut command = scene.program();
+    command.env("http_proxy", proxy.url(""));
+    command
+        .env("FASTS3_ENDPOINT_URL", format!("http://localhost:{}", scene.server.address().port()));
+    command.arg("s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/point/a");
+    command.arg(scene.mountpoint());
+    let mount = Mount { daemon: Daemon::start(&mut command, &scene.mountpoint()), scene };
+    assert_eq!(mount.read("b").unwrap(), b"hello");
+    assert!(proxy.asked().iter().all(|line| line.contains("//point-123456789012.localhost:")));
 }
 
 /// A reader that gives up must not end the work of a helper for the others, and the start waits.

@@ -25,6 +25,7 @@ mod mountpoints;
 mod names;
 mod ordinary_user;
 mod panics;
+mod proxies;
 mod read_only;
 mod reads;
 mod service;

@@ -61,6 +61,9 @@ pub(crate) async fn open(
     let store = S3Store::counted(&bucket.name, &config.store, stats)
         .await
         .map_err(|error| not_opened(error, &bucket.name, named))?;
+    if let Some(proxy) = store.proxy() {
+        tracing::info!("requests go through the proxy {proxy}");
+    }
     let limit = LIMIT.saturating_sub(begun.elapsed()).max(LEAST);
     timeout(limit, open_anywhere(bucket, store)).await.unwrap_or_else(|_elapsed| {
         let silence = format!("nothing came within {} s", limit.as_secs());
@@ -191,7 +194,9 @@ fn not_opened(error: StoreError, bucket: &str, endpoint: &str) -> CommandError {
 
 fn what_to_check(cause: &str) -> &'static str {
     // rustls names the certificate in each of its errors about one.
-    if cause.contains("certificate") {
+    if cause.starts_with("the proxy ") {
+        "HTTP_PROXY, HTTPS_PROXY and NO_PROXY"
+    } else if cause.contains("certificate") {
         "the certificate, or trust it with --ca-bundle"
     } else if cause.starts_with("TLS: ") {
         "--endpoint-url, and that a server at that port speaks https"

@@ -33,9 +33,13 @@ pub(super) fn url(store: &S3Store) -> String {
     format!("https://s3.{}.amazonaws.com", store.region())
 }
 
-/// From the endpoint's name to a connection.
-pub(super) async fn way(url: &str, report: &mut Diagnosis) {
-    let uri: Option<Uri> = url.parse().ok();
+/// From the endpoint's name, or that of the proxy before it, to a connection.
+pub(super) async fn way(url: &str, config: &Config, report: &mut Diagnosis) {
+    let mut uri: Option<Uri> = url.parse().ok();
+    if let Some(proxy) = uri.as_ref().and_then(|uri| config.store.proxies.to(uri)) {
+        report.ok("proxy", format!("requests go through {proxy} (HTTP_PROXY, HTTPS_PROXY)"));
+        uri = Some(proxy);
+    }
     let Some((host, uri)) = uri.as_ref().and_then(|uri| Some((uri.host()?, uri))) else { return };
     let is_tls = uri.scheme_str() == Some("https");
     let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
@@ -50,7 +54,8 @@ pub(super) async fn way(url: &str, report: &mut Diagnosis) {
     let addresses = match found {
         Ok(addresses) => addresses,
         Err(cause) => {
-            let remedy = "check the name in --endpoint-url, and this machine's /etc/resolv.conf";
+            let remedy = "check the name in --endpoint-url or of the proxy, and this machine's \
+                          /etc/resolv.conf";
             return report.wrong("DNS", format!("{cause}; {remedy}"));
         }
     };

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+pub use crate::store::wire::Proxies;
+
 #[derive(Clone, Debug, Default)]
 pub struct StoreConfig {
     /// The store's address; when absent, that of the AWS configuration, or else AWS itself.
@@ -17,6 +19,7 @@ pub struct StoreConfig {
     pub ca_bundle: Option<PathBuf>,
     pub no_verify_tls: bool,
     pub hedging: Hedging,
+    pub proxies: Proxies,
 }
 
 /// When a request is sent a second time because its response is late.

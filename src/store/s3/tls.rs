@@ -41,7 +41,8 @@ pub(super) fn wire(
     stats: &Arc<Stats>,
 ) -> Result<Arc<Wire>, String> {
     let hedging = config.hedging == Hedging::Auto;
-    Ok(Arc::new(Wire::new(tls_config(trust)?, hedging, Arc::clone(stats))))
+    let proxies = config.proxies.clone();
+    Ok(Arc::new(Wire::new(tls_config(trust)?, proxies, hedging, Arc::clone(stats))))
 }
 
 /// The same client for the SDK.

@@ -12,6 +12,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Bu
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
+use super::proxy::Proxy;
+
 /// Read at once where a head is awaited: enough for it and an object of a few KiB, and of a large
 /// object few bytes must be copied.
 pub(super) const HEAD_READ_BYTES: usize = 8 * 1024;
@@ -28,11 +30,17 @@ pub(super) struct Connection {
     slack: u64,
     /// `SO_RCVLOWAT` of the socket: it is readable from this number of bytes.
     low_water: i32,
+    /// It ends at this proxy, which reads each request.
+    pub(super) proxy: Option<Proxy>,
 }
 
 impl Connection {
-    pub(super) fn new(stream: impl Stream + 'static, slack: u64) -> Self {
-        Self { stream: Box::new(stream), buffer: BytesMut::new(), slack, low_water: 1 }
+    pub(super) fn new(stream: Box<dyn Stream>, slack: u64) -> Self {
+        Self { stream, buffer: BytesMut::new(), slack, low_water: 1, proxy: None }
+    }
+
+    pub(super) fn through(self, proxy: Proxy) -> Self {
+        Self { proxy: Some(proxy), ..self }
     }
 
     pub(super) async fn send(&mut self, message: &[u8]) -> io::Result<()> {
@@ -95,7 +103,7 @@ sockopt_impl!(
     i32
 );
 
-pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     fn socket(&self) -> &TcpStream;
 }
 
@@ -105,8 +113,14 @@ impl Stream for TcpStream {
     }
 }
 
-impl Stream for TlsStream<BufReader<TcpStream>> {
+impl Stream for Box<dyn Stream> {
     fn socket(&self) -> &TcpStream {
-        self.get_ref().0.get_ref()
+        (**self).socket()
+    }
+}
+
+impl<S: Stream> Stream for TlsStream<BufReader<S>> {
+    fn socket(&self) -> &TcpStream {
+        self.get_ref().0.get_ref().socket()
     }
 }

@@ -1,4 +1,4 @@
-//! From a host to a connection: addresses, sockets, TLS sessions.
+//! From a host to a connection: addresses, sockets, tunnels through proxies, TLS sessions.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,10 +12,12 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::CallError;
-use super::connection::{Connection, TLS_READ_BYTES, TLS_SLACK};
+use super::connection::{Connection, Stream, TLS_READ_BYTES, TLS_SLACK};
 use super::pool::Origin;
+use super::proxy::{Proxies, Proxy};
 
 /// A lost SYN costs 1 s, and a second one 2 s more.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -24,18 +26,49 @@ const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
 
 pub(super) struct Dialer {
     tls: TlsConnector,
+    pub(super) proxies: Proxies,
     /// The number of connections made. Each begins at another of a host's addresses.
     turn: AtomicUsize,
 }
 
 impl Dialer {
-    pub(super) fn new(mut tls: rustls::ClientConfig) -> Self {
+    pub(super) fn new(mut tls: rustls::ClientConfig, proxies: Proxies) -> Self {
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Self { tls: Arc::new(tls).into(), turn: AtomicUsize::new(0) }
+        Self { tls: Arc::new(tls).into(), proxies, turn: AtomicUsize::new(0) }
     }
 
     pub(super) async fn connect(&self, origin: &Origin) -> Result<Connection, CallError> {
-        let unreachable = |error: io::Error| CallError::Unreachable(error.to_string());
+        if let Some(proxy) = self.proxies.on_the_way_to(origin) {
+            return self.connect_through(proxy, origin).await;
+        }
+        let socket = self.socket(origin).await;
+        let socket = socket.map_err(|error| CallError::Unreachable(error.to_string()))?;
+        if !origin.tls {
+            return Ok(Connection::new(Box::new(socket), 0));
+        }
+        Ok(Connection::new(Box::new(self.session(socket, origin).await?), TLS_SLACK))
+    }
+
+    async fn connect_through(
+        &self,
+        proxy: Proxy,
+        origin: &Origin,
+    ) -> Result<Connection, CallError> {
+        let socket = self.socket(&proxy.origin).await;
+        let socket = socket.map_err(|error| proxy.refuses(&error.to_string()))?;
+        let (stream, slack): (Box<dyn Stream>, u64) = if proxy.origin.tls {
+            (Box::new(self.session(socket, &proxy.origin).await?), TLS_SLACK)
+        } else {
+            (Box::new(socket), 0)
+        };
+        if !origin.tls {
+            return Ok(Connection::new(stream, slack).through(proxy));
+        }
+        let stream = proxy.tunnel(stream, origin).await?;
+        Ok(Connection::new(Box::new(self.session(stream, origin).await?), slack + TLS_SLACK))
+    }
+
+    async fn socket(&self, origin: &Origin) -> io::Result<TcpStream> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let socket = timeout(CONNECT_TIMEOUT, async {
             let addresses = lookup_host((origin.host.as_str(), origin.port)).await?.collect();
@@ -45,18 +78,21 @@ impl Dialer {
         .unwrap_or_else(|_elapsed| {
             let limit = CONNECT_TIMEOUT.as_secs();
             Err(io::Error::other(format!("no connection within {limit} s")))
-        })
-        .map_err(unreachable)?;
-        socket.set_nodelay(true).map_err(unreachable)?;
-        if !origin.tls {
-            return Ok(Connection::new(socket, 0));
-        }
+        })?;
+        socket.set_nodelay(true)?;
+        Ok(socket)
+    }
+
+    async fn session<S: Stream>(
+        &self,
+        stream: S,
+        origin: &Origin,
+    ) -> Result<TlsStream<BufReader<S>>, CallError> {
         let name = ServerName::try_from(origin.host.clone())
             .map_err(|error| CallError::Unreachable(format!("TLS: {error}")))?;
-        let socket = BufReader::with_capacity(TLS_READ_BYTES, socket);
-        let session = self.tls.connect(name, socket).await;
-        let session = session.map_err(|error| CallError::Unreachable(format!("TLS: {error}")))?;
-        Ok(Connection::new(session, TLS_SLACK))
+        let stream = BufReader::with_capacity(TLS_READ_BYTES, stream);
+        let session = self.tls.connect(name, stream).await;
+        session.map_err(|error| CallError::Unreachable(format!("TLS: {error}")))
     }
 }
 

@@ -36,6 +36,11 @@ impl Origin {
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         Ok(Self { tls, host, port, authority })
     }
+
+    pub(super) fn uri(&self) -> Option<Uri> {
+        let scheme = if self.tls { "https" } else { "http" };
+        format!("{scheme}://{}", self.authority).parse().ok()
+    }
 }
 
 #[derive(Default)]

@@ -89,7 +89,7 @@ fn wire() -> Wire {
         .unwrap()
         .with_root_certificates(rustls::RootCertStore::empty())
         .with_no_client_auth();
-    Wire::new(tls, true, Arc::default())
+    Wire::new(tls, Proxies::default(), true, Arc::default())
 }
 
 /// The response and its whole body, of whatever length.
