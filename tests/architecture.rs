@@ -30,7 +30,7 @@ const ROOMS: [&str; 16] = [
 const ONLY: [(&str, &[&str]); 7] = [
     ("fuser", &["fuse"]),
     ("aws_", &["store/s3"]),
-    ("rustls", &["store/s3", "store/wire", "app"]),
+    ("rustls", &["store/s3", "store/wire"]),
     ("quick_xml", &["store/s3"]),
     ("clap", &["app"]),
     ("hyper", &["app", "store/wire/proxy"]),

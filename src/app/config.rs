@@ -14,8 +14,8 @@ use clap::CommandFactory as _;
 use crate::app::environment;
 use crate::base::layout::BLOCK_BYTES;
 use crate::fuse::{Access, MountOptions};
-use crate::store::s3::StoreConfig;
 use crate::store::s3::config::Proxies;
+use crate::store::s3::{StoreConfig, check_bundle};
 
 pub(crate) mod args;
 mod helper;
@@ -193,7 +193,7 @@ fn store_config(args: args::StoreArgs) -> Result<StoreConfig, String> {
     let variable = std::env::var_os("AWS_CA_BUNDLE");
     let ca_bundle = args.ca_bundle.or(variable.map(PathBuf::from));
     if let Some(path) = &ca_bundle {
-        check_ca_bundle(path, named)?;
+        check_bundle(path).map_err(|cause| format!("{named}: {cause}"))?;
     }
     Ok(StoreConfig {
         endpoint_url: args.endpoint_url,
@@ -207,20 +207,6 @@ fn store_config(args: args::StoreArgs) -> Result<StoreConfig, String> {
         hedging: args.hedging,
         proxies: Proxies::of_environment()?,
     })
-}
-
-fn check_ca_bundle(path: &Path, named: &str) -> Result<(), String> {
-    use rustls_pki_types::CertificateDer;
-    use rustls_pki_types::pem::PemObject as _;
-
-    let shown = path.display();
-    let pem =
-        std::fs::read(path).map_err(|error| format!("{named}: {shown} cannot be read: {error}"))?;
-    match CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>() {
-        Ok(certificates) if !certificates.is_empty() => Ok(()),
-        Ok(_) => Err(format!("{named}: {shown} holds no PEM certificate")),
-        Err(error) => Err(format!("{named}: {shown} is not a PEM file: {error}")),
-    }
 }
 
 fn check_sizes(budget_bytes: u64, cache: &args::CacheArgs) -> Result<(), String> {

@@ -47,6 +47,7 @@ use learnt::{CHECKSUM_MODE, LearntQuirks, OptionalHeader, Quirk, RESTORE_STATUS}
 use redirect::RedirectTarget;
 use request::{RequestFields, RequestTemplate, list_query};
 use response::{About, Refusal};
+pub use tls::check_bundle;
 
 /// To the head of an answer that is no store's.
 const HEAD_TIMEOUT: Duration = flow::PATIENCE;

@@ -1,11 +1,11 @@
 //! Accounts as people have them: variables with the ends of lines, profiles, slow helpers, policies
-//! that allow a part, access points.
+//! that allow a part, access points, certificates that nobody else has signed.
 
 use std::io::ErrorKind;
 use std::process::Command;
 
-use devserver::Kind;
 use devserver::proxy::{Fault, RequestHead, Rule};
+use devserver::{Kind, Server};
 use rustix::process::Signal;
 
 use crate::common::{Daemon, Mount, Scene, can_mount, errno, eventually, names};
@@ -225,6 +225,37 @@ fn an_access_point_is_mounted_by_its_arn() {
     let mount = Mount { daemon: Daemon::start(&mut command, &scene.mountpoint()), scene };
     assert_eq!(mount.read("b").unwrap(), b"hello");
     assert!(proxy.asked().iter().all(|line| line.contains("//point-123456789012.localhost:")));
+}
+
+#[test]
+fn a_certificate_that_has_signed_itself_is_trusted_beside_a_broken_one() {
+    if !can_mount() {
+        return;
+    }
+    for variable in ["AWS_CA_BUNDLE", "SSL_CERT_FILE", "FASTS3_CA_BUNDLE"] {
+        let scene = Scene::on(Server::builder().tls(true).start_blocking().unwrap());
+        scene.bucket().put("a", "hello");
+        let bundle = scene.folder.path().join("bundle.pem");
+        let good = scene.server.certificate().unwrap();
+        let half = &good[..good.len() / 2];
+        std::fs::write(&bundle, format!("{half}\n{good}")).unwrap();
+        let mut command = scene.program();
+        command.env(variable, &bundle);
+        let mount = mounted(scene, command);
+        assert_eq!(mount.read("a").unwrap(), b"hello", "{variable}");
+        let log = log_of(mount);
+        assert!(log.contains("a certificate is left out: "), "{log}");
+    }
+    // Another server with a certificate of its own.
+    let other = Server::builder().tls(true).start_blocking().unwrap();
+    let scene = Scene::on(Server::builder().tls(true).start_blocking().unwrap());
+    let bundle = scene.folder.path().join("bundle.pem");
+    std::fs::write(&bundle, other.certificate().unwrap()).unwrap();
+    let mut command = scene.program();
+    command.arg("data").arg(scene.mountpoint()).env("AWS_CA_BUNDLE", &bundle);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(68));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("certificate"));
 }
 
 /// A reader that gives up must not end the work of a helper for the others, and the start waits.
