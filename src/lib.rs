@@ -9,6 +9,7 @@
 //! - [`names`]: names to inodes: listings with TTLs, point lookups, negative answers.
 //! - `cache`: chunks of object bytes: LRU, the memory budget, single flight, waiting readers.
 //! - [`errno`]: every way in which a call can fail, and its errno.
+//! - [`disk`]: object bytes on the local disk, a layer of the store.
 //! - [`store`]: the seam to the object store, and everything that implements it.
 //! - [`stats`]: counters, histograms, and the busiest files and threads.
 //! - `base`: pure leaves.
@@ -24,6 +25,7 @@ pub const VERSION: &str = env!("FASTS3_MOUNT_VERSION");
 pub mod app;
 pub mod base;
 mod cache;
+pub mod disk;
 pub mod errno;
 pub mod fs;
 pub mod fuse;

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 /// The rooms, lowest first. A room may use those before it. A module belongs to the room with the
 /// longest name that is its own path or a folder above it.
-const ROOMS: [&str; 16] = [
+const ROOMS: [&str; 17] = [
     "base",
     "stats",
     "store",
+    "disk",
     "errno",
     "cache",
     "names/rules",

@@ -44,7 +44,7 @@ fn run_with(variables: &[(&str, &str)]) -> Said {
 }
 
 /// Every option, and a value that it must refuse; none for those that take any text.
-const OPTIONS: [(&str, Option<&str>); 28] = [
+const OPTIONS: [(&str, Option<&str>); 31] = [
     ("metrics-listen", Some("nowhere")),
     ("endpoint-url", Some("localhost:9000")),
     ("region", None),
@@ -61,6 +61,9 @@ const OPTIONS: [(&str, Option<&str>); 28] = [
     ("kernel-readahead", Some("1GiB")),
     ("io-timeout", Some("1ms")),
     ("max-connections", Some("0")),
+    ("cache-dir", None),
+    ("cache-size", Some("much")),
+    ("cache-reserve", Some("100%")),
     ("metadata-ttl", Some("60")),
     ("negative-ttl", Some("-1s")),
     ("names-budget", Some("much")),
@@ -116,6 +119,8 @@ fn wrong_arguments_get_one_sentence_too() {
         (&["a//b", "/mnt"], "BUCKET"),
         (&["bucket/a//b", "/mnt"], "BUCKET"),
         (&["bucket", "/mnt", "--allow-other", "--allow-root"], "--allow-root"),
+        (&["bucket", "/mnt", "--cache-dir=/mnt/cache"], "--cache-dir"),
+        (&["bucket", "/mnt", "--cache-dir=/c", "--cache-size=1MiB"], "--cache-size"),
         (&["bucket", "/mnt", "--chunk-size=1MiB"], "--part-size (8MiB)"),
         (&["bucket", "/mnt", "--part-size=64MiB", "--memory-budget=128MiB"], "--memory-budget"),
     ] {

@@ -19,6 +19,7 @@ use crate::app::command_error::CommandError;
 use crate::app::config::{self, NotParsed, args};
 use crate::app::control::{Command, Reply};
 
+mod cache;
 mod client;
 mod status;
 mod top;
@@ -56,6 +57,9 @@ enum Subcommand {
         #[arg(long, value_name = "NUMBER", default_value = "32",
               value_parser = clap::value_parser!(u16).range(1..=512))]
         jobs: u16,
+        /// Put them on the disk of --cache-dir, past the page cache, and wait for it
+        #[arg(long)]
+        to_disk: bool,
         /// Print JSON instead of text
         #[arg(long)]
         json: bool,
@@ -64,6 +68,9 @@ enum Subcommand {
     Drop(MountArg),
     /// End a mount, and wait until it is gone
     Unmount(MountArg),
+    /// Show, verify or clear what mounts have stored in a directory (--cache-dir)
+    #[command(subcommand)]
+    Cache(cache::CacheCommand),
     /// Test a store and this machine: what is wrong or slow, and what to expect
     Doctor(Box<DoctorArgs>),
 }
@@ -154,7 +161,9 @@ fn run(subcommand: Subcommand) -> ExitCode {
             let outcome = top::run(&mountpoint, json, interval, count);
             (outcome.map(|()| Output::new("")), json)
         }
-        Subcommand::Warm { paths, jobs, json } => (warm(paths, jobs.into(), json), json),
+        Subcommand::Warm { paths, jobs, to_disk, json } => {
+            (warm(paths, jobs.into(), to_disk, json), json)
+        }
         Subcommand::Drop(MountArg { mountpoint, json }) => (forget(&mountpoint, json), json),
         Subcommand::Unmount(MountArg { mountpoint, json }) => {
             let text = if json {
@@ -164,6 +173,7 @@ fn run(subcommand: Subcommand) -> ExitCode {
             };
             (client::unmount(&mountpoint).map(|()| Output::new(text)), json)
         }
+        Subcommand::Cache(command) => (cache::run(&command), command.json()),
         Subcommand::Doctor(doctor) => {
             let json = doctor.json;
             (examine(*doctor), json)
@@ -192,12 +202,19 @@ fn forget(mountpoint: &Path, json: bool) -> Result<Output, CommandError> {
             dropped.bytes,
             mountpoint.display()
         ))),
-        Reply::Status(_) | Reply::Unmounting | Reply::Refused(_) => Err(client::other_reply()),
+        Reply::Status(_) | Reply::Unmounting | Reply::Patient | Reply::Refused(_) => {
+            Err(client::other_reply())
+        }
     }
 }
 
-fn warm(paths: Vec<PathBuf>, jobs: usize, json: bool) -> Result<Output, CommandError> {
-    let report = warm::run(paths, jobs, json)?;
+fn warm(
+    paths: Vec<PathBuf>,
+    jobs: usize,
+    to_disk: bool,
+    json: bool,
+) -> Result<Output, CommandError> {
+    let report = warm::run(paths, jobs, to_disk, json)?;
     let output = if json {
         Output::json(serde_json::to_string(&report))?
     } else {
@@ -262,7 +279,7 @@ mod tests {
         // Checks itself too, in debug builds.
         whole.build();
         let names: Vec<_> = whole.get_subcommands().map(clap::Command::get_name).collect();
-        assert_eq!(names, ["status", "top", "warm", "drop", "unmount", "doctor"]);
+        assert_eq!(names, ["status", "top", "warm", "drop", "unmount", "cache", "doctor"]);
         let options = |command: &clap::Command| command.get_arguments().count();
         assert_eq!(options(&whole), options(&config::command()) + 2, "and --help and --version");
     }

@@ -13,11 +13,13 @@ use clap::CommandFactory as _;
 
 use crate::app::environment;
 use crate::base::layout::BLOCK_BYTES;
+use crate::disk::DiskConfig;
 use crate::fuse::{Access, MountOptions};
 use crate::store::s3::config::Proxies;
 use crate::store::s3::{StoreConfig, check_bundle};
 
 pub(crate) mod args;
+mod disk;
 mod helper;
 mod memory;
 
@@ -37,6 +39,8 @@ pub struct Config {
     pub(crate) memory_budget_bytes: u64,
     /// Chunk and part are multiples of the 128 KiB block, and a part is at most a chunk.
     pub(crate) cache: args::CacheArgs,
+    /// The cache on a local disk.
+    pub(crate) disk: Option<DiskConfig>,
     pub(crate) names: args::NameArgs,
     pub(crate) permissions: args::PermissionArgs,
     pub(crate) access: Access,
@@ -58,6 +62,13 @@ impl Config {
     /// The one that a command is about that takes no other.
     pub(crate) fn first(&self) -> &args::BucketPrefix {
         &self.buckets[0]
+    }
+
+    /// The part of the memory budget that is for chunks: the rest is for what goes to or comes from
+    /// the disk.
+    pub(crate) fn chunks_budget_bytes(&self) -> u64 {
+        let disk = self.disk.as_ref().map_or(0, |disk| disk.memory_bytes);
+        self.memory_budget_bytes - disk
     }
 
     /// A mount on this path: that of a mount that was handed over is known late.
@@ -141,7 +152,8 @@ pub(crate) fn validate(
     mountpoint: &Path,
     options: args::MountArgs,
 ) -> Result<Config, String> {
-    let args::MountArgs { store, cache, names, permissions, monitoring, log, process } = options;
+    let args::MountArgs { store, cache, disk, names, permissions, monitoring, log, process } =
+        options;
     let memory_budget_bytes = cache.memory_budget.unwrap_or_else(|| {
         // On a very small machine the default still has to hold what the other defaults need.
         memory::default_budget_bytes().max(cache.part_bytes.saturating_mul(PARTS_IN_BUDGET))
@@ -161,6 +173,7 @@ pub(crate) fn validate(
     let mountpoint = std::path::absolute(mountpoint)
         .map_err(|error| format!("the path of the mountpoint cannot be found: {error}"))?;
     let descriptor = descriptor(&mountpoint);
+    let disk = disk::config(disk, &mountpoint, memory_budget_bytes)?;
     // The access to a mount that was handed over was decided when it was made.
     if let Some(option) = sharing
         && descriptor.is_none()
@@ -178,6 +191,7 @@ pub(crate) fn validate(
         store: store_config(store)?,
         memory_budget_bytes,
         cache,
+        disk,
         names,
         permissions,
         access,

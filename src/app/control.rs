@@ -19,6 +19,7 @@ use tokio::time::timeout;
 
 use self::status::{Settings, Status};
 use crate::app::{config, task};
+use crate::disk::Disk;
 use crate::fs::BucketFs;
 use crate::fuse::Mounted;
 
@@ -28,6 +29,8 @@ pub(crate) mod status;
 /// A peer that has not sent its line within this time is sent away.
 const LONGEST_QUESTION: Duration = Duration::from_secs(5);
 const LONGEST_LINE: u64 = 4096;
+/// `warm --to-disk` asks again before it is over.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
@@ -36,6 +39,8 @@ pub(crate) enum Command {
     /// Forget names and bytes.
     Drop,
     Unmount,
+    /// Let readers wait for the disk cache for [`PATIENCE`].
+    ToDisk,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -44,6 +49,7 @@ pub(crate) enum Reply {
     Status(Box<Status>),
     Dropped(Dropped),
     Unmounting,
+    Patient,
     /// The reason, in a sentence.
     Refused(String),
 }
@@ -58,6 +64,7 @@ pub(crate) struct Dropped {
 
 pub(crate) struct Target {
     pub(crate) fs: Arc<BucketFs>,
+    pub(crate) disk: Option<Arc<Disk>>,
     pub(crate) mounted: Arc<Mounted>,
     pub(crate) settings: Settings,
     pub(crate) unmount: Arc<Notify>,
@@ -152,12 +159,23 @@ async fn answer(connection: UnixStream, target: &Target) -> std::io::Result<()> 
             Reply::Refused("only root and the user of the daemon may ask".to_owned())
         }
         Err(error) => Reply::Refused(format!("not a command: {error}")),
-        Ok(Command::Status) => Reply::Status(Box::new(Status::of(&target.settings, &target.fs))),
+        Ok(Command::Status) => {
+            let disk = target.disk.as_deref();
+            Reply::Status(Box::new(Status::of(&target.settings, &target.fs, disk)))
+        }
         Ok(Command::Drop) => drop_all(target).await,
         Ok(Command::Unmount) if target.mounted.handed_over() => {
             Reply::Refused("whoever has made the mount has to unmount it".to_owned())
         }
         Ok(Command::Unmount) => Reply::Unmounting,
+        Ok(Command::ToDisk) => match &target.disk {
+            Some(disk) if disk.usage().is_some() => {
+                disk.be_patient(PATIENCE);
+                Reply::Patient
+            }
+            Some(_) => Reply::Refused("the disk of --cache-dir is not used now".to_owned()),
+            None => Reply::Refused("the mount has no --cache-dir".to_owned()),
+        },
     };
     let mut text = serde_json::to_string(&reply)?;
     text.push('\n');
@@ -201,6 +219,7 @@ mod tests {
             (Command::Status, r#"{"command":"status"}"#),
             (Command::Drop, r#"{"command":"drop"}"#),
             (Command::Unmount, r#"{"command":"unmount"}"#),
+            (Command::ToDisk, r#"{"command":"to_disk"}"#),
         ] {
             assert_eq!(serde_json::to_string(&command).unwrap(), line);
             assert_eq!(serde_json::from_str::<Command>(line).unwrap(), command);
@@ -214,7 +233,7 @@ mod tests {
         use super::*;
         use crate::testing::fuzz;
 
-        /// Any line is one of the three commands, written as one, or refused; and the other end
+        /// Any line is one of the commands, written as one, or refused; and the other end
         /// understands any line in place of an answer, or says that it does not.
         #[test]
         fn any_line_is_a_command_or_refused() {

@@ -13,6 +13,7 @@ use crate::app::config::{self, Config, NotParsed};
 use crate::app::metrics;
 use crate::base::layout::Layout;
 use crate::base::text::on_one_line;
+use crate::disk::{Disk, DiskCached, Origin};
 use crate::fs::{BucketFs, FsConfig, Ownership, ReadConfig};
 use crate::names::NamesConfig;
 use crate::stats::{BucketCounts, Stats};
@@ -24,6 +25,7 @@ use crate::store::retry::{RetryPolicy, Retrying};
 mod background;
 mod bucket;
 mod checks;
+mod disk_cache;
 mod handed_over;
 mod logging;
 mod served;
@@ -32,6 +34,7 @@ mod signals;
 
 pub(crate) use bucket::open as open_bucket;
 pub(crate) use checks::{Connections, connections, fuse_device};
+pub(crate) use disk_cache::open_alone as open_disk;
 use logging::Logs;
 use served::ServedMount;
 use signals::Signals;
@@ -139,10 +142,11 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), CommandError> {
     };
     let stats = Arc::new(Stats::default());
     let stores = bucket::open_all(config, &stats).await?;
+    let disk = disk_cache::open(config, &stats).await?;
     // From here on a signal must lead to an unmount.
     let mut signals = Signals::new()
         .map_err(|error| CommandError::failed(format!("signals cannot be received: {error}")))?;
-    let mut mount = ServedMount::mount(config, stores, stats, handed_over)?;
+    let mut mount = ServedMount::mount(config, stores, disk, stats, handed_over)?;
     let asked = mount.usable().await?;
     drop(still_starting);
     let _servers = mount.serve(port);
@@ -159,10 +163,11 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), CommandError> {
 const PAGES_AT_ONCE: usize = 16;
 
 /// Stacks the layers between the kernel's requests and stores that try once, one for each bucket:
-/// measuring each request, retrying it, joining several stores, the file system. Their tasks run on
-/// the current runtime.
+/// measuring each request, retrying it, the disk, joining several stores, the file system. Their
+/// tasks run on the current runtime.
 pub fn stack(
     stores: Vec<Arc<dyn ObjectStore>>,
+    disk: Option<&(Arc<Disk>, Vec<Origin>)>,
     config: &Config,
     stats: Arc<Stats>,
 ) -> std::io::Result<Arc<BucketFs>> {
@@ -171,9 +176,14 @@ pub fn stack(
         deadline: config.cache.io_timeout,
         ..RetryPolicy::default()
     };
-    let branches = config.buckets.iter().zip(stores).map(|(bucket, store)| {
+    let branches = config.buckets.iter().zip(stores).enumerate().map(|(at, (bucket, store))| {
         let store: Arc<dyn ObjectStore> = Arc::new(Metered::new(store, stats.clone()));
-        let store: Arc<dyn ObjectStore> = Arc::new(Retrying::new(store, policy, stats.clone()));
+        let mut store: Arc<dyn ObjectStore> = Arc::new(Retrying::new(store, policy, stats.clone()));
+        if let Some((disk, origins)) = disk
+            && let Some(origin) = origins.get(at)
+        {
+            store = Arc::new(DiskCached::new(store, origin.clone(), disk.clone()));
+        }
         let (directory, prefix) = (bucket.directory.clone(), bucket.prefix.clone());
         let source = bucket.url();
         let counts = BucketCounts { directory: directory.clone(), source, ..Default::default() };
@@ -206,7 +216,7 @@ pub fn stack(
     };
     let reading = ReadConfig {
         layout: layout(config),
-        memory_budget_bytes: config.memory_budget_bytes,
+        memory_budget_bytes: config.chunks_budget_bytes(),
         max_connections: config.cache.max_connections,
     };
     let config = FsConfig { ownership, names, reading };
@@ -214,5 +224,5 @@ pub fn stack(
 }
 
 fn layout(config: &Config) -> Layout {
-    Layout::within(config.memory_budget_bytes, config.cache.chunk_bytes, config.cache.part_bytes)
+    Layout::within(config.chunks_budget_bytes(), config.cache.chunk_bytes, config.cache.part_bytes)
 }

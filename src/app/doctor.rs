@@ -1,5 +1,6 @@
 //! `fasts3-mount doctor`: tests a store and a machine as the mount would use them, with the
-//! daemon's own checks where it has them. It mounts and writes nothing, and ends within a minute.
+//! daemon's own checks where it has them. It mounts nothing, writes nothing but a file for a moment
+//! in `--cache-dir`, and ends within a minute.
 //!
 //! [`machine`] tests the kernel, [`connection`] the network and the credentials, [`examine`] the
 //! store through the mount's own trait. The findings are a [`Diagnosis`].
@@ -15,6 +16,7 @@ use crate::store::s3::config::Hedging;
 
 mod connection;
 mod diagnosis;
+mod disk;
 mod examine;
 mod machine;
 mod measurements;
@@ -27,6 +29,7 @@ pub(crate) async fn run(config: &Config, quick: bool) -> Diagnosis {
     let mut report = Diagnosis { source: config.source(), ..Diagnosis::default() };
     let connections = daemon::connections(config.cache.max_connections);
     machine::look(config, &connections, &mut report);
+    disk::measure(config, &mut report).await;
     if let Some(url) = &config.store.endpoint_url {
         connection::way(url, config, &mut report).await;
     }
@@ -82,6 +85,7 @@ fn command(
         ("--region", region.map(str::to_owned)),
         ("--profile", store.profile.clone()),
         ("--ca-bundle", ca_bundle.map(|path| path.display().to_string())),
+        ("--cache-dir", config.disk.as_ref().map(|disk| disk.path.display().to_string())),
         ("--max-connections", connections.map(|number| number.to_string())),
     ] {
         if let Some(value) = value {

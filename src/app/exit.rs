@@ -23,7 +23,7 @@ exits! {
     DataErr 65 "EX_DATAERR" true
         "the region is wrong and the bucket's answer does not correct it" ""
     NoInput 66 "EX_NOINPUT" true
-        "no such bucket" "not a mount of ours (any more), or a path to warm is outside of one"
+        "no such bucket" "not a mount of ours (any more), a path to warm is outside of one, or no cache"
     NoHost 68 "EX_NOHOST" false "the endpoint cannot be reached" ""
     Unavailable 69 "EX_UNAVAILABLE" false
         "the store fails" "the daemon is gone, or does not answer in time"
@@ -33,13 +33,13 @@ exits! {
     OsFile 72 "EX_OSFILE" true
         "the mountpoint is missing or not a directory, or a /dev/fd/N that is not a mount" ""
     CantCreat 73 "EX_CANTCREAT" false
-        "the mountpoint is busy, or --metrics-listen cannot listen" ""
+        "the mountpoint is busy, --metrics-listen cannot listen, or --cache-dir is not safe" ""
     IoErr 74 "EX_IOERR" false
         "the mountpoint is a stale mount of another program; one of ours is removed"
-        "some of the files to warm could not be read"
+        "some of the files to warm could not be read, or bytes of a cache were wrong"
     TempFail 75 "EX_TEMPFAIL" false "the store throttles or does not answer in time" ""
     Protocol 76 "EX_PROTOCOL" false "the endpoint does not speak S3" ""
-    NoPerm 77 "EX_NOPERM" true "access denied" "the mount belongs to another user"
+    NoPerm 77 "EX_NOPERM" true "access denied" "the mount or the cache belongs to another user"
     Config 78 "EX_CONFIG" false "no credentials" ""
 }
 

@@ -29,6 +29,7 @@ use crate::app::config::args::BucketPrefix;
 use crate::app::exit::Exit;
 use crate::app::task;
 use crate::base::proc::resident_bytes;
+use crate::disk::Disk;
 use crate::fs::BucketFs;
 use crate::stats::{Durations, Operation, Outcome, RequestKind, Stats};
 
@@ -51,12 +52,18 @@ pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener, CommandEr
 #[derive(Clone)]
 pub(crate) struct Exporter {
     fs: Arc<BucketFs>,
+    disk: Option<Arc<Disk>>,
     info: Arc<[(&'static str, String); 4]>,
     started: SystemTime,
 }
 
 impl Exporter {
-    pub(crate) fn new(fs: Arc<BucketFs>, config: &Config, mountpoint: &Path) -> Self {
+    pub(crate) fn new(
+        fs: Arc<BucketFs>,
+        disk: Option<Arc<Disk>>,
+        config: &Config,
+        mountpoint: &Path,
+    ) -> Self {
         let listed = |of: fn(&BucketPrefix) -> &String| {
             config.buckets.iter().map(of).map(String::as_str).collect::<Vec<_>>().join(",")
         };
@@ -66,7 +73,7 @@ impl Exporter {
             ("prefix", listed(|bucket| &bucket.prefix)),
             ("mountpoint", mountpoint.display().to_string()),
         ];
-        Self { fs, info: Arc::new(info), started: SystemTime::now() }
+        Self { fs, disk, info: Arc::new(info), started: SystemTime::now() }
     }
 
     /// All metrics, in Prometheus' text format 0.0.4.
@@ -84,6 +91,10 @@ impl Exporter {
         let (used, budget) = self.fs.memory_bytes();
         out.gauge("fasts3_memory_used_bytes", "Object bytes that are held or awaited.", used);
         out.gauge("fasts3_memory_budget_bytes", "The bound on them.", budget);
+        // Without a disk cache that is used, both are 0.
+        let (used, size) = self.disk.as_deref().and_then(Disk::usage).unwrap_or_default();
+        out.gauge("fasts3_disk_cache_used_bytes", "What all mounts have stored on the disk.", used);
+        out.gauge("fasts3_disk_cache_size_bytes", "The bound on it.", size);
         out.process(self.started);
         out.0
     }

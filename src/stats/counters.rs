@@ -58,6 +58,11 @@ macro_rules! counters {
                 Self { $($name: self.$name.saturating_sub(earlier.$name),)* }
             }
 
+            /// Object bytes that arrived, without those of the disk cache.
+            pub fn from_store(&self) -> u64 {
+                self.bytes_fetched.saturating_sub(self.disk_hit_bytes)
+            }
+
             /// The exported counters, in the order of their declaration.
             pub fn series(&self) -> Vec<Series> {
                 vec![$($(Series {
@@ -97,6 +102,20 @@ counters! {
         "The bytes of those that were read.";
     siblings_wasted_bytes ["fasts3_sibling_bytes_total" state = "wasted"]
         "The bytes of those that were not.";
+    disk_hit_bytes ["fasts3_disk_cache_bytes_total" event = "hit"]
+        "Object bytes that were read from the disk cache, missed, and what became of the rest.";
+    disk_missed_bytes ["fasts3_disk_cache_bytes_total" event = "missed"]
+        "Bytes that were fetched because they were not on the disk.";
+    disk_written_bytes ["fasts3_disk_cache_bytes_total" event = "written"]
+        "Bytes that were written to the disk.";
+    disk_dropped_bytes ["fasts3_disk_cache_bytes_total" event = "dropped"]
+        "Bytes that were not written, because the disk lagged or failed.";
+    disk_evicted_bytes ["fasts3_disk_cache_bytes_total" event = "evicted"]
+        "Bytes of the segments that were given up.";
+    disk_wrong ["fasts3_disk_cache_wrong_total"]
+        "Times that bytes on the disk were not right, and were thrown away.";
+    disk_pauses ["fasts3_disk_cache_pauses_total"]
+        "Times that the disk failed, and was left alone for a while.";
     listed ["fasts3_listed_entries_total"] "Keys and common prefixes on pages of listings.";
     retries ["fasts3_store_retries_total"] "Requests that were sent again after a failure.";
     hedges ["fasts3_store_hedges_total"]

@@ -11,6 +11,7 @@ mod changes;
 mod copies;
 mod counts;
 mod credentials;
+mod disk;
 mod doctor;
 mod expire;
 mod faults;

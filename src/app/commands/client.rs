@@ -101,7 +101,9 @@ pub(super) fn ask(mountpoint: &Path, command: Command) -> Result<Reply, CommandE
 pub(super) fn status(mountpoint: &Path) -> Result<Status, CommandError> {
     match ask(mountpoint, Command::Status)? {
         Reply::Status(status) => Ok(*status),
-        Reply::Dropped(_) | Reply::Unmounting | Reply::Refused(_) => Err(other_reply()),
+        Reply::Dropped(_) | Reply::Unmounting | Reply::Patient | Reply::Refused(_) => {
+            Err(other_reply())
+        }
     }
 }
 

@@ -9,8 +9,8 @@ use crate::stats::Durations;
 
 /// A line for each fact.
 pub(super) fn text(status: &Status) -> String {
-    let Status { settings, totals: Totals { counters, memory_used_bytes, resident_bytes }, .. } =
-        status;
+    let Status { settings, totals, .. } = status;
+    let Totals { counters, memory_used_bytes, resident_bytes, .. } = totals;
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "{name:<18}{value}");
@@ -40,6 +40,9 @@ pub(super) fn text(status: &Status) -> String {
             bytes(*resident_bytes),
         ),
     );
+    if let Some(dir) = &settings.cache_dir {
+        line("disk cache", disk(dir, totals));
+    }
     line(
         "read",
         format!(
@@ -88,6 +91,25 @@ pub(super) fn text(status: &Status) -> String {
     }
     line("errors", list(status.errors.iter().map(|(name, count)| (*count, name))));
     text
+}
+
+fn disk(dir: &str, totals: &Totals) -> String {
+    let counters = &totals.counters;
+    let used = match (totals.disk_used_bytes, totals.disk_size_bytes) {
+        (Some(used), Some(size)) => format!("{} of {} used", bytes(used), bytes(size)),
+        _ => "not used now".to_owned(),
+    };
+    format!(
+        "{dir}, {used}; {} read, {} of what was asked for; {} written, {} dropped, {} evicted; {} \
+         times wrong, {} times left alone",
+        bytes(counters.disk_hit_bytes),
+        percent(counters.disk_hit_bytes, counters.disk_hit_bytes + counters.disk_missed_bytes),
+        bytes(counters.disk_written_bytes),
+        bytes(counters.disk_dropped_bytes),
+        bytes(counters.disk_evicted_bytes),
+        counters.disk_wrong,
+        counters.disk_pauses,
+    )
 }
 
 /// "3 this, 4 that", or "none".

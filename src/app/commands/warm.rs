@@ -3,12 +3,13 @@
 //! It reads through the mount, as a program does, so the bytes are where a program finds them: in
 //! the kernel's page cache, and small files in the daemon's memory too. A daemon that fetched
 //! without a reader would fill its memory only, which is smaller and the second place where a read
-//! looks.
+//! looks. With `--to-disk` it reads past the page cache, and the daemon lets it wait for the disk.
 
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -19,8 +20,9 @@ use parking_lot::Mutex;
 use ratatui::crossterm::terminal;
 use serde::Serialize;
 
-use super::client::{mount_of, mounts};
+use super::client::{ask, mount_of, mounts, status};
 use crate::app::command_error::CommandError;
+use crate::app::control::{Command, PATIENCE};
 use crate::base::proc::machine_memory_bytes;
 use crate::base::text::{bytes, on_one_line, seconds};
 use crate::stats::Counter;
@@ -50,12 +52,14 @@ pub(super) struct Warmed {
     seconds: f64,
     /// More than the machine has memory for, so the first of the bytes are gone again.
     more_than_memory: bool,
+    /// With `--to-disk`: bytes that the disk did not take.
+    not_on_disk: Option<u64>,
 }
 
 impl Warmed {
     /// 74, `EX_IOERR`, if there were errors.
     pub(super) fn code(&self) -> u8 {
-        if self.errors == 0 { 0 } else { 74 }
+        if self.errors == 0 && self.not_on_disk.unwrap_or_default() == 0 { 0 } else { 74 }
     }
 
     pub(super) fn text(&self) -> String {
@@ -63,13 +67,17 @@ impl Warmed {
             0 => String::new(),
             errors => format!("; {errors} could not be read"),
         };
-        let memory = if self.more_than_memory {
+        let disk = match self.not_on_disk {
+            None | Some(0) => String::new(),
+            Some(left) => format!("; the disk did not take {}", bytes(left)),
+        };
+        let memory = if self.more_than_memory && self.not_on_disk.is_none() {
             "; that is more than the machine has memory for, so what came first is gone again"
         } else {
             ""
         };
         format!(
-            "read {} files, {} in {}, {}/s{errors}{memory}",
+            "read {} files, {} in {}, {}/s{errors}{disk}{memory}",
             self.files,
             bytes(self.bytes),
             seconds(self.seconds),
@@ -91,19 +99,27 @@ struct Tally {
     walked: AtomicBool,
     /// It is shown on a line of the terminal, over which errors are written.
     shown: bool,
+    to_disk: bool,
 }
 
 /// Reads files and directories, `jobs` files at a time.
-pub(super) fn run(paths: Vec<PathBuf>, jobs: usize, json: bool) -> Result<Warmed, CommandError> {
+pub(super) fn run(
+    paths: Vec<PathBuf>,
+    jobs: usize,
+    to_disk: bool,
+    json: bool,
+) -> Result<Warmed, CommandError> {
     let paths = named(paths)?;
     let mounts = mounts();
-    if let Some(path) = paths.iter().find(|path| !is_inside(path, &mounts)) {
+    if let Some(path) = paths.iter().find(|path| inside(path, &mounts).is_none()) {
         let shown = on_one_line(&path.to_string_lossy());
         return Err(CommandError::no_mount(format!("{shown} is not inside a fasts3-mount")));
     }
+    let disks = if to_disk { disks(&paths, &mounts)? } else { Vec::new() };
+    let dropped_before = dropped(&disks)?;
     let begun = Instant::now();
     let shown = !json && std::io::stderr().is_terminal();
-    let tally = &Tally { shown, ..Tally::default() };
+    let tally = &Tally { shown, to_disk, ..Tally::default() };
     let (send, receive) = sync_channel(WAITING);
     let receive = Arc::new(Mutex::new(receive));
     std::thread::scope(|scope| {
@@ -119,9 +135,15 @@ pub(super) fn run(paths: Vec<PathBuf>, jobs: usize, json: bool) -> Result<Warmed
         };
         let readers: Vec<_> = (0..jobs.max(1)).map(reader).collect();
         drop(receive);
+        let mut asked = begun;
         while readers.iter().any(|reader| !reader.is_finished()) {
             std::thread::sleep(TICK.min(begun.elapsed() / 4 + Duration::from_millis(1)));
             tally.show(begun.elapsed());
+            if asked.elapsed() > PATIENCE / 2 {
+                // A daemon that is gone is an error of the files.
+                let _ = disks.iter().try_for_each(|mount| ask(mount, Command::ToDisk).map(drop));
+                asked = Instant::now();
+            }
         }
         // A panic was printed by its thread; the bytes that it did not read are not counted.
         for thread in readers.into_iter().chain([walker]) {
@@ -141,8 +163,24 @@ pub(super) fn run(paths: Vec<PathBuf>, jobs: usize, json: bool) -> Result<Warmed
         errors,
         first_error: tally.first_error.lock().take(),
         seconds: begun.elapsed().as_secs_f64(),
+        not_on_disk: if to_disk { Some(dropped(&disks)? - dropped_before) } else { None },
         more_than_memory: machine_memory_bytes().is_some_and(|memory| read > memory),
     })
+}
+
+/// The mounts of the paths, each of which has a disk cache and now waits for it.
+fn disks(paths: &[PathBuf], mounts: &[PathBuf]) -> Result<Vec<PathBuf>, CommandError> {
+    let mut found: Vec<PathBuf> = paths.iter().filter_map(|path| inside(path, mounts)).collect();
+    found.sort();
+    found.dedup();
+    found.iter().try_for_each(|mount| ask(mount, Command::ToDisk).map(drop))?;
+    Ok(found)
+}
+
+/// Bytes that the disks of these mounts did not take.
+fn dropped(mounts: &[PathBuf]) -> Result<u64, CommandError> {
+    let of = |mount: &PathBuf| Ok(status(mount)?.totals.counters.disk_dropped_bytes);
+    mounts.iter().map(of).sum()
 }
 
 /// The paths of the command line, or those of standard input: one a line, or each ended by a NUL if
@@ -169,11 +207,11 @@ fn listed(list: &[u8]) -> Vec<PathBuf> {
     paths.map(|path| PathBuf::from(OsStr::from_bytes(path))).collect()
 }
 
-/// The path is in a mount, or would be if it existed.
-fn is_inside(path: &Path, mounts: &[PathBuf]) -> bool {
+/// The mount that the path is in, or would be if it existed.
+fn inside(path: &Path, mounts: &[PathBuf]) -> Option<PathBuf> {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let known = absolute.ancestors().find_map(|path| path.canonicalize().ok());
-    known.is_some_and(|path| mount_of(&path, mounts).is_some())
+    known.and_then(|path| mount_of(&path, mounts))
 }
 
 /// Sends the files of a path.
@@ -206,19 +244,20 @@ fn read_all(files: &Mutex<Receiver<PathBuf>>, tally: &Tally) {
     loop {
         let next = files.lock().recv();
         let Ok(path) = next else { return };
-        match read(&path, &mut buffer, &tally.bytes) {
+        match read(&path, &mut buffer, tally) {
             Ok(()) => tally.files.add(1),
             Err(error) => tally.failed(&path, &error),
         }
     }
 }
 
-fn read(path: &Path, buffer: &mut [u8], bytes: &Counter) -> std::io::Result<()> {
-    let mut file = File::open(path)?;
+fn read(path: &Path, buffer: &mut [u8], tally: &Tally) -> std::io::Result<()> {
+    let flags = if tally.to_disk { libc::O_DIRECT } else { 0 };
+    let mut file = File::options().read(true).custom_flags(flags).open(path)?;
     loop {
         match file.read(buffer)? {
             0 => return Ok(()),
-            length => bytes.add(length as u64),
+            length => tally.bytes.add(length as u64),
         }
     }
 }
@@ -288,16 +327,16 @@ mod tests {
         std::fs::create_dir(&mounts[0]).unwrap();
         std::fs::write(mounts[0].join("file"), "").unwrap();
         std::os::unix::fs::symlink(&mounts[0], real.join("link")).unwrap();
-        for (path, inside) in [
+        for (path, is_inside) in [
             ("mnt", true),
             ("mnt/file", true),
             ("mnt/none/x", true),
             ("link/file", true),
             ("", false),
         ] {
-            assert_eq!(is_inside(&real.join(path), &mounts), inside, "{path}");
+            assert_eq!(inside(&real.join(path), &mounts).is_some(), is_inside, "{path}");
         }
-        assert!(!is_inside(&mounts[0].join("../other"), &mounts));
+        assert_eq!(inside(&mounts[0].join("../other"), &mounts), None);
     }
 
     #[test]

@@ -22,6 +22,7 @@ Commands (to mount a bucket with one of these names, write s3://status):
   warm PATH...         read files and directories in advance
   drop MOUNTPOINT      forget cached names and bytes
   unmount MOUNTPOINT   end a mount
+  cache WORD DIR       show, verify or clear what a --cache-dir holds
   doctor BUCKET        test the store and this machine, and report what is wrong or slow
 Each has its own --help.";
 
@@ -55,6 +56,8 @@ pub(crate) struct MountArgs {
     pub(super) store: StoreArgs,
     #[command(flatten)]
     pub(super) cache: CacheArgs,
+    #[command(flatten)]
+    pub(super) disk: super::disk::DiskArgs,
     #[command(flatten)]
     pub(super) names: NameArgs,
     #[command(flatten)]
@@ -400,7 +403,7 @@ fn endpoint_url(text: &str) -> Result<String, String> {
 }
 
 /// `512M` is 512 MiB, as for dd, systemd and mount; for bytesize a bare letter is decimal.
-fn size(text: &str) -> Result<u64, String> {
+pub(super) fn size(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let binary = match text.chars().last() {
         Some('k' | 'K' | 'm' | 'M' | 'g' | 'G' | 't' | 'T') => format!("{text}iB"),

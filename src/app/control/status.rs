@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use crate::app::config::Config;
 use crate::base::layout::Layout;
 use crate::base::proc::resident_bytes;
+use crate::disk::Disk;
 use crate::fs::BucketFs;
 use crate::fuse::{Access, MountOptions};
 use crate::stats::{BucketCounts, Busiest, Durations, Operation, Outcome, RequestKind, Snapshot};
@@ -57,6 +58,8 @@ pub(crate) struct Settings {
     pub(crate) gid: u32,
     pub(crate) access: String,
     pub(crate) metrics: Option<String>,
+    /// `--cache-dir`
+    pub(crate) cache_dir: Option<String>,
     #[serde(skip, default = "Instant::now")]
     since: Instant,
 }
@@ -93,6 +96,7 @@ impl Settings {
             gid: config.permissions.gid,
             access: access.to_owned(),
             metrics: None,
+            cache_dir: config.disk.as_ref().map(|disk| disk.path.display().to_string()),
             since: Instant::now(),
         }
     }
@@ -105,6 +109,9 @@ pub(crate) struct Totals {
     pub(crate) counters: Snapshot,
     pub(crate) memory_used_bytes: u64,
     pub(crate) resident_bytes: u64,
+    /// What all mounts have stored on the disk, and the limit; absent while it is not used.
+    pub(crate) disk_used_bytes: Option<u64>,
+    pub(crate) disk_size_bytes: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -145,8 +152,8 @@ pub(crate) struct Served {
 }
 
 impl Status {
-    pub(crate) fn of(settings: &Settings, fs: &Arc<BucketFs>) -> Self {
-        let stats = &fs.stats;
+    pub(crate) fn of(settings: &Settings, fs: &Arc<BucketFs>, disk: Option<&Disk>) -> Self {
+        let (stats, disk) = (&fs.stats, disk.and_then(Disk::usage));
         let requests = RequestKind::ALL.map(|kind| {
             let count = |outcome| stats.requests.took(kind, outcome).count();
             let ended = Outcome::ALL.map(|outcome| (outcome.name().to_owned(), count(outcome)));
@@ -168,6 +175,8 @@ impl Status {
                 counters: stats.snapshot(),
                 memory_used_bytes: fs.memory_bytes().0,
                 resident_bytes: resident_bytes().unwrap_or_default(),
+                disk_used_bytes: disk.map(|(used, _)| used),
+                disk_size_bytes: disk.map(|(_, size)| size),
             },
             requests: requests.into_iter().collect(),
             buckets: stats.buckets.get().into_iter().flatten().map(BucketTotals::of).collect(),

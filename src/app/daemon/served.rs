@@ -21,6 +21,7 @@ use crate::app::control::{self, Socket};
 use crate::app::exit::Exit;
 use crate::app::metrics;
 use crate::app::task::Task;
+use crate::disk::{Disk, Origin};
 use crate::fs::BucketFs;
 use crate::fuse::{self, Expired, HandedOver, MountOptions, Mounted};
 use crate::stats::Stats;
@@ -37,6 +38,7 @@ const LONGEST_TELLING: Duration = Duration::from_secs(10);
 pub(super) struct ServedMount<'a> {
     config: &'a Config,
     pub(super) fs: Arc<BucketFs>,
+    disk: Option<Arc<Disk>>,
     mounted: Arc<Mounted>,
     options: MountOptions,
     endpoint: String,
@@ -50,6 +52,7 @@ impl<'a> ServedMount<'a> {
     pub(super) fn mount(
         config: &'a Config,
         stores: Vec<S3Store>,
+        disk: Option<Arc<Disk>>,
         stats: Arc<Stats>,
         handed_over: Option<HandedOver>,
     ) -> Result<Self, CommandError> {
@@ -58,8 +61,11 @@ impl<'a> ServedMount<'a> {
         let endpoint = stores.first().map(S3Store::endpoint).unwrap_or_default();
         let regions: BTreeSet<_> = stores.iter().map(S3Store::region).collect();
         let region = regions.into_iter().collect::<Vec<_>>().join(",");
+        let origins = config.buckets.iter().zip(&stores);
+        let origins = origins.map(|(bucket, store)| Origin::new(&store.endpoint(), &bucket.name));
+        let layer = disk.clone().map(|disk| (disk, origins.collect()));
         let stores = stores.into_iter().map(|store| Arc::new(store) as Arc<dyn ObjectStore>);
-        let fs = stack(stores.collect(), config, stats).map_err(|error| {
+        let fs = stack(stores.collect(), layer.as_ref(), config, stats).map_err(|error| {
             CommandError::failed(format!(
                 "no address space for the cache ({error}): raise `ulimit -v`, LimitAS= of a unit \
                  or vm.overcommit_ratio, or lower --memory-budget"
@@ -72,7 +78,7 @@ impl<'a> ServedMount<'a> {
         let mounted = fuse::mount(&fs, &options, handed_over, &Handle::current())
             .map_err(|error| refused(&options.mountpoint, &error))?;
         let (mounted, unmount) = (Arc::new(mounted), Arc::new(Notify::new()));
-        Ok(Self { config, fs, mounted, options, endpoint, region, socket, unmount })
+        Ok(Self { config, fs, disk, mounted, options, endpoint, region, socket, unmount })
     }
 
     /// Returns when the mount has answered the kernel: the path at which it may be asked again. A
@@ -125,14 +131,16 @@ impl<'a> ServedMount<'a> {
             let shown = address.as_deref().unwrap_or_default();
             tracing::info!("metrics are at http://{shown}/metrics");
             settings.metrics = address;
-            let exporter = metrics::Exporter::new(fs.clone(), config, &options.mountpoint);
+            let exporter =
+                metrics::Exporter::new(fs.clone(), self.disk.clone(), config, &options.mountpoint);
             Task::spawn(metrics::serve(port, exporter))
         });
         let control = self.socket.take().map(|socket| {
             tracing::debug!("the control socket is {}", socket.path().display());
-            let (fs, mounted) = (self.fs.clone(), self.mounted.clone());
+            let (fs, disk, mounted) = (self.fs.clone(), self.disk.clone(), self.mounted.clone());
             let unmount = self.unmount.clone();
-            let (file, serving) = socket.serve(control::Target { fs, mounted, settings, unmount });
+            let (file, serving) =
+                socket.serve(control::Target { fs, disk, mounted, settings, unmount });
             (file, Task::spawn(serving))
         });
         (metrics, control)
@@ -224,6 +232,9 @@ impl<'a> ServedMount<'a> {
             unmounted.map_err(|panicked| failed(&panicked))?.map_err(|error| failed(&error))?;
             // After a lazy unmount the session ends with the last open file, if ever.
             let _ = tokio::time::timeout(DRAIN, self.mounted.ended()).await;
+        }
+        if let Some(disk) = &self.disk {
+            disk.settle(DRAIN).await;
         }
         self.fs.stats.snapshot().log_unmounted(&self.options.mountpoint);
         Ok(())

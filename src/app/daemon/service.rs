@@ -103,13 +103,13 @@ fn tell(states: &[NotifyState<'_>]) {
 fn status(now: &Snapshot, before: &Snapshot, elapsed: Duration) -> String {
     let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
     let done = now.since(before);
-    let [served, fetched, gets] = [done.bytes_served, done.bytes_fetched, done.gets]
+    let [served, fetched, gets] = [done.bytes_served, done.from_store(), done.gets]
         .map(|count| count.saturating_mul(1000) / millis);
     if (served, fetched, gets) == (0, 0, 0) {
         return format!(
             "idle; {} MB read and {} MB fetched with {} GETs since the mount",
             now.bytes_served / 1_000_000,
-            now.bytes_fetched / 1_000_000,
+            now.from_store() / 1_000_000,
             now.gets,
         );
     }

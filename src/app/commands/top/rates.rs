@@ -74,7 +74,7 @@ impl Rates {
         let seconds = (now.uptime_seconds - before.uptime_seconds).max(1e-3);
         let done = now.totals.counters.since(&before.totals.counters);
         let [served, fetched, reads, waited] =
-            [done.bytes_served, done.bytes_fetched, done.reads, done.reads_waited]
+            [done.bytes_served, done.from_store(), done.reads, done.reads_waited]
                 .map(|count| count as f64);
         let nothing = Durations::default();
         let call = |name: &String, in_flight, before: Option<&Durations>, now: &Durations| {

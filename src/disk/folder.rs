@@ -1,0 +1,392 @@
+//! The directory: who may use it, the segments in it, and which of them is given up for room.
+//!
+//! Bytes lie in *segments*: files that are written once, from their beginning to their end, each by
+//! one process, which holds its lock meanwhile, and given up whole. Their numbers ascend over all
+//! processes and are not used again. So what an extent points to is right, or gone.
+//!
+//! Nothing is synced. What a crash loses, or leaves half written, fails its checksums.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
+use std::io::{Error, ErrorKind};
+use std::num::NonZeroUsize;
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lru::LruCache;
+use nix::sys::statvfs::statvfs;
+use parking_lot::Mutex;
+
+use super::claims::Claims;
+use super::index::Index;
+
+/// Another format has another name.
+pub(super) const NAME: &str = "fasts3-cache-1";
+const SEGMENTS: &str = "segments";
+/// Segments that are kept open.
+const OPEN: NonZeroUsize = NonZeroUsize::new(32).expect("not zero");
+/// Another process gives segments up; it takes milliseconds.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// Not read since the hand came by, or read.
+const FRESH: u32 = 0o600;
+const READ_AGAIN: u32 = 0o400;
+
+/// How much may be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Limits {
+    pub(super) size_bytes: u64,
+    /// Space of the file system that stays free.
+    pub(super) reserve_bytes: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FolderError {
+    /// Others could write there: a sentence that says what to do.
+    #[error("{0}")]
+    Unsafe(String),
+    #[error(transparent)]
+    Io(#[from] Error),
+}
+
+#[derive(Debug)]
+pub(super) struct Folder {
+    path: PathBuf,
+    pub(super) index: Index,
+    pub(super) claims: Claims,
+    /// Locked while numbers are given out and segments given up. Holds two numbers: the next one,
+    /// and the hand.
+    lock: File,
+    pub(super) limits: Limits,
+    pub(super) segment_bytes: u64,
+    open: Mutex<LruCache<u64, Arc<File>>>,
+    /// The segments, and their lengths, as they were last seen.
+    live: Mutex<BTreeMap<u64, u64>>,
+    /// Bytes that this process has read of each segment since it last marked it.
+    read: Mutex<HashMap<u64, u64>>,
+}
+
+/// A segment that this process writes; the lock on it ends with it.
+#[derive(Debug)]
+pub(super) struct Segment {
+    pub(super) number: u64,
+    pub(super) file: File,
+}
+
+impl Folder {
+    /// Opens the cache below `path`, or makes one. An index that is not right is thrown away with
+    /// all that lies there, and `told` of it.
+    pub(super) fn open(
+        path: &Path,
+        limits: impl FnOnce(u64) -> std::io::Result<Limits>,
+        told: impl FnOnce(&Error),
+    ) -> Result<Self, FolderError> {
+        make(path)?;
+        check_owner(path, &std::fs::metadata(path)?, false)?;
+        let path = path.join(NAME);
+        make(&path)?;
+        make(&path.join(SEGMENTS))?;
+        for path in [&path, &path.join(SEGMENTS)] {
+            check_owner(path, &std::fs::symlink_metadata(path)?, true)?;
+        }
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let lock = options.custom_flags(libc::O_NOFOLLOW).open(path.join("lock"))?;
+        check_owner(&path.join("lock"), &lock.metadata()?, true)?;
+        locked(&lock)?;
+        let live = segments(&path)?;
+        let limits = limits(live.values().sum())?;
+        let index_path = path.join("index");
+        let index = match Index::open(&index_path, limits.size_bytes) {
+            Err(error) if error.kind() == ErrorKind::InvalidData || is_symlink(&error) => {
+                told(&error);
+                for &number in live.keys() {
+                    std::fs::remove_file(segment(&path, number))?;
+                }
+                std::fs::remove_file(&index_path)?;
+                Index::open(&index_path, limits.size_bytes)
+            }
+            index => index,
+        };
+        lock.unlock()?;
+        let target = (limits.size_bytes / 512).max(1).next_power_of_two();
+        Ok(Self {
+            index: index?,
+            claims: Claims::open(&path.join("claims"))?,
+            path,
+            lock,
+            limits,
+            segment_bytes: target.clamp(4 << 20, 256 << 20),
+            open: Mutex::new(LruCache::new(OPEN)),
+            live: Mutex::new(live),
+            read: Mutex::default(),
+        })
+    }
+
+    /// False after somebody has removed it.
+    pub(super) fn is_there(&self) -> bool {
+        self.index.is_there()
+    }
+
+    pub(super) fn used_bytes(&self) -> u64 {
+        self.live.lock().values().sum()
+    }
+
+    pub(super) fn is_live(&self, number: u64) -> bool {
+        self.live.lock().contains_key(&number)
+    }
+
+    /// A segment to read from; `None` if it was given up.
+    pub(super) fn segment(&self, number: u64) -> std::io::Result<Option<Arc<File>>> {
+        if let Some(file) = self.open.lock().get(&number) {
+            return Ok(Some(file.clone()));
+        }
+        let mut options = OpenOptions::new();
+        options.read(true);
+        match open_directly(&options, &segment(&self.path, number)) {
+            Ok(file) => {
+                let file = Arc::new(file);
+                self.open.lock().put(number, file.clone());
+                Ok(Some(file))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound || is_symlink(&error) => {
+                self.live.lock().remove(&number);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A quarter of a segment that was read makes it worth keeping.
+    pub(super) fn was_read(&self, number: u64, file: &File, bytes: u64) {
+        let mut read = self.read.lock();
+        let sum = read.entry(number).or_default();
+        *sum += bytes;
+        if *sum >= self.segment_bytes / 4 {
+            read.remove(&number);
+            drop(read);
+            // Of a segment that was given up meanwhile, or that its process still writes.
+            let _ = file.set_permissions(Permissions::from_mode(READ_AGAIN));
+        }
+    }
+
+    /// Makes room for a segment, and begins it.
+    pub(super) fn begin(&self, gave_up: impl FnMut(u64)) -> std::io::Result<Segment> {
+        locked(&self.lock)?;
+        let begun = self.begin_locked(gave_up);
+        self.lock.unlock()?;
+        begun
+    }
+
+    fn begin_locked(&self, gave_up: impl FnMut(u64)) -> std::io::Result<Segment> {
+        self.make_room(self.segment_bytes, gave_up)?;
+        let newest = self.live.lock().last_key_value().map_or(0, |(&number, _)| number);
+        let number = self.number(0)?.max(newest + 1);
+        self.set_number(0, number + 1)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true).mode(FRESH);
+        let file = open_directly(&options, &segment(&self.path, number))?;
+        file.lock()?;
+        self.live.lock().insert(number, 0);
+        Ok(Segment { number, file })
+    }
+
+    /// Gives segments up if there are too many, or if the disk is too full; looks at what other
+    /// processes have done.
+    pub(super) fn tidy(&self, gave_up: impl FnMut(u64)) -> std::io::Result<()> {
+        locked(&self.lock)?;
+        let tidied = self.make_room(0, gave_up);
+        self.lock.unlock()?;
+        // A file that is open takes space even after it was removed.
+        let live = self.live.lock();
+        let mut open = self.open.lock();
+        let gone: Vec<u64> = open
+            .iter()
+            .map(|(&number, _)| number)
+            .filter(|number| !live.contains_key(number))
+            .collect();
+        for number in gone {
+            open.pop(&number);
+        }
+        tidied
+    }
+
+    fn make_room(&self, wanted: u64, mut gave_up: impl FnMut(u64)) -> std::io::Result<()> {
+        let mut live = segments(&self.path)?;
+        let mut used: u64 = live.values().sum();
+        let mut free = free_bytes(&self.path)?;
+        let mut hand = self.number(1)?;
+        let mut numbers: Vec<u64> = live.keys().copied().collect();
+        // In two rounds the hand has seen each of them without its mark.
+        let mut looks = 2 * numbers.len();
+        while used + wanted > self.limits.size_bytes || free < self.limits.reserve_bytes + wanted {
+            let Some(number) = next(hand, &numbers).filter(|_| looks > 0) else { break };
+            (looks, hand) = (looks - 1, number);
+            if !self.gives_up(number)? {
+                continue;
+            }
+            numbers.retain(|&other| other != number);
+            let length = live.remove(&number).unwrap_or_default();
+            (used, free) = (used - length, free + length);
+            gave_up(length);
+        }
+        self.set_number(1, hand)?;
+        *self.live.lock() = live;
+        let is_full =
+            used + wanted > self.limits.size_bytes || free < self.limits.reserve_bytes + wanted;
+        if wanted > 0 && is_full {
+            return Err(Error::from(ErrorKind::StorageFull));
+        }
+        Ok(())
+    }
+
+    /// Removes a segment, unless it was read again or is being written.
+    fn gives_up(&self, number: u64) -> std::io::Result<bool> {
+        let path = segment(&self.path, number);
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        match options.open(&path) {
+            Ok(file) => {
+                if file.metadata()?.mode() & 0o777 == READ_AGAIN {
+                    file.set_permissions(Permissions::from_mode(FRESH))?;
+                    return Ok(false);
+                }
+                if file.try_lock().is_err() {
+                    return Ok(false);
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
+            Err(error) if is_symlink(&error) => {}
+            Err(error) => return Err(error),
+        }
+        std::fs::remove_file(path)?;
+        self.open.lock().pop(&number);
+        self.read.lock().remove(&number);
+        Ok(true)
+    }
+
+    /// One of the numbers in the file `lock`.
+    fn number(&self, at: u64) -> std::io::Result<u64> {
+        let mut bytes = [0; 8];
+        match self.lock.read_exact_at(&mut bytes, 8 * at) {
+            Ok(()) => Ok(u64::from_le_bytes(bytes)),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(0),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn set_number(&self, at: u64, number: u64) -> std::io::Result<()> {
+        self.lock.write_all_at(&number.to_le_bytes(), 8 * at)
+    }
+}
+
+/// The next segment for SIEVE's hand (Zhang and others, NSDI 2024), which goes from the oldest to
+/// the newest and then begins again: one that was read again since the hand came by stays, and
+/// loses that mark. So a scan, which is read once, displaces nothing that is read again.
+fn next(hand: u64, numbers: &[u64]) -> Option<u64> {
+    let behind = numbers.partition_point(|&number| number <= hand);
+    numbers.get(behind).or(numbers.first()).copied()
+}
+
+/// Not through the kernel's page cache, which holds what was read once already. Not every file
+/// system can.
+pub(super) fn open_directly(options: &OpenOptions, path: &Path) -> std::io::Result<File> {
+    let with = |flags| options.clone().custom_flags(libc::O_NOFOLLOW | flags).open(path);
+    with(libc::O_DIRECT).or_else(|error| match error.raw_os_error() {
+        Some(libc::EINVAL) => with(0),
+        _ => Err(error),
+    })
+}
+
+fn segment(path: &Path, number: u64) -> PathBuf {
+    path.join(SEGMENTS).join(format!("{number:016x}"))
+}
+
+/// The segments below `path`, and their lengths. What has another name is not ours.
+pub(super) fn segments(path: &Path) -> std::io::Result<BTreeMap<u64, u64>> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(path.join(SEGMENTS))? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let number = name.to_str().filter(|name| name.len() == 16);
+        if let Some(number) = number.and_then(|name| u64::from_str_radix(name, 16).ok())
+            // It may just be given up by another process.
+            && let Ok(metadata) = entry.metadata()
+        {
+            found.insert(number, metadata.len());
+        }
+    }
+    Ok(found)
+}
+
+pub(super) fn free_bytes(path: &Path) -> std::io::Result<u64> {
+    let found = statvfs(path)?;
+    Ok(found.blocks_available() * found.fragment_size())
+}
+
+pub(super) fn disk_bytes(path: &Path) -> std::io::Result<u64> {
+    let found = statvfs(path)?;
+    Ok(found.blocks() * found.fragment_size())
+}
+
+fn make(path: &Path) -> std::io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        made => made,
+    }
+}
+
+/// Nobody but this user and root may be able to write here; inside, nobody else may read.
+fn check_owner(path: &Path, metadata: &Metadata, inside: bool) -> Result<(), FolderError> {
+    let shown = path.display();
+    let wrong = |sentence: String| Err(FolderError::Unsafe(sentence));
+    if !metadata.is_dir() && !metadata.is_file() {
+        return wrong(format!("{shown} is not a directory; give another one"));
+    }
+    let (user, owner) = (nix::unistd::geteuid().as_raw(), metadata.uid());
+    if owner != user && (inside || owner != 0) {
+        return wrong(format!(
+            "{shown} belongs to another user ({owner}); give a directory of your own"
+        ));
+    }
+    let mode = metadata.mode();
+    // In a directory with the sticky bit others cannot move what is ours.
+    let open = if inside {
+        0o077
+    } else if mode & 0o1000 != 0 {
+        0
+    } else {
+        0o022
+    };
+    if mode & open != 0 {
+        let remedy = if inside { "go-rwx" } else { "go-w" };
+        return wrong(format!(
+            "{shown} is open to other users; close it with `chmod {remedy} {shown}`"
+        ));
+    }
+    Ok(())
+}
+
+fn is_symlink(error: &Error) -> bool {
+    error.raw_os_error() == Some(libc::ELOOP)
+}
+
+fn locked(lock: &File) -> std::io::Result<()> {
+    let mut waited = Duration::ZERO;
+    let step = Duration::from_millis(5);
+    while let Err(error) = lock.try_lock() {
+        if let std::fs::TryLockError::Error(error) = error {
+            return Err(error);
+        }
+        if waited >= LONGEST_WAIT {
+            return Err(Error::new(ErrorKind::TimedOut, "another process holds the lock"));
+        }
+        // On a thread of the disk's own.
+        std::thread::park_timeout(step);
+        waited += step;
+    }
+    Ok(())
+}

@@ -1,0 +1,266 @@
+//! Where extents are: one file, a hash table of pages that every process of the user reads and
+//! writes without a lock.
+//!
+//! That is right because each extent proves itself: a torn one has no right checksum, one that was
+//! overwritten by another process is only not found, and one whose segment is gone, or holds
+//! something else after a crash, does not pass the checksums of its blocks.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Error, ErrorKind};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+use super::format::{EXTENT_BYTES, Extent, PAGE, PAGE_BYTES, VersionName};
+
+/// The first page: this, and the number of pages that follow.
+const MAGIC: &[u8; 24] = b"fasts3-mount disk cache\n";
+const EXTENTS_PER_PAGE: u64 = PAGE_BYTES / EXTENT_BYTES as u64;
+/// One extent for each 32 KiB of cache. Small files have one each, of 110 KiB on average in
+/// `ImageNet`. Pages that were never written take no space.
+const BYTES_PER_EXTENT: u64 = 32 << 10;
+/// Consecutive units of an object share a page, so that a stream reads one for 8 MiB.
+const UNITS_TOGETHER: u32 = 8;
+
+#[derive(Debug)]
+pub(super) struct Index {
+    file: File,
+    pages: u64,
+}
+
+impl Index {
+    /// Opens the index, or makes one for a cache of `size_bytes`. An index that is not right is an
+    /// error of the kind `InvalidData`.
+    pub(super) fn open(path: &Path, size_bytes: u64) -> std::io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        let mut head = [0; 32];
+        match options.open(path) {
+            Ok(file) => {
+                file.read_exact_at(&mut head, 0).map_err(|_| not_an_index())?;
+                let (magic, pages) = head.split_at(24);
+                let pages = pages.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+                let length = pages.checked_add(1).and_then(|pages| pages.checked_mul(PAGE_BYTES));
+                if magic != MAGIC || pages == 0 || length != Some(file.metadata()?.len()) {
+                    return Err(not_an_index());
+                }
+                Ok(Self { file, pages })
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let file = options.create_new(true).open(path)?;
+                let pages = (size_bytes / BYTES_PER_EXTENT).div_ceil(EXTENTS_PER_PAGE).max(16);
+                head[..24].copy_from_slice(MAGIC);
+                head[24..].copy_from_slice(&pages.to_le_bytes());
+                file.set_len((pages + 1) * PAGE_BYTES)?;
+                file.write_all_at(&head, 0)?;
+                Ok(Self { file, pages })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// False after somebody has removed the file.
+    pub(super) fn is_there(&self) -> bool {
+        use std::os::unix::fs::MetadataExt as _;
+        self.file.metadata().is_ok_and(|metadata| metadata.nlink() > 0)
+    }
+
+    /// All extents of these units of a version.
+    pub(super) fn find(
+        &self,
+        version: &VersionName,
+        units: Range<u32>,
+    ) -> std::io::Result<Vec<Extent>> {
+        let mut found = Vec::new();
+        let mut unit = units.start;
+        while unit < units.end {
+            let together = unit / UNITS_TOGETHER;
+            let page = self.read(self.page_of(version.place, unit))?;
+            let is_ours = |extent: &Extent| {
+                extent.name == version.name
+                    && units.contains(&extent.unit)
+                    && extent.unit / UNITS_TOGETHER == together
+            };
+            found.extend(extents(&page).map(|(_, extent)| extent).filter(is_ours));
+            unit = (together + 1).saturating_mul(UNITS_TOGETHER);
+        }
+        Ok(found)
+    }
+
+    /// Writes an extent over one that holds nothing more than it, over a free place, over one whose
+    /// segment is gone, or over the oldest.
+    pub(super) fn insert(
+        &self,
+        place: u64,
+        extent: &Extent,
+        is_live: impl Fn(u64) -> bool,
+    ) -> std::io::Result<()> {
+        let number = self.page_of(place, extent.unit);
+        let page = self.read(number)?;
+        let range = extent.object_range();
+        let value = |slot: &[u8]| match Extent::decode(slot) {
+            None => (1, 0),
+            Some(old)
+                if old.name == extent.name
+                    && range.start <= old.object_range().start
+                    && old.object_range().end <= range.end =>
+            {
+                (0, 0)
+            }
+            Some(old) if !is_live(old.segment) => (1, 0),
+            Some(old) => (2, old.segment),
+        };
+        let slots = page.chunks_exact(EXTENT_BYTES).enumerate();
+        let least = slots.min_by_key(|(_, slot)| value(slot)).map_or(0, |(at, _)| at);
+        self.file.write_all_at(&extent.encode(), offset(number, least))
+    }
+
+    /// Forgets an extent, if it is still there.
+    pub(super) fn remove(&self, place: u64, extent: &Extent) -> std::io::Result<()> {
+        let number = self.page_of(place, extent.unit);
+        let page = self.read(number)?;
+        for (at, _) in extents(&page).filter(|(_, found)| found == extent) {
+            self.file.write_all_at(&[0; EXTENT_BYTES], offset(number, at))?;
+        }
+        Ok(())
+    }
+
+    /// Calls `see` for every extent of the index, and forgets those of which it returns false.
+    pub(super) fn each(
+        &self,
+        mut see: impl FnMut(&Extent) -> std::io::Result<bool>,
+    ) -> std::io::Result<()> {
+        let mut number = 0;
+        while let Some(next) = self.next_written(number)? {
+            for (at, extent) in extents(&self.read(next)?) {
+                if !see(&extent)? {
+                    self.file.write_all_at(&[0; EXTENT_BYTES], offset(next, at))?;
+                }
+            }
+            number = next + 1;
+        }
+        Ok(())
+    }
+
+    /// The first page from `number` on that is no hole of the file.
+    fn next_written(&self, number: u64) -> std::io::Result<Option<u64>> {
+        use nix::unistd::{Whence, lseek};
+        if number >= self.pages {
+            return Ok(None);
+        }
+        let from = i64::try_from((number + 1) * PAGE_BYTES).unwrap_or(i64::MAX);
+        match lseek(&self.file, from, Whence::SeekData) {
+            Ok(at) => {
+                let page = u64::try_from(at).unwrap_or_default() / PAGE_BYTES;
+                Ok(page.checked_sub(1).filter(|&page| page < self.pages))
+            }
+            Err(nix::errno::Errno::ENXIO) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn page_of(&self, place: u64, unit: u32) -> u64 {
+        // The golden ratio scatters consecutive numbers.
+        let group = u64::from(unit / UNITS_TOGETHER).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        place.wrapping_add(group) % self.pages
+    }
+
+    fn read(&self, number: u64) -> std::io::Result<[u8; PAGE]> {
+        let mut page = [0; PAGE];
+        self.file.read_exact_at(&mut page, offset(number, 0))?;
+        Ok(page)
+    }
+}
+
+fn not_an_index() -> Error {
+    Error::new(ErrorKind::InvalidData, "not an index of this version")
+}
+
+fn offset(page: u64, extent: usize) -> u64 {
+    (page + 1) * PAGE_BYTES + (extent * EXTENT_BYTES) as u64
+}
+
+fn extents(page: &[u8]) -> impl Iterator<Item = (usize, Extent)> {
+    let slots = page.chunks_exact(EXTENT_BYTES).enumerate();
+    slots.filter_map(|(at, slot)| Some((at, Extent::decode(slot)?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::format::tests::extent;
+
+    fn version(name: u8) -> VersionName {
+        VersionName { name: [name; 16], place: u64::from(name) * 1000, size_bytes: 1 << 30 }
+    }
+
+    fn of(name: u8, extent: Extent) -> Extent {
+        Extent { name: [name; 16], ..extent }
+    }
+
+    #[test]
+    fn what_was_inserted_is_found_by_every_process_until_it_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("index");
+        let index = Index::open(&path, 64 << 20).unwrap();
+        let other = Index::open(&path, 1 << 40).unwrap();
+        assert_eq!(index.pages, other.pages, "the first decides");
+        let kept = [of(1, extent(7, 0, 8)), of(1, extent(8, 0, 4)), of(1, extent(8, 6, 2))];
+        for extent in &kept {
+            index.insert(1000, extent, |_| true).unwrap();
+        }
+        index.insert(2000, &of(2, extent(8, 0, 1)), |_| true).unwrap();
+        assert_eq!(other.find(&version(1), 0..7).unwrap(), []);
+        assert_eq!(other.find(&version(1), 7..9).unwrap(), kept);
+        let larger = of(1, extent(8, 0, 8));
+        other.insert(1000, &larger, |_| true).unwrap();
+        assert!(index.find(&version(1), 8..9).unwrap().contains(&larger));
+        assert_eq!(index.find(&version(1), 8..9).unwrap().len(), 2, "one of the smaller is gone");
+        index.remove(1000, &larger).unwrap();
+        assert!(!other.find(&version(1), 8..9).unwrap().contains(&larger));
+        let mut all = 0;
+        let count = |_: &Extent| {
+            all += 1;
+            Ok(true)
+        };
+        index.each(count).unwrap();
+        assert_eq!(all, 3);
+    }
+
+    #[test]
+    fn a_full_page_forgets_what_is_gone_first_and_then_the_oldest() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = Index::open(&folder.path().join("index"), 1).unwrap();
+        for segment in 0..EXTENTS_PER_PAGE + 10 {
+            let name = u8::try_from(segment).unwrap();
+            let extent = Extent { segment, ..of(name, extent(0, 0, 8)) };
+            index.insert(0, &extent, |segment| segment != 20).unwrap();
+        }
+        let mut left = Vec::new();
+        let see = |extent: &Extent| {
+            left.push(extent.segment);
+            Ok(true)
+        };
+        index.each(see).unwrap();
+        left.sort_unstable();
+        let want = (0..EXTENTS_PER_PAGE + 10).filter(|&segment| segment > 8 && segment != 20);
+        assert_eq!(left, want.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_file_of_another_kind_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("index");
+        drop(Index::open(&path, 64 << 20).unwrap());
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        let kind = || Index::open(&path, 1).map(drop).map_err(|error| error.kind());
+        assert_eq!(kind(), Ok(()));
+        file.set_len(5000).unwrap();
+        assert_eq!(kind(), Err(ErrorKind::InvalidData), "truncated");
+        std::fs::write(&path, "something else").unwrap();
+        assert_eq!(kind(), Err(ErrorKind::InvalidData));
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(folder.path().join("other"), &path).unwrap();
+        assert!(kind().is_err(), "a symbolic link is not followed");
+    }
+}

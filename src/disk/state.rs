@@ -1,0 +1,287 @@
+//! Whether the disk is used: there or not, well or left alone. Its calls block, and run on the
+//! disk's own threads.
+
+use std::collections::VecDeque;
+use std::io::{Error, ErrorKind};
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use tokio::time::Instant;
+
+use super::buffers::UnitBuffer;
+use super::claims::Claim;
+use super::folder::{Folder, FolderError};
+use super::format::{Extent, PAGE, PAGE_BYTES, Piece, UNIT_BYTES, VersionName, plan};
+use super::health::Health;
+use super::{DiskConfig, UnitRead};
+use crate::stats::Stats;
+
+#[derive(Debug)]
+pub(super) struct DiskState {
+    config: DiskConfig,
+    folder: RwLock<Option<Arc<Folder>>>,
+    /// A full disk can still be read.
+    reading: Mutex<Health>,
+    writing: Mutex<Health>,
+    pub(super) stats: Arc<Stats>,
+}
+
+/// What there is of a range.
+#[derive(Debug)]
+pub(super) struct Stored {
+    /// Up to what another process fetches now.
+    pub(super) pieces: Vec<Piece>,
+    /// The bytes of the first piece, if they are on the disk.
+    pub(super) first: Option<UnitRead>,
+    /// Of the pieces that are missing, in their order.
+    pub(super) claims: VecDeque<Claim>,
+}
+
+impl Stored {
+    pub(super) fn nothing(range: &Range<u64>) -> Self {
+        Self { pieces: plan(range, &[]), first: None, claims: VecDeque::new() }
+    }
+}
+
+impl DiskState {
+    pub(super) fn new(config: DiskConfig, stats: Arc<Stats>) -> Self {
+        let (reading, writing) = Default::default();
+        Self { config, folder: RwLock::new(None), reading, writing, stats }
+    }
+
+    pub(super) fn folder(&self) -> Option<Arc<Folder>> {
+        self.folder.read().clone()
+    }
+
+    pub(super) fn may_read(&self) -> bool {
+        self.folder.read().is_some() && self.reading.lock().admits(Instant::now())
+    }
+
+    pub(super) fn may_write(&self) -> bool {
+        self.folder.read().is_some() && self.writing.lock().admits(Instant::now())
+    }
+
+    pub(super) fn open_folder(&self) -> Result<(), FolderError> {
+        let told = |error: &Error| {
+            self.stats.disk_wrong.add(1);
+            tracing::warn!("the disk cache is made anew: {error}");
+        };
+        match Folder::open(&self.config.path, |used| self.config.limits(used), told) {
+            Ok(folder) => {
+                *self.folder.write() = Some(Arc::new(folder));
+                Self::well(&self.reading);
+                Self::well(&self.writing);
+                Ok(())
+            }
+            Err(error) => {
+                self.ill(&self.writing, Failing::Lasting, &error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives segments up if need be, and opens the directory anew if it is gone.
+    pub(super) fn tidy(&self) {
+        match self.folder() {
+            Some(folder) if folder.is_there() => {
+                let gave_up = |bytes| self.stats.disk_evicted_bytes.add(bytes);
+                if let Err(error) = folder.tidy(gave_up) {
+                    self.ill(&self.writing, Failing::of(&error), &error);
+                }
+            }
+            Some(_) => self.reopen(),
+            None => {
+                if self.writing.lock().admits(Instant::now()) {
+                    // It is tried again after a pause.
+                    let _ = self.open_folder();
+                }
+            }
+        }
+    }
+
+    fn reopen(&self) {
+        *self.folder.write() = None;
+        tracing::warn!("the disk cache was removed: {} is made anew", self.config.path.display());
+        // It is tried again after a pause.
+        let _ = self.open_folder();
+    }
+
+    /// The outcome of a write; true if it worked.
+    pub(super) fn wrote(&self, folder: &Folder, outcome: std::io::Result<()>) -> bool {
+        match outcome {
+            Ok(()) => Self::well(&self.writing),
+            Err(_) if !folder.is_there() => self.reopen(),
+            Err(error) => {
+                self.ill(&self.writing, Failing::of(&error), &error);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The disk has answered in time.
+    pub(super) fn answered(&self) {
+        Self::well(&self.reading);
+    }
+
+    /// The disk has not answered in time.
+    pub(super) fn late(&self, limit: Duration) {
+        let cause = format!("no answer within {} ms", limit.as_millis());
+        self.ill(&self.reading, Failing::Passing, &cause);
+    }
+
+    fn well(health: &Mutex<Health>) {
+        if health.lock().worked() {
+            tracing::info!("the disk cache is used again");
+        }
+    }
+
+    fn ill(&self, health: &Mutex<Health>, trouble: Failing, cause: &dyn std::fmt::Display) {
+        let now = Instant::now();
+        let pause = match trouble {
+            Failing::Passing => health.lock().failed(now),
+            Failing::Lasting => health.lock().failed_for_good(now),
+        };
+        if let Some(pause) = pause {
+            self.stats.disk_pauses.add(1);
+            tracing::warn!("the disk cache is left alone for {} s: {cause}", pause.as_secs());
+        }
+    }
+
+    /// Looks up a range, and reads its first piece into `buffer` if it is there. With `claiming`,
+    /// what is missing is claimed.
+    pub(super) fn find(
+        &self,
+        version: &VersionName,
+        range: &Range<u64>,
+        claiming: bool,
+        buffer: UnitBuffer,
+    ) -> Option<Stored> {
+        let folder = self.folder()?;
+        let extents = extents(&folder, version, range);
+        let failed = |error: &Error| self.ill(&self.reading, Failing::of(error), error);
+        let extents = extents.inspect_err(failed).ok()?;
+        let mut pieces = plan(range, &extents);
+        let (mut first, mut claims) = (None, VecDeque::new());
+        if let Some(piece) = pieces.first_mut().filter(|piece| piece.extent.is_some()) {
+            first = self.read(version, piece, buffer);
+            if first.is_none() {
+                piece.extent = None;
+            }
+        }
+        if claiming {
+            let missing = |at: &usize| pieces[*at].extent.is_none();
+            for at in (0..pieces.len()).filter(missing).collect::<Vec<_>>() {
+                let Ok(claim) = folder.claims.claim(version, &pieces[at].range()) else {
+                    pieces.truncate(at);
+                    break;
+                };
+                claims.push_back(claim);
+            }
+        }
+        Some(Stored { pieces, first, claims })
+    }
+
+    /// Reads a piece and checks it. `None` if that fails: then the bytes are in the store only.
+    pub(super) fn read(
+        &self,
+        version: &VersionName,
+        piece: &Piece,
+        mut buffer: UnitBuffer,
+    ) -> Option<UnitRead> {
+        let (folder, extent) = (self.folder()?, piece.extent?);
+        match read_blocks(&folder, &extent, &piece.range(), &mut buffer) {
+            Ok(bytes) => bytes.map(|bytes| UnitRead { buffer, bytes }),
+            Err(error) if error.kind() == ErrorKind::InvalidData => {
+                self.stats.disk_wrong.add(1);
+                let segment = format!("{:016x}", extent.segment);
+                tracing::warn!(segment, "the disk cache held wrong bytes: they are fetched again");
+                if let Err(error) = folder.index.remove(version.place, &extent) {
+                    self.ill(&self.writing, Failing::of(&error), &error);
+                }
+                None
+            }
+            Err(error) => {
+                self.ill(&self.reading, Failing::of(&error), &error);
+                None
+            }
+        }
+    }
+
+    /// Used bytes, and their limit; none if the directory is not open.
+    pub(super) fn usage(&self) -> Option<(u64, u64)> {
+        self.folder().map(|folder| (folder.used_bytes(), folder.limits.size_bytes))
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Failing {
+    /// The next call may succeed.
+    Passing,
+    Lasting,
+}
+
+impl Failing {
+    fn of(error: &Error) -> Self {
+        match error.kind() {
+            ErrorKind::StorageFull
+            | ErrorKind::QuotaExceeded
+            | ErrorKind::ReadOnlyFilesystem
+            | ErrorKind::PermissionDenied
+            | ErrorKind::NotFound => Self::Lasting,
+            _ => Self::Passing,
+        }
+    }
+}
+
+/// The extents that hold bytes of a range, of those segments that are there.
+fn extents(
+    folder: &Folder,
+    version: &VersionName,
+    range: &Range<u64>,
+) -> std::io::Result<Vec<Extent>> {
+    let units = [range.start / UNIT_BYTES, range.end.div_ceil(UNIT_BYTES)];
+    let [Ok(first), Ok(end)] = units.map(u32::try_from) else { return Ok(Vec::new()) };
+    let mut there = Vec::new();
+    for extent in folder.index.find(version, first..end)? {
+        if folder.segment(extent.segment)?.is_some() {
+            there.push(extent);
+        }
+    }
+    Ok(there)
+}
+
+/// Reads the blocks of a range into `buffer`: where its bytes are in there, `None` if the segment
+/// was given up, or the error `InvalidData` if they are not right.
+pub(super) fn read_blocks(
+    folder: &Folder,
+    extent: &Extent,
+    range: &Range<u64>,
+    buffer: &mut UnitBuffer,
+) -> std::io::Result<Option<Range<usize>>> {
+    let Some(file) = folder.segment(extent.segment)? else { return Ok(None) };
+    let wrong = || Error::from(ErrorKind::InvalidData);
+    let blocks = extent.whole_blocks(range);
+    let skipped = blocks.start - extent.object_range().start;
+    let at = u64::from(extent.page) * PAGE_BYTES + skipped;
+    let length = usize::try_from(blocks.end - blocks.start).map_err(|_| wrong())?;
+    let whole_pages = length.next_multiple_of(PAGE);
+    let into = buffer.bytes_mut().get_mut(..whole_pages).ok_or_else(wrong)?;
+    let mut read = 0;
+    while read < length {
+        match file.read_at(&mut into[read..], at + read as u64)? {
+            0 => return Err(wrong()),
+            some => read += some,
+        }
+    }
+    if !extent.is_right(&blocks, &into[..length]) {
+        return Err(wrong());
+    }
+    folder.was_read(extent.segment, &file, length as u64);
+    let start = usize::try_from(range.start - blocks.start).map_err(|_| wrong())?;
+    let end = usize::try_from(range.end - blocks.start).map_err(|_| wrong())?;
+    Ok(Some(start..end))
+}
