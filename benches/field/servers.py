@@ -83,4 +83,7 @@ class DevServer:
     def _line(self):
         if not self.selector.select(timeout=30):
             raise RuntimeError("devserver says nothing")
-        return self.process.stdout.readline().decode().strip()
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError("devserver has ended")
+        return line.decode().strip()
