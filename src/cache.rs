@@ -8,16 +8,15 @@
 //!   all chunks that readers hold become free, and the wait ends.
 //! - A fetch, once begun, continues without its reader. A failed one leaves its blocks empty and
 //!   reports the error to the readers that waited for it; the next reader tries again.
-//! - A chunk whose every byte is in the kernel's page cache is *spent*: a second copy. Spent chunks
-//!   are evicted first, and before a stream makes the process touch fresh memory.
+//! - A chunk of a large object whose every byte is in the kernel's page cache is a second copy: it
+//!   leaves, and its memory is that of the next chunk. So streams need what they have in flight.
+//! - Bytes that were fetched ahead are not evicted by readahead before they are read ([`queues`]).
 
 use std::ops::Range;
 use std::pin::pin;
-use std::sync::atomic::{self, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Weak, atomic};
 use std::time::Duration;
 
-use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{MutexGuard, Notify};
@@ -29,6 +28,8 @@ use self::gate::Gate;
 pub use self::lease::Data;
 use self::lease::{Lease, Slice};
 pub(crate) use self::pace::NetworkPace;
+use self::populate::Populator;
+use self::queues::Queues;
 use self::slots::Full;
 use crate::base::layout::{Layout, Span};
 use crate::stats::Stats;
@@ -40,6 +41,8 @@ mod fetch;
 mod gate;
 mod lease;
 mod pace;
+mod populate;
+mod queues;
 mod slots;
 mod states;
 #[cfg(test)]
@@ -51,15 +54,8 @@ pub(crate) type ObjectId = u64;
 /// With the index of the chunk in its object.
 type ChunkKey = (ObjectId, u32);
 
-/// Memory that is populated in advance, at most a quarter of the budget: one stream's bytes in
-/// flight. Touching fresh memory costs more than receiving the bytes.
-const READY_BYTES: u64 = 256 << 20;
-
-/// After this time without received bytes, idle memory above [`READY_BYTES`] is returned.
+/// Memory that was idle for this long is returned to the system, at most twice as late.
 const IDLE: Duration = Duration::from_secs(10);
-
-/// Chunks that are examined to find a spent one: spent chunks are among the oldest.
-const SPENT_SEARCH: usize = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadKind {
@@ -95,21 +91,20 @@ pub(crate) struct ChunkCache {
     store: Arc<dyn ObjectStore>,
     layout: Layout,
     arena: Arc<Arena>,
-    /// By recency of use. Locked before the arena's slots: evicting frees a chunk's memory.
-    chunks: Mutex<LruCache<ChunkKey, Arc<Chunk>>>,
+    chunks: Mutex<Queues>,
     /// Notified when a chunk may have become evictable, or a charge has ended.
     freed: Notify,
     /// Held by the one reader that waits for room; the others queue for it.
     turn: tokio::sync::Mutex<()>,
-    /// Bytes of the spent chunks of streams, changed under the lock of `chunks`.
-    spent_bytes: AtomicU64,
     gate: Arc<Gate>,
+    populator: Populator,
     runtime: Handle,
     stats: Arc<Stats>,
 }
 
 impl ChunkCache {
-    /// Fails when the address space cannot be reserved. Fetches are spawned on `runtime`.
+    /// Fails when the address space cannot be reserved, or a thread not be started. Fetches are
+    /// spawned on `runtime`.
     pub(crate) fn new(
         store: Arc<dyn ObjectStore>,
         config: ReadConfig,
@@ -121,30 +116,24 @@ impl ChunkCache {
             store,
             layout,
             arena: Arena::reserve(layout, memory_budget_bytes)?,
-            chunks: Mutex::new(LruCache::unbounded()),
+            chunks: Mutex::new(Queues::new()),
             freed: Notify::new(),
             turn: tokio::sync::Mutex::new(()),
-            spent_bytes: AtomicU64::new(0),
             gate: Gate::new(max_connections),
+            populator: Populator::start()?,
             runtime,
             stats,
         }))
     }
 
-    /// Populates the memory of the first chunks, and then returns idle memory to the system.
-    pub(crate) fn keep_ready(self: &Arc<Self>) {
-        let ready_bytes = READY_BYTES.min(self.arena.usage().budget / 4);
-        let cache = self.clone();
-        self.runtime.spawn_blocking(move || {
-            cache.arena.make_ready(ready_bytes);
-            cache.freed.notify_waiters();
-        });
-        self.runtime.spawn(release_idle_memory(Arc::downgrade(self), ready_bytes));
+    /// From now on returns memory to the system that is no longer needed.
+    pub(crate) fn release_idle_memory(self: &Arc<Self>) {
+        self.runtime.spawn(release_idle_memory(Arc::downgrade(self)));
     }
 
     pub(crate) fn network_pace(&self) -> NetworkPace {
-        let Layout { largest_part_bytes, block_bytes, .. } = self.layout;
-        self.gate.network_pace(largest_part_bytes, block_bytes)
+        let Layout { least_part_bytes, largest_part_bytes, .. } = self.layout;
+        self.gate.network_pace(least_part_bytes, largest_part_bytes)
     }
 
     pub(crate) fn used_bytes(&self) -> u64 {
@@ -158,14 +147,14 @@ impl ChunkCache {
     /// Evicts every chunk that is not leased.
     pub(crate) fn evict_all(&self) {
         let mut chunks = self.chunks.lock();
-        while self.evict_oldest(&mut chunks).is_ok() {}
+        while self.evict(&mut chunks, Purpose::Demand).is_ok() {}
         drop(chunks);
         self.freed.notify_waiters();
     }
 
     /// The object's first chunk is in the cache.
     pub(crate) fn holds(&self, id: ObjectId) -> bool {
-        self.chunks.lock().contains(&(id, 0))
+        self.chunks.lock().contains((id, 0))
     }
 
     /// Starts fetching the empty blocks of `range` in GETs of at most `piece_bytes`. Returns the
@@ -183,14 +172,15 @@ impl ChunkCache {
         }
         let mut reached = range.start;
         for span in self.layout.spans(range.clone()) {
-            let Ok(lease) = self.lease(source, span.chunk) else { return reached };
+            let Ok(lease) = self.lease(source, span.chunk, purpose) else { return reached };
             for blocks in span.parts(piece_bytes) {
                 // What has just failed is for a reader to ask for again.
                 if lease.failures.lock().find(u64::MAX, &blocks).is_some() {
                     return reached;
                 }
                 let bytes = self.layout.block_bytes(&blocks, lease.memory.len());
-                let Ok(writers) = self.claim_making_room(&lease, blocks) else { return reached };
+                let writers = self.claim_making_room(&lease, blocks, purpose);
+                let Ok(writers) = writers else { return reached };
                 self.spawn_fetches(&lease, writers, purpose);
                 reached = lease.span(bytes).object_range().end;
             }
@@ -232,12 +222,10 @@ impl ChunkCache {
         loop {
             let mut freed = pin!(self.freed.notified());
             freed.as_mut().enable();
-            if let Ok(lease) = self.lease(source, span.chunk) {
+            if let Ok(lease) = self.lease(source, span.chunk, Purpose::Demand) {
                 match self.wait_for_blocks(&lease, &blocks, &mut turn).await {
                     Ok(()) => {
-                        if kind == ReadKind::Buffered && lease.take(&blocks, &span.bytes) {
-                            self.spend(&lease);
-                        }
+                        self.was_read(&lease, &blocks, &span.bytes, kind);
                         return Ok(Slice { lease, bytes: span.bytes });
                     }
                     Err(Wait::Failed(error)) => return Err(error),
@@ -274,7 +262,7 @@ impl ChunkCache {
                 return Err(Wait::Failed(error));
             }
             if lease.memory.has_empty(blocks.clone()) {
-                let writers = self.claim_making_room(lease, blocks.clone());
+                let writers = self.claim_making_room(lease, blocks.clone(), Purpose::Demand);
                 self.spawn_fetches(lease, writers.map_err(|Full| Wait::Full)?, Purpose::Demand);
             }
             // All of it is charged, by this reader or by others.
@@ -288,41 +276,31 @@ impl ChunkCache {
     }
 
     /// The chunk, made if it is missing, and now the most recently used one.
-    fn lease(self: &Arc<Self>, source: &Source, index: u32) -> Result<Lease, Full> {
+    fn lease(
+        self: &Arc<Self>,
+        source: &Source,
+        index: u32,
+        purpose: Purpose,
+    ) -> Result<Lease, Full> {
         let mut chunks = self.chunks.lock();
         let key = (source.id, index);
-        if let Some(found) = chunks.get(&key).cloned() {
-            if found.is_spent() {
-                // The page cache has lost it, so it is a first copy again.
-                self.unspend(&found);
-            }
+        if let Some(found) = chunks.get(key) {
             return Ok(Lease::new(found, source, index, self));
         }
         let len = self.layout.chunk_len(source.meta.version.size_bytes, index);
-        let largest_part = self.layout.largest_part_bytes;
-        let first_part = largest_part.min(len as u64);
-        let usage = self.arena.usage();
-        // Only for a stream: a small object would replace the previous small one, which is spent
-        // later than any stream, although the budget is not nearly full.
-        let recycles = len as u64 > largest_part
-            && self.spent_bytes.load(Ordering::Relaxed) > 0
-            && usage.idle < first_part;
         // The chunk will be where room is made now: in memory that is populated already. If none
         // can be made, none is needed yet.
-        if usage.available() < first_part {
-            let _ = self.evict_oldest(&mut chunks);
-        } else if recycles {
-            let is_spent = |chunk: &Chunk| chunk.is_spent() && self.stream_bytes(chunk) > 0;
-            let _ = self.evict_oldest_if(&mut chunks, is_spent);
+        if self.arena.usage().available() < self.layout.largest_part_bytes.min(len as u64) {
+            let _ = self.evict(&mut chunks, purpose);
         }
         let memory = loop {
             match self.arena.memory(len) {
                 Ok(memory) => break memory,
-                Err(Full) => self.evict_oldest(&mut chunks)?,
+                Err(Full) => self.evict(&mut chunks, purpose)?,
             }
         };
         let made = Arc::new(Chunk::new(memory));
-        chunks.put(key, made.clone());
+        chunks.insert(key, made.clone());
         Ok(Lease::new(made, source, index, self))
     }
 
@@ -331,13 +309,19 @@ impl ChunkCache {
         &self,
         lease: &Lease,
         blocks: Range<usize>,
+        purpose: Purpose,
     ) -> Result<Vec<BlockWriter>, Full> {
-        loop {
+        let writers = loop {
             match lease.memory.claim(blocks.clone()) {
-                Ok(writers) => return Ok(writers),
-                Err(Full) => self.evict_oldest(&mut self.chunks.lock())?,
+                Ok(writers) => break writers,
+                Err(Full) => self.evict(&mut self.chunks.lock(), purpose)?,
             }
+        };
+        if !writers.is_empty() {
+            lease.requested(self.arena.received());
+            self.chunks.lock().settle(lease.key(), lease.chunk());
         }
+        Ok(writers)
     }
 
     fn spawn_fetches(&self, lease: &Lease, writers: Vec<BlockWriter>, purpose: Purpose) {
@@ -346,51 +330,25 @@ impl ChunkCache {
         }
     }
 
-    /// Evicts the least recently used chunk that is not leased.
-    fn evict_oldest(&self, chunks: &mut LruCache<ChunkKey, Arc<Chunk>>) -> Result<(), Full> {
-        self.evict_oldest_if(chunks, |_| true)
-    }
-
-    /// The same, but only a chunk that `matches`, if there is one among the oldest.
-    fn evict_oldest_if(
-        &self,
-        chunks: &mut LruCache<ChunkKey, Arc<Chunk>>,
-        matches: impl Fn(&Chunk) -> bool,
-    ) -> Result<(), Full> {
-        // No new lease can be taken while `chunks` is locked, so a count of one stays one.
-        let free = |chunk: &Arc<Chunk>| Arc::strong_count(chunk) == 1;
-        let mut oldest = chunks.iter().rev().filter(|(_, chunk)| free(chunk)).take(SPENT_SEARCH);
-        let oldest = oldest.find(|(_, chunk)| matches(chunk)).map(|(&key, _)| key);
-        if let Some(chunk) = chunks.pop(&oldest.ok_or(Full)?) {
-            self.stats.bytes_unread.add(chunk.unread_bytes());
-            if chunk.is_spent() {
-                self.unspend(&chunk);
-            }
-        }
+    /// Evicts one chunk that is not leased. Bytes that were fetched ahead keep their place against
+    /// readahead until a whole budget has come since: then their reader has gone elsewhere.
+    fn evict(&self, chunks: &mut Queues, purpose: Purpose) -> Result<(), Full> {
+        let (received, patience) = (self.arena.received(), self.budget_bytes());
+        let evicted = chunks.evict(purpose, |chunk| chunk.age(received) > patience).ok_or(Full)?;
+        self.stats.bytes_unread.add(evicted.unread_bytes());
         self.stats.evictions.add(1);
         Ok(())
     }
 
-    /// The page cache holds all of this chunk: from now on it is the first to be evicted.
-    fn spend(&self, lease: &Lease) {
-        let mut chunks = self.chunks.lock();
-        if lease.spend() {
-            self.spent_bytes.fetch_add(self.stream_bytes(lease), Ordering::Relaxed);
-            chunks.demote(&(lease.source.id, lease.index));
+    fn was_read(&self, lease: &Lease, blocks: &Range<usize>, bytes: &Range<usize>, kind: ReadKind) {
+        let whole = lease.mark_read(blocks, bytes);
+        // Small objects stay for readers that come after the kernel has dropped them.
+        let is_small = lease.source.meta.version.size_bytes <= self.layout.small_bytes;
+        if whole && kind == ReadKind::Buffered && !is_small {
+            self.chunks.lock().remove(lease.key(), lease.chunk());
+        } else if !lease.has_unread() {
+            self.chunks.lock().settle(lease.key(), lease.chunk());
         }
-    }
-
-    /// The share of a chunk in `spent_bytes`. Small objects have none: they stay here for readers
-    /// that come after the kernel has dropped them.
-    fn stream_bytes(&self, chunk: &Chunk) -> u64 {
-        let len = chunk.memory.len() as u64;
-        if len > self.layout.largest_part_bytes { len } else { 0 }
-    }
-
-    /// Called under the lock of `chunks`, for a chunk that is spent.
-    fn unspend(&self, chunk: &Chunk) {
-        self.spent_bytes.fetch_sub(self.stream_bytes(chunk), Ordering::Relaxed);
-        chunk.unspend();
     }
 }
 
@@ -400,16 +358,11 @@ enum Wait {
     Failed(StoreError),
 }
 
-/// Returns idle memory above `ready_bytes` to the system; ends with the cache.
-async fn release_idle_memory(cache: Weak<ChunkCache>, ready_bytes: u64) {
-    let mut before = 0;
+/// Ends with the cache.
+async fn release_idle_memory(cache: Weak<ChunkCache>) {
     loop {
         sleep(IDLE).await;
         let Some(cache) = cache.upgrade() else { return };
-        let received = cache.arena.received();
-        if received == before {
-            cache.arena.release_idle(ready_bytes);
-        }
-        before = received;
+        cache.arena.release_idle();
     }
 }

@@ -90,7 +90,7 @@ impl BucketFs {
     ) -> std::io::Result<Arc<Self>> {
         let FsConfig { ownership, names, reading } = config;
         let cache = ChunkCache::new(store.clone(), reading, runtime, stats.clone())?;
-        cache.keep_ready();
+        cache.release_idle_memory();
         Ok(Arc::new(Self {
             readahead: Readahead::new(cache.clone(), &reading, stats.clone()),
             cache,

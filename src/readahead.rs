@@ -8,13 +8,15 @@ use std::sync::Arc;
 
 use self::siblings::{Listed, SiblingLimits, Siblings, SmallRead};
 use self::streams::{StreamLimits, Streams};
-use crate::base::layout::WHOLE_OBJECT_BYTES;
 use crate::cache::{ChunkCache, Purpose, ReadConfig, Source};
 use crate::names::{Inode, Names, SiblingPosition};
 use crate::stats::Stats;
 
 mod siblings;
 mod streams;
+
+/// The longest window ahead of a stream, unless the network needs more in flight.
+const WINDOW_BYTES: u64 = 128 << 20;
 
 /// Watches reads, and fetches for them and ahead of them.
 pub(crate) struct Readahead {
@@ -31,12 +33,13 @@ impl Readahead {
         let ReadConfig { layout, memory_budget_bytes: budget, .. } = *config;
         let streams = StreamLimits {
             block_bytes: layout.block_bytes,
-            window_bytes: layout.chunk_bytes,
+            small_bytes: layout.small_bytes,
+            window_bytes: WINDOW_BYTES,
             // The other half is for bytes that were read and may be read again.
             ahead_bytes: budget / 2,
         };
         let siblings = SiblingLimits {
-            small_bytes: WHOLE_OBJECT_BYTES.min(layout.largest_part_bytes),
+            small_bytes: layout.small_bytes,
             ahead_bytes: budget / 4,
             // The cache keeps room for a part; a quarter is for bytes that are never served.
             life_bytes: budget.saturating_sub(layout.largest_part_bytes) / 4 * 3,

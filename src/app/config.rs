@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::CommandFactory as _;
 
 use crate::app::environment;
-use crate::base::layout::BLOCK_BYTES;
+use crate::base::layout::{BLOCK_BYTES, Layout};
 use crate::disk::DiskConfig;
 use crate::fuse::{Access, MountOptions};
 use crate::store::s3::config::Proxies;
@@ -50,6 +50,10 @@ pub struct Config {
 }
 
 impl Config {
+    pub(crate) fn layout(&self) -> Layout {
+        Layout::within(self.chunks_budget_bytes(), self.cache.chunk_bytes, self.cache.part_bytes)
+    }
+
     /// `s3://bucket/prefix/`, or `directory=s3://bucket/prefix/,…`
     pub fn source(&self) -> String {
         let shown = |bucket: &args::BucketPrefix| match bucket.directory.strip_suffix('/') {
@@ -156,7 +160,7 @@ pub(crate) fn validate(
         options;
     let memory_budget_bytes = cache.memory_budget.unwrap_or_else(|| {
         // On a very small machine the default still has to hold what the other defaults need.
-        memory::default_budget_bytes().max(cache.part_bytes.saturating_mul(PARTS_IN_BUDGET))
+        memory::default_budget_bytes().max(least_budget_bytes(&cache))
     });
     check_sizes(memory_budget_bytes, &cache)?;
     if !IO_TIMEOUTS.contains(&cache.io_timeout) {
@@ -223,14 +227,21 @@ fn store_config(args: args::StoreArgs) -> Result<StoreConfig, String> {
     })
 }
 
+fn least_budget_bytes(cache: &args::CacheArgs) -> u64 {
+    MIN_BUDGET_BYTES.max(cache.part_bytes.unwrap_or(0).saturating_mul(PARTS_IN_BUDGET))
+}
+
 fn check_sizes(budget_bytes: u64, cache: &args::CacheArgs) -> Result<(), String> {
     let (chunk_bytes, part_bytes) = (cache.chunk_bytes, cache.part_bytes);
-    for (option, bytes) in [("--chunk-size", chunk_bytes), ("--part-size", part_bytes)] {
+    let sizes = [("--chunk-size", chunk_bytes), ("--part-size", part_bytes)];
+    for (option, bytes) in sizes.iter().filter_map(|(option, bytes)| Some((option, (*bytes)?))) {
         if bytes == 0 || !bytes.is_multiple_of(BLOCK_BYTES) {
             return Err(format!("{option} must be a multiple of 128KiB, and is {bytes} bytes"));
         }
     }
-    if part_bytes > chunk_bytes {
+    if let (Some(part_bytes), Some(chunk_bytes)) = (part_bytes, chunk_bytes)
+        && part_bytes > chunk_bytes
+    {
         return Err(format!(
             "--part-size ({}) must not be larger than --chunk-size ({})",
             size(part_bytes),
@@ -238,7 +249,8 @@ fn check_sizes(budget_bytes: u64, cache: &args::CacheArgs) -> Result<(), String>
         ));
     }
     for (option, bytes, most) in [
-        ("--chunk-size", chunk_bytes, MAX_CHUNK_BYTES),
+        ("--chunk-size", chunk_bytes.unwrap_or(0), MAX_CHUNK_BYTES),
+        ("--part-size", part_bytes.unwrap_or(0), MAX_CHUNK_BYTES),
         ("--kernel-readahead", cache.kernel_readahead_bytes, MAX_KERNEL_READAHEAD_BYTES),
     ] {
         if bytes > most {
@@ -247,13 +259,12 @@ fn check_sizes(budget_bytes: u64, cache: &args::CacheArgs) -> Result<(), String>
         }
     }
     // A chunk may be larger than the budget: only its blocks that hold or await bytes count.
-    let least_bytes = MIN_BUDGET_BYTES.max(part_bytes.saturating_mul(PARTS_IN_BUDGET));
+    let least_bytes = least_budget_bytes(cache);
     if budget_bytes < least_bytes {
         return Err(format!(
-            "--memory-budget must be at least {} ({PARTS_IN_BUDGET} parts of --part-size {}, and \
-             never below {}), and is {}",
+            "--memory-budget must be at least {} ({PARTS_IN_BUDGET} times --part-size, and never \
+             below {}), and is {}",
             size(least_bytes),
-            size(part_bytes),
             size(MIN_BUDGET_BYTES),
             size(budget_bytes),
         ));
@@ -322,8 +333,7 @@ mod tests {
     #[test]
     fn the_defaults_are_the_documented_ones() {
         let config = config(&[]).unwrap();
-        assert_eq!(config.cache.chunk_bytes, 128 << 20);
-        assert_eq!(config.cache.part_bytes, 8 << 20);
+        assert_eq!((config.cache.chunk_bytes, config.cache.part_bytes), (None, None));
         assert_eq!(config.cache.max_connections, 128);
         assert_eq!(config.cache.io_timeout, Duration::from_secs(30));
         assert_eq!(config.names.metadata_ttl, Some(Duration::from_mins(1)));
@@ -347,8 +357,8 @@ mod tests {
         ])
         .unwrap();
         assert_eq!(config.memory_budget_bytes, 4 << 30);
-        assert_eq!(config.cache.chunk_bytes, 64 << 20);
-        assert_eq!(config.cache.part_bytes, 1 << 20);
+        assert_eq!(config.cache.chunk_bytes, Some(64 << 20));
+        assert_eq!(config.cache.part_bytes, Some(1 << 20));
         assert_eq!(config.names.metadata_ttl, None);
         assert_eq!(config.names.budget_bytes, 2 << 30);
         assert_eq!(config.names.negative_ttl, Duration::from_mins(2));
@@ -357,11 +367,18 @@ mod tests {
     #[test]
     fn relations_are_checked_and_the_sentence_names_the_option() {
         for (arguments, says) in [
-            (&["--part-size=256MiB"][..], "--part-size (256MiB) must not be larger"),
+            (
+                &["--part-size=2MiB", "--chunk-size=1MiB"][..],
+                "--part-size (2MiB) must not be larger",
+            ),
+            (&["--part-size=2GiB"], "--part-size must be at most 1GiB"),
             (&["--part-size=100KiB"], "--part-size must be a multiple of 128KiB"),
             (&["--chunk-size=100KiB"], "--chunk-size must be a multiple of 128KiB"),
             (&["--chunk-size=2GiB"], "--chunk-size must be at most 1GiB"),
-            (&["--memory-budget=16MiB"], "--memory-budget must be at least 32MiB"),
+            (
+                &["--memory-budget=16MiB", "--part-size=8MiB"],
+                "--memory-budget must be at least 32MiB",
+            ),
             (&["--memory-budget=1MiB", "--part-size=128KiB"], "at least 16MiB"),
             (&["--file-mode=1644"], "--file-mode"),
             (&["--io-timeout=200ms"], "--io-timeout must be between 1s and 1h, and is 200ms"),

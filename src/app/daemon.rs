@@ -11,7 +11,6 @@ use tokio::runtime::{Builder, Handle};
 use crate::app::command_error::CommandError;
 use crate::app::config::{self, Config, NotParsed};
 use crate::app::metrics;
-use crate::base::layout::Layout;
 use crate::base::text::on_one_line;
 use crate::disk::{Disk, DiskCached, Origin};
 use crate::fs::{BucketFs, FsConfig, Ownership, ReadConfig};
@@ -215,14 +214,10 @@ pub fn stack(
         dir_mode: config.permissions.dir_mode,
     };
     let reading = ReadConfig {
-        layout: layout(config),
+        layout: config.layout(),
         memory_budget_bytes: config.chunks_budget_bytes(),
         max_connections: config.cache.max_connections,
     };
     let config = FsConfig { ownership, names, reading };
     BucketFs::new(store, config, Handle::current(), stats)
-}
-
-fn layout(config: &Config) -> Layout {
-    Layout::within(config.chunks_budget_bytes(), config.cache.chunk_bytes, config.cache.part_bytes)
 }

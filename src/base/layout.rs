@@ -1,8 +1,8 @@
 //! Pure arithmetic: where the bytes of an object live.
 //!
-//! An object is cut into *chunks* of 128 MiB, and these into *blocks* of 128 KiB, the unit in which
-//! bytes are awaited and become ready; the last chunk and its last block are shorter. A *part* is
-//! the range of one GET: whole blocks of one chunk.
+//! An object is cut into *chunks* of 4 MiB, the unit of memory, and these into *blocks* of 128 KiB,
+//! the unit in which bytes are awaited and become ready; the last chunk and its last block are
+//! shorter. A *part* is the range of one GET: whole blocks of one chunk.
 
 use std::ops::Range;
 
@@ -10,17 +10,34 @@ use std::ops::Range;
 /// a connection needs 1.5 ms for it, against 15 ms to the first byte.
 pub const BLOCK_BYTES: u64 = 128 << 10;
 
-/// Up to this size an object is fetched whole at its first read: at 90 MB/s a connection 4 MiB take
+/// The most that an object is fetched whole at its first read: at 90 MB/s a connection 4 MiB take
 /// 45 ms behind 15 ms to the first byte.
-pub const WHOLE_OBJECT_BYTES: u64 = 4 << 20;
+const WHOLE_OBJECT_BYTES: u64 = 4 << 20;
 
-/// The sizes that objects are cut by. `block_bytes` divides the other two.
+/// The memory of a stream is reused in chunks: small ones keep little that was read, large ones cut
+/// few of the kernel's requests in two. 4 MiB is one object that is fetched whole.
+const CHUNK_BYTES: u64 = 4 << 20;
+
+/// Chunks that fit into the memory budget, at least, until they become smaller than
+/// [`LEAST_CHUNK_BYTES`]: two for each of 64 streams.
+const CHUNKS: u64 = 128;
+
+/// The largest request of the kernel.
+const LEAST_CHUNK_BYTES: u64 = 1 << 20;
+
+/// The least size of a part of a stream, unless chunks are smaller: each GET costs CPU time.
+const LEAST_PART_BYTES: u64 = 2 << 20;
+
+/// The sizes that objects are cut by. `block_bytes` divides the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     pub chunk_bytes: u64,
     pub block_bytes: u64,
-    /// The most that one GET asks for.
+    /// The length of a GET that reads a stream ahead is between these, as the network needs it.
+    pub least_part_bytes: u64,
     pub largest_part_bytes: u64,
+    /// Up to this size an object is fetched whole at its first read, and kept while there is room.
+    pub small_bytes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,13 +49,23 @@ pub struct Span {
 }
 
 impl Layout {
-    /// Sizes for a cache of `budget_bytes`. Chunks are evicted whole, so each is at most a quarter
-    /// of it. A part may become twice as long as `part_bytes` if the store is far away.
-    pub fn within(budget_bytes: u64, chunk_bytes: u64, part_bytes: u64) -> Self {
-        let quarter = (budget_bytes / 4).max(BLOCK_BYTES);
-        let chunk_bytes = chunk_bytes.min(1 << quarter.ilog2());
-        let largest_part_bytes = (2 * part_bytes).min(chunk_bytes);
-        Self { chunk_bytes, block_bytes: BLOCK_BYTES, largest_part_bytes }
+    /// Sizes for a cache of `budget_bytes`, unless others are given. Chunks are evicted whole, so
+    /// each is at most a quarter of the budget.
+    pub fn within(budget_bytes: u64, chunk_bytes: Option<u64>, part_bytes: Option<u64>) -> Self {
+        let fitting = (budget_bytes / CHUNKS).max(LEAST_CHUNK_BYTES);
+        let chunk_bytes = chunk_bytes
+            .unwrap_or(CHUNK_BYTES.min(1 << fitting.ilog2()).max(part_bytes.unwrap_or(0)))
+            .min(1 << (budget_bytes / 4).max(BLOCK_BYTES).ilog2());
+        let part_bytes = part_bytes.map(|part| part.min(chunk_bytes));
+        Self {
+            chunk_bytes,
+            block_bytes: BLOCK_BYTES,
+            least_part_bytes: part_bytes.unwrap_or(LEAST_PART_BYTES.min(chunk_bytes)),
+            largest_part_bytes: part_bytes.unwrap_or(chunk_bytes.min(CHUNK_BYTES)),
+            small_bytes: WHOLE_OBJECT_BYTES
+                .min(budget_bytes / 16)
+                .min(part_bytes.map_or(u64::MAX, |part| 2 * part)),
+        }
     }
 
     /// Cuts a range of an object at chunk boundaries.
@@ -128,7 +155,13 @@ fn index(chunk: u64) -> u32 {
 mod tests {
     use super::*;
 
-    const LAYOUT: Layout = Layout { chunk_bytes: 16, block_bytes: 4, largest_part_bytes: 8 };
+    const LAYOUT: Layout = Layout {
+        chunk_bytes: 16,
+        block_bytes: 4,
+        least_part_bytes: 4,
+        largest_part_bytes: 8,
+        small_bytes: 8,
+    };
 
     #[test]
     fn spans_tile_every_range_of_a_small_object() {

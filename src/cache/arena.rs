@@ -109,28 +109,10 @@ impl Arena {
         self.slots.lock().usage()
     }
 
-    /// Populates `bytes` of memory where the first large chunks will be, unless it is in use. Takes
-    /// a tenth of a second or more.
-    pub(super) fn make_ready(self: &Arc<Self>, bytes: u64) {
-        let Ok(chunk) = usize::try_from(self.layout.chunk_bytes) else { return };
-        let mut ready = Vec::new();
-        let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
-        while left > 0 {
-            let bytes = 0..chunk.min(left);
-            let Ok(memory) = self.memory(chunk) else { return };
-            // Charged while it is populated, so that what is resident never exceeds the budget.
-            let Ok(writers) = memory.claim(self.layout.blocks(&bytes)) else { return };
-            memory.populate(&bytes);
-            left -= bytes.end;
-            ready.push((writers, memory));
-        }
-        // Slots are reused last in, first out.
-        while ready.pop().is_some() {}
-    }
-
-    pub(super) fn release_idle(&self, keep_bytes: u64) {
+    /// Returns memory to the system that was idle ever since the last call.
+    pub(super) fn release_idle(&self) {
         let mut slots = self.slots.lock();
-        for range in slots.take_idle(keep_bytes) {
+        for range in slots.take_surplus() {
             self.release(&range);
         }
     }
@@ -235,6 +217,10 @@ impl Memory {
         self.states.have_empty(blocks)
     }
 
+    pub(super) fn is_empty(&self, block: usize) -> bool {
+        self.states.is_empty(block)
+    }
+
     /// Takes all empty blocks of a run and charges them on the budget: a writer for each part of
     /// each stretch of them. Takes none if the budget has no room for all.
     pub(super) fn claim(self: &Arc<Self>, blocks: Range<usize>) -> Result<Vec<BlockWriter>, Full> {
@@ -281,6 +267,9 @@ impl Memory {
     /// that is first touched by a write costs a trap. Uses huge pages where whole ones fit.
     pub(super) fn populate(&self, bytes: &Range<usize>) {
         assert!(bytes.start <= bytes.end && bytes.end <= self.len, "inside the chunk");
+        if self.is_ready(self.arena.layout.blocks(bytes)) {
+            return;
+        }
         let advise = |unit: usize, advice: libc::c_int| {
             let start = self.pointer(bytes.start);
             let inside = start.align_offset(unit);
@@ -423,7 +412,13 @@ impl Drop for BlockWriter {
 mod tests {
     use super::*;
 
-    const LAYOUT: Layout = Layout { chunk_bytes: 16, block_bytes: 4, largest_part_bytes: 8 };
+    const LAYOUT: Layout = Layout {
+        chunk_bytes: 16,
+        block_bytes: 4,
+        least_part_bytes: 8,
+        largest_part_bytes: 8,
+        small_bytes: 8,
+    };
 
     fn arena(budget: u64) -> Arc<Arena> {
         Arena::reserve(LAYOUT, budget).unwrap()
@@ -491,8 +486,13 @@ mod tests {
     /// Real blocks and pages: memory that other chunks need is handed back to the system.
     #[test]
     fn memory_that_is_not_used_goes_back_to_the_system() {
-        let layout =
-            Layout { chunk_bytes: 1 << 20, block_bytes: 128 << 10, largest_part_bytes: 1 << 20 };
+        let layout = Layout {
+            chunk_bytes: 1 << 20,
+            block_bytes: 128 << 10,
+            least_part_bytes: 1 << 20,
+            largest_part_bytes: 1 << 20,
+            small_bytes: 1 << 20,
+        };
         let arena = Arena::reserve(layout, 1 << 20).unwrap();
         let fill = |len: usize| {
             let memory = arena.memory(len).unwrap();

@@ -1,10 +1,10 @@
-//! One chunk: its memory, the blocks that readers wait for, the blocks that the kernel's page cache
-//! has taken, and recent failures of fetches.
+//! One chunk: its memory, the blocks that readers wait for, the blocks that were read, and recent
+//! failures of fetches.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -14,6 +14,10 @@ use tokio::time::Instant;
 use super::arena::Memory;
 use crate::store::StoreError;
 
+/// Flags of a block whose first, or last, byte was read.
+const BEGINNING: u8 = 1;
+const END: u8 = 2;
+
 pub(super) struct Chunk {
     pub(super) memory: Arc<Memory>,
     pub(super) failures: Mutex<RecentFailures>,
@@ -21,11 +25,11 @@ pub(super) struct Chunk {
     waited_for: Box<[AtomicBool]>,
     /// Notified by [`Self::want`].
     pub(super) wanted: Notify,
-    /// Blocks whose end the page cache has taken, and the number of the others.
-    taken: Box<[AtomicBool]>,
-    not_taken: AtomicUsize,
-    /// Changed under the lock of the cache's chunks.
-    spent: AtomicBool,
+    /// Which ends of each block were read, and the number of the others.
+    read: Box<[AtomicU8]>,
+    left: AtomicUsize,
+    /// Bytes that all chunks had received when blocks of this one were last requested.
+    requested_at: AtomicU64,
 }
 
 impl Chunk {
@@ -37,51 +41,53 @@ impl Chunk {
             failures: Mutex::default(),
             waited_for: flags(),
             wanted: Notify::new(),
-            taken: flags(),
-            not_taken: AtomicUsize::new(blocks),
-            spent: AtomicBool::new(false),
+            read: (0..blocks).map(|_| AtomicU8::new(0)).collect(),
+            left: AtomicUsize::new(2 * blocks),
+            requested_at: AtomicU64::new(0),
         }
     }
 
-    pub(super) fn is_spent(&self) -> bool {
-        self.spent.load(Ordering::Relaxed)
-    }
-
-    /// Marks it as spent. False if it was already.
-    pub(super) fn spend(&self) -> bool {
-        !self.spent.swap(true, Ordering::Relaxed)
-    }
-
-    pub(super) fn unspend(&self) {
-        self.spent.store(false, Ordering::Relaxed);
-        // First the number: a concurrent `take` counts from it.
-        self.not_taken.store(self.taken.len(), Ordering::Relaxed);
-        self.taken.iter().for_each(|taken| taken.store(false, Ordering::Release));
-    }
-
-    /// The page cache takes these bytes. True if it has now taken all of the chunk. A reader of a
-    /// block's end has mostly read its beginning.
-    pub(super) fn take(&self, blocks: &Range<usize>, bytes: &Range<usize>) -> bool {
-        let mut ended = blocks.clone();
-        if self.memory.block_end(blocks.end - 1) > bytes.end {
-            ended.end -= 1;
+    /// These bytes were read. True if now all of the chunk was: both ends of each block. What lies
+    /// between them has mostly been read as well.
+    pub(super) fn mark_read(&self, blocks: &Range<usize>, bytes: &Range<usize>) -> bool {
+        let mut new = 0;
+        for block in blocks.clone() {
+            let begins = if bytes.start <= self.block_start(block) { BEGINNING } else { 0 };
+            let ends = if self.memory.block_end(block) <= bytes.end { END } else { 0 };
+            let before = self.read[block].fetch_or(begins | ends, Ordering::Relaxed);
+            new += ((begins | ends) & !before).count_ones() as usize;
         }
-        // Acquire, with the Release of `unspend`: a cleared flag is seen with the reset number.
-        let is_new = |block: &&AtomicBool| !block.swap(true, Ordering::Acquire);
-        let new = self.taken[ended].iter().filter(is_new).count();
-        new > 0 && self.not_taken.fetch_sub(new, Ordering::Relaxed) == new
+        self.left.fetch_sub(new, Ordering::Relaxed) == new
     }
 
-    /// Bytes of ready blocks whose ends the page cache has not taken.
+    /// A block that holds or awaits bytes was not read.
+    pub(super) fn has_unread(&self) -> bool {
+        (0..self.read.len()).any(|block| !self.is_read(block) && !self.memory.is_empty(block))
+    }
+
+    fn is_read(&self, block: usize) -> bool {
+        self.read[block].load(Ordering::Relaxed) == BEGINNING | END
+    }
+
+    fn block_start(&self, block: usize) -> usize {
+        if block == 0 { 0 } else { self.memory.block_end(block - 1) }
+    }
+
+    pub(super) fn requested(&self, received: u64) {
+        self.requested_at.store(received, Ordering::Relaxed);
+    }
+
+    /// Bytes that were received since blocks of this chunk were requested.
+    pub(super) fn age(&self, received: u64) -> u64 {
+        received.saturating_sub(self.requested_at.load(Ordering::Relaxed))
+    }
+
+    /// Bytes of ready blocks that were not read.
     pub(super) fn unread_bytes(&self) -> u64 {
-        if self.not_taken.load(Ordering::Relaxed) == 0 {
-            return 0;
-        }
-        let start = |block: usize| if block == 0 { 0 } else { self.memory.block_end(block - 1) };
-        let unread = self.taken.iter().enumerate().filter(|(block, taken)| {
-            !taken.load(Ordering::Relaxed) && self.memory.is_ready(*block..block + 1)
-        });
-        unread.map(|(block, _)| (self.memory.block_end(block) - start(block)) as u64).sum()
+        let is_unread =
+            |block: &usize| !self.is_read(*block) && self.memory.is_ready(*block..block + 1);
+        let unread = (0..self.read.len()).filter(is_unread);
+        unread.map(|block| (self.memory.block_end(block) - self.block_start(block)) as u64).sum()
     }
 
     /// A reader waits for these blocks: their fetch is demand from now on.

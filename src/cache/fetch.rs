@@ -1,8 +1,10 @@
 //! One GET: admission, the request into a chunk's memory, measurements, and the report of a failure
 //! to the readers that wait.
 
+use std::future::poll_fn;
 use std::ops::Range;
 use std::pin::pin;
+use std::task::Poll;
 
 use bytes::BufMut as _;
 use tokio::time::{Instant, timeout};
@@ -32,19 +34,24 @@ pub(super) async fn fetch(lease: Lease, mut writer: BlockWriter, purpose: Purpos
     };
     let range = lease.span(writer.bytes().clone()).object_range();
     cache.stats.gets.add(1);
-    // The memory is populated while the store prepares its answer.
-    let populating = (purpose == Purpose::Ahead && writer.is_fresh()).then(|| {
-        let (memory, bytes) = (writer.memory().clone(), writer.bytes().clone());
-        cache.runtime.spawn_blocking(move || memory.populate(&bytes))
-    });
+    let fresh = (purpose == Purpose::Ahead && writer.is_fresh())
+        .then(|| (writer.memory().clone(), writer.bytes().clone()));
     let begun = Instant::now();
+    let mut populating = None;
     let outcome = {
         let mut get = pin!(cache.store.get_range(&source.meta.version, range, &mut writer));
-        match timeout(OVERDUE, &mut get).await {
-            Ok(outcome) => outcome,
-            Err(_elapsed) => {
-                pass.step_aside();
-                get.await
+        match poll_fn(|context| Poll::Ready(get.as_mut().poll(context))).await {
+            Poll::Ready(outcome) => outcome,
+            // The request is on its way: memory is populated while the store prepares its answer.
+            Poll::Pending => {
+                populating = fresh.map(|(memory, bytes)| cache.populator.populate(memory, bytes));
+                match timeout(OVERDUE, &mut get).await {
+                    Ok(outcome) => outcome,
+                    Err(_elapsed) => {
+                        pass.step_aside();
+                        get.await
+                    }
+                }
             }
         }
     };

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::pace::{NetworkPace, Pace, Timing};
+use super::pace::{LEAST_CONNECTIONS, NetworkPace, Pace, Timing};
 use super::{ObjectId, Purpose};
 
 pub(super) struct Gate {
@@ -91,10 +91,10 @@ impl Gate {
         self.inside.lock().pace.add(timing, received, Instant::now());
     }
 
-    pub(super) fn network_pace(&self, largest_part_bytes: u64, block_bytes: u64) -> NetworkPace {
+    pub(super) fn network_pace(&self, least_part: u64, largest_part: u64) -> NetworkPace {
         let pace = &self.inside.lock().pace;
-        let part_bytes = pace.part_bytes(largest_part_bytes).next_multiple_of(block_bytes);
-        let needed = pace.needed(part_bytes).min(self.most_ahead());
+        let part_bytes = pace.part_bytes(least_part, largest_part);
+        let needed = pace.needed(part_bytes).max(LEAST_CONNECTIONS).min(self.most_ahead());
         NetworkPace { part_bytes, in_flight_bytes: part_bytes * needed as u64 }
     }
 

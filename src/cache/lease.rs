@@ -4,7 +4,7 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use super::chunk::Chunk;
-use super::{ChunkCache, Source};
+use super::{ChunkCache, ChunkKey, Source};
 use crate::base::layout::Span;
 
 /// Keeps a chunk in the cache. Its end is notified to the readers that wait for room.
@@ -31,6 +31,14 @@ impl Lease {
         self.cache.layout.span(self.index, bytes)
     }
 
+    pub(super) fn key(&self) -> ChunkKey {
+        (self.source.id, self.index)
+    }
+
+    pub(super) fn chunk(&self) -> &Arc<Chunk> {
+        self.chunk.as_ref().expect("taken only by drop")
+    }
+
     /// Ends without notifying the readers that wait for room.
     pub(super) fn end_quietly(mut self) {
         self.chunk = None;
@@ -41,7 +49,7 @@ impl Deref for Lease {
     type Target = Chunk;
 
     fn deref(&self) -> &Chunk {
-        self.chunk.as_ref().expect("taken only by drop")
+        self.chunk()
     }
 }
 

@@ -14,15 +14,19 @@ use tokio::time::Instant;
 const PROBE: f64 = 1.25;
 
 /// GETs of readahead that are always admitted, also before anything is measured. 32 connections of
-/// 90 MB/s behind 15 ms move 2.2 GB/s in the parts of 4 MiB that four streams request.
-const LEAST_CONNECTIONS: usize = 32;
+/// 90 MB/s behind 15 ms move 1.7 GB/s in parts of 2 MiB.
+pub(super) const LEAST_CONNECTIONS: usize = 32;
 
 /// Bytes that are always admitted, however small their GETs: files of 100 KB need every connection.
 const LEAST_BYTES: u64 = 16 << 20;
 
-/// A part takes four times as long as its first byte, or a connection waits for a fifth of its
-/// time.
-const PART_PER_WAIT: f64 = 4.0;
+/// The bytes of a part take once or twice as long as the first one. Longer parts keep a reader
+/// waiting that has caught up with the connection that carries them; shorter ones need more
+/// connections, and CPU time for each request.
+const PART_PER_WAIT: f64 = 1.0;
+
+/// Share of a new body in the mean rate of a connection.
+const MEAN_WEIGHT: f64 = 0.05;
 
 /// The shortest sample of the goodput.
 const SAMPLE: Duration = Duration::from_millis(100);
@@ -39,6 +43,9 @@ const MEMORY: Duration = Duration::from_secs(10);
 pub(super) struct Pace {
     first_byte: Best,
     connection: Best,
+    /// Decaying sums over bodies: bytes, and seconds. Unlike the best rate, their quotient is not
+    /// that of a body which had come before it was read.
+    mean: (f64, f64),
     together: Best,
     /// When the current goodput sample began, and the bytes received until then.
     sample: (Instant, u64),
@@ -55,16 +62,22 @@ pub(super) struct Timing {
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NetworkPace {
-    /// Length of a GET that reads a stream ahead: the largest part, or half of it.
+    /// Length of a GET that reads a stream ahead.
     pub(crate) part_bytes: u64,
-    /// Bytes that the network needs in flight; 0 if unknown.
+    /// Bytes that the network needs in flight.
     pub(crate) in_flight_bytes: u64,
 }
 
 impl Pace {
     pub(super) fn new(now: Instant) -> Self {
         let new = || Best { now: 0.0, before: 0.0, since: now };
-        Self { first_byte: new(), connection: new(), together: new(), sample: (now, 0) }
+        Self {
+            first_byte: new(),
+            connection: new(),
+            mean: (0.0, 0.0),
+            together: new(),
+            sample: (now, 0),
+        }
     }
 
     /// A GET has ended; all together have received `received` bytes. GETs that end at the same time
@@ -74,6 +87,9 @@ impl Pace {
         self.first_byte.add(1.0 / timing.first_byte.as_secs_f64().max(1e-6), now);
         if timing.bytes >= TELLING_BODY_BYTES {
             self.connection.add(per_second(timing.bytes, timing.body), now);
+            let (bytes, seconds) = &mut self.mean;
+            *bytes += MEAN_WEIGHT * (as_f64(timing.bytes) - *bytes);
+            *seconds += MEAN_WEIGHT * (timing.body.as_secs_f64() - *seconds);
         }
         let (begun, before) = self.sample;
         let taken = now - begun;
@@ -100,11 +116,19 @@ impl Pace {
         (PROBE * self.together.most() / one).ceil() as usize
     }
 
-    /// The size of a GET that loses little of a connection's time to waiting: `most`, or half of
-    /// it.
-    pub(super) fn part_bytes(&self, most: u64) -> u64 {
-        let Some((wait, rate)) = self.of_a_connection() else { return most / 2 };
-        if PART_PER_WAIT * wait * rate > as_f64(most / 2) { most } else { most / 2 }
+    /// The size of a GET of a stream: `least`, doubled while [`PART_PER_WAIT`] asks for it, but not
+    /// beyond `most`.
+    pub(super) fn part_bytes(&self, least: u64, most: u64) -> u64 {
+        let (bytes, seconds) = self.mean;
+        let Some((wait, _)) = self.of_a_connection().filter(|_| seconds > 0.0) else {
+            return least;
+        };
+        let wanted = PART_PER_WAIT * wait * bytes / seconds;
+        let mut part = least;
+        while as_f64(part) < wanted && 2 * part <= most {
+            part *= 2;
+        }
+        part
     }
 
     /// Seconds to the first byte, and bytes a second, when both are known.

@@ -42,6 +42,7 @@ pub(super) struct Usage {
     /// Charged: blocks hold or await them.
     pub(super) used: u64,
     /// Resident, but holds nothing.
+    #[cfg(test)]
     pub(super) idle: u64,
 }
 
@@ -61,6 +62,8 @@ pub(super) struct Slots {
     classes: Vec<SizeClass>,
     used: u64,
     idle: AddressSet,
+    /// The least number of idle bytes since surplus ones were taken.
+    least_idle: u64,
 }
 
 #[derive(Debug)]
@@ -100,7 +103,9 @@ impl Slots {
             offset += size * slots;
             if size >= chunk {
                 let idle = AddressSet::default();
-                return Self { granule, release_bytes: huge, budget, classes, used: 0, idle };
+                let release_bytes = huge;
+                let (used, least_idle) = (0, 0);
+                return Self { granule, release_bytes, budget, classes, used, idle, least_idle };
             }
             size *= 2;
         }
@@ -150,19 +155,14 @@ impl Slots {
         // A huge page that is returned in part keeps the memory of the rest.
         let whole = if over == 0 { 0 } else { over.next_multiple_of(self.release_bytes) };
         let release = self.idle.pop(whole.min(self.idle.bytes));
+        self.least_idle = self.least_idle.min(self.idle.bytes);
         Ok(Charged { fresh, release })
     }
 
-    /// Takes all idle ranges except `keep` bytes, which stay in the largest slots, the last ones.
-    pub(super) fn take_idle(&mut self, keep: u64) -> Vec<Range<u64>> {
-        let (mut taken, mut left) = (Vec::new(), self.idle.bytes.saturating_sub(keep));
-        while left > 0 {
-            let Some((&start, &end)) = self.idle.runs.first_key_value() else { break };
-            let run = start..end.min(start + left);
-            left -= run.end - run.start;
-            self.idle.remove(&run);
-            taken.push(run);
-        }
+    /// Takes as many idle bytes as were idle ever since the last call.
+    pub(super) fn take_surplus(&mut self) -> Vec<Range<u64>> {
+        let taken = self.idle.pop(self.least_idle);
+        self.least_idle = self.idle.bytes;
         taken
     }
 
@@ -174,7 +174,12 @@ impl Slots {
     }
 
     pub(super) fn usage(&self) -> Usage {
-        Usage { budget: self.budget, used: self.used, idle: self.idle.bytes }
+        Usage {
+            budget: self.budget,
+            used: self.used,
+            #[cfg(test)]
+            idle: self.idle.bytes,
+        }
     }
 
     /// Blocks begin at multiples of the granule; the last of a chunk ends anywhere.

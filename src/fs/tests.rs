@@ -32,7 +32,7 @@ impl Rig {
             pages_at_once: 4,
         };
         let reading = ReadConfig {
-            layout: Layout::within(budget_bytes, 128 << 20, 8 << 20),
+            layout: Layout::within(budget_bytes, None, None),
             memory_budget_bytes: budget_bytes,
             max_connections: 128,
         };

@@ -213,6 +213,10 @@ fn reading_twice_costs_nothing_even_past_the_page_cache() {
         assert!(mount.read(key).unwrap() == first);
         assert_eq!(mount.counts().requests(), 0, "{key} from the kernel's page cache");
 
+        if key == "large" {
+            // Its memory is that of the next stream.
+            continue;
+        }
         let file = open_directly(&mount.path(key));
         let mut direct = vec![0; first.len()];
         file.read_exact_at(&mut direct, 0).unwrap();

@@ -487,7 +487,11 @@ fn a_certificate_is_checked_or_said_not_to_be() {
 #[test]
 fn the_doctor_takes_the_options_of_a_mount_and_refuses_the_wrong_ones() {
     let scene = Scene::new();
-    let said = scene.program().args(["doctor", "data", "--part-size=1GiB"]).output().unwrap();
+    let said = scene
+        .program()
+        .args(["doctor", "data", "--part-size=1GiB", "--chunk-size=1MiB"])
+        .output()
+        .unwrap();
     assert_eq!(said.status.code(), Some(64));
     let error = String::from_utf8(said.stderr).unwrap();
     assert!(error.contains("--part-size (1GiB) must not be larger"), "{error}");

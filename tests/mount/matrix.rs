@@ -166,7 +166,7 @@ fn a_stall_in_the_middle_is_resumed_within_6_s() {
     if !can_mount() {
         return;
     }
-    let mount = mount_of("object", 3 * MIB, &[]);
+    let mount = mount_of("object", 3 * MIB, &["--part-size=4MiB"]);
     let stalled =
         mount.add(Rule::on_get("object", Fault::Stall { after: MIB, pause: None }).times(1));
     let took = read_right(&mount, "object");
@@ -233,7 +233,7 @@ fn a_store_that_ignores_ranges_gives_no_wrong_bytes() {
     if !can_mount() {
         return;
     }
-    let mount = mount_of("object", 3 * MIB, &[]);
+    let mount = mount_of("object", 3 * MIB, &["--part-size=4MiB"]);
     let hit = mount.add(Rule::on_get("object", Fault::IgnoreRange));
     let file = open_directly(&mount.path("object"));
     let mut bytes = vec![0; 100_000];

@@ -121,15 +121,13 @@ pub(crate) struct CacheArgs {
     #[arg(long, value_name = "SIZE", env = "FASTS3_MEMORY_BUDGET", value_parser = size)]
     pub(super) memory_budget: Option<u64>,
 
-    /// Unit of the cache, and the largest readahead of a stream
-    #[arg(long = "chunk-size", value_name = "SIZE", env = "FASTS3_CHUNK_SIZE",
-          default_value = "128MiB", value_parser = size)]
-    pub(crate) chunk_bytes: u64,
+    /// Unit of the cache's memory [default: 4MiB, less if the memory budget is below 512MiB]
+    #[arg(long = "chunk-size", value_name = "SIZE", env = "FASTS3_CHUNK_SIZE", value_parser = size)]
+    pub(crate) chunk_bytes: Option<u64>,
 
-    /// Size of one request of a sequential stream; doubled where the first byte takes long
-    #[arg(long = "part-size", value_name = "SIZE", env = "FASTS3_PART_SIZE",
-          default_value = "8MiB", value_parser = size)]
-    pub(crate) part_bytes: u64,
+    /// Size of one request of a sequential stream [default: 2MiB or 4MiB, as measured of the store]
+    #[arg(long = "part-size", value_name = "SIZE", env = "FASTS3_PART_SIZE", value_parser = size)]
+    pub(crate) part_bytes: Option<u64>,
 
     /// Readahead of the kernel, which only root can set; 0 keeps the kernel's default of 128KiB
     #[arg(long = "kernel-readahead", value_name = "SIZE", env = "FASTS3_KERNEL_READAHEAD",
@@ -733,7 +731,7 @@ mod tests {
                     Ok(config) => {
                         prop_assert_eq!(config.source(), "s3://bucket/a/");
                         prop_assert_eq!(&config.mountpoint, std::path::Path::new("/m"));
-                        prop_assert!(config.cache.chunk_bytes <= config.memory_budget_bytes);
+                        prop_assert!(config.layout().chunk_bytes <= config.memory_budget_bytes);
                     }
                     Err(refused) => {
                         let NotParsed::Wrong(sentence) = refused else {

@@ -13,7 +13,7 @@ use tokio::task::spawn_blocking;
 
 use super::logging::Logs;
 use super::signals::{SignalRequest, Signals};
-use super::{background, layout, service, stack};
+use super::{background, service, stack};
 use crate::app::command_error::CommandError;
 use crate::app::config::{self, Config};
 use crate::app::control::status::Settings;
@@ -111,7 +111,7 @@ impl<'a> ServedMount<'a> {
     /// Says what is mounted, and serves metrics and the control socket until the result is dropped.
     pub(super) fn serve(&mut self, port: Option<TcpListener>) -> impl Sized + use<> {
         let Self { config, fs, options, endpoint, region, .. } = self;
-        let layout = layout(config);
+        let layout = config.layout();
         let mut settings = Settings::new(config, options, &layout, endpoint, region);
         tracing::info!(
             endpoint,

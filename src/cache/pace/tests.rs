@@ -57,17 +57,22 @@ fn small_files_may_use_every_connection_from_the_start() {
 fn parts_are_as_long_as_the_wait_is_worth() {
     let mut now = Instant::now();
     let mut pace = Pace::new(now);
-    assert_eq!(pace.part_bytes(16 * MIB), 8 * MIB);
+    let part = |pace: &Pace| pace.part_bytes(2 * MIB, 16 * MIB);
+    assert_eq!(part(&pace), 2 * MIB);
     let body = Duration::from_millis(93);
     let far = Timing { first_byte: Duration::from_millis(60), body, bytes: 8 * MIB };
     pace.add(far, 0, now);
-    assert_eq!(pace.part_bytes(16 * MIB), 16 * MIB, "4 x 60 ms x 90 MB/s are 21 MB");
+    assert_eq!(part(&pace), 8 * MIB, "60 ms x 90 MB/s are 5.4 MB");
+    assert_eq!(pace.part_bytes(2 * MIB, 4 * MIB), 4 * MIB);
     // The far store is forgotten after a while.
     for _ in 0..3 {
         now += MEMORY + SAMPLE;
         pace.add(Timing { first_byte: Duration::from_millis(15), ..far }, 0, now);
     }
-    assert_eq!(pace.part_bytes(16 * MIB), 8 * MIB, "4 x 15 ms x 90 MB/s are 5.4 MB");
+    assert_eq!(part(&pace), 2 * MIB, "15 ms x 90 MB/s are 1.4 MB");
+    // A body that had come before it was read says nothing.
+    pace.add(Timing { first_byte: body, body: Duration::from_millis(1), bytes: 2 * MIB }, 0, now);
+    assert_eq!(part(&pace), 2 * MIB);
 }
 
 #[test]

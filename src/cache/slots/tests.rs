@@ -70,15 +70,18 @@ fn chunks_that_fill_half_of_their_slots_fill_the_budget() {
 }
 
 #[test]
-fn all_that_is_idle_can_go_at_once() {
+fn memory_is_surplus_once_it_was_idle_all_the_time() {
     let mut slots = slots();
     let (a, b) = (slots.take(16).unwrap(), slots.take(4).unwrap());
     for slot in [&a, &b] {
         charge(&mut slots, slot.offset..slot.offset + 4).unwrap();
     }
     slots.discharge(&(a.offset..a.offset + 4));
-    assert_eq!(slots.take_idle(4), []);
-    assert_eq!(slots.take_idle(0).first(), Some(&(a.offset..a.offset + 4)));
+    assert_eq!(slots.take_surplus(), [], "it was in use");
+    charge(&mut slots, a.offset..a.offset + 4).unwrap();
+    slots.discharge(&(a.offset..a.offset + 4));
+    assert_eq!(slots.take_surplus(), [], "it was needed again");
+    assert_eq!(slots.take_surplus().first(), Some(&(a.offset..a.offset + 4)));
     assert_eq!((slots.usage().used, slots.usage().idle), (4, 0));
     assert!(charge(&mut slots, a.offset..a.offset + 4).unwrap().fresh);
 }

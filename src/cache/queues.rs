@@ -1,0 +1,78 @@
+//! The chunks by key, and the order in which they are evicted.
+//!
+//! Chunks with bytes that were fetched and not yet read are the last to go: those that were read
+//! come first, the least recently used one before the others. Locked before the arena's slots:
+//! evicting frees a chunk's memory.
+
+use std::sync::Arc;
+
+use lru::LruCache;
+
+use super::chunk::Chunk;
+use super::{ChunkKey, Purpose};
+
+pub(super) struct Queues {
+    /// Every block that holds or awaits bytes was read.
+    read: LruCache<ChunkKey, Arc<Chunk>>,
+    unread: LruCache<ChunkKey, Arc<Chunk>>,
+}
+
+impl Queues {
+    pub(super) fn new() -> Self {
+        Self { read: LruCache::unbounded(), unread: LruCache::unbounded() }
+    }
+
+    pub(super) fn contains(&self, key: ChunkKey) -> bool {
+        self.unread.contains(&key) || self.read.contains(&key)
+    }
+
+    /// The chunk, which is now the most recently used one.
+    pub(super) fn get(&mut self, key: ChunkKey) -> Option<Arc<Chunk>> {
+        self.unread.get(&key).or_else(|| self.read.get(&key)).cloned()
+    }
+
+    pub(super) fn insert(&mut self, key: ChunkKey, chunk: Arc<Chunk>) {
+        self.read.put(key, chunk);
+    }
+
+    /// Moves a chunk to the queue where its blocks belong, if it is still here.
+    pub(super) fn settle(&mut self, key: ChunkKey, chunk: &Arc<Chunk>) {
+        let (from, to) = if chunk.has_unread() {
+            (&mut self.read, &mut self.unread)
+        } else {
+            (&mut self.unread, &mut self.read)
+        };
+        if from.peek(&key).is_some_and(|found| Arc::ptr_eq(found, chunk))
+            && let Some(chunk) = from.pop(&key)
+        {
+            to.put(key, chunk);
+        }
+    }
+
+    pub(super) fn remove(&mut self, key: ChunkKey, chunk: &Arc<Chunk>) {
+        for queue in [&mut self.read, &mut self.unread] {
+            if queue.peek(&key).is_some_and(|found| Arc::ptr_eq(found, chunk)) {
+                queue.pop(&key);
+            }
+        }
+    }
+
+    /// Removes the chunk to be evicted next: one that nobody holds. For readahead only one that was
+    /// read, or one for which `is_stale` holds.
+    pub(super) fn evict(
+        &mut self,
+        purpose: Purpose,
+        is_stale: impl Fn(&Chunk) -> bool,
+    ) -> Option<Arc<Chunk>> {
+        // No new lease can be taken while this is borrowed, so a count of one stays one.
+        let oldest = |queue: &LruCache<ChunkKey, Arc<Chunk>>| {
+            let mut oldest = queue.iter().rev().filter(|(_, chunk)| Arc::strong_count(chunk) == 1);
+            oldest.next().map(|(&key, chunk)| (key, purpose == Purpose::Demand || is_stale(chunk)))
+        };
+        if let Some((key, _)) = oldest(&self.read) {
+            return self.read.pop(&key);
+        }
+        let (key, _) = oldest(&self.unread).filter(|&(_, may_go)| may_go)?;
+        self.unread.pop(&key)
+    }
+}
