@@ -119,14 +119,15 @@ impl Streams {
         let mut objects = self.objects.lock();
         let runs = objects.get_or_insert_mut(id, Runs::default);
         let known = runs.find(&want);
-        let begins = known.is_none();
+        let is_new = known.is_none();
         let index = known.unwrap_or_else(|| runs.begin(&want, now));
+        let begins = is_new || runs.began_before(index, &want);
         let stream = &mut runs.streams[index];
         stream.used = now;
         let length = want.end - want.start;
         let advances = want.end > stream.position;
         stream.pass(&want);
-        if begins && want.start == 0 && !stream.is_bulk {
+        if is_new && want.start == 0 && !stream.is_bulk {
             stream.asked = want.end.max(FIRST_BYTES.min(size));
             return ReadPlan { now: 0..stream.asked, now_piece_bytes: part, ..no_ahead };
         }

@@ -126,6 +126,18 @@ impl Runs {
         self.streams.len() - 1
     }
 
+    /// The stream has begun with this read, if its first two came in the wrong order.
+    pub(super) fn began_before(&mut self, index: usize, want: &Range<u64>) -> bool {
+        let stream = &mut self.streams[index];
+        let is_first = stream.reads == 1 && want.end == stream.begun;
+        let corrects = is_first && self.beginnings.last.back() == Some(&stream.begun);
+        if corrects {
+            stream.begun = want.start;
+            self.beginnings.correct(want.start);
+        }
+        corrects
+    }
+
     /// The stream that a read belongs to, the nearest one if there are several.
     pub(super) fn find(&self, want: &Range<u64>) -> Option<usize> {
         let near = self.streams.iter().enumerate();

@@ -21,6 +21,8 @@ pub(super) struct Steps {
     pub(super) repeats: Option<Repeats>,
     /// Number of next reads that are requested already.
     pub(super) asked: usize,
+    /// `repeats` and `asked` without the last read.
+    before_last: (Option<Repeats>, usize),
 }
 
 /// Each read begins at this distance from the one that came `period` reads before it.
@@ -31,7 +33,15 @@ pub(super) struct Repeats {
 }
 
 impl Steps {
+    /// The last read began here, as it turns out.
+    pub(super) fn correct(&mut self, start: u64) {
+        (self.repeats, self.asked) = self.before_last;
+        self.last.pop_back();
+        self.add(start);
+    }
+
     pub(super) fn add(&mut self, start: u64) {
+        self.before_last = (self.repeats, self.asked);
         self.last.push_back(start);
         if self.last.len() > 2 * PERIOD + 1 {
             self.last.pop_front();

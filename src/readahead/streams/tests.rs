@@ -352,6 +352,24 @@ async fn touches_in_equal_steps_wait_a_few_times() {
     }
 }
 
+/// With `POSIX_FADV_SEQUENTIAL` the kernel reads 2 MiB, in two requests that overtake each other.
+#[tokio::test(start_paused = true)]
+async fn touches_in_two_requests_wait_a_few_times_in_whatever_order_they_come() {
+    let (readers, mut fetched) = (readers(), Fetched::default());
+    for number in 0..64_u64 {
+        let start = (number * 8 * MIB).saturating_sub(MIB);
+        let mut requests = [start..start + MIB, start + MIB..start + 2 * MIB];
+        if number % 3 == 1 {
+            requests.reverse();
+        }
+        for want in requests {
+            fetched.read(&readers, 512 * MIB, want);
+        }
+    }
+    assert!(fetched.waits <= 16, "{} waits", fetched.waits);
+    assert!(fetched.bytes <= 272 * MIB, "{}", fetched.bytes / MIB);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_file_that_was_touched_is_a_stream_as_soon_as_it_is_read_through() {
     for step in [4, 8] {
