@@ -57,6 +57,10 @@ type ChunkKey = (ObjectId, u32);
 /// Memory that was idle for this long is returned to the system, at most twice as late.
 const IDLE: Duration = Duration::from_secs(10);
 
+/// After so many times [`IDLE`] without received bytes, those that were fetched ahead and not read
+/// are given up: their reader has gone.
+const SILENT: u32 = 6;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadKind {
     /// Into the kernel's page cache, which keeps them.
@@ -360,9 +364,17 @@ enum Wait {
 
 /// Ends with the cache.
 async fn release_idle_memory(cache: Weak<ChunkCache>) {
+    let (mut before, mut silent) = (0, 0);
     loop {
         sleep(IDLE).await;
         let Some(cache) = cache.upgrade() else { return };
+        let received = cache.arena.received();
+        silent = if received == before { silent + 1 } else { 0 };
+        before = received;
+        if silent == SILENT {
+            let abandoned = cache.chunks.lock().take_unread();
+            cache.stats.bytes_unread.add(abandoned.iter().map(|chunk| chunk.unread_bytes()).sum());
+        }
         cache.arena.release_idle();
     }
 }

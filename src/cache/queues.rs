@@ -57,6 +57,13 @@ impl Queues {
         }
     }
 
+    /// Removes the chunks with unread bytes that nobody holds.
+    pub(super) fn take_unread(&mut self) -> Vec<Arc<Chunk>> {
+        let free = self.unread.iter().filter(|(_, chunk)| Arc::strong_count(chunk) == 1);
+        let keys: Vec<_> = free.map(|(&key, _)| key).collect();
+        keys.iter().filter_map(|key| self.unread.pop(key)).collect()
+    }
+
     /// Removes the chunk to be evicted next: one that nobody holds. For readahead only one that was
     /// read, or one for which `is_stale` holds.
     pub(super) fn evict(

@@ -331,6 +331,23 @@ async fn memory_that_nobody_needs_for_a_while_goes_back_to_the_system() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn bytes_that_no_reader_came_for_in_a_minute_of_silence_are_given_up() {
+    let rig = Rig::new(160, &[16, 16]);
+    rig.cache.release_idle_memory();
+    let _ = rig.cache.fetch(&rig.objects[&0].0, 0..16, 8, Purpose::Ahead);
+    rig.read(1, 0..16).await.unwrap();
+    for _ in 0..20 {
+        // The thread that populates memory does not know of the clock here.
+        std::thread::sleep(Duration::from_millis(1));
+        tokio::task::yield_now().await;
+    }
+    tokio::time::sleep(IDLE * 5).await;
+    assert_eq!(rig.cache.used_bytes(), 32);
+    tokio::time::sleep(IDLE * 4).await;
+    assert_eq!(rig.cache.used_bytes(), 16, "what was read stays");
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_waits_for_what_others_fetch_keeps_nobody_from_reading_ahead() {
     let rig = Rig::new(64, &[16, 16]);
     rig.faults.delay(Operation::Get, Duration::from_secs(1));
