@@ -22,6 +22,12 @@ const BYTES_PER_EXTENT: u64 = 32 << 10;
 /// Consecutive units of an object share a page, so that a stream reads one for 8 MiB.
 const UNITS_TOGETHER: u32 = 8;
 
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    options
+}
+
 #[derive(Debug)]
 pub(super) struct Index {
     file: File,
@@ -29,25 +35,26 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Opens the index, or makes one for a cache of `size_bytes`. An index that is not right is an
-    /// error of the kind `InvalidData`.
-    pub(super) fn open(path: &Path, size_bytes: u64) -> std::io::Result<Self> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    /// Opens the index that is there. One that is not right is an error of the kind `InvalidData`.
+    pub(super) fn existing(path: &Path) -> std::io::Result<Self> {
+        let file = options().open(path)?;
         let mut head = [0; 32];
-        match options.open(path) {
-            Ok(file) => {
-                file.read_exact_at(&mut head, 0).map_err(|_| not_an_index())?;
-                let (magic, pages) = head.split_at(24);
-                let pages = pages.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-                let length = pages.checked_add(1).and_then(|pages| pages.checked_mul(PAGE_BYTES));
-                if magic != MAGIC || pages == 0 || length != Some(file.metadata()?.len()) {
-                    return Err(not_an_index());
-                }
-                Ok(Self { file, pages })
-            }
+        file.read_exact_at(&mut head, 0).map_err(|_| not_an_index())?;
+        let (magic, pages) = head.split_at(24);
+        let pages = pages.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        let length = pages.checked_add(1).and_then(|pages| pages.checked_mul(PAGE_BYTES));
+        if magic != MAGIC || pages == 0 || length != Some(file.metadata()?.len()) {
+            return Err(not_an_index());
+        }
+        Ok(Self { file, pages })
+    }
+
+    /// The same, or makes one for a cache of `size_bytes`.
+    pub(super) fn open(path: &Path, size_bytes: u64) -> std::io::Result<Self> {
+        match Self::existing(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                let file = options.create_new(true).open(path)?;
+                let file = options().create_new(true).open(path)?;
+                let mut head = [0; 32];
                 let pages = (size_bytes / BYTES_PER_EXTENT).div_ceil(EXTENTS_PER_PAGE).max(16);
                 head[..24].copy_from_slice(MAGIC);
                 head[24..].copy_from_slice(&pages.to_le_bytes());
@@ -55,7 +62,7 @@ impl Index {
                 file.write_all_at(&head, 0)?;
                 Ok(Self { file, pages })
             }
-            Err(error) => Err(error),
+            existing => existing,
         }
     }
 

@@ -140,6 +140,10 @@ fn open(path: &Path) -> Result<Folder, Error> {
     if !path.join(NAME).is_dir() {
         return Err(Error::new(ErrorKind::NotFound, "there is no cache"));
     }
+    // A command makes no index, and deletes nothing because of one.
+    super::index::Index::existing(&path.join(NAME).join("index")).map_err(|error| {
+        Error::new(error.kind(), format!("{error}; the next mount makes the index anew"))
+    })?;
     let unlimited = Limits { size_bytes: u64::MAX, reserve_bytes: 0 };
     let mut wrong = None;
     let opened = Folder::open(path, |_| Ok(unlimited), |error| wrong = Some(error.to_string()));
