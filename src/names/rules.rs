@@ -64,7 +64,11 @@ pub(crate) fn meaning<'a>(prefix: &str, entry: &'a ListEntry) -> Option<Meaning<
     let below = entry.key().strip_prefix(prefix)?;
     let (name, of_kind): (_, fn(&'a str) -> Meaning<'a>) = match entry {
         _ if below.is_empty() => return Some(Meaning::Marker),
-        ListEntry::Object(_) | ListEntry::Untold(_) => (below, Meaning::File),
+        ListEntry::Object(_) | ListEntry::Untold(_) => match below.split_once('/') {
+            // Rolled up here: some gateways list the markers of their folders, or deeper keys.
+            Some((name, _)) => (name, Meaning::Directory),
+            None => (below, Meaning::File),
+        },
         ListEntry::Prefix(_) => (below.strip_suffix('/')?, Meaning::Directory),
     };
     if name.contains('/') {

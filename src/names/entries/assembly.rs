@@ -78,10 +78,16 @@ impl Assembly {
     ) -> Result<EntryRun, StoreError> {
         let prefix = self.prefix.clone();
         let mut run = EntryRun::default();
+        let mut directory = None;
         for entry in &page.entries[share] {
             let key = entry.key();
             match (rules::meaning(&prefix, entry), entry) {
-                (Some(Meaning::Directory(name)), _) => run.push_directory(name)?,
+                // A marker and its common prefix are one directory.
+                (Some(Meaning::Directory(name)), _) if directory == Some(name) => {}
+                (Some(Meaning::Directory(name)), _) => {
+                    directory = Some(name);
+                    run.push_directory(name)?;
+                }
                 (Some(Meaning::File(name)), ListEntry::Object(meta)) => {
                     run.push_file(name, meta)?;
                 }
@@ -193,5 +199,26 @@ fn hide(hidden: &mut Vec<HiddenKeys>, reason: Hidden, count: usize, key: Option<
     hidden.keys.extend(key.map(str::to_owned));
     if hidden.keys.len() > HiddenKeys::MOST_KEPT {
         hidden.keys.pop_last();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_marker_and_its_common_prefix_are_one_directory() {
+        let entries = vec![
+            ListEntry::Untold("a/b".to_owned()),
+            ListEntry::Untold("p/".to_owned()),
+            ListEntry::Prefix("p/".to_owned()),
+            ListEntry::Untold("zz".to_owned()),
+        ];
+        let page = ListPage { entries, ..ListPage::default() };
+        let run = Assembly::new("".into()).run(&page, 0..4).unwrap();
+        let names: Vec<_> = (0..run.len()).map(|index| run.key(index)).collect();
+        let key =
+            |name: &'static str, is_directory| EntryKey { name: name.as_bytes(), is_directory };
+        assert_eq!(names, [key("a", true), key("p", true), key("zz", false)]);
     }
 }

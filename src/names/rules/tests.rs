@@ -32,8 +32,14 @@ fn n1_components_name_directories_and_the_last_one_a_file() {
 }
 
 #[test]
+fn n1_a_key_that_the_store_has_not_rolled_up_makes_its_directory_exist() {
+    assert_eq!(meaning("", &object("a/b")), Some(Meaning::Directory("a")));
+    assert_eq!(meaning("p/", &object("p/a/")), Some(Meaning::Directory("a")));
+    assert!(matches!(meaning("", &object("/x")), Some(Meaning::Hidden(_))));
+}
+
+#[test]
 fn n1_an_entry_that_is_not_one_step_below_the_directory_means_nothing() {
-    assert_eq!(meaning("", &object("a/b")), None);
     assert_eq!(meaning("", &common("a/b/")), None);
     assert_eq!(meaning("", &common("a")), None);
     assert_eq!(meaning("a/", &object("b")), None);

@@ -70,10 +70,11 @@ impl Found {
                     Some(object) => self.objects.push(object),
                     None => self.unreadable += 1,
                 },
-                b"CommonPrefixes" => match prefix(document)? {
-                    Some(prefix) => self.prefixes.push(prefix),
-                    None => self.unreadable += 1,
-                },
+                b"CommonPrefixes" => {
+                    let before = self.prefixes.len();
+                    prefixes(document, &mut self.prefixes)?;
+                    self.unreadable += usize::from(self.prefixes.len() == before);
+                }
                 b"Prefix" => self.prefix = document.text()?.map(str::to_owned),
                 // Absent when the store does not encode; it may follow the keys.
                 b"EncodingType" => self.is_encoded = document.text()? == Some("url"),
@@ -189,15 +190,15 @@ fn restore_status(document: &mut Document<'_>) -> Result<Restore, StoreError> {
     })
 }
 
-fn prefix(document: &mut Document<'_>) -> Result<Option<String>, StoreError> {
-    let mut prefix = None;
+/// S3 has one in each element; some stores have all in one.
+fn prefixes(document: &mut Document<'_>, into: &mut Vec<String>) -> Result<(), StoreError> {
     while let Some(element) = document.child()? {
         match element.local_name().as_ref() {
-            b"Prefix" => prefix = document.text()?.map(str::to_owned),
+            b"Prefix" => into.extend(document.text()?.map(str::to_owned)),
             _ => document.skip()?,
         }
     }
-    Ok(prefix)
+    Ok(())
 }
 
 /// Two lists in key order become one. A list out of order stays so:

@@ -38,15 +38,27 @@ impl RedirectTarget {
             return Err("a redirect from https to http".to_owned());
         }
         let query = uri.query().unwrap_or_default();
-        let is_signed = query.split('&').any(|pair| {
-            let name = pair.split('=').next().unwrap_or_default();
-            name.eq_ignore_ascii_case("X-Amz-Signature") || name == "Signature"
-        });
-        let is_ours = origin == *home && !is_signed;
+        let is_ours = origin == *home && !is_signed(query);
         let query = if is_ours { in_order(query) } else { query.to_owned() };
         let path = if uri.path().is_empty() { "/" } else { uri.path() }.to_owned();
         Ok(Self { origin: Arc::new(origin), path, query, is_ours })
     }
+}
+
+fn is_signed(query: &str) -> bool {
+    query.split('&').any(|pair| {
+        let name = pair.split('=').next().unwrap_or_default();
+        name.eq_ignore_ascii_case("X-Amz-Signature") || name == "Signature"
+    })
+}
+
+/// AWS redirects to the endpoint of the bucket's region, where the request must be signed anew. A
+/// place that is signed already is not meant so.
+pub(super) fn is_endpoint_of_aws(location: &str) -> bool {
+    let (place, query) = location.split_once('?').unwrap_or((location, ""));
+    let behind_scheme = place.split_once("//").map_or("", |(_, rest)| rest);
+    let host = behind_scheme.split('/').next().unwrap_or_default();
+    host.contains(".amazonaws.com") && !is_signed(query)
 }
 
 fn in_order(query: &str) -> String {
@@ -63,6 +75,18 @@ mod tests {
 
     fn origin(url: &str) -> Origin {
         Origin::of(&url.parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn only_an_unsigned_place_at_aws_is_an_endpoint_of_a_region() {
+        for (location, is) in [
+            ("https://bucket.s3.eu-west-1.amazonaws.com/key", true),
+            ("http://bucket.s3.amazonaws.com/a?X-Amz-Algorithm=x&X-Amz-Signature=abc", false),
+            ("http://node:9/a?x-host=b.s3.amazonaws.com", false),
+            ("/b.s3.amazonaws.com/key", false),
+        ] {
+            assert_eq!(is_endpoint_of_aws(location), is, "{location}");
+        }
     }
 
     fn place(from: &str, location: &str) -> Result<RedirectTarget, String> {

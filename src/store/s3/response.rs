@@ -11,6 +11,7 @@ use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 
 use super::clock::{http_date, system_now};
 use super::facts::{self, Facts};
+use super::redirect::is_endpoint_of_aws;
 use super::{times, xml};
 use crate::store::wire::CallError;
 use crate::store::{ObjectDetails, ObjectVersion, StoreError};
@@ -170,7 +171,7 @@ impl Refusal {
 
     /// AWS redirects to the endpoint of the bucket's region, and has not always named that.
     fn leads_to_aws(&self) -> bool {
-        self.location.as_ref().is_some_and(|location| location.contains(".amazonaws.com"))
+        self.location.as_deref().is_some_and(is_endpoint_of_aws)
     }
 
     /// A refusal of a HEAD does not say why: an expired token (400) and access denied (403) look

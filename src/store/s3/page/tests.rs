@@ -590,3 +590,11 @@ mod fuzz {
         });
     }
 }
+
+#[test]
+fn common_prefixes_in_one_element_are_all_read() {
+    let prefixes = "<CommonPrefixes><Prefix>a/</Prefix><Prefix>b/</Prefix></CommonPrefixes>";
+    let page = read(whole(&format!("{END}{prefixes}")).as_bytes()).unwrap();
+    let keys: Vec<&str> = page.entries.iter().map(ListEntry::key).collect();
+    assert_eq!(keys, ["a/", "b/"]);
+}
