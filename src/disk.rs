@@ -7,6 +7,7 @@
 //!   dropped, and a disk that fails or does not answer is left alone for a while.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::ops::{Deref, Range};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,7 +19,8 @@ use tokio::time::{sleep, timeout};
 
 use crate::stats::Stats;
 use crate::store::{
-    Destination, ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError,
+    Destination, ListPage, ListRequest, LocalCopy, ObjectHead, ObjectStore, ObjectVersion,
+    StoreError,
 };
 
 mod buffers;
@@ -32,6 +34,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod threads;
+mod whole;
 mod writer;
 
 use buffers::{Buffers, UnitBuffer};
@@ -160,6 +163,11 @@ impl Disk {
     pub async fn settle(&self, limit: Duration) {
         // What is not written by then is lost.
         let _ = timeout(limit, self.writer.settle()).await;
+    }
+
+    /// A file in the directory, to try out what may be done with others there.
+    pub fn sample(&self) -> Option<File> {
+        self.state.folder()?.sample().ok()
     }
 
     /// For this time readers wait until the disk takes what was fetched: nothing is dropped because
@@ -310,5 +318,39 @@ impl ObjectStore for DiskCached {
             }
         }
         Ok(())
+    }
+
+    fn local_copy(&self, version: &ObjectVersion) -> Option<Arc<dyn LocalCopy>> {
+        if !self.disk.state.may_be_whole(version.size_bytes) {
+            return None;
+        }
+        let version = self.origin.name(version)?;
+        Some(Arc::new(WholeCopy { disk: self.disk.clone(), version }))
+    }
+}
+
+/// A large object, in a file of its own if it is there.
+struct WholeCopy {
+    disk: Arc<Disk>,
+    version: VersionName,
+}
+
+#[async_trait]
+impl LocalCopy for WholeCopy {
+    async fn file(&self) -> Option<File> {
+        if !self.disk.state.may_read() {
+            return None;
+        }
+        let (state, version) = (self.disk.state.clone(), self.version);
+        let opening = self.disk.threads.run(move || state.whole_file(&version));
+        self.disk.in_time(async { opening.await.ok() }).await.flatten()
+    }
+
+    fn released(&self) {
+        let Disk { state, threads, buffers, .. } = &*self.disk;
+        if state.was_used(&self.version) {
+            let (state, buffers) = (state.clone(), buffers.clone());
+            threads.begin(move || state.prove(&buffers));
+        }
     }
 }

@@ -12,7 +12,7 @@ use crate::names::{Ino, Inode, Names, NamesConfig, Node};
 pub use crate::names::{KernelName, ScanEntry};
 use crate::readahead::Readahead;
 use crate::stats::Stats;
-use crate::store::{ObjectStore, StoreError};
+use crate::store::{LocalCopy, ObjectStore, StoreError};
 
 mod xattrs;
 
@@ -20,6 +20,7 @@ mod xattrs;
 pub struct BucketFs {
     pub(crate) names: Arc<Names>,
     pub stats: Arc<Stats>,
+    store: Arc<dyn ObjectStore>,
     cache: Arc<ChunkCache>,
     readahead: Readahead,
     ownership: Ownership,
@@ -96,7 +97,8 @@ impl BucketFs {
             cache,
             ownership,
             xattrs: xattrs::AttributeCache::new(store.clone(), names.metadata_ttl),
-            names: Names::new(store, names),
+            names: Names::new(store.clone(), names),
+            store,
             stats,
         }))
     }
@@ -146,6 +148,12 @@ impl BucketFs {
                 Err(self.failed(ino, error))
             }
         }
+    }
+
+    /// The bytes of a file as a file of this machine, if there may be one.
+    pub(crate) fn local_copy(&self, ino: Ino) -> Option<Arc<dyn LocalCopy>> {
+        let meta = self.names.object(ino).ok().filter(|meta| !meta.archived)?;
+        self.store.local_copy(&meta.version)
     }
 
     /// Translates a store's error about the object of an inode.

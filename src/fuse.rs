@@ -3,13 +3,16 @@
 //! - [`mount`](mount()): makes the mount, or takes one that was handed over; unmounts.
 //! - `adapter`: one kernel request, one call of the file system or of its names, one reply.
 //! - `notify`: notifications of the kernel, about names and pages.
+//! - `opens`: which large files are open, and whether the kernel reads them by itself.
 //! - `waiter`: the thread that waits for a reply, and whether a signal ends its wait.
 
 mod adapter;
 mod mount;
 mod notify;
+mod opens;
 mod waiter;
 
 pub(crate) use mount::unmount_by_helper;
 pub use mount::{Access, HandedOver, MountOptions, Mounted, mount};
 pub use notify::Expired;
+pub use opens::Passthrough;

@@ -1,8 +1,10 @@
-//! The interface to the object store: three methods, no defaults. Retries, counters and injected
-//! faults wrap it; `daemon.rs` puts the layers together.
+//! The interface to the object store: three methods, and one that only a layer with files of its
+//! own has. Retries, counters and injected faults wrap it; `daemon.rs` puts the layers together.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -39,6 +41,22 @@ pub trait ObjectStore: Send + Sync + 'static {
         range: Range<u64>,
         into: &mut dyn Destination,
     ) -> Result<(), StoreError>;
+
+    /// The version as a file of this machine, if it may lie here as one. Waits for nothing.
+    fn local_copy(&self, _version: &ObjectVersion) -> Option<Arc<dyn LocalCopy>> {
+        None
+    }
+}
+
+/// A version that may lie on this machine as a file.
+#[async_trait]
+pub trait LocalCopy: Send + Sync {
+    /// The file, if it is there: exactly the object's bytes, each of which this process has
+    /// compared with its checksum. It stays as it is while it is open.
+    async fn file(&self) -> Option<File>;
+
+    /// Programs have read from the object, and none has it open any more.
+    fn released(&self);
 }
 
 /// Where a GET writes to.

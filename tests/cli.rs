@@ -44,7 +44,7 @@ fn run_with(variables: &[(&str, &str)]) -> Said {
 }
 
 /// Every option, and a value that it must refuse; none for those that take any text.
-const OPTIONS: [(&str, Option<&str>); 31] = [
+const OPTIONS: [(&str, Option<&str>); 32] = [
     ("metrics-listen", Some("nowhere")),
     ("endpoint-url", Some("localhost:9000")),
     ("region", None),
@@ -64,6 +64,7 @@ const OPTIONS: [(&str, Option<&str>); 31] = [
     ("cache-dir", None),
     ("cache-size", Some("much")),
     ("cache-reserve", Some("100%")),
+    ("passthrough", Some("maybe")),
     ("metadata-ttl", Some("60")),
     ("negative-ttl", Some("-1s")),
     ("names-budget", Some("much")),
@@ -121,6 +122,7 @@ fn wrong_arguments_get_one_sentence_too() {
         (&["bucket", "/mnt", "--allow-other", "--allow-root"], "--allow-root"),
         (&["bucket", "/mnt", "--cache-dir=/mnt/cache"], "--cache-dir"),
         (&["bucket", "/mnt", "--cache-dir=/c", "--cache-size=1MiB"], "--cache-size"),
+        (&["bucket", "/mnt", "--passthrough=on"], "--cache-dir"),
         (&["bucket", "/mnt", "--chunk-size=1MiB", "--part-size=8MiB"], "--part-size (8MiB)"),
         (&["bucket", "/mnt", "--part-size=64MiB", "--memory-budget=128MiB"], "--memory-budget"),
     ] {

@@ -24,6 +24,7 @@ mod helper;
 mod memory;
 
 pub(crate) use args::LogConfig;
+pub(crate) use disk::PassthroughWhen;
 pub(crate) use helper::MountCall;
 
 /// Everything that the daemon needs to know, valid by construction in [`parse`].
@@ -41,6 +42,8 @@ pub struct Config {
     pub(crate) cache: args::CacheArgs,
     /// The cache on a local disk.
     pub(crate) disk: Option<DiskConfig>,
+    /// Set with the cache on a local disk.
+    pub(crate) passthrough: Option<PassthroughWhen>,
     pub(crate) names: args::NameArgs,
     pub(crate) permissions: args::PermissionArgs,
     pub(crate) access: Access,
@@ -177,7 +180,7 @@ pub(crate) fn validate(
     let mountpoint = std::path::absolute(mountpoint)
         .map_err(|error| format!("the path of the mountpoint cannot be found: {error}"))?;
     let descriptor = descriptor(&mountpoint);
-    let disk = disk::config(disk, &mountpoint, memory_budget_bytes)?;
+    let (disk, passthrough) = disk::config(disk, &mountpoint, memory_budget_bytes)?.unzip();
     // The access to a mount that was handed over was decided when it was made.
     if let Some(option) = sharing
         && descriptor.is_none()
@@ -196,6 +199,7 @@ pub(crate) fn validate(
         memory_budget_bytes,
         cache,
         disk,
+        passthrough,
         names,
         permissions,
         access,

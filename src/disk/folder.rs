@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 
 use super::claims::Claims;
 use super::index::Index;
+use super::whole::Proofs;
 
 /// Another format has another name.
 pub(super) const NAME: &str = "fasts3-cache-1";
@@ -32,8 +33,8 @@ const OPEN: NonZeroUsize = NonZeroUsize::new(32).expect("not zero");
 /// Another process gives segments up; it takes milliseconds.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// Not read since the hand came by, or read.
-const FRESH: u32 = 0o600;
-const READ_AGAIN: u32 = 0o400;
+pub(super) const FRESH: u32 = 0o600;
+pub(super) const READ_AGAIN: u32 = 0o400;
 
 /// How much may be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +68,7 @@ pub(super) struct Folder {
     live: Mutex<BTreeMap<u64, u64>>,
     /// Bytes that this process has read of each segment since it last marked it.
     read: Mutex<HashMap<u64, u64>>,
+    pub(super) proofs: Proofs,
 }
 
 /// A segment that this process writes; the lock on it ends with it.
@@ -123,6 +125,7 @@ impl Folder {
             open: Mutex::new(LruCache::new(OPEN)),
             live: Mutex::new(live),
             read: Mutex::default(),
+            proofs: Proofs::new(),
         })
     }
 
@@ -175,16 +178,36 @@ impl Folder {
 
     /// Makes room for a segment, and begins it.
     pub(super) fn begin(&self, gave_up: impl FnMut(u64)) -> std::io::Result<Segment> {
-        locked(&self.lock)?;
-        let begun = self.begin_locked(gave_up);
-        self.lock.unlock()?;
-        begun
+        self.alone(|| self.begin_locked(gave_up))
     }
 
-    fn begin_locked(&self, gave_up: impl FnMut(u64)) -> std::io::Result<Segment> {
+    /// Works while no other process begins segments or gives some up.
+    pub(super) fn alone<T>(&self, work: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
+        locked(&self.lock)?;
+        let outcome = work();
+        self.lock.unlock()?;
+        outcome
+    }
+
+    /// A file of the directory that has no bytes of objects.
+    pub(super) fn sample(&self) -> std::io::Result<File> {
+        self.lock.try_clone()
+    }
+
+    pub(super) fn path_of(&self, number: u64) -> PathBuf {
+        segment(&self.path, number)
+    }
+
+    pub(super) fn begin_locked(&self, gave_up: impl FnMut(u64)) -> std::io::Result<Segment> {
         self.make_room(self.segment_bytes, gave_up)?;
         let newest = self.live.lock().last_key_value().map_or(0, |(&number, _)| number);
-        let number = self.number(0)?.max(newest + 1);
+        // In a directory that was made anew, numbers are others than those before: processes may
+        // still know these.
+        let number = match self.number(0)? {
+            0 => self.made_at()?,
+            next => next,
+        };
+        let number = number.max(newest + 1);
         self.set_number(0, number + 1)?;
         let mut options = OpenOptions::new();
         options.write(true).create_new(true).mode(FRESH);
@@ -197,9 +220,7 @@ impl Folder {
     /// Gives segments up if there are too many, or if the disk is too full; looks at what other
     /// processes have done.
     pub(super) fn tidy(&self, gave_up: impl FnMut(u64)) -> std::io::Result<()> {
-        locked(&self.lock)?;
-        let tidied = self.make_room(0, gave_up);
-        self.lock.unlock()?;
+        let tidied = self.alone(|| self.make_room(0, gave_up));
         // A file that is open takes space even after it was removed.
         let live = self.live.lock();
         let mut open = self.open.lock();
@@ -214,7 +235,11 @@ impl Folder {
         tidied
     }
 
-    fn make_room(&self, wanted: u64, mut gave_up: impl FnMut(u64)) -> std::io::Result<()> {
+    pub(super) fn make_room(
+        &self,
+        wanted: u64,
+        mut gave_up: impl FnMut(u64),
+    ) -> std::io::Result<()> {
         let mut live = segments(&self.path)?;
         let mut used: u64 = live.values().sum();
         let mut free = free_bytes(&self.path)?;
@@ -278,6 +303,13 @@ impl Folder {
         }
     }
 
+    /// Nanoseconds since 1970.
+    fn made_at(&self) -> std::io::Result<u64> {
+        let metadata = self.lock.metadata()?;
+        let nanoseconds = metadata.ctime().wrapping_mul(1_000_000_000) + metadata.ctime_nsec();
+        Ok(u64::try_from(nanoseconds).unwrap_or_default().max(1))
+    }
+
     fn set_number(&self, at: u64, number: u64) -> std::io::Result<()> {
         self.lock.write_all_at(&number.to_le_bytes(), 8 * at)
     }
@@ -316,7 +348,8 @@ pub(super) fn segments(path: &Path) -> std::io::Result<BTreeMap<u64, u64>> {
             // It may just be given up by another process.
             && let Ok(metadata) = entry.metadata()
         {
-            found.insert(number, metadata.len());
+            // Of an object's own segment, not all may be there.
+            found.insert(number, metadata.len().min(metadata.blocks() * 512));
         }
     }
     Ok(found)

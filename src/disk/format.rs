@@ -22,6 +22,8 @@ const UNIT_BLOCKS: usize = 8;
 const _: () = assert!(UNIT_BYTES == UNIT_BLOCKS as u64 * BLOCK_BYTES);
 /// An extent in the index.
 pub(super) const EXTENT_BYTES: usize = 80;
+/// Under this unit, which no object has, the index names an object's own segment.
+pub(super) const OWN_UNIT: u32 = u32::MAX - 1;
 /// An extent of zeros would be valid without it.
 const MAGIC: u8 = 0xd1;
 
@@ -91,6 +93,11 @@ impl Extent {
     pub(super) fn whole_blocks(&self, bytes: &Range<u64>) -> Range<u64> {
         let start = bytes.start / BLOCK_BYTES * BLOCK_BYTES;
         start..bytes.end.next_multiple_of(BLOCK_BYTES).min(self.object_range().end)
+    }
+
+    /// It lies at its place in the object.
+    pub(super) fn is_in_place(&self) -> bool {
+        u64::from(self.page) * PAGE_BYTES == self.object_range().start
     }
 
     /// Takes the checksums of its bytes.

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::buffers::Buffers;
 use super::folder::{self, Folder, FolderError, Limits, NAME};
-use super::format::UNIT_BYTES;
+use super::format::{OWN_UNIT, UNIT_BYTES};
 use super::state::read_blocks;
 
 /// Takes a tenth of a second on a fast disk, and a second on a slow one.
@@ -49,8 +49,8 @@ pub fn survey(
     };
     let buffers = Buffers::new(1);
     folder.index.each(|extent| {
-        // What was given up since is as good as gone.
-        if !segments.contains_key(&extent.segment) {
+        // What was given up since is as good as gone. Own segments are named without any bytes.
+        if !segments.contains_key(&extent.segment) || extent.unit == OWN_UNIT {
             return Ok(true);
         }
         if verify {

@@ -162,8 +162,7 @@ impl DiskState {
     ) -> Option<Stored> {
         let folder = self.folder()?;
         let extents = extents(&folder, version, range);
-        let failed = |error: &Error| self.ill(&self.reading, Failing::of(error), error);
-        let extents = extents.inspect_err(failed).ok()?;
+        let extents = extents.inspect_err(|error| self.failed_to_read(error)).ok()?;
         let mut pieces = plan(range, &extents);
         let (mut first, mut claims) = (None, VecDeque::new());
         if let Some(piece) = pieces.first_mut().filter(|piece| piece.extent.is_some()) {
@@ -194,21 +193,29 @@ impl DiskState {
     ) -> Option<UnitRead> {
         let (folder, extent) = (self.folder()?, piece.extent?);
         match read_blocks(&folder, &extent, &piece.range(), &mut buffer) {
-            Ok(bytes) => bytes.map(|bytes| UnitRead { buffer, bytes }),
+            Ok(bytes) => bytes.map(|bytes| {
+                folder.proofs.add(&extent, &piece.range());
+                UnitRead { buffer, bytes }
+            }),
             Err(error) if error.kind() == ErrorKind::InvalidData => {
                 self.stats.disk_wrong.add(1);
                 let segment = format!("{:016x}", extent.segment);
                 tracing::warn!(segment, "the disk cache held wrong bytes: they are fetched again");
+                folder.proofs.withdraw(version);
                 if let Err(error) = folder.index.remove(version.place, &extent) {
                     self.ill(&self.writing, Failing::of(&error), &error);
                 }
                 None
             }
             Err(error) => {
-                self.ill(&self.reading, Failing::of(&error), &error);
+                self.failed_to_read(&error);
                 None
             }
         }
+    }
+
+    pub(super) fn failed_to_read(&self, error: &Error) {
+        self.ill(&self.reading, Failing::of(error), error);
     }
 
     /// Used bytes, and their limit; none if the directory is not open.

@@ -32,6 +32,12 @@ impl Threads {
         Ok(Self(queue))
     }
 
+    /// Runs a job that nobody waits for.
+    pub(super) fn begin(&self, job: impl FnOnce() + Send + 'static) {
+        // The threads live as long as `self`.
+        let _ = self.0.send(Box::new(job));
+    }
+
     /// Runs a job, unless nobody waits for it any more when its turn comes.
     pub(super) fn run<T: Send + 'static>(
         &self,

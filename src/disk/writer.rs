@@ -2,12 +2,14 @@
 //! one thread that also keeps house. There are as many batches as buffers: when the disk lags, and
 //! no buffer is free, bytes are not kept.
 
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
+use lru::LruCache;
 use nix::fcntl::{FallocateFlags, fallocate};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -18,6 +20,7 @@ use super::claims::Claim;
 use super::folder::{Folder, FolderError, Segment};
 use super::format::{Extent, PAGE, PAGE_BYTES, UNIT_BYTES, VersionName, cut};
 use super::state::DiskState;
+use super::whole::OwnSegment;
 
 /// Between two looks at what other processes and programs have done to the disk.
 const TIDY_EVERY: Duration = Duration::from_secs(5);
@@ -30,6 +33,8 @@ const FOR_A_BUFFER: Duration = Duration::from_millis(2);
 /// Space is taken from the file system in steps: so it is contiguous, and a daemon that is killed
 /// leaves little of it unused.
 const STEP_BYTES: u64 = 16 << 20;
+/// Large objects that are written at the same time without opening their files again and again.
+const OWN_OPEN: NonZeroUsize = NonZeroUsize::new(16).expect("not zero");
 
 #[derive(Debug)]
 pub(super) struct Writer {
@@ -60,6 +65,8 @@ struct Batch {
     extents: Vec<(u64, Extent, Range<usize>)>,
     /// Others wait for these, until all is written.
     claims: Vec<Arc<Claim>>,
+    /// All of it is of this object, and goes to the object's own segment.
+    large: Option<VersionName>,
 }
 
 impl Writer {
@@ -72,8 +79,8 @@ impl Writer {
     ) -> std::io::Result<Self> {
         let (queue, tasks) = channel();
         let filling = Arc::new(Mutex::new(None));
-        let house =
-            Housekeeper { state: state.clone(), filling: filling.clone(), open: None, tasks };
+        let (own, filled) = (LruCache::new(OWN_OPEN), filling.clone());
+        let house = Housekeeper { state: state.clone(), filling: filled, open: None, own, tasks };
         std::thread::Builder::new().name("disk-write".to_owned()).spawn(move || {
             // Whoever started this may have stopped waiting.
             let _ = opened.send(house.state.open_folder());
@@ -130,9 +137,11 @@ impl Writer {
         bytes: &[u8],
         claim: Option<&Arc<Claim>>,
     ) -> bool {
-        if bytes.len() as u64 == UNIT_BYTES {
-            // Fills a batch by itself.
+        let is_large = self.state.may_be_whole(version.size_bytes);
+        if is_large || bytes.len() as u64 == UNIT_BYTES {
+            // Fills a batch by itself, or goes elsewhere.
             let Some(mut batch) = self.batch() else { return false };
+            batch.large = is_large.then_some(*version);
             batch.put(version, unit, first, bytes);
             batch.claims.extend(claim.cloned());
             return self.queue.send(Chore::Write(batch)).is_ok();
@@ -161,7 +170,8 @@ impl Writer {
         if self.buffers.are_half_free() {
             *self.lags_since.lock() = None;
         }
-        Some(Batch { buffer, used: 0, extents: Vec::new(), claims: Vec::new() })
+        let (extents, claims, large) = Default::default();
+        Some(Batch { buffer, used: 0, extents, claims, large })
     }
 
     /// Returns when all that was kept is on its way to the disk.
@@ -198,6 +208,8 @@ struct Housekeeper {
     state: Arc<DiskState>,
     filling: Arc<Mutex<Option<Batch>>>,
     open: Option<OpenSegment>,
+    /// Those of large objects that were written to in the last seconds.
+    own: LruCache<[u8; 16], (OwnSegment, Arc<Folder>)>,
     tasks: Receiver<Chore>,
 }
 
@@ -225,6 +237,8 @@ impl Housekeeper {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             if tidied.elapsed() >= TIDY_EVERY {
+                // What nobody writes to may be given up.
+                self.own.clear();
                 self.state.tidy();
                 tidied = Instant::now();
             }
@@ -241,10 +255,14 @@ impl Housekeeper {
     fn write(&mut self, mut batch: Batch) {
         let bytes = batch.bytes();
         let written = self.state.folder().is_some_and(|folder| {
-            let outcome = self.append(&folder, &mut batch);
+            let outcome = match batch.large {
+                Some(version) => self.put_in_place(&folder, &version, &mut batch),
+                None => self.append(&folder, &mut batch),
+            };
             if outcome.is_err() {
                 // What was written of it is used nevertheless.
                 self.open = None;
+                self.own.clear();
             }
             self.state.wrote(&folder, outcome)
         });
@@ -278,6 +296,30 @@ impl Housekeeper {
             folder.index.insert(*place, extent, |number| folder.is_live(number))?;
         }
         open.used += used;
+        Ok(())
+    }
+}
+
+impl Housekeeper {
+    fn put_in_place(
+        &mut self,
+        folder: &Arc<Folder>,
+        version: &VersionName,
+        batch: &mut Batch,
+    ) -> std::io::Result<()> {
+        let gave_up = |bytes| self.state.stats.disk_evicted_bytes.add(bytes);
+        let is_open = self.own.get(&version.name).is_some_and(|(_, of)| Arc::ptr_eq(of, folder));
+        if !is_open {
+            let own = folder.open_own(version, gave_up)?;
+            folder.proofs.begin(version, own.number);
+            self.own.put(version.name, (own, folder.clone()));
+        }
+        let Some((own, _)) = self.own.get_mut(&version.name) else { return Ok(()) };
+        for (place, extent, at) in &mut batch.extents {
+            own.write(folder, extent, &batch.buffer.bytes()[at.clone()], gave_up)?;
+            folder.index.insert(*place, extent, |number| folder.is_live(number))?;
+            folder.proofs.add(extent, &extent.object_range());
+        }
         Ok(())
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! There are no file handles: `open`, `opendir` and `flush` answer ENOSYS, after which the kernel
 //! sends none of them again, nor release, and keeps file and directory pages by itself (the
-//! kernel's `Documentation/filesystems/fuse`, `FUSE_NO_OPEN_SUPPORT`). The mount is read-only for
+//! kernel's `Documentation/filesystems/fuse`, `FUSE_NO_OPEN_SUPPORT`). Where files are passed
+//! through, `open` is answered (`opens`). The mount is read-only for
 //! the kernel too; the EROFS here is for requests that slip past it.
 
 use std::ffi::OsStr;
@@ -25,6 +26,7 @@ use fuser::{
 use tokio::runtime::Handle;
 
 use super::notify::{drop_pages, forget_name};
+use super::opens::{OpenAnswer, Opens};
 use super::waiter::Waiter;
 use crate::fs::{Attributes, BucketFs, FsError, ReadKind, STATFS_BLOCKS, ScanEntry};
 use crate::stats::Operation;
@@ -37,19 +39,26 @@ const GENERATION: Generation = Generation(0);
 /// each other; with 64, readers of 64 objects that the store does not deliver hold up all others.
 const MAX_BACKGROUND: u16 = 1024;
 
+#[derive(Clone)]
 pub(super) struct Adapter {
     fs: Arc<BucketFs>,
     runtime: Handle,
     /// Takes notifications; set once there is a session.
     kernel: Arc<OnceLock<Notifier>>,
+    opens: Arc<Opens>,
     /// The kernel knows what ENOSYS to `open` means (since 3.16), and to `opendir` (5.1).
     no_open: bool,
     no_opendir: bool,
 }
 
 impl Adapter {
-    pub(super) fn new(fs: Arc<BucketFs>, runtime: Handle, kernel: Arc<OnceLock<Notifier>>) -> Self {
-        Self { fs, runtime, kernel, no_open: false, no_opendir: false }
+    pub(super) fn new(
+        fs: Arc<BucketFs>,
+        runtime: Handle,
+        kernel: Arc<OnceLock<Notifier>>,
+        opens: Arc<Opens>,
+    ) -> Self {
+        Self { fs, runtime, kernel, opens, no_open: false, no_opendir: false }
     }
 
     /// Runs the future that answers a request, on this thread until it must wait, because a task
@@ -67,6 +76,23 @@ impl Adapter {
         if let Ok(Poll::Pending) = first {
             // A task is polled when it is spawned, so no wake-up is lost.
             self.runtime.spawn(request);
+        }
+    }
+}
+
+impl Adapter {
+    fn opened(&self, opened: OpenAnswer, reply: ReplyOpen) {
+        let (stats, handle) = (&self.fs.stats, self.opens.handle());
+        match opened {
+            OpenAnswer::Unasked if self.no_open => reply.error(Errno::ENOSYS),
+            OpenAnswer::Unasked | OpenAnswer::ByDaemon => {
+                stats.opened_by_daemon.add(1);
+                reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE);
+            }
+            OpenAnswer::Through(backing) => {
+                stats.opened_through.add(1);
+                reply.opened_passthrough(handle, FopenFlags::empty(), &backing);
+            }
         }
     }
 }
@@ -97,6 +123,12 @@ impl fuser::Filesystem for Adapter {
             if !enable(flag) {
                 tracing::info!("the kernel does not offer {flag:?}: some requests cost more");
             }
+        }
+        // A file system on this one may lie on two.
+        if self.opens.asks()
+            && !(enable(InitFlags::FUSE_PASSTHROUGH) && config.set_max_stack_depth(1).is_ok())
+        {
+            self.opens.end();
         }
         // Neither can fail with a number that is not 0.
         let _ = config.set_max_background(MAX_BACKGROUND);
@@ -266,12 +298,35 @@ impl fuser::Filesystem for Adapter {
         reply.statfs(blocks, blocks, blocks, 0, 0, block_bytes, 255, block_bytes);
     }
 
-    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        if self.no_open {
-            reply.error(Errno::ENOSYS);
-        } else {
-            reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+    fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        if !self.opens.asks() {
+            return self.opened(OpenAnswer::Unasked, reply);
         }
+        let (adapter, ino) = (self.clone(), ino.0);
+        self.answer(Operation::Open, async move {
+            let opens = &adapter.opens;
+            let opened = if let Some(copy) = adapter.fs.local_copy(ino) {
+                let file = if opens.is_closed(ino) { copy.file().await } else { None };
+                opens.open_large(ino, copy, file, |file| reply.open_backing(file))
+            } else {
+                opens.open_small()
+            };
+            adapter.opened(opened, reply);
+        });
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.opens.release(ino.0, handle);
+        reply.ok();
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {

@@ -16,6 +16,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::adapter::Adapter;
+use super::opens::{self, Opens, Passthrough};
 use crate::base::mountinfo;
 use crate::fs::BucketFs;
 
@@ -71,11 +72,12 @@ struct Place {
 pub fn mount(
     fs: &Arc<BucketFs>,
     options: &MountOptions,
+    passthrough: Option<&Passthrough>,
     handed_over: Option<HandedOver>,
     runtime: &Handle,
 ) -> io::Result<Mounted> {
-    let kernel = Arc::new(OnceLock::new());
-    let adapter = || Adapter::new(fs.clone(), runtime.clone(), kernel.clone());
+    let (kernel, opens) = (Arc::new(OnceLock::new()), Arc::new(Opens::new(passthrough)));
+    let adapter = || Adapter::new(fs.clone(), runtime.clone(), kernel.clone(), opens.clone());
     let (session, mountpoint, handed_number) = if let Some(handed_over) = handed_over {
         let HandedOver { device, device_number, .. } = handed_over;
         // The kernel keeps out the users that the mount's maker did not admit.
@@ -97,6 +99,9 @@ pub fn mount(
     let notifier = session.notifier();
     let _ = kernel.set(notifier.clone());
     let device = File::from(session.as_fd().try_clone_to_owned()?);
+    if let Some(passthrough) = passthrough {
+        try_out(passthrough, &device, &opens)?;
+    }
     let ended = serve(session)?;
     let place = mountpoint.map(Place::of).transpose()?;
     let number = place.as_ref().map(|place| &place.device_number).or(handed_number.as_ref());
@@ -104,6 +109,24 @@ pub fn mount(
         raise_readahead(options.kernel_readahead_bytes, number);
     }
     Ok(Mounted { place, notifier, device, ended })
+}
+
+/// Ends passthrough if the kernel refuses it; an error if the mount must not be without.
+fn try_out(passthrough: &Passthrough, device: &File, opens: &Opens) -> io::Result<()> {
+    let refused = if opens.asks() {
+        // The sample stays registered until the unmount: fuser closes none that it does not use.
+        let tried = fuser::BackingId::create_raw(device, &passthrough.sample);
+        tried.err().map(|error| opens::why(&error))
+    } else {
+        Some(opens::NOT_OFFERED.to_owned())
+    };
+    let Some(reason) = refused else { return Ok(()) };
+    opens.end();
+    if passthrough.always {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
+    }
+    tracing::debug!("no passthrough: {reason}");
+    Ok(())
 }
 
 /// `typed` gives the mount the type `fuse.fasts3`, by which findmnt and fstab know it, instead of

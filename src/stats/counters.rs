@@ -116,6 +116,9 @@ counters! {
         "Times that bytes on the disk were not right, and were thrown away.";
     disk_pauses ["fasts3_disk_cache_pauses_total"]
         "Times that the disk failed, and was left alone for a while.";
+    opened_through ["fasts3_opens_total" how = "passthrough"]
+        "Opens of which the kernel told, by who reads the file since: the kernel by itself, or this.";
+    opened_by_daemon ["fasts3_opens_total" how = "daemon"] "Those of the other files.";
     listed ["fasts3_listed_entries_total"] "Keys and common prefixes on pages of listings.";
     retries ["fasts3_store_retries_total"] "Requests that were sent again after a failure.";
     hedges ["fasts3_store_hedges_total"]

@@ -11,6 +11,7 @@ labels! {
     Operation {
         Lookup = "lookup",
         Getattr = "getattr",
+        Open = "open",
         Read = "read",
         Readdir = "readdir",
         Readdirplus = "readdirplus",

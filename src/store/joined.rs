@@ -11,8 +11,8 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 
 use super::{
-    Class, Destination, ListEntry, ListFrom, ListPage, ListRequest, ObjectHead, ObjectMeta,
-    ObjectStore, ObjectVersion, StoreError,
+    Class, Destination, ListEntry, ListFrom, ListPage, ListRequest, LocalCopy, ObjectHead,
+    ObjectMeta, ObjectStore, ObjectVersion, StoreError,
 };
 use crate::stats::BucketCounts;
 
@@ -220,6 +220,12 @@ impl ObjectStore for Joined {
         let key = branch.inner(&version.key).ok_or(StoreError::NotFound)?;
         let version = ObjectVersion { key, ..version.clone() };
         branch.counted(branch.store.get_range(&version, range, into).await)
+    }
+
+    fn local_copy(&self, version: &ObjectVersion) -> Option<Arc<dyn LocalCopy>> {
+        let branch = self.branch(&version.key)?;
+        let key = branch.inner(&version.key)?;
+        branch.store.local_copy(&ObjectVersion { key, ..version.clone() })
     }
 }
 

@@ -34,6 +34,7 @@ impl InProcess {
             &fs,
             &config.mount_options(config.mountpoint.clone()),
             None,
+            None,
             runtime.handle(),
         )
         .unwrap();

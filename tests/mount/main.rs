@@ -26,6 +26,7 @@ mod mountpoints;
 mod names;
 mod ordinary_user;
 mod panics;
+mod passthrough;
 mod proxies;
 mod read_only;
 mod reads;

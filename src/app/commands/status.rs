@@ -101,7 +101,7 @@ fn disk(dir: &str, totals: &Totals) -> String {
     };
     format!(
         "{dir}, {used}; {} read, {} of what was asked for; {} written, {} dropped, {} evicted; {} \
-         times wrong, {} times left alone",
+         times wrong, {} times left alone; {} opens passed through, {} not",
         bytes(counters.disk_hit_bytes),
         percent(counters.disk_hit_bytes, counters.disk_hit_bytes + counters.disk_missed_bytes),
         bytes(counters.disk_written_bytes),
@@ -109,6 +109,8 @@ fn disk(dir: &str, totals: &Totals) -> String {
         bytes(counters.disk_evicted_bytes),
         counters.disk_wrong,
         counters.disk_pauses,
+        counters.opened_through,
+        counters.opened_by_daemon,
     )
 }
 

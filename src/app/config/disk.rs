@@ -28,6 +28,19 @@ pub(in crate::app) struct DiskArgs {
     #[arg(long = "cache-reserve", value_name = "SIZE", env = "FASTS3_CACHE_RESERVE",
           default_value = "10%", value_parser = reserve)]
     reserve: Reserve,
+
+    /// Let the kernel read large files that are whole in the cache by itself (Linux 6.9, root);
+    /// auto ends that in a mount where mostly small files are opened
+    #[arg(long, value_name = "WHEN", env = "FASTS3_PASSTHROUGH", default_value = "auto")]
+    passthrough: PassthroughWhen,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum PassthroughWhen {
+    Auto,
+    /// The mount fails where it is not possible.
+    On,
+    Off,
 }
 
 /// None without `--cache-dir`; the environment may set the other options for all mounts.
@@ -35,9 +48,13 @@ pub(super) fn config(
     args: DiskArgs,
     mountpoint: &Path,
     memory_budget_bytes: u64,
-) -> Result<Option<DiskConfig>, String> {
-    let DiskArgs { dir, size_bytes, reserve } = args;
-    let Some(path) = dir else { return Ok(None) };
+) -> Result<Option<(DiskConfig, PassthroughWhen)>, String> {
+    let DiskArgs { dir, size_bytes, reserve, passthrough } = args;
+    let Some(path) = dir else {
+        let needed = passthrough == PassthroughWhen::On;
+        let sentence = "--passthrough=on needs --cache-dir, where the files are";
+        return if needed { Err(sentence.to_owned()) } else { Ok(None) };
+    };
     let path = std::path::absolute(path)
         .map_err(|error| format!("--cache-dir: the path cannot be found: {error}"))?;
     // Every command has a mountpoint, but the doctor's is the root.
@@ -48,7 +65,7 @@ pub(super) fn config(
         return Err(format!("--cache-size must be at least {}", super::size(MIN_DISK_BYTES)));
     }
     let memory_bytes = DiskConfig::memory_of(memory_budget_bytes);
-    Ok(Some(DiskConfig { path, size_bytes, reserve, memory_bytes }))
+    Ok(Some((DiskConfig { path, size_bytes, reserve, memory_bytes }, passthrough)))
 }
 
 fn reserve(text: &str) -> Result<Reserve, String> {

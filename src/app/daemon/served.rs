@@ -15,7 +15,7 @@ use super::logging::Logs;
 use super::signals::{SignalRequest, Signals};
 use super::{background, service, stack};
 use crate::app::command_error::CommandError;
-use crate::app::config::{self, Config};
+use crate::app::config::{self, Config, PassthroughWhen};
 use crate::app::control::status::Settings;
 use crate::app::control::{self, Socket};
 use crate::app::exit::Exit;
@@ -23,7 +23,7 @@ use crate::app::metrics;
 use crate::app::task::Task;
 use crate::disk::{Disk, Origin};
 use crate::fs::BucketFs;
-use crate::fuse::{self, Expired, HandedOver, MountOptions, Mounted};
+use crate::fuse::{self, Expired, HandedOver, MountOptions, Mounted, Passthrough};
 use crate::stats::Stats;
 use crate::store::ObjectStore;
 use crate::store::s3::S3Store;
@@ -75,8 +75,10 @@ impl<'a> ServedMount<'a> {
             tracing::warn!("no control socket, so `status` and the like will not work: {error}");
         };
         let socket = Socket::open(&options.mountpoint).inspect_err(without).ok();
-        let mounted = fuse::mount(&fs, &options, handed_over, &Handle::current())
-            .map_err(|error| refused(&options.mountpoint, &error))?;
+        let passthrough = passthrough(config, disk.as_deref())?;
+        let mounted =
+            fuse::mount(&fs, &options, passthrough.as_ref(), handed_over, &Handle::current())
+                .map_err(|error| refused(&options.mountpoint, &error))?;
         let (mounted, unmount) = (Arc::new(mounted), Arc::new(Notify::new()));
         Ok(Self { config, fs, disk, mounted, options, endpoint, region, socket, unmount })
     }
@@ -241,6 +243,25 @@ impl<'a> ServedMount<'a> {
     }
 }
 
+/// None if the kernel is to read nothing by itself.
+fn passthrough(config: &Config, disk: Option<&Disk>) -> Result<Option<Passthrough>, CommandError> {
+    let always = match config.passthrough {
+        None | Some(PassthroughWhen::Off) => return Ok(None),
+        Some(PassthroughWhen::Auto) => false,
+        Some(PassthroughWhen::On) => true,
+    };
+    match disk.and_then(Disk::sample) {
+        Some(sample) => Ok(Some(Passthrough { sample, always })),
+        None if always => Err(no_passthrough("--cache-dir is not used now")),
+        None => Ok(None),
+    }
+}
+
+fn no_passthrough(cause: &str) -> CommandError {
+    let sentence = format!("--passthrough=on: {cause}; mount with --passthrough=auto");
+    CommandError::new(Exit::OsErr, sentence)
+}
+
 fn ttl(config: &Config) -> String {
     let shown = |ttl| humantime::format_duration(ttl).to_string();
     config.names.metadata_ttl.map_or_else(|| "indefinite".to_owned(), shown)
@@ -249,6 +270,9 @@ fn ttl(config: &Config) -> String {
 fn refused(mountpoint: &Path, error: &std::io::Error) -> CommandError {
     let shown = mountpoint.display();
     let mut cause = error.to_string();
+    if error.kind() == ErrorKind::Unsupported {
+        return no_passthrough(&cause);
+    }
     let remedy = if error.kind() == ErrorKind::NotFound {
         // Where the kernel refuses, fusermount3 is tried: this is the error of not finding it.
         "this process may not mount, and fusermount3 is not installed".clone_into(&mut cause);

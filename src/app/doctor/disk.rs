@@ -1,11 +1,14 @@
 //! The disk of `--cache-dir`: who may use it, and what it will do for reads.
 
+use std::path::Path;
 use std::time::Duration;
 
+use nix::sys::statfs::{FUSE_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, statfs};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::diagnosis::Diagnosis;
+use super::machine;
 use crate::app::config::Config;
 use crate::app::daemon;
 use crate::base::text::bytes;
@@ -32,6 +35,15 @@ pub(super) async fn measure(config: &Config, report: &mut Diagnosis) {
         }
         Err(error) => return report.fail("disk", &error),
     }
+    report.ok(
+        "disk",
+        match no_passthrough(&disk.path) {
+            None => "large files that it holds can be read by the kernel alone".to_owned(),
+            Some(reason) => {
+                format!("all files are read through the daemon, not passed through: {reason}")
+            }
+        },
+    );
     let path = disk.path.clone();
     let measuring = spawn_blocking(move || inspect::measure(&path));
     let speed = match timeout(LONGEST, measuring).await {
@@ -54,6 +66,25 @@ pub(super) async fn measure(config: &Config, report: &mut Diagnosis) {
     } else {
         report.ok("disk", shown);
     }
+}
+
+/// Why the kernel will not read files by itself; none as far as that is known without a mount.
+fn no_passthrough(path: &Path) -> Option<String> {
+    /// `CAP_SYS_ADMIN` in `/proc/self/status`.
+    const ADMINISTRATOR: u64 = 1 << 21;
+    let kernel = machine::kernel();
+    if machine::version(&kernel) < (6, 9) {
+        return Some(format!("Linux {kernel} cannot, 6.9 can"));
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let rights = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let rights = rights.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    if rights.is_some_and(|rights| rights & ADMINISTRATOR == 0) {
+        return Some("it takes root (CAP_SYS_ADMIN)".to_owned());
+    }
+    let kind = statfs(path).ok()?.filesystem_type();
+    (kind == OVERLAYFS_SUPER_MAGIC || kind == FUSE_SUPER_MAGIC)
+        .then(|| "the file system of --cache-dir lies on others".to_owned())
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // shown with three digits

@@ -7,7 +7,7 @@ use crate::app::daemon::{self, Connections};
 use crate::app::exit::Exit;
 
 pub(super) fn look(config: &Config, connections: &Connections, report: &mut Diagnosis) {
-    let kernel = read("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".to_owned());
+    let kernel = kernel();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     // FUSE_NO_OPENDIR_SUPPORT came with 5.1; max_pages, for requests of 1 MiB, with 4.20.
     if version(&kernel) >= (5, 1) {
@@ -33,6 +33,10 @@ pub(super) fn look(config: &Config, connections: &Connections, report: &mut Diag
         None => report.ok("files", format!("{} files may be open", connections.open_files)),
         Some(shortage) => report.slow("files", format!("fewer connections: {shortage}")),
     }
+}
+
+pub(super) fn kernel() -> String {
+    read("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".to_owned())
 }
 
 fn privileges(config: &Config, report: &mut Diagnosis) {
@@ -67,7 +71,7 @@ fn read(path: &str) -> Option<String> {
 }
 
 /// `6.1.0-13-amd64` is 6.1.
-fn version(release: &str) -> (u32, u32) {
+pub(super) fn version(release: &str) -> (u32, u32) {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|text| text.parse().ok());
     let mut next = || numbers.next().flatten().unwrap_or(0);
     (next(), next())

@@ -16,7 +16,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, rates: &Rates) {
         Constraint::Length(1),
         Constraint::Length(3),
         Constraint::Length(1),
-        Constraint::Length(9),
+        Constraint::Length(10),
         Constraint::Min(3),
         Constraint::Length(1),
     ])

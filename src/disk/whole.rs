@@ -1,0 +1,344 @@
+//! Large objects lie in segments of their own, each byte at its place in the object. When all of
+//! them are there, the segment is a file of exactly the object's bytes, which the kernel can read
+//! by itself (FUSE passthrough).
+//!
+//! - The index names that segment: an extent without bytes, [`OWN_UNIT`] of the object. Any process
+//!   may write to it at any time, because at one place there is one right content.
+//! - Where the kernel reads, nobody compares checksums. So the file is given out only when this
+//!   process has compared, or written, each of its blocks. Whoever writes or reads it has a shared
+//!   lock on it, so that nobody gives it up meanwhile.
+
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{Error, ErrorKind};
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use super::buffers::Buffers;
+use super::folder::{FRESH, Folder, READ_AGAIN, Segment, open_directly};
+use super::format::{Extent, OWN_UNIT, PAGE, PAGE_BYTES, Piece, UNIT_BYTES, VersionName};
+use super::state::DiskState;
+use crate::base::layout::BLOCK_BYTES;
+
+/// Smaller objects gain less than their opening costs (docs/performance.md).
+const LEAST_BYTES: u64 = 16 << 20;
+/// All segments are looked at every few seconds: these many take 50 ms.
+const MOST_FILES: u64 = 1 << 15;
+/// What is given up as a whole should not be the cache.
+const LARGEST_SHARE: u64 = 4;
+const PROOFS: NonZeroUsize = NonZeroUsize::new(1 << 15).expect("not zero");
+/// A program that has read a part of a file does so again, or all of it, from the second time on.
+const USES: u32 = 2;
+const FOR_A_BUFFER: Duration = Duration::from_millis(2);
+
+/// An object of this size has a segment of its own, in a cache of `cache_bytes`.
+pub(super) fn is_large(size_bytes: u64, cache_bytes: u64) -> bool {
+    let least = LEAST_BYTES.max(cache_bytes / MOST_FILES);
+    (least..=cache_bytes / LARGEST_SHARE).contains(&size_bytes)
+}
+
+/// An object's own segment that this process writes.
+#[derive(Debug)]
+pub(super) struct OwnSegment {
+    pub(super) number: u64,
+    /// Locked, not alone.
+    file: File,
+    /// Bytes for which room was made.
+    room: u64,
+}
+
+impl Folder {
+    /// The object's own segment, if it is there.
+    pub(super) fn own(&self, version: &VersionName) -> std::io::Result<Option<u64>> {
+        let named = self.index.find(version, OWN_UNIT..OWN_UNIT + 1)?;
+        let mut numbers: Vec<u64> = named.iter().map(|extent| extent.segment).collect();
+        numbers.sort_unstable();
+        while let Some(newest) = numbers.pop() {
+            if self.segment(newest)?.is_some() {
+                return Ok(Some(newest));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The object's own segment, to write to; makes it if it is missing.
+    pub(super) fn open_own(
+        &self,
+        version: &VersionName,
+        mut gave_up: impl FnMut(u64),
+    ) -> std::io::Result<OwnSegment> {
+        self.alone(|| {
+            if let Some(number) = self.own(version)? {
+                let (path, mut options) = (self.path_of(number), OpenOptions::new());
+                options.write(true);
+                let opened = open_directly(&options, &path).or_else(|error| {
+                    if error.kind() != ErrorKind::PermissionDenied {
+                        return Err(error);
+                    }
+                    // It has the mark of a file that was read again.
+                    std::fs::set_permissions(&path, Permissions::from_mode(FRESH))?;
+                    open_directly(&options, &path)
+                });
+                match opened {
+                    Err(error) if error.kind() == ErrorKind::NotFound => {}
+                    file => {
+                        let file = file?;
+                        file.lock_shared()?;
+                        return Ok(OwnSegment { number, file, room: 0 });
+                    }
+                }
+            }
+            let Segment { number, file } = self.begin_locked(&mut gave_up)?;
+            // Nobody looks for it before it is in the index.
+            file.lock_shared()?;
+            file.set_len(version.size_bytes)?;
+            let (name, first, page, sums) = (version.name, 0, 0, [0; 8]);
+            let named =
+                Extent { name, unit: OWN_UNIT, first, length: 1, segment: number, page, sums };
+            self.index.insert(version.place, &named, |number| self.is_live(number))?;
+            Ok(OwnSegment { number, file, room: self.segment_bytes })
+        })
+    }
+
+    /// The object's own segment, to be read by others while it is open; `None` if it is not there
+    /// as it should be.
+    fn hold(&self, number: u64, size_bytes: u64) -> std::io::Result<Option<File>> {
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        let file = match options.open(self.path_of(number)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        // It fails while it is being given up.
+        let is_held = file.try_lock_shared().is_ok();
+        let metadata = file.metadata()?;
+        if !is_held || !metadata.is_file() || metadata.nlink() == 0 || metadata.len() != size_bytes
+        {
+            return Ok(None);
+        }
+        file.set_permissions(Permissions::from_mode(READ_AGAIN))?;
+        Ok(Some(file))
+    }
+}
+
+impl OwnSegment {
+    /// Writes the bytes of an extent to their place.
+    pub(super) fn write(
+        &mut self,
+        folder: &Folder,
+        extent: &mut Extent,
+        bytes: &[u8],
+        gave_up: impl FnMut(u64),
+    ) -> std::io::Result<()> {
+        let (at, length) = (extent.object_range().start, bytes.len() as u64);
+        if self.room < length {
+            folder.alone(|| folder.make_room(folder.segment_bytes, gave_up))?;
+            self.room = folder.segment_bytes;
+        }
+        self.room -= length;
+        extent.segment = self.number;
+        extent.page = u32::try_from(at / PAGE_BYTES).map_err(|_| ErrorKind::FileTooLarge)?;
+        extent.sum_up(bytes);
+        let (pages, rest) = bytes.split_at(bytes.len() / PAGE * PAGE);
+        self.file.write_all_at(pages, at)?;
+        if !rest.is_empty() {
+            // Direct I/O would write the whole page: the file would be longer than the object.
+            let mut options = OpenOptions::new();
+            options.write(true).custom_flags(libc::O_NOFOLLOW);
+            let file = options.open(folder.path_of(self.number))?;
+            file.write_all_at(rest, at + pages.len() as u64)?;
+        }
+        Ok(())
+    }
+}
+
+/// Which blocks of own segments this process knows to be right.
+#[derive(Debug)]
+pub(super) struct Proofs {
+    of: Mutex<LruCache<[u8; 16], Proof>>,
+    /// Objects to be proved; `None` while nobody does so.
+    queue: Mutex<Option<VecDeque<VersionName>>>,
+}
+
+#[derive(Debug)]
+struct Proof {
+    segment: u64,
+    /// A bit for each block of a unit; empty when none is left.
+    blocks: Vec<u8>,
+    left: u64,
+    uses: u32,
+}
+
+impl Proofs {
+    pub(super) fn new() -> Self {
+        Self { of: Mutex::new(LruCache::new(PROOFS)), queue: Mutex::new(None) }
+    }
+
+    /// Begins to prove a segment, unless that has begun.
+    pub(super) fn begin(&self, version: &VersionName, segment: u64) {
+        let mut of = self.of.lock();
+        if of.get(&version.name).is_none_or(|proof| proof.segment != segment) {
+            let units = usize::try_from(version.size_bytes.div_ceil(UNIT_BYTES)).unwrap_or(0);
+            let left = version.size_bytes.div_ceil(BLOCK_BYTES);
+            of.put(version.name, Proof { segment, blocks: vec![0; units], left, uses: 0 });
+        }
+    }
+
+    /// The whole blocks in `range` of an extent are right.
+    pub(super) fn add(&self, extent: &Extent, range: &Range<u64>) {
+        if !extent.is_in_place() {
+            return;
+        }
+        let mut of = self.of.lock();
+        let Some(proof) = of.get_mut(&extent.name) else { return };
+        if proof.segment != extent.segment {
+            return;
+        }
+        if let Some(bits) = proof.blocks.get_mut(extent.unit as usize) {
+            let new = bits_of(extent.unit, &extent.whole_blocks(range)) & !*bits;
+            *bits |= new;
+            proof.left -= u64::from(new.count_ones());
+            if proof.left == 0 {
+                proof.blocks = Vec::new();
+            }
+        }
+    }
+
+    /// Some of it is wrong.
+    pub(super) fn withdraw(&self, version: &VersionName) {
+        self.of.lock().pop(&version.name);
+    }
+
+    /// All of this segment is right.
+    fn is_whole(&self, version: &VersionName, segment: u64) -> bool {
+        let proof = self.of.lock().get(&version.name).map(|proof| (proof.segment, proof.left));
+        proof == Some((segment, 0))
+    }
+
+    /// Programs have used the object; true if it is worth reading what they have not.
+    fn was_used(&self, version: &VersionName) -> bool {
+        let mut of = self.of.lock();
+        let Some(proof) = of.get_mut(&version.name) else { return false };
+        proof.uses += 1;
+        proof.left > 0 && proof.uses >= USES
+    }
+
+    /// The number of the segment and the blocks of it that are to be proved.
+    fn left(&self, version: &VersionName) -> Option<(u64, Vec<u8>)> {
+        let mut of = self.of.lock();
+        let proof = of.get(&version.name).filter(|proof| proof.left > 0)?;
+        Some((proof.segment, proof.blocks.clone()))
+    }
+
+    /// True if nobody works on the queue: then the caller must.
+    pub(super) fn enqueue(&self, version: VersionName) -> bool {
+        let mut queue = self.queue.lock();
+        let begins = queue.is_none();
+        let queue = queue.get_or_insert_default();
+        if !queue.contains(&version) {
+            queue.push_back(version);
+        }
+        begins
+    }
+
+    fn next(&self) -> Option<VersionName> {
+        let mut queue = self.queue.lock();
+        let next = queue.as_mut().and_then(VecDeque::pop_front);
+        if next.is_none() {
+            *queue = None;
+        }
+        next
+    }
+}
+
+/// The blocks of a range in their unit.
+fn bits_of(unit: u32, range: &Range<u64>) -> u8 {
+    let start = u64::from(unit) * UNIT_BYTES;
+    let (first, end) =
+        ((range.start - start) / BLOCK_BYTES, (range.end - start).div_ceil(BLOCK_BYTES));
+    (first..end).fold(0, |bits, block| bits | 1 << block)
+}
+
+impl DiskState {
+    /// An object of this size may have a segment of its own.
+    pub(super) fn may_be_whole(&self, size_bytes: u64) -> bool {
+        self.folder().is_some_and(|folder| is_large(size_bytes, folder.limits.size_bytes))
+    }
+
+    /// The file of a whole object that was proved.
+    pub(super) fn whole_file(&self, version: &VersionName) -> Option<File> {
+        let folder = self.folder()?;
+        let file = folder.own(version).and_then(|number| {
+            let Some(number) = number else { return Ok(None) };
+            folder.proofs.begin(version, number);
+            if !folder.proofs.is_whole(version, number) {
+                return Ok(None);
+            }
+            folder.hold(number, version.size_bytes)
+        });
+        file.inspect_err(|error| self.failed_to_read(error)).ok().flatten()
+    }
+
+    /// True if the caller must prove what waits for it.
+    pub(super) fn was_used(&self, version: &VersionName) -> bool {
+        self.folder().is_some_and(|folder| {
+            folder.proofs.was_used(version) && folder.proofs.enqueue(*version)
+        })
+    }
+
+    /// Proves what waits for it, one object after the other.
+    pub(super) fn prove(&self, buffers: &Arc<Buffers>) {
+        let Some(folder) = self.folder() else { return };
+        while let Some(version) = folder.proofs.next() {
+            if let Err(error) = self.prove_one(&folder, &version, buffers) {
+                self.failed_to_read(&error);
+            }
+        }
+    }
+
+    /// Reads what is not proved, unless some of it is missing.
+    fn prove_one(
+        &self,
+        folder: &Folder,
+        version: &VersionName,
+        buffers: &Arc<Buffers>,
+    ) -> std::io::Result<()> {
+        let Some((segment, mut right)) = folder.proofs.left(version) else { return Ok(()) };
+        let units = u32::try_from(right.len()).map_err(|_| Error::from(ErrorKind::FileTooLarge))?;
+        let mut extents = folder.index.find(version, 0..units)?;
+        extents.retain(|extent| extent.segment == segment && extent.is_in_place());
+        let mut unread = Vec::new();
+        for extent in extents {
+            let bits = bits_of(extent.unit, &extent.object_range());
+            let known = &mut right[extent.unit as usize];
+            if bits & !*known != 0 {
+                *known |= bits;
+                unread.push(extent);
+            }
+        }
+        let blocks: u64 = right.iter().map(|bits| u64::from(bits.count_ones())).sum();
+        if blocks < version.size_bytes.div_ceil(BLOCK_BYTES) {
+            return Ok(());
+        }
+        for extent in unread {
+            let Range { start, end } = extent.object_range();
+            let piece = Piece { start, end, extent: Some(extent) };
+            let buffer = loop {
+                match buffers.try_take() {
+                    Some(buffer) => break buffer,
+                    None => std::thread::park_timeout(FOR_A_BUFFER),
+                }
+            };
+            if self.read(version, &piece, buffer).is_none() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
