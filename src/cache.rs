@@ -85,6 +85,15 @@ pub struct ReadConfig {
     pub max_connections: usize,
 }
 
+/// The cache's memory at a moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Use {
+    /// Bytes that are requested and have not come.
+    pub(crate) awaited_bytes: u64,
+    /// Lengths of the chunks with bytes that nobody has read.
+    pub(crate) unread_bytes: u64,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Source {
     pub(crate) id: ObjectId,
@@ -144,6 +153,10 @@ impl ChunkCache {
         self.arena.usage().used
     }
 
+    pub(crate) fn used(&self) -> Use {
+        Use { awaited_bytes: self.arena.awaited(), unread_bytes: self.chunks.lock().unread_bytes() }
+    }
+
     pub(crate) fn budget_bytes(&self) -> u64 {
         self.arena.usage().budget
     }
@@ -159,6 +172,13 @@ impl ChunkCache {
     /// The object's first chunk is in the cache.
     pub(crate) fn holds(&self, id: ObjectId) -> bool {
         self.chunks.lock().contains((id, 0))
+    }
+
+    /// The first bytes of an object, if they are here; fewer if it has fewer.
+    pub(crate) fn beginning(&self, id: ObjectId, bytes: usize) -> Option<Vec<u8>> {
+        let chunk = self.chunks.lock().peek((id, 0)).cloned()?;
+        let bytes = bytes.min(chunk.memory.len());
+        chunk.memory.bytes(0..bytes).map(<[u8]>::to_vec)
     }
 
     /// Starts fetching the empty blocks of `range` in GETs of at most `piece_bytes`. Returns the
@@ -207,7 +227,8 @@ impl ChunkCache {
             return Ok(Data::Slice(first));
         }
         // Across a chunk boundary, which the kernel's aligned reads of a default mount never are.
-        let mut joined = first.to_vec();
+        let mut joined = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+        joined.extend_from_slice(&first);
         drop(first);
         for span in spans {
             joined.extend_from_slice(&self.read_span(source, span, kind).await?);

@@ -1,17 +1,21 @@
 //! The fetches that a read starts: the bytes that it waits for, those that its stream will read
-//! next ([`streams`]), and the siblings of a small file ([`siblings`]).
+//! next ([`streams`]), all of a model's checkpoint ([`checkpoints`]), and the siblings of a small
+//! file ([`siblings`]).
 //!
 //! Here the limits of both are derived from the memory budget, and their plans are carried out.
 
 use std::ops::Range;
 use std::sync::Arc;
 
+use self::checkpoints::{HEAD_BYTES, Kind};
 use self::siblings::{Listed, SiblingLimits, Siblings, SmallRead};
-use self::streams::{StreamLimits, Streams};
+use self::streams::{StreamLimits, Streams, WholeAhead};
 use crate::cache::{ChunkCache, Purpose, ReadConfig, Source};
 use crate::names::{Inode, Names, SiblingPosition};
 use crate::stats::Stats;
 
+mod bits;
+mod checkpoints;
 mod siblings;
 mod streams;
 
@@ -59,6 +63,7 @@ impl Readahead {
         let begins = self.siblings.begins(source.id, source.meta.version.size_bytes);
         let cached = begins && self.cache.holds(source.id);
         self.fetch_stream(source, want.clone());
+        self.fetch_checkpoint(names, source);
         if begins && let Some(position) = names.sibling_position(source.id, &source.meta) {
             let read = SmallRead {
                 index: position.index,
@@ -83,6 +88,48 @@ impl Readahead {
                 break;
             }
         }
+        if plan.is_scattered
+            && let Some(is_checkpoint) = self.is_checkpoint(source)
+        {
+            self.streams.read_whole(source.id, is_checkpoint);
+        }
+    }
+
+    /// `None` if the beginning of the object is not here yet.
+    fn is_checkpoint(&self, source: &Source) -> Option<bool> {
+        let Some(kind) = Kind::of_name(&source.meta.version.key) else { return Some(false) };
+        let Some(head) = self.cache.beginning(source.id, HEAD_BYTES) else {
+            let range = 0..HEAD_BYTES as u64;
+            self.cache.fetch(source, range, self.largest_part_bytes, Purpose::Ahead);
+            return None;
+        };
+        Some(kind.begins_so(&head, source.meta.version.size_bytes))
+    }
+
+    /// Fetches what comes next of a checkpoint that is read whole, and then of the next one of its
+    /// model.
+    fn fetch_checkpoint(&self, names: &Names, source: &Source) {
+        if !self.fetch_front(source).is_some_and(|front| front.ends) {
+            return;
+        }
+        if let Some(next) = next_of_model(names, source) {
+            self.streams.read_next(next.id, next.meta.version.size_bytes);
+            self.fetch_front(&next);
+        }
+    }
+
+    fn fetch_front(&self, source: &Source) -> Option<WholeAhead> {
+        let (pace, used) = (self.cache.network_pace(), self.cache.used());
+        let size_bytes = source.meta.version.size_bytes;
+        let front = self.streams.front(source.id, size_bytes, pace, used)?;
+        for range in &front.ahead {
+            let reached = self.cache.fetch(source, range.clone(), pace.part_bytes, Purpose::Ahead);
+            if reached < range.end {
+                self.streams.front_fell_short(source.id, reached);
+                break;
+            }
+        }
+        Some(front)
     }
 
     /// Fetches the siblings of a small file that will probably be read next.
@@ -110,6 +157,16 @@ impl Readahead {
         self.stats.siblings_ahead.add(1);
         self.stats.siblings_ahead_bytes.add(size_bytes);
         true
+    }
+}
+
+/// The checkpoint of the same model that comes after this one, if its directory is known.
+fn next_of_model(names: &Names, source: &Source) -> Option<Source> {
+    let SiblingPosition { listing, .. } = names.sibling_position(source.id, &source.meta)?;
+    let name = source.meta.version.key.strip_prefix(&*listing.prefix)?;
+    match listing.find_inode(checkpoints::next_name(name)?.as_bytes())? {
+        (id, Inode::File(meta)) => Some(Source { id, meta }),
+        _ => None,
     }
 }
 

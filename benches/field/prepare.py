@@ -1,7 +1,10 @@
 """What a run needs and a fresh clone lacks: binaries, a venv, data files."""
 
+import json
 import os
+import random
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +66,22 @@ def write_files(folder, sizes):
         with open(path, "wb") as file:
             for offset in range(0, size, len(block)):
                 file.write(block[: size - offset])
+
+
+def safetensors_header(shard, tensors, tensor_bytes, size):
+    """Writes the header of a shard whose tensors lie in a shuffled order: `size` bytes, its length
+    included."""
+    layers = [f"layers.{shard * tensors + number:04}" for number in range(tensors)]
+    random.Random(shard).shuffle(layers)
+    header = {layer: {"dtype": "F16", "shape": [tensor_bytes // 2],
+                      "data_offsets": [number * tensor_bytes, (number + 1) * tensor_bytes]}
+              for number, layer in enumerate(layers)}
+    text = json.dumps(header, separators=(",", ":")).encode().ljust(size - 8)
+    assert len(text) == size - 8, f"the header needs {len(text)} bytes"
+    path = WORK / f"header-{shard}-{tensors}-{tensor_bytes}-{size}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    return path
 
 
 def table_and_tensors(folder, quick):

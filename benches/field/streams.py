@@ -7,9 +7,10 @@ from workloads import GIB, MIB, Phase, Subject, Workload, by_name
 
 BUDGETS = ["256MiB", "512MiB", "1GiB", "4GiB", "16GiB"]
 TENSOR, TENSORS = 8 * MIB, 64
-# A header as safetensors writes one: tensors begin at an even offset, and on no page.
+# With its length a header as safetensors writes one: tensors begin at an even offset, and on no page.
 HEADER = 6_002
-SHARDS = {f"shard-{number}": HEADER + TENSORS * TENSOR for number in range(4)}
+SHARDS = {f"model/model-{number:05}-of-00004.safetensors": HEADER + TENSORS * TENSOR
+          for number in range(1, 5)}
 SIXTEEN = {f"sixteen-{number:02}": 128 * MIB for number in range(16)}
 SIXTY_FOUR = {f"sixty-four-{number:02}": 32 * MIB for number in range(64)}
 # The objects of each number of streams: of 2 GiB in all, but for the first.
@@ -31,6 +32,8 @@ def streams(quick):
     local_folder = prepare.local_files(STREAMS[1])
     holds = [word for key, size in sizes.items() for word in ("--object", f"{key}={size}")]
     holds += ["--pattern", f"{SMALL_FOLDER}/{{10}}=1000"]
+    for number, key in enumerate(SHARDS):
+        holds += ["--head", f"{key}={prepare.safetensors_header(number, TENSORS, TENSOR, HEADER)}"]
     copies = {key: size for key, size in sizes.items() if size <= GIB}
     return Subject(by_name(of_streams()), holds, local_folder=local_folder, copies=copies)
 

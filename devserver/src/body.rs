@@ -35,8 +35,16 @@ impl ContentBody {
                 let index = |offset| usize::try_from(offset).expect("it is in memory");
                 bytes.slice(index(self.left.start)..index(self.left.end))
             }
-            Content::Synthetic { seed, .. } => {
-                content::piece(*seed, self.left.start, self.left.end - self.left.start)
+            Content::Synthetic { seed, head, .. } => {
+                let Range { start, end } = self.left;
+                let head_left = usize::try_from(start).ok().and_then(|at| head.get(at..));
+                match head_left.filter(|left| !left.is_empty()) {
+                    Some(left) => {
+                        let most = usize::try_from(end - start).unwrap_or(usize::MAX);
+                        head.slice_ref(&left[..left.len().min(most)])
+                    }
+                    None => content::piece(*seed, start, end - start),
+                }
             }
         };
         self.left.start += piece.len() as u64;

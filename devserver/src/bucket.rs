@@ -61,6 +61,21 @@ impl Bucket {
         ObjectInfo::of(&self.write().objects.put_synthetic(key, size))
     }
 
+    /// Puts an object whose first bytes are given and whose other bytes are computed: a file that
+    /// programs can parse, of any size. Panics if the head is longer than the object.
+    #[allow(clippy::must_use_candidate)]
+    pub fn put_headed(&self, key: &str, size: u64, head: impl Into<Bytes>) -> ObjectInfo {
+        let bytes = head.into();
+        assert!(bytes.len() as u64 <= size, "{key}: the head is longer than the object");
+        let info = self.put_synthetic(key, size);
+        self.amend(key, |object| {
+            if let Content::Synthetic { head, .. } = &mut object.content {
+                *head = bytes;
+            }
+        });
+        ObjectInfo { seed: None, ..info }
+    }
+
     /// Puts any number of synthetic objects at the cost of one, of a [`Family`](crate::Family) or
     /// any other pattern. A key that was put or deleted by itself, before or after, stays as it is.
     pub fn put_family(&self, keys: impl Into<Pattern>) {
@@ -87,9 +102,13 @@ impl Bucket {
         let index = |offset| usize::try_from(offset).expect("a range that fits into memory");
         match &object.content {
             Content::Stored(bytes) => bytes.slice(index(range.start)..index(range.end)),
-            Content::Synthetic { seed, .. } => {
+            Content::Synthetic { seed, head, .. } => {
                 let mut bytes = vec![0; index(range.end - range.start)];
                 content::fill(*seed, range.start, &mut bytes);
+                let head = head.get(index(range.start)..).unwrap_or_default();
+                for (byte, of_head) in bytes.iter_mut().zip(head) {
+                    *byte = *of_head;
+                }
                 bytes.into()
             }
         }
@@ -154,8 +173,8 @@ impl ObjectInfo {
             last_modified: object.last_modified,
             storage_class: object.storage_class.clone(),
             seed: match object.content {
-                Content::Stored(_) => None,
-                Content::Synthetic { seed, .. } => Some(seed),
+                Content::Synthetic { seed, ref head, .. } if head.is_empty() => Some(seed),
+                _ => None,
             },
         }
     }

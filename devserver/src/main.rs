@@ -26,6 +26,10 @@ struct Args {
     /// An object with computed bytes, such as models/7b.safetensors=13GiB; may be repeated
     #[arg(long, value_name = "KEY=SIZE", value_parser = object)]
     object: Vec<(String, u64)>,
+    /// The first bytes of the object with computed bytes of this key, such as the header of a
+    /// file format; may be repeated
+    #[arg(long, value_name = "KEY=FILE", value_parser = head)]
+    head: Vec<(String, PathBuf)>,
     /// Objects named PREFIX, a number from 0 to COUNT - 1 with leading zeros, SUFFIX; may be
     /// repeated
     #[arg(long, value_name = "PREFIX:COUNT:SIZE[:SUFFIX]", value_parser = family)]
@@ -140,6 +144,15 @@ async fn run(args: Args) -> io::Result<()> {
     for (key, size) in &args.object {
         bucket.put_synthetic(key, *size);
     }
+    for (key, path) in &args.head {
+        let wrong = |what: String| io::Error::other(format!("--head {key}: {what}"));
+        let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+        let object = bucket.info(key).ok_or_else(|| wrong("there is no such --object".into()))?;
+        if bytes.len() as u64 > object.size {
+            return Err(wrong("it is longer than the object".into()));
+        }
+        bucket.put_headed(key, object.size, bytes);
+    }
     for family in args.family {
         bucket.put_family(family);
     }
@@ -214,6 +227,11 @@ fn object(text: &str) -> Result<(String, u64), String> {
     // A key may hold the sign, a size may not.
     let (key, bytes) = text.rsplit_once('=').ok_or("must have the form KEY=SIZE")?;
     Ok((checked(key)?.into(), size(bytes)?))
+}
+
+fn head(text: &str) -> Result<(String, PathBuf), String> {
+    let (key, path) = text.rsplit_once('=').ok_or("must have the form KEY=FILE")?;
+    Ok((checked(key)?.into(), path.into()))
 }
 
 fn family(text: &str) -> Result<Family, String> {

@@ -52,7 +52,12 @@ impl Family {
 #[derive(Clone, Debug)]
 pub(crate) enum Content {
     Stored(Bytes),
-    Synthetic { seed: u64, size: u64 },
+    /// The first bytes are `head`, which may be empty; the others are computed.
+    Synthetic {
+        seed: u64,
+        size: u64,
+        head: Bytes,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -111,7 +116,12 @@ impl Object {
         let other = content::seed(key, !size ^ version.rotate_left(32));
         let parts = size.div_ceil(PART_BYTES).max(1);
         let etag = format!("{seed:016x}{other:016x}-{parts}");
-        Self::new(Content::Synthetic { seed, size }, etag, last_modified, version)
+        Self::new(
+            Content::Synthetic { seed, size, head: Bytes::new() },
+            etag,
+            last_modified,
+            version,
+        )
     }
 }
 

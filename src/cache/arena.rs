@@ -47,6 +47,8 @@ pub(super) struct Arena {
     slots: Mutex<Slots>,
     /// Bytes that all writers have received.
     received: AtomicU64,
+    /// Bytes of blocks that have a writer.
+    awaited: AtomicU64,
 }
 
 // SAFETY: the pointer is to a mapping that lives as long as the arena and is not tied to a
@@ -92,10 +94,16 @@ impl Arena {
         // Multiples of HUGE_BYTES in the arena are huge pages in memory: one more is mapped.
         // SAFETY: less than a huge page further, so still inside the mapping.
         let start = unsafe { base.add(base.align_offset(HUGE_BYTES)) };
-        let slots = Mutex::new(slots);
-        let received = AtomicU64::new(0);
-        let mapping = base;
-        Ok(Arc::new(Self { start, mapping, mapped_bytes, page_bytes, layout, slots, received }))
+        Ok(Arc::new(Self {
+            start,
+            mapping: base,
+            mapped_bytes,
+            page_bytes,
+            layout,
+            slots: Mutex::new(slots),
+            received: AtomicU64::new(0),
+            awaited: AtomicU64::new(0),
+        }))
     }
 
     /// Address space for a chunk of `len` bytes, all of its blocks empty.
@@ -119,6 +127,10 @@ impl Arena {
 
     pub(super) fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn awaited(&self) -> u64 {
+        self.awaited.load(Ordering::Relaxed)
     }
 
     fn release(&self, bytes: &Range<u64>) {
@@ -244,6 +256,7 @@ impl Memory {
             for part in layout.parts(stretch, layout.largest_part_bytes) {
                 self.states.take(part.clone());
                 let bytes = layout.block_bytes(&part, self.len);
+                self.arena.awaited.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                 writers.push(BlockWriter {
                     memory: self.clone(),
                     at: bytes.start,
@@ -396,6 +409,7 @@ impl Destination for BlockWriter {
 
 impl Drop for BlockWriter {
     fn drop(&mut self) {
+        self.memory.arena.awaited.fetch_sub(self.bytes.len() as u64, Ordering::Relaxed);
         let unfilled = self.next..self.blocks.end;
         if unfilled.is_empty() {
             return;

@@ -32,7 +32,6 @@ use parking_lot::Mutex;
 use self::pattern::{ENTRIES_EXAMINED, Ledger, Pattern};
 use crate::stats::Stats;
 
-mod bits;
 mod pattern;
 #[cfg(test)]
 mod tests;

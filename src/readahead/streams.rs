@@ -15,13 +15,15 @@
 //! The ranges fetched ahead depend on how a stream proceeds:
 //!
 //! - *Sequentially*, one read behind the other: a window ahead of its position, which grows with
-//!   the bytes read, without the ranges that other streams have just read. Reads that skip what
+//!   the bytes read, without the parts of the object that were read already. Reads that skip what
 //!   lies between them (the holes of a page cache) have read little, and open no large window.
 //! - *In strides*, each read as far from the last as that from the one before (the rows of a table,
 //!   a file read backwards): the next reads, and not what lies between. The beginnings of streams
 //!   are followed in the same way (a first touch of each tensor, the columns of a Parquet file).
 //! - A first read, or a random one: nothing, unless the runs before it were longer. It fetches the
 //!   bytes that were requested, in whole blocks.
+//! - An object that is probably read whole, in whatever order ([`Streams::read_whole`]): all of it,
+//!   from its beginning, beside what its streams are fetched ahead.
 
 use std::ops::Range;
 
@@ -30,10 +32,13 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use self::runs::{ReadStream, Runs};
+pub(crate) use self::whole::WholeAhead;
 use crate::cache::{NetworkPace, ObjectId};
 
+mod marks;
 mod runs;
 mod steps;
+mod whole;
 
 /// A small first read at the beginning of a larger object fetches this much, in one GET: enough to
 /// cover the kernel's first readaheads, little enough to waste on a header.
@@ -89,6 +94,8 @@ pub(crate) struct ReadPlan {
     pub(crate) ahead: Vec<Range<u64>>,
     /// The size of their GETs.
     pub(crate) ahead_piece_bytes: u64,
+    /// The object is read in several places, and it is not known yet whether it is read whole.
+    pub(crate) is_scattered: bool,
 }
 
 impl Streams {
@@ -111,17 +118,21 @@ impl Streams {
             now_piece_bytes: part.min(DEMAND_PIECE_BYTES).max(self.limits.block_bytes),
             ahead: Vec::new(),
             ahead_piece_bytes: part,
+            is_scattered: false,
         };
         if size <= self.limits.small_bytes {
             return ReadPlan { now: 0..size, now_piece_bytes: part, ..no_ahead };
         }
         let now = Instant::now();
         let mut objects = self.objects.lock();
-        let runs = objects.get_or_insert_mut(id, Runs::default);
+        let runs = objects.get_or_insert_mut(id, || Runs::new(size, self.limits.block_bytes));
+        runs.marks.note(&want);
+        runs.whole.read += want.end - want.start;
         let known = runs.find(&want);
         let is_new = known.is_none();
         let index = known.unwrap_or_else(|| runs.begin(&want, now));
         let begins = is_new || runs.began_before(index, &want);
+        let no_ahead = ReadPlan { is_scattered: runs.whole.is_asked_for(), ..no_ahead };
         let stream = &mut runs.streams[index];
         stream.used = now;
         let length = want.end - want.start;
@@ -139,8 +150,8 @@ impl Streams {
         let stream = &runs.streams[index];
         if want.end == size && !begins && stream.read >= stream.come() {
             runs.streams.remove(index);
-            if runs.streams.is_empty() {
-                // An empty entry would hide active streams of less recently used objects.
+            if runs.streams.is_empty() && !runs.whole.is_read() {
+                // Nothing is left to remember.
                 objects.pop(&id);
             }
             return no_ahead;
@@ -152,7 +163,7 @@ impl Streams {
         let runs = objects.get_mut(&id).expect("found above, under the same lock");
         if is_regular && joined.is_none() {
             let ahead = runs.ask_in_strides(index, begins, length, size, most);
-            return ReadPlan { ahead, ..no_ahead };
+            return ReadPlan { ahead: runs.marks.unread_of(ahead), ..no_ahead };
         }
         let stream = &mut runs.streams[index];
         let window = stream.window().min(most);
@@ -167,8 +178,9 @@ impl Streams {
         let reach = stream.position + window;
         let until = if reach < size { (reach / piece * piece).max(asked) } else { size };
         stream.asked = until;
-        let mut ahead = runs.without_read(asked..until, index, now);
-        ahead.extend(gap);
+        let mut ahead = Vec::from_iter(gap);
+        ahead.push(asked..until);
+        let mut ahead = runs.marks.unread_of(ahead);
         ahead.sort_by_key(|range| range.start);
         ReadPlan { ahead, ahead_piece_bytes: piece, ..no_ahead }
     }
@@ -205,7 +217,9 @@ fn active(objects: &LruCache<ObjectId, Runs>, now: Instant) -> u64 {
         |stream: &&ReadStream| stream.is_active(now) && (stream.is_bulk || stream.reads > 1);
     objects
         .iter()
-        .take_while(|(_, runs)| runs.streams.iter().any(|stream| stream.is_active(now)))
+        .take_while(|(_, Runs { streams, .. })| {
+            streams.is_empty() || streams.iter().any(|stream| stream.is_active(now))
+        })
         .map(|(_, runs)| runs.streams.iter().filter(with_window).count() as u64)
         .sum()
 }

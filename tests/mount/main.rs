@@ -22,6 +22,7 @@ mod life;
 mod limits;
 mod looking;
 mod matrix;
+mod models;
 mod mountpoints;
 mod names;
 mod ordinary_user;

@@ -1,8 +1,8 @@
 //! The pattern in which one directory is read (in order, at several places, or shuffled), and the
 //! files that are worth fetching ahead because of it.
 
-use super::bits::Bits;
 use super::{Account, Listed, SiblingLimits, SmallRead};
+use crate::readahead::bits::Bits;
 
 /// In a shuffled epoch, and of the files read ahead: one in this many is a little.
 const LITTLE: usize = 10;

@@ -4,9 +4,9 @@ use std::cell::Cell;
 
 use proptest::prelude::*;
 
-use super::bits::Bits;
 use super::pattern::*;
 use super::*;
+use crate::readahead::bits::Bits;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;

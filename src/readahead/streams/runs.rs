@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::marks::Marks;
 use super::steps::Steps;
+use super::whole::Whole;
 
 /// The longest window for each byte that was read of a stream. Eight bring a stream to the whole
 /// window of 128 MiB after 16 MiB.
@@ -59,11 +61,13 @@ const RUNS: usize = 3;
 const ACTIVE: Duration = Duration::from_secs(2);
 
 /// The streams of one object.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Runs {
     /// In the order in which they began.
     pub(super) streams: Vec<ReadStream>,
     pub(super) beginnings: Steps,
+    pub(super) marks: Marks,
+    pub(super) whole: Whole,
 }
 
 /// A stream that was made of two.
@@ -95,6 +99,15 @@ pub(super) struct ReadStream {
 }
 
 impl Runs {
+    pub(super) fn new(size: u64, block_bytes: u64) -> Self {
+        Self {
+            streams: Vec::new(),
+            beginnings: Steps::default(),
+            marks: Marks::new(size, block_bytes),
+            whole: Whole::default(),
+        }
+    }
+
     /// Begins a stream at a read; replaces the oldest one if there are too many.
     pub(super) fn begin(&mut self, want: &Range<u64>, used: Instant) -> usize {
         if self.streams.len() == STREAMS {
@@ -111,6 +124,7 @@ impl Runs {
             (asked.max(want.end), stream.read + stream.credit)
         });
         self.beginnings.add(want.start);
+        self.whole.places += u64::from(want.start > 0);
         self.streams.push(ReadStream {
             begun: want.start,
             is_bulk: want.start == 0 && want.end >= BULK_BYTES,
@@ -182,39 +196,9 @@ impl Runs {
         let most = most.min(length * BEGINNINGS_AHEAD);
         self.beginnings.ask(length, size, most)
     }
-
-    /// A range without what other active streams have read: those bytes are in the page cache and
-    /// no longer here.
-    pub(super) fn without_read(
-        &self,
-        range: Range<u64>,
-        index: usize,
-        now: Instant,
-    ) -> Vec<Range<u64>> {
-        let others = self.streams.iter().enumerate();
-        let mut read: Vec<_> = others
-            .filter(|&(other, stream)| other != index && stream.is_active(now))
-            .filter(|(_, stream)| 4 * stream.read >= 3 * stream.come())
-            .map(|(_, stream)| stream.range())
-            .filter(|read| read.start < range.end && range.start < read.end)
-            .collect();
-        read.sort_by_key(|read| read.start);
-        let (mut at, mut left) = (range.start, Vec::new());
-        for read in read {
-            left.push(at..read.start.max(at));
-            at = at.max(read.end);
-        }
-        left.push(at..range.end.max(at));
-        left.retain(|range| !range.is_empty());
-        left
-    }
 }
 
 impl ReadStream {
-    pub(super) fn range(&self) -> Range<u64> {
-        self.begun..self.position
-    }
-
     pub(super) fn is_active(&self, now: Instant) -> bool {
         now.duration_since(self.used) <= ACTIVE
     }

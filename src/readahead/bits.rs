@@ -1,6 +1,7 @@
 //! A set of small numbers: one bit each, counted.
 
 /// A set of indices.
+#[derive(Clone, Debug)]
 pub(super) struct Bits {
     words: Box<[u64]>,
     len: usize,
