@@ -57,20 +57,33 @@ impl Names {
     /// Looks a name up and counts one lookup of the kernel, which [`Self::forget`] takes back if
     /// the kernel never gets the answer.
     pub async fn lookup(self: &Arc<Self>, parent: Ino, name: &[u8]) -> Result<Node, FsError> {
-        let lookup = {
-            let mut state = self.state.lock();
-            let prefix = state.known.directory(parent)?;
-            let key = match rules::asked(&prefix, name) {
-                Asked::Key(key) => key,
-                Asked::Nothing => return Err(FsError::NotFound { ttl: FOREVER }),
-                Asked::TooLong => return Err(FsError::NameTooLong),
+        let mut waited = false;
+        let lookup = loop {
+            let entering = {
+                let mut state = self.state.lock();
+                let prefix = state.known.directory(parent)?;
+                let key = match rules::asked(&prefix, name) {
+                    Asked::Key(key) => key,
+                    Asked::Nothing => return Err(FsError::NotFound { ttl: FOREVER }),
+                    Asked::TooLong => return Err(FsError::NameTooLong),
+                };
+                let now = now();
+                if let Some(answer) = state.known.answer(&prefix, name, &key, now) {
+                    self.refresh(&mut state, &prefix, now);
+                    return state.known.give(answer, now);
+                }
+                let entering = state.entering(&prefix).filter(|_| !waited);
+                let Some(entering) = entering else {
+                    if !waited {
+                        self.enter(&mut state, &prefix, now);
+                    }
+                    break self.point_lookup(&mut state, &prefix, key, now);
+                };
+                entering
             };
-            let now = now();
-            if let Some(answer) = state.known.answer(&prefix, name, &key, now) {
-                self.refresh(&mut state, &prefix, now);
-                return state.known.give(answer, now);
-            }
-            self.point_lookup(&mut state, &prefix, key, now)
+            // It probably answers this lookup, too; if it fails, the lookup has its own error.
+            let _ = entering.outcome().await;
+            waited = true;
         };
         let point = lookup.outcome().await?;
         let now = now();

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use super::flat::{Flat, Proved};
 use super::plan::{ListingOrder, ListingPlan};
-use super::shared::{Names, PointLookup, PointOutcome, State, now, shut_down};
+use super::shared::{Names, NamesConfig, PointLookup, PointOutcome, State, now, shut_down};
 use crate::errno::FsError;
 use crate::names::entries::{Assembly, EntryRun, Inode, Rest};
 use crate::names::known::{Directory, Expiry, ListingWriter, PointAnswer, ScanFrom, Shown};
@@ -47,6 +47,8 @@ struct LookupScope {
     page_keys: Option<u16>,
     /// All keys below it, without a delimiter, may be asked for.
     flat: bool,
+    /// It is a directory: only what is in it is asked for.
+    entering: bool,
 }
 
 impl Names {
@@ -73,14 +75,46 @@ impl Names {
             || state.order == ListingOrder::Unordered
             || state.known.directories.begins_with_files(prefix, now);
         let page_keys = (!is_alone).then_some(self.config.page_keys);
-        let scope = LookupScope { page_keys, flat: !state.flat_denied };
-        let epoch = state.known.directories.epoch();
-        let (lookup, outcome) = PointLookup::new(epoch);
-        state.lookups.insert(key.clone(), lookup.clone());
-        tokio::spawn(self.clone().look_up(prefix.clone(), key, scope, (now, epoch), outcome));
+        let scope = LookupScope { page_keys, flat: !state.flat_denied, entering: false };
+        let lookup = self.begin_lookup(state, prefix.clone(), key, scope, now);
         if !is_listed && state.known.directories.with(prefix, Directory::missed) {
             self.listing_under_way(state, prefix, now);
         }
+        lookup
+    }
+
+    /// A name is looked up in a directory of which only its own name is known: asks for the
+    /// directory, as a lookup of it would have, because a program that begins there goes on there,
+    /// and below.
+    pub(crate) fn enter(self: &Arc<Self>, state: &mut State, prefix: &Arc<str>, now: Instant) {
+        let NamesConfig { page_keys, metadata_ttl, ref root_prefix, .. } = self.config;
+        let teaches = metadata_ttl != Some(Duration::ZERO)
+            && state.order != ListingOrder::Unordered
+            && !state.flat_denied;
+        if !teaches || **prefix == **root_prefix {
+            return;
+        }
+        if !state.known.directories.may_enter(prefix, page_keys.into(), now) {
+            return;
+        }
+        let Some((parent, _)) = rules::parent_and_name(prefix) else { return };
+        let key = prefix.strip_suffix('/').unwrap_or(prefix).to_owned();
+        let scope = LookupScope { page_keys: Some(page_keys), flat: true, entering: true };
+        self.begin_lookup(state, parent.into(), key, scope, now);
+    }
+
+    fn begin_lookup(
+        self: &Arc<Self>,
+        state: &mut State,
+        prefix: Arc<str>,
+        key: String,
+        scope: LookupScope,
+        now: Instant,
+    ) -> PointLookup {
+        let epoch = state.known.directories.epoch();
+        let (lookup, outcome) = PointLookup::new(epoch);
+        state.lookups.insert(key.clone(), lookup.clone());
+        tokio::spawn(self.clone().look_up(prefix, key, scope, (now, epoch), outcome));
         lookup
     }
 
@@ -140,14 +174,16 @@ impl Names {
         };
         let found = found.map(|inode| (state.known.number(&inode), inode));
         let point = PointAnswer { found, expiry: Expiry::after(asked, ttl), epoch };
-        if state.known.directories.is_current(prefix, epoch) {
+        let is_asked = point.found.is_some() || !scope.entering;
+        if is_asked && state.known.directories.is_current(prefix, epoch) {
             state.known.points.put(key, point.clone());
         }
         if scope.flat && flat.is_none() && own.is_some() {
             state.flat_is_denied();
         }
         if let (Some((_, Inode::Directory(below))), Some(_)) = (&point.found, scope.page_keys) {
-            let mut learning = Learning { names: self, state, asked, epoch };
+            let is_bet = scope.entering;
+            let mut learning = Learning { names: self, state, asked, epoch, is_bet };
             if let Some(flat) = flat {
                 learning.learn_flat_page(below, flat);
             }
@@ -185,14 +221,22 @@ impl Names {
     }
 
     /// Believes a directory that answers to requests from `asked`, in `epoch`, show whole.
-    pub(super) fn learn(&self, state: &mut State, proved: Proved, asked: Instant, epoch: u64) {
+    /// False if that is known, or was dropped since.
+    pub(super) fn learn(
+        &self,
+        state: &mut State,
+        proved: Proved,
+        asked: Instant,
+        epoch: u64,
+    ) -> bool {
         let Proved { prefix, runs, rest, .. } = proved;
         let directories = &mut state.known.directories;
         if !directories.is_current(&prefix, epoch) || directories.needs_nothing(&prefix, now()) {
-            return;
+            return false;
         }
         let mut writer = directories.begin(&prefix, asked);
         self.show_whole(state, &mut writer, runs, asked, rest);
+        true
     }
 
     /// Shows all entries of a directory at once.
@@ -218,6 +262,8 @@ struct Learning<'a> {
     state: &'a mut State,
     asked: Instant,
     epoch: u64,
+    /// It was asked for because it may be used.
+    is_bet: bool,
 }
 
 impl Learning<'_> {
@@ -242,7 +288,20 @@ impl Learning<'_> {
             }
         }
         for proved in proved {
-            self.names.learn(self.state, proved, self.asked, self.epoch);
+            self.learn(proved);
+        }
+    }
+
+    fn learn(&mut self, proved: Proved) {
+        let prefix = proved.prefix.clone();
+        if self.names.learn(self.state, proved, self.asked, self.epoch) {
+            self.is_learnt(&prefix);
+        }
+    }
+
+    fn is_learnt(&mut self, prefix: &str) {
+        if self.is_bet {
+            self.state.known.directories.with_known(prefix, |directory| directory.is_bet = true);
         }
     }
 
@@ -255,13 +314,14 @@ impl Learning<'_> {
             let Ok(last) = assembly.last() else { return };
             let (prefix, runs, rest) = (below.clone(), vec![beginning, last], assembly.rest());
             let proved = Proved { prefix, runs, rest, keys: page.entries.len() };
-            return self.names.learn(self.state, proved, self.asked, self.epoch);
+            return self.learn(proved);
         }
         let known = &mut self.state.known;
         let directories = &known.directories;
         if directories.is_current(below, self.epoch) && !directories.needs_nothing(below, now()) {
             known.number_all(below, &mut beginning, &mut 0);
             known.directories.begins_with(below, (page, self.asked, self.epoch), beginning);
+            self.is_learnt(below);
         }
     }
 
@@ -285,7 +345,7 @@ impl Learning<'_> {
 async fn ask(
     store: &Arc<dyn ObjectStore>,
     key: &str,
-    LookupScope { page_keys, flat }: LookupScope,
+    LookupScope { page_keys, flat, entering }: LookupScope,
 ) -> Result<StoreAnswer, StoreError> {
     let started = tokio::time::Instant::now();
     let below = rules::directory_prefix(key);
@@ -305,7 +365,8 @@ async fn ask(
         Ok((first_page(&**store, prefix, true, page_keys).await?, false))
     };
     tokio::pin!(list);
-    let mut head = store.head(key);
+    let mut head =
+        if entering { Box::pin(async { Err(StoreError::NotFound) }) } else { store.head(key) };
     let (listed, file) = tokio::select! {
         biased;
         listed = &mut list => {

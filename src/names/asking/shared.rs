@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, watch};
 use super::plan::ListingOrder;
 use crate::errno::FsError;
 use crate::names::known::{Directories, Inodes, Known, PointAnswer};
+use crate::names::rules;
 use crate::store::{ObjectStore, StoreError};
 
 /// Point answers that are kept, negative ones included: 100,000 of some 300 bytes are 30 MB.
@@ -84,6 +85,14 @@ impl State {
                  tree of small ones takes a request for each"
             );
         }
+    }
+
+    /// The lookup of a directory itself that is under way, because a name was looked up in it.
+    pub(crate) fn entering(&self, prefix: &str) -> Option<PointLookup> {
+        let (parent, _) = rules::parent_and_name(prefix)?;
+        let lookup = self.lookups.get(prefix.strip_suffix('/')?)?;
+        let is_current = self.known.directories.is_current(parent, lookup.epoch);
+        (lookup.is_alive() && is_current).then(|| lookup.clone())
     }
 
     /// A listing has found out how the store lists. `Sequential` is not remembered: the store may

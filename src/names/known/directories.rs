@@ -16,6 +16,7 @@ use super::partial::Partial;
 use super::progress::ListingWriter;
 use super::resume::Resume;
 use super::walk::{Ahead, MOST_AHEAD};
+use crate::base::credit::Credit;
 use crate::errno::FsError;
 use crate::names::entries::{EntryRun, Listing};
 use crate::names::rules;
@@ -27,6 +28,17 @@ const MAX_FIRST_PAGES: usize = 8;
 
 /// Mtimes kept of directories that neither the kernel nor a listing holds: some 10 MB.
 const MAX_MTIMES: NonZeroUsize = NonZeroUsize::new(100_000).expect("not zero");
+
+/// Directories of which more is asked for when a name is looked up in one, before any of them was
+/// used again: two requests each. With success, more may be asked for in vain.
+const ENTERED: usize = 32;
+const MOST_ENTERED: usize = 64;
+
+/// The use of a directory that was entered saves twice the requests.
+const GAIN: usize = 2;
+
+/// Without success, one directory in so many.
+const ENTERED_AGAIN: usize = 32;
 
 #[derive(Debug)]
 pub(crate) struct Directories {
@@ -41,6 +53,10 @@ pub(crate) struct Directories {
     first_epoch: u64,
     last_generation: u32,
     metadata_ttl: Option<Duration>,
+    /// What may be asked for of directories in which a name is looked up.
+    entering: Credit,
+    /// Directories that might have been entered.
+    entries: usize,
     /// Of listed directories whose records were removed, so that they have them again.
     mtimes: LruCache<Arc<str>, Mtime>,
 }
@@ -61,6 +77,8 @@ impl Directories {
             first_epoch: 0,
             last_generation: 0,
             metadata_ttl,
+            entering: Credit::new(ENTERED, MOST_ENTERED),
+            entries: 0,
             mtimes: LruCache::new(MAX_MTIMES),
         }
     }
@@ -157,14 +175,35 @@ impl Directories {
         now: Instant,
     ) -> Option<(Arc<Listing>, Duration)> {
         let believed = self.get(prefix)?.believed_listing(now)?;
-        self.budget.touch(prefix);
+        self.used(prefix);
         Some(believed)
     }
 
     pub(crate) fn answer(&mut self, prefix: &str, name: &[u8], now: Instant) -> Option<NameAnswer> {
         let answer = self.get(prefix)?.answer(name, now)?;
-        self.budget.touch(prefix);
+        self.used(prefix);
         Some(answer)
+    }
+
+    fn used(&mut self, prefix: &str) {
+        self.budget.touch(prefix);
+        if let Some(directory) = self.by_prefix.get_mut(prefix).filter(|one| one.is_bet) {
+            directory.is_bet = false;
+            self.entering.win(GAIN);
+        }
+    }
+
+    /// A name is looked up in a directory of which nothing is known that could answer: true if the
+    /// directory is worth asking for.
+    pub(crate) fn may_enter(&mut self, prefix: &str, keys: usize, now: Instant) -> bool {
+        if !self.get(prefix).is_none_or(|directory| directory.is_unseen(keys, now)) {
+            return false;
+        }
+        self.entries += 1;
+        if self.entries.is_multiple_of(ENTERED_AGAIN) {
+            self.entering.recover();
+        }
+        self.entering.pay(1)
     }
 
     /// Continues a scan that has delivered the entries before `index` of listing `generation`.

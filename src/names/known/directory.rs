@@ -57,6 +57,8 @@ pub(crate) struct Directory {
     pub(super) mtime: Mtime,
     kernel_pages: KernelPages,
     pub(crate) walk: Walk,
+    /// It was asked for because it may be used, and was not used yet.
+    pub(crate) is_bet: bool,
     /// Reasons for hiding keys that are in the log.
     pub(crate) warned: BTreeSet<Hidden>,
 }
@@ -92,6 +94,7 @@ impl Directory {
             mtime,
             kernel_pages: KernelPages::default(),
             walk: Walk::default(),
+            is_bet: false,
             warned: BTreeSet::new(),
         }
     }
@@ -241,6 +244,17 @@ impl Directory {
         let is_small = self.versions.front().is_some_and(|newest| newest.len() < keys);
         let is_over = !self.is_believed(now) && self.last_part().is_some();
         is_small && (self.is_due(now) || is_over && self.under_way().is_none())
+    }
+
+    /// No name in it is believed, nor will be soon; and what was believed has expired, and had
+    /// fewer entries than a page of this many keys.
+    pub(super) fn is_unseen(&self, keys: usize, now: Instant) -> bool {
+        !self.needs_nothing(now)
+            && self.partial.as_ref().is_none_or(|partial| partial.remaining(now).is_none())
+            && self
+                .versions
+                .front()
+                .is_none_or(|newest| newest.len() < keys && self.expiry.is_some())
     }
 
     /// Counts a lookup with requests. True when the directory is worth listing: after

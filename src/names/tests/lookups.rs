@@ -112,8 +112,40 @@ async fn a_path_in_a_large_tree_costs_a_round_trip_for_two_components() {
         mount.look(path).await.expect("exists");
         assert_eq!(start.elapsed(), Duration::from_millis(40) * round_trips, "{path}");
         let (lists, heads) = mount.requests();
-        assert_eq!((lists, heads), (2 * u64::from(round_trips), u64::from(round_trips)), "{path}");
+        // A directory that only its parent has shown is asked for, too.
+        let rounds = u64::from(round_trips);
+        assert_eq!((lists, heads), (2 * rounds + 2 * (rounds - 1), rounds), "{path}");
     }
+}
+
+/// F2
+#[tokio::test(start_paused = true)]
+async fn a_program_that_begins_in_a_directory_waits_once_for_all_that_is_below() {
+    let keys = ["p/__init__.py", "p/m.py", "p/sub/__init__.py", "p/sub/deep/x", "z"];
+    let mount = mount(&keys);
+    mount.faults.delay(Operation::Head, Duration::from_millis(15));
+    mount.faults.delay(Operation::List, Duration::from_millis(40));
+    mount.list(ROOT).await.expect("listed");
+    let p = mount.ino("p").await;
+    let start = Instant::now();
+    // Two programs at once: one round trip, and one set of requests for the directory.
+    let (a, b) = tokio::join!(mount.names.lookup(p, b"__init__.so"), mount.look("p/m.py"));
+    assert!(is_absent(&a) && b.is_ok());
+    assert_eq!(start.elapsed(), Duration::from_millis(40));
+    for path in ["p/__init__.abi3.so", "p/sub/__init__.so", "p/sub/deep/y"] {
+        assert!(is_absent(&mount.look(path).await), "{path}");
+    }
+    for path in keys {
+        mount.look(path).await.expect("exists");
+    }
+    assert_eq!((start.elapsed(), mount.requests()), (Duration::from_millis(40), (5, 1)));
+    // When its time is over, all of it is asked for together again.
+    pass(TTL).await;
+    let start = Instant::now();
+    for path in ["p/no", "p/m.py", "p/sub/no", "p/sub/deep/x"] {
+        let _ = mount.look(path).await;
+    }
+    assert!(start.elapsed() <= Duration::from_millis(80), "{:?}", start.elapsed());
 }
 
 /// F2
