@@ -110,7 +110,9 @@ impl BucketFs {
 
     /// The attributes behind a name. Counts one lookup, as [`Names::lookup`] does.
     pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attributes, FsError> {
-        Ok(self.attributes_of(&self.names.lookup(parent, name).await?))
+        let found = self.names.lookup(parent, name).await;
+        self.readahead.on_lookup(&self.names, parent);
+        Ok(self.attributes_of(&found?))
     }
 
     pub fn attributes(&self, ino: Ino) -> Result<Attributes, FsError> {

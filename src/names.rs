@@ -242,6 +242,14 @@ impl Names {
         (listing.ino(index) == ino).then_some(SiblingPosition { listing, index })
     }
 
+    /// The first place of a directory's listing; `None` if that is empty or not believed.
+    pub(crate) fn first_position(&self, directory: Ino) -> Option<SiblingPosition> {
+        let mut known = self.known();
+        let prefix = known.directory(directory).ok()?;
+        let (listing, _) = known.directories.believed_listing(&prefix, now())?;
+        (listing.len() > 0).then_some(SiblingPosition { listing, index: 0 })
+    }
+
     /// Drops what is believed of all names, negative answers included. Inodes stay: a program that
     /// has one open keeps reading the version that it names. Returns the directories that the
     /// kernel knows.

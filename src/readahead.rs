@@ -11,7 +11,7 @@ use self::checkpoints::{HEAD_BYTES, Kind};
 use self::siblings::{Listed, SiblingLimits, Siblings, SmallRead};
 use self::streams::{StreamLimits, Streams, WholeAhead};
 use crate::cache::{ChunkCache, Purpose, ReadConfig, Source};
-use crate::names::{Inode, Names, SiblingPosition};
+use crate::names::{Ino, Inode, Names, SiblingPosition};
 use crate::stats::Stats;
 
 mod bits;
@@ -75,6 +75,18 @@ impl Readahead {
         }
     }
 
+    /// Fetches what is worth fetching because a program has looked up a name in `directory`: once
+    /// for each directory, as soon as that is listed.
+    pub(crate) fn on_lookup(&self, names: &Names, directory: Ino) {
+        if self.siblings.enters(directory)
+            && let Some(position) = names.first_position(directory)
+        {
+            let served_bytes = self.stats.bytes_served.get();
+            let chosen = self.siblings.enter((directory, &position), served_bytes);
+            self.fetch_chosen(&position, chosen);
+        }
+    }
+
     /// Fetches the bytes that the read waits for, and those that its stream will read next.
     fn fetch_stream(&self, source: &Source, want: Range<u64>) {
         let size_bytes = source.meta.version.size_bytes;
@@ -134,7 +146,11 @@ impl Readahead {
 
     /// Fetches the siblings of a small file that will probably be read next.
     fn fetch_siblings(&self, position: &SiblingPosition, read: SmallRead) {
-        let mut chosen = self.siblings.read(position, read);
+        let chosen = self.siblings.read(position, read);
+        self.fetch_chosen(position, chosen);
+    }
+
+    fn fetch_chosen(&self, position: &SiblingPosition, mut chosen: Vec<usize>) {
         chosen.retain(|&index| !self.fetch_sibling(position, index));
         if !chosen.is_empty() {
             self.siblings.not_fetched(position, &chosen);

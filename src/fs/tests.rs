@@ -6,6 +6,8 @@ use crate::base::layout::Layout;
 use crate::names::ROOT;
 use crate::testing::memory::MemoryStore;
 
+mod replay;
+
 const FILES: usize = 1000;
 const FILE_BYTES: usize = 32_000;
 
@@ -22,22 +24,7 @@ impl Rig {
         for number in 0..FILES {
             store.put(&name(number), bytes(number));
         }
-        let ownership = Ownership { uid: 0, gid: 0, file_mode: 0o444, dir_mode: 0o555 };
-        let names = NamesConfig {
-            root_prefix: String::new(),
-            metadata_ttl: ttl,
-            negative_ttl: Duration::ZERO,
-            listings_bytes: usize::MAX,
-            page_keys: 1000,
-            pages_at_once: 4,
-        };
-        let reading = ReadConfig {
-            layout: Layout::within(budget_bytes, None, None),
-            memory_budget_bytes: budget_bytes,
-            max_connections: 128,
-        };
-        let config = FsConfig { ownership, names, reading };
-        let fs = BucketFs::new(store.clone(), config, Handle::current(), Arc::default()).unwrap();
+        let fs = file_system(store.clone(), budget_bytes, ttl);
         Self { store, fs }
     }
 
@@ -66,6 +53,30 @@ impl Rig {
     fn gets(&self) -> usize {
         usize::try_from(self.store.counts().gets).unwrap()
     }
+}
+
+/// With a `ttl` of zero, listings are never believed.
+fn file_system(
+    store: Arc<dyn ObjectStore>,
+    budget_bytes: u64,
+    ttl: Option<Duration>,
+) -> Arc<BucketFs> {
+    let ownership = Ownership { uid: 0, gid: 0, file_mode: 0o444, dir_mode: 0o555 };
+    let names = NamesConfig {
+        root_prefix: String::new(),
+        metadata_ttl: ttl,
+        negative_ttl: Duration::ZERO,
+        listings_bytes: usize::MAX,
+        page_keys: 1000,
+        pages_at_once: 4,
+    };
+    let reading = ReadConfig {
+        layout: Layout::within(budget_bytes, None, None),
+        memory_budget_bytes: budget_bytes,
+        max_connections: 128,
+    };
+    let config = FsConfig { ownership, names, reading };
+    BucketFs::new(store, config, Handle::current(), Arc::default()).unwrap()
 }
 
 fn name(number: usize) -> String {

@@ -13,8 +13,11 @@
 //!   and not used stay under a tenth of those read. From then on each read allows for six more,
 //!   until all the rest is cached.
 //!
-//! Both are bets, and a ledger of the directory checks them: when more than a tenth of the files
-//! read ahead were not used, the directory is held to the tenth until that is long ago.
+//! A third way concerns small directories, as those of programs: a file waits for a round trip, and
+//! in its time all files of such a directory would come. So they are fetched together ([`small`]).
+//!
+//! The first two are bets, and a ledger of the directory checks them: when more than a tenth of the
+//! files read ahead were not used, the directory is held to the tenth until that is long ago.
 //!
 //! Files read ahead must still be cached when they are wanted. So they take no more than a share of
 //! the memory budget for all directories together, and in a shuffled epoch nothing is read ahead
@@ -24,15 +27,17 @@
 //! each entry. Time is measured in bytes served, the clock by which a cache forgets.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use lru::LruCache;
 use parking_lot::Mutex;
 
 use self::pattern::{ENTRIES_EXAMINED, Ledger, Pattern};
+use crate::base::credit::Credit;
 use crate::stats::Stats;
 
 mod pattern;
+mod small;
 #[cfg(test)]
 mod tests;
 
@@ -83,9 +88,33 @@ pub(crate) struct SmallRead {
 pub(crate) struct Siblings {
     limits: SiblingLimits,
     state: Mutex<Patterns>,
-    /// The inode numbers of the files that were read first lately, and where the next one goes.
-    recent: [AtomicU64; RECENT],
-    next_recent: AtomicUsize,
+    /// Files that were read first lately.
+    read: Recent,
+    /// Directories that were entered lately.
+    entered: Recent,
+    /// Directories are worth fetching as soon as they are entered.
+    is_trusted: AtomicBool,
+}
+
+/// The last few inode numbers of some kind, and where the next one goes.
+struct Recent {
+    numbers: [AtomicU64; RECENT],
+    next: AtomicUsize,
+}
+
+impl Recent {
+    fn new() -> Self {
+        Self { numbers: std::array::from_fn(|_| AtomicU64::new(0)), next: AtomicUsize::new(0) }
+    }
+
+    fn has(&self, number: u64) -> bool {
+        self.numbers.iter().any(|recent| recent.load(Relaxed) == number)
+    }
+
+    fn add(&self, number: u64) {
+        let place = self.next.fetch_add(1, Relaxed) % RECENT;
+        self.numbers[place].store(number, Relaxed);
+    }
 }
 
 struct Patterns {
@@ -99,21 +128,28 @@ struct Account {
     limits: SiblingLimits,
     /// Bytes of files that are ahead and not used.
     ahead_bytes: u64,
+    /// What small directories may cost.
+    credit: Credit,
+    entered: Credit,
+    /// First reads since the credit recovered.
+    reads: usize,
     stats: Arc<Stats>,
 }
 
 impl Siblings {
     pub(crate) fn new(limits: SiblingLimits, stats: Arc<Stats>) -> Self {
+        let (credit, entered) = small::credits();
         let directories = DIRECTORIES.try_into().expect("not zero");
         Self {
             limits,
             state: Mutex::new(Patterns {
                 by_path: LruCache::new(directories),
                 entries: 0,
-                account: Account { limits, ahead_bytes: 0, stats },
+                account: Account { limits, ahead_bytes: 0, credit, entered, reads: 0, stats },
             }),
-            recent: std::array::from_fn(|_| AtomicU64::new(0)),
-            next_recent: AtomicUsize::new(0),
+            read: Recent::new(),
+            entered: Recent::new(),
+            is_trusted: AtomicBool::new(false),
         }
     }
 
@@ -123,12 +159,17 @@ impl Siblings {
         if size_bytes > self.limits.small_bytes || self.limits.ahead_bytes == 0 {
             return false;
         }
-        if self.recent.iter().any(|recent| recent.load(Relaxed) == id) {
-            return false;
+        let is_new = !self.read.has(id);
+        if is_new {
+            self.read.add(id);
         }
-        let place = self.next_recent.fetch_add(1, Relaxed) % RECENT;
-        self.recent[place].store(id, Relaxed);
-        true
+        is_new
+    }
+
+    /// [`Self::enter`] may be called for a lookup in the directory with this inode number. Costs
+    /// some nanoseconds.
+    pub(crate) fn enters(&self, directory: u64) -> bool {
+        self.is_trusted.load(Relaxed) && !self.entered.has(directory)
     }
 
     /// Notes the first read of a small file. Returns the indices of the siblings to fetch ahead,
@@ -144,6 +185,12 @@ impl Siblings {
         if !pattern.note(directory, read, account) {
             return Vec::new();
         }
+        account.count_read();
+        let small = pattern.choose_small(directory, account);
+        self.is_trusted.store(account.credit.is_trusted(), Relaxed);
+        if !small.is_empty() {
+            return small;
+        }
         let front = pattern.front(read.index);
         pattern.pass_by(directory, front, account);
         let chosen = pattern.choose(directory, front, account);
@@ -153,13 +200,31 @@ impl Siblings {
         chosen
     }
 
+    /// A program has looked a name up in a directory. Returns what is worth fetching before it
+    /// reads anything there: the files of a small directory, where others before were used.
+    pub(crate) fn enter(
+        &self,
+        (number, directory): (u64, &dyn Listed),
+        served_bytes: u64,
+    ) -> Vec<usize> {
+        self.entered.add(number);
+        let mut state = self.state.lock();
+        state.admit(directory, served_bytes);
+        let Patterns { by_path, account, .. } = &mut *state;
+        let pattern = by_path.get_mut(directory.path()).expect("was admitted");
+        pattern.choose_entered(directory, account)
+    }
+
     /// These were chosen, but nothing was fetched: the budget was full, or they are cached.
     pub(crate) fn not_fetched(&self, directory: &dyn Listed, indices: &[usize]) {
         let Patterns { by_path, account, .. } = &mut *self.state.lock();
         let Some(pattern) = by_path.peek_mut(directory.path()) else { return };
         if pattern.generation == directory.generation() {
             for &index in indices {
-                pattern.take_ahead(directory, index, account);
+                let bytes = pattern.take_ahead(directory, index, account);
+                if let Some(bytes) = bytes.filter(|_| pattern.is_small) {
+                    account.credit.give_back(small::cost(bytes));
+                }
             }
         }
     }

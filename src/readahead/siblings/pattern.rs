@@ -1,7 +1,7 @@
 //! The pattern in which one directory is read (in order, at several places, or shuffled), and the
 //! files that are worth fetching ahead because of it.
 
-use super::{Account, Listed, SiblingLimits, SmallRead};
+use super::{Account, Listed, SiblingLimits, SmallRead, small};
 use crate::readahead::bits::Bits;
 
 /// In a shuffled epoch, and of the files read ahead: one in this many is a little.
@@ -63,6 +63,10 @@ pub(super) struct Pattern {
     pub(super) read_at: u64,
     /// The previous epoch read the whole directory.
     was_whole: bool,
+    /// All of it is worth a round trip.
+    pub(super) is_small: bool,
+    /// It was fetched before one of its files was read.
+    pub(super) was_entered: bool,
     fronts: Vec<Front>,
     pub(super) ledger: Ledger,
 }
@@ -108,6 +112,8 @@ impl Pattern {
             began_at: served_bytes,
             read_at: served_bytes,
             was_whole: false,
+            is_small: small::is_small(directory),
+            was_entered: false,
             fronts: Vec::new(),
             ledger: Ledger::default(),
         }
@@ -137,8 +143,12 @@ impl Pattern {
             }
         } else {
             self.read.set(index);
+            self.read_small(account);
             if let Some(bytes) = self.take_ahead(directory, index, account) {
                 self.settle(1, bytes, cached, account);
+                if self.is_small && cached {
+                    account.credit.win(small::GAIN * small::cost(bytes));
+                }
             }
         }
         self.ledger.count_read(self.small_files);
@@ -240,9 +250,7 @@ impl Pattern {
                 {
                     break;
                 }
-                self.ahead.set(at);
-                self.ahead_bytes += size;
-                account.ahead_bytes += size;
+                self.mark_ahead(at, size, account);
                 chosen.push(at);
             }
             at += 1;
@@ -295,6 +303,12 @@ impl Pattern {
     fn is_trusted(&self) -> bool {
         let Ledger { used, wasted, .. } = self.ledger;
         wasted * LITTLE <= used + wasted || wasted < BEYOND_CHANCE
+    }
+
+    pub(super) fn mark_ahead(&mut self, index: usize, bytes: u64, account: &mut Account) {
+        self.ahead.set(index);
+        self.ahead_bytes += bytes;
+        account.ahead_bytes += bytes;
     }
 
     /// Unmarks a file as ahead. Returns its size if it was.

@@ -358,6 +358,59 @@ fn directories_share_what_may_be_ahead_and_idle_ones_give_theirs_up() {
     assert!(ahead(3) > Some(15 * MIB));
 }
 
+/// R7
+#[test]
+fn a_small_directory_is_fetched_at_its_second_file() {
+    let few = |path: &str| Folder::new(path, vec![Some(5 * KIB); 20]);
+    let large = [
+        Folder::new("files/", vec![Some(KIB); 129]),
+        Folder::new("bytes/", vec![Some(MIB); 5]),
+        Folder::new("entries/", [vec![None; 1020], vec![Some(KIB); 5]].concat()),
+    ];
+    let siblings = siblings(NO_LIMITS);
+    for folder in &large {
+        let mut program = Program::new(folder, &siblings, u64::MAX);
+        program.read_all((0..3).map(|back| folder.sizes.len() - 1 - back));
+        assert_eq!(program.ahead, 0, "{}", folder.path);
+    }
+    // Files of more than 1 MiB are no part of it.
+    let folder = Folder::new("d/", [vec![Some(5 * KIB); 20], vec![Some(5 * MIB); 4]].concat());
+    let mut program = Program::new(&folder, &siblings, u64::MAX);
+    assert!(program.read(7).is_empty());
+    assert_eq!(program.read(3).len(), 18);
+    program.read_all(0..20);
+    assert_eq!((program.fetched(), program.unused()), (20, 0));
+    // It was used: in the next one, a name is enough.
+    let next = few("e/");
+    assert!(siblings.enters(7));
+    assert_eq!(siblings.enter((7, &next), 0).len(), 20);
+    assert!(!siblings.enters(7));
+}
+
+/// R7
+#[test]
+fn small_directories_that_are_not_used_cost_no_more_than_is_written_of_it() {
+    let folder = |number: usize| Folder::new(&format!("{number}/"), vec![Some(5 * KIB); 20]);
+    let first = siblings(NO_LIMITS);
+    let mut ahead = 0;
+    for number in 0..1000 {
+        let folder = folder(number);
+        let mut program = Program::new(&folder, &first, u64::MAX);
+        program.read_all([4, 11]);
+        ahead += program.ahead;
+    }
+    assert!((100..=128 + 2000 / 64).contains(&ahead), "{ahead}");
+
+    // A program that has read all of four, and then looks at the names of a thousand.
+    let second = siblings(NO_LIMITS);
+    for number in 0..4 {
+        Program::new(&folder(number), &second, u64::MAX).read_all(0..20);
+    }
+    let entered =
+        (4_u16..1000).map(|number| second.enter((number.into(), &folder(number.into())), 0).len());
+    assert_eq!(entered.sum::<usize>(), 8 * 20);
+}
+
 #[test]
 fn another_listing_begins_anew_and_owes_nothing() {
     let siblings = siblings(NO_LIMITS);
@@ -367,7 +420,7 @@ fn another_listing_begins_anew_and_owes_nothing() {
     assert!(program.unused() > 10);
     drop(program);
     folder.generation += 1;
-    folder.sizes.truncate(20);
+    folder.sizes.truncate(200);
     let mut program = Program::new(&folder, &siblings, u64::MAX);
     program.read_all(0..2);
     assert_eq!((program.ahead, ahead_bytes(&siblings)), (0, 0));
