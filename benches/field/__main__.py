@@ -13,6 +13,7 @@ import sys
 import time
 
 import bars
+import imports
 import names
 import prepare
 import processes
@@ -23,7 +24,8 @@ import servers
 import streams
 import workloads
 
-SUBJECTS = {"reads": workloads.reads, "streams": streams.streams, "names": names.names}
+SUBJECTS = {"reads": workloads.reads, "streams": streams.streams, "names": names.names,
+            "imports": imports.imports}
 
 
 class Progress:
@@ -80,7 +82,7 @@ def clock(seconds):
 def arguments():
     parser = argparse.ArgumentParser(prog="benches/field", description=__doc__)
     what = parser.add_argument_group("what is measured")
-    what.add_argument("subject", nargs="*", metavar="SUBJECT", help="reads, streams, names [default: all]")
+    what.add_argument("subject", nargs="*", metavar="SUBJECT", help="reads, streams, names, imports [default: all]")
     what.add_argument("--network", choices=[*servers.NETWORKS, "all"], action="append",
                       help="may be repeated [default: s3]")
     what.add_argument("--https", action="store_true",
@@ -240,12 +242,15 @@ def run(network, subject, chosen, limits, until):
     try:
         for path in subject.uploads:
             server.put(path)
-        copied = {}
+        for key, folder in subject.trees.items():
+            server.put_tree(key, folder)
+        copied, trees = {}, {}
         for workload, taken in chosen:
             if products.JUICEFS in taken:
                 copied |= subject.copied(workload)
-        if copied:
-            products.write_copies(server, copied)
+                trees = subject.trees
+        if copied or trees:
+            products.write_copies(server, copied, trees)
         for workload, taken in chosen:
             if time.monotonic() > until:
                 break

@@ -84,6 +84,29 @@ def safetensors_header(shard, tensors, tensor_bytes, size):
     return path
 
 
+def site_packages(packages, names):
+    """Installs packages into folders under WORK/local, by name: the first as pip leaves it, the
+    second with bytecode that is never compared with its source."""
+    local_folder = WORK / "local"
+    trees = {name: local_folder / name for name in names}
+    as_it_is, unchecked = trees.values()
+    if not as_it_is.exists():
+        part = as_it_is.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        pip = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "--no-warn-conflicts", "--target", part, *packages], check=True)
+        part.rename(as_it_is)
+    if not unchecked.exists():
+        part = unchecked.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(as_it_is, part)
+        command = [PYTHON, "-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash"]
+        # Some files of tests are not Python, and it ends with 1.
+        subprocess.run([*command, part], check=False)
+        part.rename(unchecked)
+    return local_folder, trees
+
+
 def table_and_tensors(folder, quick):
     """Writes the Parquet table and the safetensors file, which programs must be able to parse."""
     rows = (1 if quick else 4) << 20

@@ -88,7 +88,7 @@ def juicefs(server, mountpoint, scratch, options):
             *options, _metadata(server), mountpoint]
 
 
-def write_copies(server, sizes):
+def write_copies(server, sizes, trees):
     """Makes a JuiceFS in the server's bucket, and files in it: it cannot read a bucket as it is."""
     keys = server.environment
     command = [prepare.program("juicefs"), "format", "--no-agent", "--storage", "s3",
@@ -99,6 +99,8 @@ def write_copies(server, sizes):
     mount = Mount(juicefs, server, [])
     try:
         prepare.write_files(Path(mount.folder), sizes)
+        for key, folder in trees.items():
+            shutil.copytree(folder, Path(mount.folder) / key)
     finally:
         mount.close()
 

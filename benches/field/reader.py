@@ -194,6 +194,16 @@ def several_by_client(meter, args):
         CLIENTS[args["how"]](args | {"key": args["keys"][index]}, 0, None)))
 
 
+def start(meter, args):
+    """A Python that finds its packages in a folder, and nowhere else."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environ |= {"PYTHONPATH": path(args), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-S", "-c", args["code"]]
+    meter.begin()
+    subprocess.run(command, env=environ, check=True, stdout=subprocess.DEVNULL)
+    meter.count(1)
+
+
 def regions(meter, args):
     """Threads that each read on in a region of one object."""
     def work(index):

@@ -15,6 +15,7 @@ HEAD = ["workload", "product", "result", "spread", "ours ÷ it"]
 HEADS = {
     "reads": ["requests", "fetched ÷ read", "CPU s/GB: daemon", "reader", "server", "peak RSS"],
     "streams": ["GETs", "fetched ÷ read", "waits", "CPU s/GB: daemon", "reader", "server", "peak RSS"],
+    "imports": ["requests", "GETs", "LISTs", "MB fetched", "peak RSS"],
     "names": ["LISTs", "HEADs", "CPU µs/name: daemon", "program", "server", "peak RSS"],
 }
 BARS_HEAD = ["workload", "target", "measured", "met"]
@@ -70,6 +71,9 @@ def lines(network, subject):
 
 def figures(found, name, subject):
     """What a row tells under HEADS, without the last column."""
+    if subject == "imports":
+        asked = [f"{found[figure]:,.0f}" for figure in ("requests", "gets", "lists", "fetched_mb")]
+        return [""] * len(asked) if name == products.LOCAL else asked
     if subject == "names":
         asked = [f"{found['lists']:,}", f"{found['heads']:,}"]
         # The kernel counts in hundredths of a second, which says nothing of a hundred names.

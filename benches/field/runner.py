@@ -189,6 +189,7 @@ def summary(samples, rate, budget_bytes=None):
         "runs": len(good), "failed": len(samples) - len(good),
         "requests": middle.requests, "items": middle.items, "cut": middle.cut, "over": middle.over,
         "lists": middle.lists, "heads": middle.heads, "gets": middle.gets, "waits": middle.waits,
+        "fetched_mb": middle.fetched_bytes / 1e6,
         "peak_rss_mib": peak / MIB,
         "samples": [asdict(s) for s in samples],
     }

@@ -65,6 +65,22 @@ class DevServer:
         command = [prepare.PYTHON, "-c", script, BUCKET, path.name, path]
         subprocess.run(command, env=self.environ(), check=True, timeout=120)
 
+    def put_tree(self, key, folder):
+        """Uploads all files below a folder."""
+        script = """
+import concurrent.futures, pathlib, sys
+import boto3, botocore.config
+bucket, key, folder = sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3])
+client = boto3.client("s3", config=botocore.config.Config(max_pool_connections=16))
+def put(path):
+    name = f"{key}/{path.relative_to(folder).as_posix()}"
+    client.put_object(Bucket=bucket, Key=name, Body=path.read_bytes())
+with concurrent.futures.ThreadPoolExecutor(16) as pool:
+    list(pool.map(put, (path for path in folder.rglob("*") if path.is_file())))
+"""
+        command = [prepare.PYTHON, "-c", script, BUCKET, key, folder]
+        subprocess.run(command, env=self.environ(), check=True, timeout=600)
+
     def counts(self):
         """Requests by kind and bytes sent, since the start."""
         self.process.send_signal(signal.SIGUSR1)

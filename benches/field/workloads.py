@@ -43,6 +43,8 @@ class Subject:
     local_folder: str = ""
     # Sizes by key of what a product that cannot read a bucket as it is holds too: JuiceFS.
     copies: dict = field(default_factory=dict)
+    # Folders by key, of real files that every product holds.
+    trees: dict = field(default_factory=dict)
     # A workload that counts what it gets done stops after the first of these seconds, a product
     # that is not done after the second is killed, and one that took the third is measured once.
     seconds: tuple = (20, 180, 90)
@@ -50,7 +52,7 @@ class Subject:
 
     def takes(self, workload, product):
         """Whether a product takes part in a workload, and holds what that reads."""
-        held = {key.partition("/")[0] for key in self.copies}
+        held = {key.partition("/")[0] for key in self.copies} | set(self.trees)
         return workload.takes(product) and (product != products.JUICEFS or workload.keys() <= held)
 
     def copied(self, workload):
