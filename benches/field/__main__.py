@@ -14,6 +14,7 @@ import time
 
 import bars
 import imports
+import models
 import names
 import prepare
 import processes
@@ -24,8 +25,8 @@ import servers
 import streams
 import workloads
 
-SUBJECTS = {"reads": workloads.reads, "streams": streams.streams, "names": names.names,
-            "imports": imports.imports}
+SUBJECTS = {"reads": workloads.reads, "streams": streams.streams, "models": models.models,
+            "names": names.names, "imports": imports.imports}
 
 
 class Progress:
@@ -82,7 +83,8 @@ def clock(seconds):
 def arguments():
     parser = argparse.ArgumentParser(prog="benches/field", description=__doc__)
     what = parser.add_argument_group("what is measured")
-    what.add_argument("subject", nargs="*", metavar="SUBJECT", help="reads, streams, names, imports [default: all]")
+    what.add_argument("subject", nargs="*", metavar="SUBJECT",
+                      help=f"{', '.join(SUBJECTS)} [default: all]")
     what.add_argument("--network", choices=[*servers.NETWORKS, "all"], action="append",
                       help="may be repeated [default: s3]")
     what.add_argument("--https", action="store_true",

@@ -54,6 +54,10 @@ def local_files(sizes):
     return folder
 
 
+# What files and objects begin with, by name.
+HEADS = {}
+
+
 def write_files(folder, sizes):
     """Files by name and size; those that are there stay."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,9 +67,12 @@ def write_files(folder, sizes):
         if path.exists() and path.stat().st_size == size:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
+        head = HEADS[name].read_bytes() if name in HEADS else b""
         with open(path, "wb") as file:
             for offset in range(0, size, len(block)):
                 file.write(block[: size - offset])
+            file.seek(0)
+            file.write(head)
 
 
 def safetensors_header(shard, tensors, tensor_bytes, size):

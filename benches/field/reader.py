@@ -142,18 +142,25 @@ def processes(meter, args):
     """A process for each of several objects; they are there before the time begins."""
     if args["how"] != "files":
         return several_by_client(meter, args)
+    buffer = bytearray(b"x") * MIB
+    in_processes(meter, args, len(args["keys"]), lambda own, index: read_on(
+        own, os.path.join(args["folder"], args["keys"][index]), buffer))
+
+
+def in_processes(meter, args, count, work):
+    """work(meter, index) in that many processes."""
     (wait, begin), (hear, tell) = os.pipe(), os.pipe()
     children = []
-    for key in args["keys"]:
+    for index in range(count):
         if pid := os.fork():
             children.append(pid)
             continue
         try:
             os.close(hear)
-            own, buffer = Meter(args["limit_seconds"]), bytearray(b"x") * MIB
+            own = Meter(args["limit_seconds"])
             os.read(wait, 1)
             own.begin()
-            read_on(own, os.path.join(args["folder"], key), buffer)
+            work(own, index)
             os.write(tell, f"{own.bytes} {own.waits} {own.waited_seconds} {own.cut:d}\n".encode())
             os._exit(0)
         except BaseException:
@@ -364,6 +371,36 @@ def tensors_of(file, args):
     return [values[number * length : (number + 1) * length] for number in range(args["tensors"])]
 
 
+def layers(meter, args):
+    """All tensors of a model's shards in the order of their names, by safetensors: as much of each
+    as is one process's part."""
+    import safetensors
+
+    ranks = args["ranks"]
+
+    def load(own, rank):
+        files = [safetensors.safe_open(os.path.join(args["folder"], key), "numpy")
+                 for key in args["keys"]]
+        names = sorted((name, file) for file in range(len(files)) for name in files[file].keys())
+        for name, file in names:
+            if not own.more():
+                return
+            whole = files[file].get_slice(name)
+            part = whole.get_shape()[0] // ranks
+            own.add(own.timed(whole.__getitem__, slice(rank * part, (rank + 1) * part)).nbytes)
+
+    in_processes(meter, args, ranks, load)
+
+
+def headers(meter, args):
+    """The names of all tensors, and no tensor."""
+    import safetensors
+
+    for key in args["keys"]:
+        file = safetensors.safe_open(os.path.join(args["folder"], key), "numpy")
+        meter.count(len(file.keys()))
+
+
 def rows(meter, args):
     """Every so-manieth row of a memory-mapped array."""
     import numpy
@@ -514,7 +551,8 @@ def main():
     args = json.loads(sys.argv[1])
     program = args.pop("program")
     needed = {"rows": ["numpy"], "interleaved": ["numpy"], "load_file": ["numpy"],
-              "shuffled_tensors": ["numpy"], "columns": ["pyarrow.parquet"], "tensors": ["safetensors.numpy"]}
+              "shuffled_tensors": ["numpy"], "layers": ["safetensors.numpy"],
+              "headers": ["safetensors.numpy"], "columns": ["pyarrow.parquet"], "tensors": ["safetensors.numpy"]}
     for module in needed.get(program, []) + MODULES.get(args["how"], []):
         __import__(module)
     if args.get("known") and args["how"] == "files":

@@ -12,10 +12,12 @@ from runner import TIMES
 UNITS = {"MB": "MB/s", "ms": "ms", "s": "s"}
 HEAD = ["workload", "product", "result", "spread", "ours ÷ it"]
 # Columns of each subject beside the results.
+STREAMED = ["GETs", "fetched ÷ read", "waits", "CPU s/GB: daemon", "reader", "server", "peak RSS"]
 HEADS = {
     "reads": ["requests", "fetched ÷ read", "CPU s/GB: daemon", "reader", "server", "peak RSS"],
-    "streams": ["GETs", "fetched ÷ read", "waits", "CPU s/GB: daemon", "reader", "server", "peak RSS"],
     "imports": ["requests", "GETs", "LISTs", "MB fetched", "peak RSS"],
+    "streams": STREAMED,
+    "models": STREAMED,
     "names": ["LISTs", "HEADs", "CPU µs/name: daemon", "program", "server", "peak RSS"],
 }
 BARS_HEAD = ["workload", "target", "measured", "met"]
@@ -80,9 +82,9 @@ def figures(found, name, subject):
         cpu = [number(found[f"{who}cpu_us_per_item"]) if found["items"] >= 1000 else ""
                for who in ("", "reader_", "server_")]
     else:
-        asked = [f"{found['gets' if subject == 'streams' else 'requests']:,}",
-                 ratio(found, "fetched_per_read")]
-        asked += [f"{found['waits']:,}"] if subject == "streams" else []
+        streamed = HEADS[subject] is STREAMED
+        asked = [f"{found['gets' if streamed else 'requests']:,}", ratio(found, "fetched_per_read")]
+        asked += [f"{found['waits']:,}"] if streamed else []
         cpu = [ratio(found, f"{who}cpu_s_per_gb") for who in ("", "reader_", "server_")]
     local = name == products.LOCAL
     if local or name in products.CLIENTS:

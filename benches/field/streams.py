@@ -1,39 +1,32 @@
-"""Bytes at full speed, as workloads: many streams over budgets, interleaved runs, equal steps, models,
-and how a stream begins."""
+"""Bytes at full speed, as workloads: many streams over budgets, interleaved runs, equal steps, and how
+a stream begins."""
 
 import prepare
 import products
 from workloads import GIB, MIB, Phase, Subject, Workload, by_name
 
 BUDGETS = ["256MiB", "512MiB", "1GiB", "4GiB", "16GiB"]
-TENSOR, TENSORS = 8 * MIB, 64
-# With its length a header as safetensors writes one: tensors begin at an even offset, and on no page.
-HEADER = 6_002
-SHARDS = {f"model/model-{number:05}-of-00004.safetensors": HEADER + TENSORS * TENSOR
-          for number in range(1, 5)}
+FOUR = {f"four-{number}": 512 * MIB for number in range(4)}
 SIXTEEN = {f"sixteen-{number:02}": 128 * MIB for number in range(16)}
 SIXTY_FOUR = {f"sixty-four-{number:02}": 32 * MIB for number in range(64)}
 # The objects of each number of streams: of 2 GiB in all, but for the first.
-STREAMS = {1: {"1GiB": GIB}, 4: SHARDS, 16: SIXTEEN, 64: SIXTY_FOUR}
+STREAMS = {1: {"1GiB": GIB}, 4: FOUR, 16: SIXTEEN, 64: SIXTY_FOUR}
 RUNS = {"key": "512MiB", "size": 512 * MIB}
 LARGE = {"key": "4GiB", "size": 4 * GIB}
 STEPS = 64
 # MiB of a step, and what touches.
 STEPPED = [*((mib, "mmap") for mib in (1, 2, 4, 8, 16, 32, 64)), (8, "pread")]
-ORDERS = {"cat": "cat", "load_file": "load_file", "tensors shuffled": "shuffled_tensors"}
 SMALL_FOLDER = "small"
 CLIENTS = ("boto3 get", "boto3 download", "s3fs/fsspec")
 
 
 def streams(quick):
-    """Streams: at any budget, in turns, in steps, and as models."""
+    """Streams: at any budget, in turns and in steps."""
     sizes = {key: size for objects in STREAMS.values() for key, size in objects.items()}
     sizes |= {what["key"]: what["size"] for what in (RUNS, LARGE)}
     local_folder = prepare.local_files(STREAMS[1])
     holds = [word for key, size in sizes.items() for word in ("--object", f"{key}={size}")]
     holds += ["--pattern", f"{SMALL_FOLDER}/{{10}}=1000"]
-    for number, key in enumerate(SHARDS):
-        holds += ["--head", f"{key}={prepare.safetensors_header(number, TENSORS, TENSOR, HEADER)}"]
     copies = {key: size for key, size in sizes.items() if size <= GIB}
     return Subject(by_name(of_streams()), holds, local_folder=local_folder, copies=copies)
 
@@ -51,7 +44,6 @@ def of_streams():
         *(at_budget(count, budget) for count in STREAMS for budget in ["", *BUDGETS]),
         *interleaved(),
         *(steps(*stepped) for stepped in STEPPED),
-        *(model for budget in ("", "1GiB") for model in models(budget)),
         one("list ten files", "ms", "names", listing, memory_bytes=0, no_local=True),
     ]
 
@@ -107,16 +99,3 @@ def steps(mib, by):
     """Touches of single pages in equal steps; the object ends with the last one."""
     args = LARGE | {"size": STEPS * mib * MIB, "step": mib * MIB, "by": by}
     return Workload([Phase(steps_name(mib, by), "ms", "steps", args, GIB)], no_local=True)
-
-
-def models_name(order, budget=""):
-    """Of one of ORDERS."""
-    return f"4 shards, {order}" + (budget and f", budget {budget}")
-
-
-def models(budget):
-    """Four shards of 64 tensors: as cat reads them, as load_file does, tensor by tensor at random."""
-    args = {"keys": list(SHARDS), "header": HEADER, "tensor": TENSOR, "tensors": TENSORS}
-    for order, program in ORDERS.items():
-        phase = Phase(models_name(order, budget), "MB", program, args, 5 * GIB)
-        yield of_budget([phase], budget, no_local=True)
