@@ -7,6 +7,7 @@
 //!   dropped, and a disk that fails or does not answer is left alone for a while.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::fs::File;
 use std::ops::{Deref, Range};
 use std::path::PathBuf;
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::oneshot;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::stats::Stats;
 use crate::store::{
@@ -25,6 +26,7 @@ use crate::store::{
 
 mod buffers;
 mod claims;
+mod files;
 mod folder;
 mod format;
 mod health;
@@ -35,6 +37,7 @@ mod state;
 mod tests;
 mod threads;
 mod whole;
+mod worth;
 mod writer;
 
 use buffers::{Buffers, UnitBuffer};
@@ -89,11 +92,11 @@ impl DiskConfig {
     fn limits(&self, used: u64) -> std::io::Result<Limits> {
         let reserve_bytes = match self.reserve {
             Reserve::Bytes(bytes) => bytes,
-            Reserve::Percent(percent) => folder::disk_bytes(&self.path)? / 100 * u64::from(percent),
+            Reserve::Percent(percent) => files::disk_bytes(&self.path)? / 100 * u64::from(percent),
         };
         let size_bytes = match self.size_bytes {
             Some(bytes) => bytes,
-            None => (folder::free_bytes(&self.path)? + used) / 10 * 8,
+            None => (files::free_bytes(&self.path)? + used) / 10 * 8,
         };
         Ok(Limits { size_bytes, reserve_bytes })
     }
@@ -140,17 +143,17 @@ impl Disk {
         let threads = Threads::start(READERS).map_err(DiskRefused::Threads)?;
         let shared = Arc::new(DiskState::new(config, stats));
         let (tell, opened) = oneshot::channel();
-        let writer =
-            Writer::start(shared.clone(), buffers / 2, tell).map_err(DiskRefused::Threads)?;
+        let both = [buffers - buffers / 2, buffers / 2].map(Buffers::new);
+        let (buffers, asked) = (both[0].clone(), Instant::now());
+        let writer = Writer::start(shared.clone(), both, tell).map_err(DiskRefused::Threads)?;
         match timeout(LONGEST_OPENING, opened).await {
             Ok(Ok(Err(FolderError::Unsafe(sentence)))) => {
                 return Err(DiskRefused::Unsafe(sentence));
             }
             // What failed was logged, and is tried again.
             Ok(_) => {}
-            Err(_elapsed) => shared.late(LONGEST_OPENING),
+            Err(_elapsed) => shared.late(asked, LONGEST_OPENING),
         }
-        let buffers = Buffers::new(buffers - buffers / 2);
         Ok(Arc::new(Self { state: shared, threads, buffers, writer }))
     }
 
@@ -180,31 +183,31 @@ impl Disk {
         if !self.state.may_read() {
             return Stored::nothing(range);
         }
-        let found = async {
-            let (state, wanted) = (self.state.clone(), range.clone());
-            let buffer = self.buffers.take().await;
-            let find = move || state.find(&version, &wanted, claiming, buffer);
-            self.threads.run(find).await.ok().flatten()
-        };
-        self.in_time(found).await.unwrap_or_else(|| Stored::nothing(range))
+        let Some(buffer) = self.buffer().await else { return Stored::nothing(range) };
+        let (state, wanted) = (self.state.clone(), range.clone());
+        let find = move || state.find(&version, &wanted, claiming, buffer);
+        let found = self.in_time(self.threads.run(find)).await;
+        found.unwrap_or_else(|| Stored::nothing(range))
+    }
+
+    async fn buffer(&self) -> Option<UnitBuffer> {
+        self.in_time(async { Ok::<_, Infallible>(self.buffers.take().await) }).await
     }
 
     /// Begins to read a piece; it ends with `None` if that fails.
-    fn read(
-        &self,
-        version: VersionName,
-        piece: Piece,
-        buffer: UnitBuffer,
-    ) -> oneshot::Receiver<Option<UnitRead>> {
+    fn read(&self, piece: Piece, buffer: UnitBuffer) -> oneshot::Receiver<Option<UnitRead>> {
         let state = self.state.clone();
-        self.threads.run(move || state.read(&version, &piece, buffer))
+        self.threads.run(move || state.read(&piece, buffer))
     }
 
-    async fn in_time<T>(&self, answer: impl Future<Output = Option<T>>) -> Option<T> {
+    /// What the disk tells, or gives free, if it does so in time. A job without an outcome has
+    /// panicked.
+    async fn in_time<T, E>(&self, answer: impl Future<Output = Result<Option<T>, E>>) -> Option<T> {
+        let asked = Instant::now();
         match timeout(LIMIT, answer).await {
-            Ok(answer) => answer.inspect(|_| self.state.answered()),
+            Ok(answer) => answer.ok().flatten().inspect(|_| self.state.answered()),
             Err(_elapsed) => {
-                self.state.late(LIMIT);
+                self.state.late(asked, LIMIT);
                 None
             }
         }
@@ -246,21 +249,19 @@ impl DiskCached {
                 && next.extent.is_some()
                 && let Some(buffer) = disk.buffers.try_take()
             {
-                reading.push_back(disk.read(*name, *next, buffer));
+                reading.push_back(disk.read(*next, buffer));
             }
-            let read = async {
-                if first.is_some() {
-                    return first;
-                }
-                let begun = match begun {
-                    Some(begun) => begun,
-                    None => disk.read(*name, *piece, disk.buffers.take().await),
-                };
-                begun.await.ok().flatten()
+            let read = match (first, begun) {
+                (Some(first), _) => Some(first),
+                (None, Some(begun)) => disk.in_time(begun).await,
+                (None, None) => match disk.buffer().await {
+                    Some(buffer) => disk.in_time(disk.read(*piece, buffer)).await,
+                    None => None,
+                },
             };
-            match disk.in_time(read).await {
+            match read {
                 Some(bytes) => {
-                    into.put_slice(&bytes);
+                    into.put_local(&bytes);
                     disk.state.stats.disk_hit_bytes.add(bytes.len() as u64);
                 }
                 None => self.fetch((version, name), piece.range(), None, into).await?,
@@ -343,7 +344,7 @@ impl LocalCopy for WholeCopy {
         }
         let (state, version) = (self.disk.state.clone(), self.version);
         let opening = self.disk.threads.run(move || state.whole_file(&version));
-        self.disk.in_time(async { opening.await.ok() }).await.flatten()
+        self.disk.in_time(opening).await
     }
 
     fn released(&self) {

@@ -63,11 +63,18 @@ pub trait LocalCopy: Send + Sync {
 pub trait Destination: BufMut + Send {
     /// All that it has taken so far.
     fn taken(&self) -> &[u8];
+
+    /// Takes bytes that were on this machine: they say nothing about the network.
+    fn put_local(&mut self, bytes: &[u8]);
 }
 
 impl Destination for Vec<u8> {
     fn taken(&self) -> &[u8] {
         self
+    }
+
+    fn put_local(&mut self, bytes: &[u8]) {
+        self.put_slice(bytes);
     }
 }
 

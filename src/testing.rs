@@ -10,4 +10,8 @@ impl crate::store::Destination for bytes::buf::Limit<Vec<u8>> {
     fn taken(&self) -> &[u8] {
         self.get_ref()
     }
+
+    fn put_local(&mut self, bytes: &[u8]) {
+        bytes::BufMut::put_slice(self, bytes);
+    }
 }

@@ -45,7 +45,7 @@ pub(super) struct Arena {
     page_bytes: usize,
     layout: Layout,
     slots: Mutex<Slots>,
-    /// Bytes that all writers have received.
+    /// Bytes that all writers have received from the network.
     received: AtomicU64,
     /// Bytes of blocks that have a writer.
     awaited: AtomicU64,
@@ -265,6 +265,7 @@ impl Memory {
                     blocks: part,
                     fresh,
                     first_byte: None,
+                    is_local: false,
                 });
             }
         }
@@ -337,6 +338,8 @@ pub(super) struct BlockWriter {
     /// The blocks may have no memory yet.
     fresh: bool,
     first_byte: Option<Instant>,
+    /// Some of the bytes were on this machine.
+    is_local: bool,
 }
 
 impl BlockWriter {
@@ -356,8 +359,9 @@ impl BlockWriter {
         self.fresh
     }
 
+    /// When the first byte came from the network; `None` if any of them did not.
     pub(super) fn first_byte(&self) -> Option<Instant> {
-        self.first_byte
+        self.first_byte.filter(|_| !self.is_local)
     }
 
     pub(super) fn written(&self) -> usize {
@@ -404,6 +408,12 @@ impl Destination for BlockWriter {
         // SAFETY: this writer has written these bytes of our slot. They do not change any more, as
         // the cursor has passed them, and the memory lives as long as `self`.
         unsafe { std::slice::from_raw_parts(self.memory.pointer(self.bytes.start), self.written()) }
+    }
+
+    fn put_local(&mut self, bytes: &[u8]) {
+        self.is_local = true;
+        self.put_slice(bytes);
+        self.memory.arena.received.fetch_sub(bytes.len() as u64, Ordering::Relaxed);
     }
 }
 

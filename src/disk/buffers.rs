@@ -3,24 +3,31 @@
 
 use std::sync::Arc;
 
+use memmap2::MmapMut;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::format::{PAGE, UNIT};
+use super::format::UNIT;
 
 #[derive(Debug)]
 pub(super) struct Buffers {
-    free: Mutex<Vec<Vec<u8>>>,
+    free: Mutex<Free>,
     permits: Arc<Semaphore>,
     count: usize,
+}
+
+#[derive(Debug, Default)]
+struct Free {
+    memory: Vec<MmapMut>,
+    /// The fewest there were since memory was last given back.
+    fewest: usize,
 }
 
 /// Memory of one unit; goes back to its pool when it is dropped.
 #[derive(Debug)]
 pub(super) struct UnitBuffer {
-    memory: Vec<u8>,
-    /// Where the aligned part begins.
-    start: usize,
+    /// A mapping of its own, so that the system has it back when it is dropped. `None` in the drop.
+    memory: Option<MmapMut>,
     pool: Arc<Buffers>,
     _permit: OwnedSemaphorePermit,
 }
@@ -32,40 +39,54 @@ impl Buffers {
         Arc::new(Self { free: Mutex::default(), permits, count })
     }
 
+    /// `None` if all are in use, or if the system has no memory.
     pub(super) fn try_take(self: &Arc<Self>) -> Option<UnitBuffer> {
-        self.permits.clone().try_acquire_owned().ok().map(|permit| self.with(permit))
+        self.with(self.permits.clone().try_acquire_owned().ok()?)
     }
 
     pub(super) fn are_half_free(&self) -> bool {
         self.permits.available_permits() >= self.count / 2
     }
 
-    pub(super) async fn take(self: &Arc<Self>) -> UnitBuffer {
+    /// `None` if the system has no memory.
+    pub(super) async fn take(self: &Arc<Self>) -> Option<UnitBuffer> {
         let permit = self.permits.clone().acquire_owned().await;
         self.with(permit.expect("the semaphore is never closed"))
     }
 
-    fn with(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> UnitBuffer {
-        let memory = self.free.lock().pop().unwrap_or_else(|| vec![0; UNIT + PAGE]);
-        // 0 where an allocation cannot be aligned: then direct I/O fails, and the disk is not used.
-        let start = memory.as_ptr().align_offset(PAGE).min(PAGE);
-        UnitBuffer { memory, start, pool: self.clone(), _permit: permit }
+    /// Gives the system memory that was free ever since the last call.
+    pub(super) fn release_idle(&self) {
+        let mut free = self.free.lock();
+        let idle = free.fewest;
+        free.memory.drain(..idle);
+        free.fewest = free.memory.len();
+    }
+
+    fn with(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Option<UnitBuffer> {
+        let recycled = {
+            let mut free = self.free.lock();
+            let memory = free.memory.pop();
+            free.fewest = free.fewest.min(free.memory.len());
+            memory
+        };
+        let memory = recycled.or_else(|| MmapMut::map_anon(UNIT).ok())?;
+        Some(UnitBuffer { memory: Some(memory), pool: self.clone(), _permit: permit })
     }
 }
 
 impl UnitBuffer {
     pub(super) fn bytes(&self) -> &[u8] {
-        &self.memory[self.start..self.start + UNIT]
+        self.memory.as_deref().unwrap_or_default()
     }
 
     pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.memory[self.start..self.start + UNIT]
+        self.memory.as_deref_mut().unwrap_or_default()
     }
 }
 
 impl Drop for UnitBuffer {
     fn drop(&mut self) {
-        self.pool.free.lock().push(std::mem::take(&mut self.memory));
+        self.pool.free.lock().memory.extend(self.memory.take());
     }
 }
 
@@ -85,5 +106,24 @@ mod tests {
         drop(second);
         assert_eq!(pool.try_take().unwrap().bytes().as_ptr(), memory);
         drop(first);
+    }
+
+    #[test]
+    fn memory_that_was_not_used_goes_back_to_the_system() {
+        let pool = Buffers::new(8);
+        let free = || pool.free.lock().memory.len();
+        drop([(); 5].map(|()| pool.try_take().unwrap()));
+        pool.release_idle();
+        assert_eq!(free(), 5, "they were used just now");
+        drop([(); 2].map(|()| pool.try_take().unwrap()));
+        pool.release_idle();
+        assert_eq!(free(), 2);
+        let held = pool.try_take().unwrap();
+        pool.release_idle();
+        assert_eq!(free(), 0, "the other is in use");
+        drop(held);
+        pool.release_idle();
+        pool.release_idle();
+        assert_eq!(free(), 0);
     }
 }

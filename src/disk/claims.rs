@@ -2,16 +2,16 @@
 //! until it was written. The kernel ends the locks of a process that dies. So two mounts that read
 //! the same at the same time fetch it once.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
-use super::format::VersionName;
+use super::files;
+use super::format::{VersionName, place};
 use crate::base::layout::BLOCK_BYTES;
 
 /// Bits of a lock's place for the block in its object: 2 TiB. The same place for two ranges costs a
@@ -40,10 +40,11 @@ pub(super) struct Elsewhere;
 
 impl Claims {
     pub(super) fn open(path: &Path) -> std::io::Result<Self> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let file = options.custom_flags(libc::O_NOFOLLOW).open(path)?;
-        Ok(Self { file: Arc::new(file) })
+        Ok(Self { file: Arc::new(files::open_or_make(path)?) })
+    }
+
+    pub(super) fn are_at(&self, path: &Path) -> bool {
+        files::is_at(&self.file, path)
     }
 
     pub(super) fn claim(
@@ -52,7 +53,7 @@ impl Claims {
         range: &Range<u64>,
     ) -> Result<Claim, Elsewhere> {
         let (first, end) = (range.start / BLOCK_BYTES, range.end.div_ceil(BLOCK_BYTES));
-        let version = (version.place % (1 << VERSION_BITS)) << BLOCK_BITS;
+        let version = (place(&version.name) % (1 << VERSION_BITS)) << BLOCK_BITS;
         let place = version | (first % (1 << BLOCK_BITS));
         let number = |number: u64| i64::try_from(number).unwrap_or(1);
         let (start, blocks) = (number(place), number(end - first));
@@ -88,7 +89,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("claims");
         let [one, other] = [(); 2].map(|()| Claims::open(&path).unwrap());
-        let version = |place| VersionName { name: [0; 16], place, size_bytes: 1 << 40 };
+        let version = |place: u64| {
+            let mut name = [0; 16];
+            name[..8].copy_from_slice(&place.to_le_bytes());
+            VersionName { name, size_bytes: 1 << 40 }
+        };
         let claim = one.claim(&version(u64::MAX), &(0..4 << 20)).unwrap();
         assert!(other.claim(&version(u64::MAX), &(1 << 20..8 << 20)).is_err());
         assert!(other.claim(&version(u64::MAX), &(4 << 20..8 << 20)).is_ok());

@@ -7,27 +7,36 @@
 //! Nothing is synced. What a crash loses, or leaves half written, fails its checksums.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{Error, ErrorKind};
 use std::num::NonZeroUsize;
-use std::os::unix::fs::{
-    DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
-};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use lru::LruCache;
-use nix::sys::statvfs::statvfs;
 use parking_lot::Mutex;
 
 use super::claims::Claims;
+use super::files::{
+    check_owner, discard, free_bytes, is_at, make_folder, open, open_directly, open_or_make,
+};
+use super::format::PASSED_OVER;
 use super::index::Index;
 use super::whole::Proofs;
 
 /// Another format has another name.
 pub(super) const NAME: &str = "fasts3-cache-1";
 const SEGMENTS: &str = "segments";
+const INDEX: &str = "index";
+const LARGER_INDEX: &str = "index.new";
+const CLAIMS: &str = "claims";
+const LOCK: &str = "lock";
+/// The places of the numbers in it.
+const NEXT: u64 = 0;
+const HAND: u64 = 1;
 /// Segments that are kept open.
 const OPEN: NonZeroUsize = NonZeroUsize::new(32).expect("not zero");
 /// Another process gives segments up; it takes milliseconds.
@@ -59,8 +68,13 @@ pub(super) struct Folder {
     pub(super) index: Index,
     pub(super) claims: Claims,
     /// Locked while numbers are given out and segments given up. Holds two numbers: the next one,
-    /// and the hand.
+    /// and the hand. What is read advances the next one too, by one for each MiB: so the difference
+    /// of two numbers tells how much was read between them.
     lock: File,
+    /// The next number, as it was last seen.
+    now: AtomicU64,
+    /// There was no room for the last segment without giving another one up.
+    crowded: AtomicBool,
     pub(super) limits: Limits,
     pub(super) segment_bytes: u64,
     open: Mutex<LruCache<u64, Arc<File>>>,
@@ -69,6 +83,14 @@ pub(super) struct Folder {
     /// Bytes that this process has read of each segment since it last marked it.
     read: Mutex<HashMap<u64, u64>>,
     pub(super) proofs: Proofs,
+}
+
+/// What somebody else has done to the files of a folder that is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Meddling {
+    Removed,
+    /// There is another index, or it has another length.
+    Changed,
 }
 
 /// A segment that this process writes; the lock on it ends with it.
@@ -86,29 +108,36 @@ impl Folder {
         limits: impl FnOnce(u64) -> std::io::Result<Limits>,
         told: impl FnOnce(&Error),
     ) -> Result<Self, FolderError> {
-        make(path)?;
-        check_owner(path, &std::fs::metadata(path)?, false)?;
+        let unsafe_ = FolderError::Unsafe;
+        make_folder(path)?;
+        check_owner(path, &std::fs::metadata(path)?, false).map_err(unsafe_)?;
         let path = path.join(NAME);
-        make(&path)?;
-        make(&path.join(SEGMENTS))?;
-        for path in [&path, &path.join(SEGMENTS)] {
-            check_owner(path, &std::fs::symlink_metadata(path)?, true)?;
+        make_folder(&path)?;
+        let there = path.symlink_metadata()?;
+        if !there.is_dir() {
+            let shown = path.display();
+            return Err(unsafe_(format!("{shown} is not a directory; give another one")));
         }
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let lock = options.custom_flags(libc::O_NOFOLLOW).open(path.join("lock"))?;
-        check_owner(&path.join("lock"), &lock.metadata()?, true)?;
+        check_owner(&path, &there, true).map_err(unsafe_)?;
+        let inside = path.join(SEGMENTS);
+        if inside.symlink_metadata().is_ok_and(|there| !there.is_dir()) {
+            discard(&inside)?;
+        }
+        make_folder(&inside)?;
+        check_owner(&inside, &inside.symlink_metadata()?, true).map_err(unsafe_)?;
+        let lock = open_or_make(&path.join(LOCK))?;
+        check_owner(&path.join(LOCK), &lock.metadata()?, true).map_err(unsafe_)?;
         locked(&lock)?;
         let live = segments(&path)?;
         let limits = limits(live.values().sum())?;
-        let index_path = path.join("index");
+        let index_path = path.join(INDEX);
         let index = match Index::open(&index_path, limits.size_bytes) {
-            Err(error) if error.kind() == ErrorKind::InvalidData || is_symlink(&error) => {
+            Err(error) if error.kind() == ErrorKind::InvalidData => {
                 told(&error);
                 for &number in live.keys() {
-                    std::fs::remove_file(segment(&path, number))?;
+                    discard(&segment(&path, number))?;
                 }
-                std::fs::remove_file(&index_path)?;
+                discard(&index_path)?;
                 Index::open(&index_path, limits.size_bytes)
             }
             index => index,
@@ -117,7 +146,9 @@ impl Folder {
         let target = (limits.size_bytes / 512).max(1).next_power_of_two();
         Ok(Self {
             index: index?,
-            claims: Claims::open(&path.join("claims"))?,
+            claims: Claims::open(&path.join(CLAIMS))?,
+            now: AtomicU64::new(number(&lock, NEXT)?),
+            crowded: AtomicBool::new(false),
             path,
             lock,
             limits,
@@ -129,9 +160,16 @@ impl Folder {
         })
     }
 
-    /// False after somebody has removed it.
-    pub(super) fn is_there(&self) -> bool {
-        self.index.is_there()
+    /// Whether its files are still those that were opened.
+    pub(super) fn meddling(&self) -> Option<Meddling> {
+        let [index, claims, lock] = [INDEX, CLAIMS, LOCK].map(|name| self.path.join(name));
+        if !self.path.join(SEGMENTS).is_dir() || !index.exists() {
+            return Some(Meddling::Removed);
+        }
+        let same = self.index.is_whole_at(&index)
+            && self.claims.are_at(&claims)
+            && is_at(&self.lock, &lock);
+        (!same).then_some(Meddling::Changed)
     }
 
     pub(super) fn used_bytes(&self) -> u64 {
@@ -142,8 +180,21 @@ impl Folder {
         self.live.lock().contains_key(&number)
     }
 
+    /// The number that the next segment would have.
+    pub(super) fn now(&self) -> u64 {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    /// What is stored now displaces something.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.crowded.load(Ordering::Relaxed)
+    }
+
     /// A segment to read from; `None` if it was given up.
     pub(super) fn segment(&self, number: u64) -> std::io::Result<Option<Arc<File>>> {
+        if number >= PASSED_OVER {
+            return Ok(None);
+        }
         if let Some(file) = self.open.lock().get(&number) {
             return Ok(Some(file.clone()));
         }
@@ -155,7 +206,8 @@ impl Folder {
                 self.open.lock().put(number, file.clone());
                 Ok(Some(file))
             }
-            Err(error) if error.kind() == ErrorKind::NotFound || is_symlink(&error) => {
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) => {
+                discard(&segment(&self.path, number))?;
                 self.live.lock().remove(&number);
                 Ok(None)
             }
@@ -176,9 +228,13 @@ impl Folder {
         }
     }
 
-    /// Makes room for a segment, and begins it.
-    pub(super) fn begin(&self, gave_up: impl FnMut(u64)) -> std::io::Result<Segment> {
-        self.alone(|| self.begin_locked(gave_up))
+    /// Makes room for a segment, and begins it. `passed`: MiB that were read by this process since
+    /// it last told.
+    pub(super) fn begin(&self, passed: u64, gave_up: impl FnMut(u64)) -> std::io::Result<Segment> {
+        self.alone(|| {
+            self.advance(passed)?;
+            self.begin_locked(gave_up)
+        })
     }
 
     /// Works while no other process begins segments or gives some up.
@@ -201,14 +257,8 @@ impl Folder {
     pub(super) fn begin_locked(&self, gave_up: impl FnMut(u64)) -> std::io::Result<Segment> {
         self.make_room(self.segment_bytes, gave_up)?;
         let newest = self.live.lock().last_key_value().map_or(0, |(&number, _)| number);
-        // In a directory that was made anew, numbers are others than those before: processes may
-        // still know these.
-        let number = match self.number(0)? {
-            0 => self.made_at()?,
-            next => next,
-        };
-        let number = number.max(newest + 1);
-        self.set_number(0, number + 1)?;
+        let number = self.advance(0)?.max(newest + 1);
+        self.set_number(NEXT, number + 1)?;
         let mut options = OpenOptions::new();
         options.write(true).create_new(true).mode(FRESH);
         let file = open_directly(&options, &segment(&self.path, number))?;
@@ -219,8 +269,11 @@ impl Folder {
 
     /// Gives segments up if there are too many, or if the disk is too full; looks at what other
     /// processes have done.
-    pub(super) fn tidy(&self, gave_up: impl FnMut(u64)) -> std::io::Result<()> {
-        let tidied = self.alone(|| self.make_room(0, gave_up));
+    pub(super) fn tidy(&self, passed: u64, gave_up: impl FnMut(u64)) -> std::io::Result<()> {
+        let tidied = self.alone(|| {
+            self.advance(passed)?;
+            self.make_room(0, gave_up)
+        });
         // A file that is open takes space even after it was removed.
         let live = self.live.lock();
         let mut open = self.open.lock();
@@ -235,15 +288,34 @@ impl Folder {
         tidied
     }
 
+    /// Makes the index larger if this cache is to become larger than the one that it was made for.
+    /// All processes then find that it was changed.
+    pub(super) fn grow_index(&self) -> std::io::Result<()> {
+        let Some(pages) = self.index.pages_for(self.limits.size_bytes) else { return Ok(()) };
+        self.alone(|| {
+            let [path, larger] = [INDEX, LARGER_INDEX].map(|name| self.path.join(name));
+            if !self.index.is_whole_at(&path) {
+                return Ok(());
+            }
+            // A process that was killed meanwhile has left it.
+            discard(&larger)?;
+            self.index.copy_to(&Index::make(&larger, pages)?)?;
+            std::fs::rename(larger, path)
+        })
+    }
+
     pub(super) fn make_room(
         &self,
         wanted: u64,
         mut gave_up: impl FnMut(u64),
     ) -> std::io::Result<()> {
+        if wanted > 0 {
+            self.crowded.store(false, Ordering::Relaxed);
+        }
         let mut live = segments(&self.path)?;
         let mut used: u64 = live.values().sum();
         let mut free = free_bytes(&self.path)?;
-        let mut hand = self.number(1)?;
+        let mut hand = number(&self.lock, HAND)?;
         let mut numbers: Vec<u64> = live.keys().copied().collect();
         // In two rounds the hand has seen each of them without its mark.
         let mut looks = 2 * numbers.len();
@@ -257,8 +329,9 @@ impl Folder {
             let length = live.remove(&number).unwrap_or_default();
             (used, free) = (used - length, free + length);
             gave_up(length);
+            self.crowded.store(true, Ordering::Relaxed);
         }
-        self.set_number(1, hand)?;
+        self.set_number(HAND, hand)?;
         *self.live.lock() = live;
         let is_full =
             used + wanted > self.limits.size_bytes || free < self.limits.reserve_bytes + wanted;
@@ -271,9 +344,7 @@ impl Folder {
     /// Removes a segment, unless it was read again or is being written.
     fn gives_up(&self, number: u64) -> std::io::Result<bool> {
         let path = segment(&self.path, number);
-        let mut options = OpenOptions::new();
-        options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-        match options.open(&path) {
+        match open(OpenOptions::new().read(true), &path) {
             Ok(file) => {
                 if file.metadata()?.mode() & 0o777 == READ_AGAIN {
                     file.set_permissions(Permissions::from_mode(FRESH))?;
@@ -284,23 +355,26 @@ impl Folder {
                 }
             }
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
-            Err(error) if is_symlink(&error) => {}
+            Err(error) if error.kind() == ErrorKind::InvalidData => {}
             Err(error) => return Err(error),
         }
-        std::fs::remove_file(path)?;
+        discard(&path)?;
         self.open.lock().pop(&number);
         self.read.lock().remove(&number);
         Ok(true)
     }
 
-    /// One of the numbers in the file `lock`.
-    fn number(&self, at: u64) -> std::io::Result<u64> {
-        let mut bytes = [0; 8];
-        match self.lock.read_exact_at(&mut bytes, 8 * at) {
-            Ok(()) => Ok(u64::from_le_bytes(bytes)),
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(0),
-            Err(error) => Err(error),
-        }
+    /// Counts what was read, and returns the next number.
+    fn advance(&self, passed: u64) -> std::io::Result<u64> {
+        // In a directory that was made anew, numbers are others than those before: processes may
+        // still know these.
+        let next = match number(&self.lock, NEXT)? {
+            0 => self.made_at()?,
+            next => next,
+        };
+        let next = next.saturating_add(passed).min(PASSED_OVER / 2);
+        self.set_number(NEXT, next)?;
+        Ok(next)
     }
 
     /// Nanoseconds since 1970.
@@ -311,7 +385,20 @@ impl Folder {
     }
 
     fn set_number(&self, at: u64, number: u64) -> std::io::Result<()> {
+        if at == NEXT {
+            self.now.store(number, Ordering::Relaxed);
+        }
         self.lock.write_all_at(&number.to_le_bytes(), 8 * at)
+    }
+}
+
+/// One of the numbers in the file `lock`.
+fn number(lock: &File, at: u64) -> std::io::Result<u64> {
+    let mut bytes = [0; 8];
+    match lock.read_exact_at(&mut bytes, 8 * at) {
+        Ok(()) => Ok(u64::from_le_bytes(bytes)),
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(0),
+        Err(error) => Err(error),
     }
 }
 
@@ -321,16 +408,6 @@ impl Folder {
 fn next(hand: u64, numbers: &[u64]) -> Option<u64> {
     let behind = numbers.partition_point(|&number| number <= hand);
     numbers.get(behind).or(numbers.first()).copied()
-}
-
-/// Not through the kernel's page cache, which holds what was read once already. Not every file
-/// system can.
-pub(super) fn open_directly(options: &OpenOptions, path: &Path) -> std::io::Result<File> {
-    let with = |flags| options.clone().custom_flags(libc::O_NOFOLLOW | flags).open(path);
-    with(libc::O_DIRECT).or_else(|error| match error.raw_os_error() {
-        Some(libc::EINVAL) => with(0),
-        _ => Err(error),
-    })
 }
 
 fn segment(path: &Path, number: u64) -> PathBuf {
@@ -345,6 +422,7 @@ pub(super) fn segments(path: &Path) -> std::io::Result<BTreeMap<u64, u64>> {
         let name = entry.file_name();
         let number = name.to_str().filter(|name| name.len() == 16);
         if let Some(number) = number.and_then(|name| u64::from_str_radix(name, 16).ok())
+            && number < PASSED_OVER / 2
             // It may just be given up by another process.
             && let Ok(metadata) = entry.metadata()
         {
@@ -353,58 +431,6 @@ pub(super) fn segments(path: &Path) -> std::io::Result<BTreeMap<u64, u64>> {
         }
     }
     Ok(found)
-}
-
-pub(super) fn free_bytes(path: &Path) -> std::io::Result<u64> {
-    let found = statvfs(path)?;
-    Ok(found.blocks_available() * found.fragment_size())
-}
-
-pub(super) fn disk_bytes(path: &Path) -> std::io::Result<u64> {
-    let found = statvfs(path)?;
-    Ok(found.blocks() * found.fragment_size())
-}
-
-fn make(path: &Path) -> std::io::Result<()> {
-    match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
-        made => made,
-    }
-}
-
-/// Nobody but this user and root may be able to write here; inside, nobody else may read.
-fn check_owner(path: &Path, metadata: &Metadata, inside: bool) -> Result<(), FolderError> {
-    let shown = path.display();
-    let wrong = |sentence: String| Err(FolderError::Unsafe(sentence));
-    if !metadata.is_dir() && !metadata.is_file() {
-        return wrong(format!("{shown} is not a directory; give another one"));
-    }
-    let (user, owner) = (nix::unistd::geteuid().as_raw(), metadata.uid());
-    if owner != user && (inside || owner != 0) {
-        return wrong(format!(
-            "{shown} belongs to another user ({owner}); give a directory of your own"
-        ));
-    }
-    let mode = metadata.mode();
-    // In a directory with the sticky bit others cannot move what is ours.
-    let open = if inside {
-        0o077
-    } else if mode & 0o1000 != 0 {
-        0
-    } else {
-        0o022
-    };
-    if mode & open != 0 {
-        let remedy = if inside { "go-rwx" } else { "go-w" };
-        return wrong(format!(
-            "{shown} is open to other users; close it with `chmod {remedy} {shown}`"
-        ));
-    }
-    Ok(())
-}
-
-fn is_symlink(error: &Error) -> bool {
-    error.raw_os_error() == Some(libc::ELOOP)
 }
 
 fn locked(lock: &File) -> std::io::Result<()> {

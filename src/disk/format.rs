@@ -24,6 +24,9 @@ const _: () = assert!(UNIT_BYTES == UNIT_BLOCKS as u64 * BLOCK_BYTES);
 pub(super) const EXTENT_BYTES: usize = 80;
 /// Under this unit, which no object has, the index names an object's own segment.
 pub(super) const OWN_UNIT: u32 = u32::MAX - 1;
+/// The number of a segment that is none: of bytes that were not worth a write. The rest of it is
+/// the next number at that time.
+pub(super) const PASSED_OVER: u64 = 1 << 63;
 /// An extent of zeros would be valid without it.
 const MAGIC: u8 = 0xd1;
 
@@ -31,11 +34,10 @@ const MAGIC: u8 = 0xd1;
 #[derive(Clone, Debug)]
 pub struct Origin(Sha256);
 
-/// The name of one object version. The first 128 bits of a SHA-256 name it, others place it.
+/// The name of one object version: 128 bits of a SHA-256.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct VersionName {
     pub(super) name: [u8; 16],
-    pub(super) place: u64,
     pub(super) size_bytes: u64,
 }
 
@@ -52,11 +54,14 @@ impl Origin {
         let hash = delimited(self.0.clone(), &[&version.key, &version.etag])
             .chain_update(version.size_bytes.to_le_bytes());
         let hash: [u8; 32] = hash.finalize().into();
-        let (name, rest) = hash.split_first_chunk().expect("16 of 32 bytes");
-        let place = rest.first_chunk().expect("8 of 16 bytes");
-        let place = u64::from_le_bytes(*place);
-        Some(VersionName { name: *name, place, size_bytes: version.size_bytes })
+        let name = hash.first_chunk().expect("16 of 32 bytes");
+        Some(VersionName { name: *name, size_bytes: version.size_bytes })
     }
+}
+
+/// A number by which versions are scattered.
+pub(super) fn place(name: &[u8; 16]) -> u64 {
+    u64::from_le_bytes(*name.first_chunk().expect("8 of 16 bytes"))
 }
 
 /// With the length before each text, so that no two lists of texts give the same bytes.

@@ -11,7 +11,8 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use super::format::{EXTENT_BYTES, Extent, PAGE, PAGE_BYTES, VersionName};
+use super::files;
+use super::format::{EXTENT_BYTES, Extent, PAGE, PAGE_BYTES, PASSED_OVER, VersionName, place};
 
 /// The first page: this, and the number of pages that follow.
 const MAGIC: &[u8; 24] = b"fasts3-mount disk cache\n";
@@ -24,7 +25,7 @@ const UNITS_TOGETHER: u32 = 8;
 
 fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
-    options.read(true).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    options.read(true).write(true).mode(0o600);
     options
 }
 
@@ -37,7 +38,7 @@ pub(super) struct Index {
 impl Index {
     /// Opens the index that is there. One that is not right is an error of the kind `InvalidData`.
     pub(super) fn existing(path: &Path) -> std::io::Result<Self> {
-        let file = options().open(path)?;
+        let file = files::open(&options(), path)?;
         let mut head = [0; 32];
         file.read_exact_at(&mut head, 0).map_err(|_| not_an_index())?;
         let (magic, pages) = head.split_at(24);
@@ -53,23 +54,38 @@ impl Index {
     pub(super) fn open(path: &Path, size_bytes: u64) -> std::io::Result<Self> {
         match Self::existing(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                let file = options().create_new(true).open(path)?;
-                let mut head = [0; 32];
-                let pages = (size_bytes / BYTES_PER_EXTENT).div_ceil(EXTENTS_PER_PAGE).max(16);
-                head[..24].copy_from_slice(MAGIC);
-                head[24..].copy_from_slice(&pages.to_le_bytes());
-                file.set_len((pages + 1) * PAGE_BYTES)?;
-                file.write_all_at(&head, 0)?;
-                Ok(Self { file, pages })
+                Self::make(path, pages_of(size_bytes))
             }
             existing => existing,
         }
     }
 
-    /// False after somebody has removed the file.
-    pub(super) fn is_there(&self) -> bool {
-        use std::os::unix::fs::MetadataExt as _;
-        self.file.metadata().is_ok_and(|metadata| metadata.nlink() > 0)
+    pub(super) fn make(path: &Path, pages: u64) -> std::io::Result<Self> {
+        let file = files::open(options().create_new(true), path)?;
+        let mut head = [0; 32];
+        head[..24].copy_from_slice(MAGIC);
+        head[24..].copy_from_slice(&pages.to_le_bytes());
+        file.set_len((pages + 1) * PAGE_BYTES)?;
+        file.write_all_at(&head, 0)?;
+        Ok(Self { file, pages })
+    }
+
+    /// The pages that it should have for a cache of `size_bytes`, if those are many more.
+    pub(super) fn pages_for(&self, size_bytes: u64) -> Option<u64> {
+        let pages = pages_of(size_bytes);
+        // What is free, and so the size, is a little different at each start.
+        (pages / 3 > self.pages / 2).then_some(pages)
+    }
+
+    pub(super) fn copy_to(&self, other: &Self) -> std::io::Result<()> {
+        self.each(|extent| other.insert(extent, |_| true).map(|()| true))
+    }
+
+    /// False after somebody has removed the file, has put another one there, or has cut it.
+    pub(super) fn is_whole_at(&self, path: &Path) -> bool {
+        let length = self.file.metadata().map(|metadata| metadata.len());
+        files::is_at(&self.file, path)
+            && length.is_ok_and(|length| length == (self.pages + 1) * PAGE_BYTES)
     }
 
     /// All extents of these units of a version.
@@ -82,7 +98,7 @@ impl Index {
         let mut unit = units.start;
         while unit < units.end {
             let together = unit / UNITS_TOGETHER;
-            let page = self.read(self.page_of(version.place, unit))?;
+            let page = self.read(self.page_of(&version.name, unit))?;
             let is_ours = |extent: &Extent| {
                 extent.name == version.name
                     && units.contains(&extent.unit)
@@ -94,18 +110,30 @@ impl Index {
         Ok(found)
     }
 
+    /// The number at which some of these bytes were last stored or passed over.
+    pub(super) fn last_number(&self, of: &Extent) -> std::io::Result<Option<u64>> {
+        let (page, range) = (self.read(self.page_of(&of.name, of.unit))?, of.object_range());
+        let overlaps = |extent: &Extent| {
+            let other = extent.object_range();
+            extent.name == of.name && other.start < range.end && range.start < other.end
+        };
+        let same = extents(&page).map(|(_, extent)| extent).filter(overlaps);
+        Ok(same.map(|extent| extent.segment & !PASSED_OVER).max())
+    }
+
     /// Writes an extent over one that holds nothing more than it, over a free place, over one whose
     /// segment is gone, or over the oldest.
     pub(super) fn insert(
         &self,
-        place: u64,
         extent: &Extent,
         is_live: impl Fn(u64) -> bool,
     ) -> std::io::Result<()> {
-        let number = self.page_of(place, extent.unit);
+        let number = self.page_of(&extent.name, extent.unit);
         let page = self.read(number)?;
         let range = extent.object_range();
-        let value = |slot: &[u8]| match Extent::decode(slot) {
+        // Of those that are gone any one, so that some are remembered however many there are.
+        let any = |at: usize| (at as u64 + u64::from(extent.name[15])) % EXTENTS_PER_PAGE;
+        let value = |(at, slot): &(usize, &[u8])| match Extent::decode(slot) {
             None => (1, 0),
             Some(old)
                 if old.name == extent.name
@@ -114,17 +142,17 @@ impl Index {
             {
                 (0, 0)
             }
-            Some(old) if !is_live(old.segment) => (1, 0),
-            Some(old) => (2, old.segment),
+            Some(old) if !is_live(old.segment) => (2, any(*at)),
+            Some(old) => (3, old.segment),
         };
         let slots = page.chunks_exact(EXTENT_BYTES).enumerate();
-        let least = slots.min_by_key(|(_, slot)| value(slot)).map_or(0, |(at, _)| at);
+        let least = slots.min_by_key(value).map_or(0, |(at, _)| at);
         self.file.write_all_at(&extent.encode(), offset(number, least))
     }
 
     /// Forgets an extent, if it is still there.
-    pub(super) fn remove(&self, place: u64, extent: &Extent) -> std::io::Result<()> {
-        let number = self.page_of(place, extent.unit);
+    pub(super) fn remove(&self, extent: &Extent) -> std::io::Result<()> {
+        let number = self.page_of(&extent.name, extent.unit);
         let page = self.read(number)?;
         for (at, _) in extents(&page).filter(|(_, found)| found == extent) {
             self.file.write_all_at(&[0; EXTENT_BYTES], offset(number, at))?;
@@ -166,17 +194,24 @@ impl Index {
         }
     }
 
-    fn page_of(&self, place: u64, unit: u32) -> u64 {
+    fn page_of(&self, name: &[u8; 16], unit: u32) -> u64 {
         // The golden ratio scatters consecutive numbers.
         let group = u64::from(unit / UNITS_TOGETHER).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        place.wrapping_add(group) % self.pages
+        place(name).wrapping_add(group) % self.pages
     }
 
     fn read(&self, number: u64) -> std::io::Result<[u8; PAGE]> {
         let mut page = [0; PAGE];
-        self.file.read_exact_at(&mut page, offset(number, 0))?;
-        Ok(page)
+        match self.file.read_exact_at(&mut page, offset(number, 0)) {
+            // Somebody has cut it: it is made anew soon.
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok([0; PAGE]),
+            read => read.map(|()| page),
+        }
     }
+}
+
+fn pages_of(size_bytes: u64) -> u64 {
+    (size_bytes / BYTES_PER_EXTENT).div_ceil(EXTENTS_PER_PAGE).max(16)
 }
 
 fn not_an_index() -> Error {
@@ -198,7 +233,7 @@ mod tests {
     use crate::disk::format::tests::extent;
 
     fn version(name: u8) -> VersionName {
-        VersionName { name: [name; 16], place: u64::from(name) * 1000, size_bytes: 1 << 30 }
+        VersionName { name: [name; 16], size_bytes: 1 << 30 }
     }
 
     fn of(name: u8, extent: Extent) -> Extent {
@@ -211,19 +246,19 @@ mod tests {
         let path = folder.path().join("index");
         let index = Index::open(&path, 64 << 20).unwrap();
         let other = Index::open(&path, 1 << 40).unwrap();
-        assert_eq!(index.pages, other.pages, "the first decides");
+        assert_eq!(index.pages, other.pages, "as large as it was made");
         let kept = [of(1, extent(7, 0, 8)), of(1, extent(8, 0, 4)), of(1, extent(8, 6, 2))];
         for extent in &kept {
-            index.insert(1000, extent, |_| true).unwrap();
+            index.insert(extent, |_| true).unwrap();
         }
-        index.insert(2000, &of(2, extent(8, 0, 1)), |_| true).unwrap();
+        index.insert(&of(2, extent(8, 0, 1)), |_| true).unwrap();
         assert_eq!(other.find(&version(1), 0..7).unwrap(), []);
         assert_eq!(other.find(&version(1), 7..9).unwrap(), kept);
         let larger = of(1, extent(8, 0, 8));
-        other.insert(1000, &larger, |_| true).unwrap();
+        other.insert(&larger, |_| true).unwrap();
         assert!(index.find(&version(1), 8..9).unwrap().contains(&larger));
         assert_eq!(index.find(&version(1), 8..9).unwrap().len(), 2, "one of the smaller is gone");
-        index.remove(1000, &larger).unwrap();
+        index.remove(&larger).unwrap();
         assert!(!other.find(&version(1), 8..9).unwrap().contains(&larger));
         let mut all = 0;
         let count = |_: &Extent| {
@@ -239,9 +274,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let index = Index::open(&folder.path().join("index"), 1).unwrap();
         for segment in 0..EXTENTS_PER_PAGE + 10 {
-            let name = u8::try_from(segment).unwrap();
-            let extent = Extent { segment, ..of(name, extent(0, 0, 8)) };
-            index.insert(0, &extent, |segment| segment != 20).unwrap();
+            // All in one page.
+            let mut extent = Extent { segment, ..of(0, extent(0, 0, 8)) };
+            extent.name[8] = u8::try_from(segment).unwrap();
+            index.insert(&extent, |segment| segment != 20).unwrap();
         }
         let mut left = Vec::new();
         let see = |extent: &Extent| {
@@ -252,6 +288,27 @@ mod tests {
         left.sort_unstable();
         let want = (0..EXTENTS_PER_PAGE + 10).filter(|&segment| segment > 8 && segment != 20);
         assert_eq!(left, want.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_larger_index_holds_what_the_smaller_one_did() {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, larger] = ["index", "larger"].map(|name| folder.path().join(name));
+        let index = Index::open(&path, 64 << 20).unwrap();
+        let extents: Vec<_> = (1..200).map(|name| of(name, extent(0, 0, 8))).collect();
+        for extent in &extents {
+            index.insert(extent, |_| true).unwrap();
+        }
+        assert_eq!(index.pages_for(64 << 20), None);
+        assert_eq!(index.pages_for(80 << 20), None, "not for a little");
+        let pages = index.pages_for(1 << 30).unwrap();
+        let larger = Index::make(&larger, pages).unwrap();
+        index.copy_to(&larger).unwrap();
+        for extent in &extents {
+            let name = VersionName { name: extent.name, size_bytes: 1 << 30 };
+            assert_eq!(larger.find(&name, 0..1).unwrap(), [*extent]);
+        }
+        assert_eq!(larger.pages_for(1 << 30), None);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::buffers::Buffers;
+use super::files;
 use super::folder::{self, Folder, FolderError, Limits, NAME};
 use super::format::{OWN_UNIT, UNIT_BYTES};
 use super::state::read_blocks;
@@ -44,7 +45,7 @@ pub fn survey(
     let mut survey = DiskSurvey {
         segments: segments.len() as u64,
         bytes: segments.values().sum(),
-        free_bytes: folder::free_bytes(path)?,
+        free_bytes: files::free_bytes(path)?,
         ..DiskSurvey::default()
     };
     let buffers = Buffers::new(1);
@@ -102,7 +103,7 @@ pub fn measure(path: &Path) -> Result<DiskSpeed, Error> {
     let name = path.join(format!("fasts3-probe-{}", std::process::id()));
     let mut options = OpenOptions::new();
     options.read(true).write(true).create_new(true).mode(0o600);
-    let file = folder::open_directly(&options, &name)?;
+    let file = files::open_directly(&options, &name)?;
     std::fs::remove_file(&name)?;
     let buffers = Buffers::new(PROBE_THREADS);
     let mut buffer = buffers.try_take().ok_or(ErrorKind::OutOfMemory)?;

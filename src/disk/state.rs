@@ -6,6 +6,7 @@ use std::io::{Error, ErrorKind};
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -13,7 +14,7 @@ use tokio::time::Instant;
 
 use super::buffers::UnitBuffer;
 use super::claims::Claim;
-use super::folder::{Folder, FolderError};
+use super::folder::{Folder, FolderError, Meddling};
 use super::format::{Extent, PAGE, PAGE_BYTES, Piece, UNIT_BYTES, VersionName, plan};
 use super::health::Health;
 use super::{DiskConfig, UnitRead};
@@ -27,6 +28,8 @@ pub(super) struct DiskState {
     reading: Mutex<Health>,
     writing: Mutex<Health>,
     pub(super) stats: Arc<Stats>,
+    /// MiB read by programs of which the folder was told.
+    told: AtomicU64,
 }
 
 /// What there is of a range.
@@ -48,8 +51,8 @@ impl Stored {
 
 impl DiskState {
     pub(super) fn new(config: DiskConfig, stats: Arc<Stats>) -> Self {
-        let (reading, writing) = Default::default();
-        Self { config, folder: RwLock::new(None), reading, writing, stats }
+        let (folder, reading, writing, told) = Default::default();
+        Self { config, folder, reading, writing, stats, told }
     }
 
     pub(super) fn folder(&self) -> Option<Arc<Folder>> {
@@ -77,49 +80,76 @@ impl DiskState {
                 Ok(())
             }
             Err(error) => {
-                self.ill(&self.writing, Failing::Lasting, &error);
+                self.ill(&self.writing, Failing::Lasting, Instant::now(), &error);
                 Err(error)
             }
         }
     }
 
-    /// Gives segments up if need be, and opens the directory anew if it is gone.
+    /// Gives segments up if need be, and opens the directory anew if it is gone, or not what it
+    /// was.
     pub(super) fn tidy(&self) {
-        match self.folder() {
-            Some(folder) if folder.is_there() => {
-                let gave_up = |bytes| self.stats.disk_evicted_bytes.add(bytes);
-                if let Err(error) = folder.tidy(gave_up) {
-                    self.ill(&self.writing, Failing::of(&error), &error);
-                }
+        let Some(folder) = self.folder() else {
+            if self.writing.lock().admits(Instant::now()) {
+                // It is tried again after a pause.
+                let _ = self.open_folder();
             }
-            Some(_) => self.reopen(),
-            None => {
-                if self.writing.lock().admits(Instant::now()) {
-                    // It is tried again after a pause.
-                    let _ = self.open_folder();
-                }
-            }
+            return;
+        };
+        if self.reopened(&folder) {
+            return;
+        }
+        let gave_up = |bytes| self.stats.disk_evicted_bytes.add(bytes);
+        let tidied = folder.tidy(self.passed(), gave_up).and_then(|()| folder.grow_index());
+        // Also if the index has grown just now.
+        if !self.reopened(&folder)
+            && let Err(error) = tidied
+        {
+            self.ill(&self.writing, Failing::of(&error), Instant::now(), &error);
         }
     }
 
-    fn reopen(&self) {
+    /// Opens the directory anew if somebody has meddled with it.
+    fn reopened(&self, folder: &Folder) -> bool {
+        let Some(meddling) = folder.meddling() else { return false };
         *self.folder.write() = None;
-        tracing::warn!("the disk cache was removed: {} is made anew", self.config.path.display());
+        if meddling == Meddling::Removed {
+            let shown = self.config.path.display();
+            tracing::warn!("the disk cache was removed: {shown} is made anew");
+        }
         // It is tried again after a pause.
         let _ = self.open_folder();
+        true
+    }
+
+    /// MiB that programs have read since the last call.
+    pub(super) fn passed(&self) -> u64 {
+        let read = self.read_mib();
+        read - self.told.swap(read, Ordering::Relaxed)
+    }
+
+    /// The next segment's number, with what was read until now.
+    pub(super) fn now(&self, folder: &Folder) -> u64 {
+        folder.now() + (self.read_mib() - self.told.load(Ordering::Relaxed))
+    }
+
+    fn read_mib(&self) -> u64 {
+        (self.stats.disk_hit_bytes.get() + self.stats.disk_missed_bytes.get()) >> 20
     }
 
     /// The outcome of a write; true if it worked.
     pub(super) fn wrote(&self, folder: &Folder, outcome: std::io::Result<()>) -> bool {
         match outcome {
-            Ok(()) => Self::well(&self.writing),
-            Err(_) if !folder.is_there() => self.reopen(),
+            Ok(()) => {
+                Self::well(&self.writing);
+                return true;
+            }
+            Err(_) if self.reopened(folder) => {}
             Err(error) => {
-                self.ill(&self.writing, Failing::of(&error), &error);
-                return false;
+                self.ill(&self.writing, Failing::of(&error), Instant::now(), &error);
             }
         }
-        true
+        false
     }
 
     /// The disk has answered in time.
@@ -127,23 +157,30 @@ impl DiskState {
         Self::well(&self.reading);
     }
 
-    /// The disk has not answered in time.
-    pub(super) fn late(&self, limit: Duration) {
+    /// The disk, asked then, has not answered in time.
+    pub(super) fn late(&self, asked: Instant, limit: Duration) {
         let cause = format!("no answer within {} ms", limit.as_millis());
-        self.ill(&self.reading, Failing::Passing, &cause);
+        self.ill(&self.reading, Failing::Hung, asked, &cause);
     }
 
     fn well(health: &Mutex<Health>) {
-        if health.lock().worked() {
+        if health.lock().worked(Instant::now()) {
             tracing::info!("the disk cache is used again");
         }
     }
 
-    fn ill(&self, health: &Mutex<Health>, trouble: Failing, cause: &dyn std::fmt::Display) {
+    fn ill(
+        &self,
+        health: &Mutex<Health>,
+        trouble: Failing,
+        asked: Instant,
+        cause: &dyn std::fmt::Display,
+    ) {
         let now = Instant::now();
         let pause = match trouble {
-            Failing::Passing => health.lock().failed(now),
-            Failing::Lasting => health.lock().failed_for_good(now),
+            Failing::Hung => health.lock().hung(asked, now),
+            Failing::Passing => health.lock().failed(asked, now),
+            Failing::Lasting => health.lock().failed_for_good(asked, now),
         };
         if let Some(pause) = pause {
             self.stats.disk_pauses.add(1);
@@ -160,13 +197,13 @@ impl DiskState {
         claiming: bool,
         buffer: UnitBuffer,
     ) -> Option<Stored> {
-        let folder = self.folder()?;
+        let (folder, asked) = (self.folder()?, Instant::now());
         let extents = extents(&folder, version, range);
-        let extents = extents.inspect_err(|error| self.failed_to_read(error)).ok()?;
+        let extents = extents.inspect_err(|error| self.failed_to_read(asked, error)).ok()?;
         let mut pieces = plan(range, &extents);
         let (mut first, mut claims) = (None, VecDeque::new());
         if let Some(piece) = pieces.first_mut().filter(|piece| piece.extent.is_some()) {
-            first = self.read(version, piece, buffer);
+            first = self.read(piece, buffer);
             if first.is_none() {
                 piece.extent = None;
             }
@@ -185,13 +222,8 @@ impl DiskState {
     }
 
     /// Reads a piece and checks it. `None` if that fails: then the bytes are in the store only.
-    pub(super) fn read(
-        &self,
-        version: &VersionName,
-        piece: &Piece,
-        mut buffer: UnitBuffer,
-    ) -> Option<UnitRead> {
-        let (folder, extent) = (self.folder()?, piece.extent?);
+    pub(super) fn read(&self, piece: &Piece, mut buffer: UnitBuffer) -> Option<UnitRead> {
+        let (folder, extent, asked) = (self.folder()?, piece.extent?, Instant::now());
         match read_blocks(&folder, &extent, &piece.range(), &mut buffer) {
             Ok(bytes) => bytes.map(|bytes| {
                 folder.proofs.add(&extent, &piece.range());
@@ -201,21 +233,22 @@ impl DiskState {
                 self.stats.disk_wrong.add(1);
                 let segment = format!("{:016x}", extent.segment);
                 tracing::warn!(segment, "the disk cache held wrong bytes: they are fetched again");
-                folder.proofs.withdraw(version);
-                if let Err(error) = folder.index.remove(version.place, &extent) {
-                    self.ill(&self.writing, Failing::of(&error), &error);
+                folder.proofs.withdraw(&extent.name);
+                if let Err(error) = folder.index.remove(&extent) {
+                    self.ill(&self.writing, Failing::of(&error), asked, &error);
                 }
                 None
             }
             Err(error) => {
-                self.failed_to_read(&error);
+                self.failed_to_read(asked, &error);
                 None
             }
         }
     }
 
-    pub(super) fn failed_to_read(&self, error: &Error) {
-        self.ill(&self.reading, Failing::of(error), error);
+    /// A read that was begun then has failed.
+    pub(super) fn failed_to_read(&self, asked: Instant, error: &Error) {
+        self.ill(&self.reading, Failing::of(error), asked, error);
     }
 
     /// Used bytes, and their limit; none if the directory is not open.
@@ -226,6 +259,7 @@ impl DiskState {
 
 #[derive(Clone, Copy, Debug)]
 enum Failing {
+    Hung,
     /// The next call may succeed.
     Passing,
     Lasting,

@@ -7,6 +7,7 @@ use std::path::Path;
 use tempfile::TempDir;
 
 use super::*;
+use crate::stats::Counter;
 use crate::testing::fault::{Fault, FaultyStore, Operation};
 use crate::testing::memory::MemoryStore;
 
@@ -37,6 +38,8 @@ impl Process {
     ) -> Self {
         let (stats, memory) = (Arc::new(Stats::default()), memory.clone());
         let disk = Disk::start(config, stats.clone()).await.unwrap();
+        // However busy the machine is, nothing is dropped.
+        disk.be_patient(Duration::from_mins(10));
         let cached = DiskCached::new(store, Origin::new("http://s3", "bucket"), disk);
         Self { memory, cached, stats }
     }
@@ -67,10 +70,10 @@ impl Process {
 /// Bytes that differ by object and place.
 fn bytes(key: &str, range: Range<u64>) -> Vec<u8> {
     let seed: u64 = key.bytes().map(u64::from).sum();
-    let first = range.start / 64 * 64;
+    let first = range.start / 4096 * 4096;
     let mut bytes = Vec::new();
-    for line in (first..range.end).step_by(64) {
-        bytes.extend_from_slice(&[(line ^ seed).to_le_bytes(); 8].concat());
+    for page in (first..range.end).step_by(4096) {
+        bytes.extend_from_slice(&(page ^ seed).to_le_bytes().repeat(512));
     }
     bytes.truncate(usize::try_from(range.end - first).unwrap());
     bytes.split_off(usize::try_from(range.start - first).unwrap())
@@ -279,6 +282,7 @@ async fn a_disk_that_lags_drops_bytes_and_delays_nobody() {
     let (memory, folder) = scene();
     let object = put(&memory, "object", 40 * MIB);
     let process = Process::start(&memory, folder.path()).await;
+    process.cached.disk.be_patient(Duration::ZERO);
     let lock = std::fs::File::open(folder.path().join(folder::NAME).join("lock")).unwrap();
     lock.lock().unwrap();
     process.read(&object, 0..object.size_bytes).await;
@@ -321,9 +325,8 @@ async fn a_directory_that_is_removed_is_made_anew() {
     assert_eq!(process.gets(&mut gets), 0);
 }
 
-/// A named pipe in place of a segment: opening it does not end.
 #[tokio::test]
-async fn a_disk_that_hangs_is_left_alone_after_three_late_answers() {
+async fn a_disk_that_hangs_is_left_alone_after_three_waits_in_vain() {
     let (memory, folder) = scene();
     let objects: Vec<_> = (0..40).map(|n| put(&memory, &format!("{n}"), 20_000)).collect();
     let process = Process::start(&memory, folder.path()).await;
@@ -331,17 +334,260 @@ async fn a_disk_that_hangs_is_left_alone_after_three_late_answers() {
         process.read(object, 0..20_000).await;
     }
     process.settle().await;
-    let segment = files(folder.path()).pop().unwrap();
-    std::fs::remove_file(&segment).unwrap();
-    nix::unistd::mkfifo(&segment, nix::sys::stat::Mode::S_IRUSR).unwrap();
-    let other = Process::start(&memory, folder.path()).await;
-    for object in &objects {
-        other.read(object, 0..20_000).await;
+    let (tell, hang) = std::sync::mpsc::channel::<()>();
+    let hang = Arc::new(std::sync::Mutex::new(hang));
+    let jobs: Vec<_> = (0..READERS)
+        .map(|_| {
+            let hang = hang.clone();
+            process.cached.disk.threads.run(move || hang.lock().map(|hang| hang.recv()).is_ok())
+        })
+        .collect();
+    let read_all = async || {
+        let reads = objects.iter().map(|object| process.read(object, 0..20_000));
+        futures_util::future::join_all(reads).await;
+    };
+    for waits in 1..=3 {
+        assert_eq!(process.stats.disk_pauses.get(), 0, "{waits}: those that wait together are one");
+        // The second time there are no buffers any more.
+        read_all().await;
     }
-    assert_eq!(other.stats.disk_hit_bytes.get(), 0);
-    assert!((1..5).contains(&other.stats.disk_pauses.get()));
-    // Lets the threads go.
-    drop(std::fs::File::options().read(true).write(true).open(&segment));
+    assert_eq!((process.stats.disk_pauses.get(), process.stats.disk_hit_bytes.get()), (1, 0));
+    let begun = Instant::now();
+    read_all().await;
+    assert!(begun.elapsed() < LIMIT, "nobody waits");
+    drop(tell);
+    for job in jobs {
+        job.await.unwrap();
+    }
+    // One tries it after the pause.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    process.read(&objects[0], 0..20_000).await;
+    process.read(&objects[1], 0..20_000).await;
+    assert_eq!(process.stats.disk_hit_bytes.get(), 40_000);
+}
+
+/// A small budget has few buffers: readers that wait for each other say nothing about the disk.
+#[tokio::test]
+async fn readers_that_wait_for_buffers_do_not_blame_the_disk() {
+    let (memory, folder) = scene();
+    let objects: Vec<_> = (0..20).map(|n| put(&memory, &format!("{n}"), 20_000)).collect();
+    let config = DiskConfig { memory_bytes: 2 * MIB, ..config(folder.path()) };
+    let process = Process::over(memory.clone(), &memory, config).await;
+    for object in &objects {
+        process.read(object, 0..20_000).await;
+        process.settle().await;
+    }
+    let disk = &process.cached.disk;
+    let held = disk.buffers.take().await;
+    for _ in 0..4 {
+        let reads = objects.iter().map(|object| process.read(object, 0..20_000));
+        let answered = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            disk.state.answered();
+        };
+        tokio::join!(futures_util::future::join_all(reads), answered);
+    }
+    assert_eq!((process.stats.disk_pauses.get(), process.stats.disk_hit_bytes.get()), (0, 0));
+    drop(held);
+    process.read(&objects[0], 0..20_000).await;
+    assert_eq!(process.stats.disk_hit_bytes.get(), 20_000);
+}
+
+/// Whatever somebody does to the files, it heals in the process that uses them, with no late answer
+/// and no restart.
+#[tokio::test]
+async fn damage_heals_in_the_running_process() {
+    let (memory, folder) = scene();
+    let object = put(&memory, "object", 12 * MIB);
+    let inside = folder.path().join(folder::NAME);
+    let process = Process::start(&memory, folder.path()).await;
+    let read_all = async || {
+        process.read(&object, 0..object.size_bytes).await;
+        process.settle().await;
+    };
+    let cut = |name: &str, length| {
+        let file = std::fs::File::options().write(true).open(inside.join(name)).unwrap();
+        file.set_len(length).unwrap();
+    };
+    let pipe = |path: &Path| {
+        std::fs::remove_file(path).unwrap();
+        nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    };
+    let damages: [(&str, &dyn Fn()); 11] = [
+        ("the index is cut", &|| cut("index", 4096)),
+        ("the index is empty", &|| cut("index", 0)),
+        ("the index is gone", &|| std::fs::remove_file(inside.join("index")).unwrap()),
+        ("the index is a pipe", &|| pipe(&inside.join("index"))),
+        ("the index is a directory", &|| {
+            std::fs::remove_file(inside.join("index")).unwrap();
+            std::fs::create_dir(inside.join("index")).unwrap();
+        }),
+        ("no segments", &|| std::fs::remove_dir_all(inside.join("segments")).unwrap()),
+        ("a file instead of segments", &|| {
+            std::fs::remove_dir_all(inside.join("segments")).unwrap();
+            std::fs::write(inside.join("segments"), "").unwrap();
+        }),
+        ("the lock is a link", &|| {
+            std::fs::remove_file(inside.join("lock")).unwrap();
+            symlink("/dev/zero", inside.join("lock")).unwrap();
+        }),
+        ("the claims are a pipe", &|| pipe(&inside.join("claims"))),
+        ("all is gone", &|| std::fs::remove_dir_all(&inside).unwrap()),
+        ("the directory is gone", &|| {
+            std::fs::remove_dir_all(folder.path()).unwrap();
+        }),
+    ];
+    let mut gets = 0;
+    for (what, damage) in damages {
+        read_all().await;
+        damage();
+        read_all().await;
+        process.cached.disk.state.tidy();
+        read_all().await;
+        process.gets(&mut gets);
+        read_all().await;
+        assert_eq!(process.gets(&mut gets), 0, "{what}: it is stored again");
+        let other = Process::start(&memory, folder.path()).await;
+        other.read(&object, 0..object.size_bytes).await;
+        assert_eq!(process.gets(&mut gets), 0, "{what}: and for others");
+        assert_eq!(process.stats.disk_pauses.get(), 0, "{what}");
+    }
+}
+
+type Make<'a> = &'a dyn Fn(&Path);
+
+/// They are thrown away as if they had never been there. Opening a pipe would not end.
+#[tokio::test]
+async fn what_is_no_file_is_not_opened_or_followed_but_removed() {
+    let (memory, folder) = scene();
+    let object = put(&memory, "object", 3 * MIB);
+    let first = Process::start(&memory, folder.path()).await;
+    let mut gets = 0;
+    let kinds: [(&str, Make); 4] = [
+        ("pipe", &|path| nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap()),
+        ("directory", &|path| std::fs::create_dir_all(path.join("inside")).unwrap()),
+        ("link", &|path| symlink("/dev/zero", path).unwrap()),
+        ("socket", &|path| drop(std::os::unix::net::UnixListener::bind(path).unwrap())),
+    ];
+    for (what, make) in kinds {
+        first.read(&object, 0..object.size_bytes).await;
+        first.settle().await;
+        let segment = files(folder.path()).pop().unwrap();
+        std::fs::remove_file(&segment).unwrap();
+        make(&segment);
+        first.gets(&mut gets);
+        let other = Process::start(&memory, folder.path()).await;
+        other.read(&object, 0..object.size_bytes).await;
+        assert!(first.gets(&mut gets) > 0, "{what}");
+        assert!(!segment.exists() && !segment.is_symlink(), "{what} was removed");
+        other.settle().await;
+        other.read(&object, 0..object.size_bytes).await;
+        assert_eq!(first.gets(&mut gets), 0, "{what}");
+        assert_eq!((other.stats.disk_pauses.get(), other.stats.disk_wrong.get()), (0, 0), "{what}");
+    }
+    // No extent points to these, so the hand removes them.
+    let made: Vec<_> = (1..)
+        .zip(kinds)
+        .map(|(number, (_, make))| {
+            let path = folder.path().join(folder::NAME).join(format!("segments/{number:016x}"));
+            make(&path);
+            path
+        })
+        .collect();
+    let scan = put(&memory, "scan", 80 * MIB);
+    first.read(&scan, 0..scan.size_bytes).await;
+    first.settle().await;
+    assert!(made.iter().all(|path| path.symlink_metadata().is_err()));
+}
+
+/// A later mount gives a larger size: what was stored is found, and what is stored is, too.
+#[tokio::test]
+async fn the_index_grows_with_the_cache_for_all_who_use_it() {
+    let (memory, folder) = scene();
+    let small: Vec<_> = (0..2000).map(|n| put(&memory, &format!("{n}"), 5_000)).collect();
+    let first = Process::start(&memory, folder.path()).await;
+    let read_all = async |process: &Process, which: &[ObjectVersion]| {
+        for object in which {
+            process.read(object, 0..5_000).await;
+        }
+        process.settle().await;
+    };
+    read_all(&first, &small[..800]).await;
+    let index = folder.path().join(folder::NAME).join("index");
+    let length = || index.metadata().unwrap().len();
+    let (before, mut gets) = (length(), 0);
+    let config = DiskConfig { size_bytes: Some(1 << 30), ..config(folder.path()) };
+    let larger = Process::over(memory.clone(), &memory, config).await;
+    larger.cached.disk.state.tidy();
+    assert!(length() >= 12 * before, "{} {before}", length());
+    first.gets(&mut gets);
+    read_all(&larger, &small[..800]).await;
+    assert_eq!(first.gets(&mut gets), 0, "all that it held was copied");
+    read_all(&larger, &small).await;
+    first.cached.disk.state.tidy();
+    first.gets(&mut gets);
+    read_all(&first, &small).await;
+    assert_eq!(first.gets(&mut gets), 0, "the others find it");
+    larger.cached.disk.state.tidy();
+    first.cached.disk.state.tidy();
+    assert!(length() >= 12 * before, "it does not shrink");
+    assert_eq!([&first, &larger].map(|process| process.stats.disk_wrong.get()), [0, 0]);
+}
+
+/// Twice as large as the cache, and read in the same order each time.
+#[tokio::test]
+async fn a_scan_that_is_larger_than_the_cache_hits_by_what_fits() {
+    let (memory, folder) = scene();
+    let scan: Vec<_> = (0..512).map(|n| put(&memory, &format!("{n}"), 256 * KIB)).collect();
+    let process = Process::start(&memory, folder.path()).await;
+    process.cached.disk.be_patient(Duration::ZERO);
+    let mut before = [0; 2];
+    for epoch in 0..6 {
+        for some in scan.chunks(8) {
+            for object in some {
+                process.read(object, 0..256 * KIB).await;
+            }
+            process.settle().await;
+        }
+        let now =
+            [&process.stats.disk_hit_bytes, &process.stats.disk_written_bytes].map(Counter::get);
+        let [hit, written] = [0, 1].map(|at| (now[at] - before[at]) / MIB);
+        before = now;
+        assert!(epoch < 3 || hit >= 128 / 4, "{epoch}: {hit} of 128");
+        assert!(epoch < 5 || written <= 128 / 4, "{epoch}: {written} of 128");
+    }
+    assert!(process.stats.disk_passed_over_bytes.get() > 0);
+    // Warming is told to keep all.
+    process.cached.disk.be_patient(Duration::from_mins(1));
+    let passed_over = process.stats.disk_passed_over_bytes.get();
+    let more = put(&memory, "more", 40 * MIB);
+    process.read(&more, 0..more.size_bytes).await;
+    process.settle().await;
+    assert_eq!(process.stats.disk_passed_over_bytes.get(), passed_over);
+}
+
+/// Its `ETag` is part of the name.
+#[tokio::test]
+async fn an_object_that_is_overwritten_while_it_is_cached_leaves_nothing_wrong() {
+    let (memory, folder) = scene();
+    let process = Process::start(&memory, folder.path()).await;
+    let old = put(&memory, "object", 8 * MIB);
+    process.read(&old, 0..4 * MIB).await;
+    let new = memory.put("object", vec![7; 8 << 20]).version;
+    let mut into = Vec::new();
+    let rest = process.cached.get_range(&old, 4 * MIB..8 * MIB, &mut into).await;
+    assert!(matches!(rest, Err(StoreError::Changed)), "{rest:?}");
+    process.settle().await;
+    into.clear();
+    process.cached.get_range(&new, 0..8 * MIB, &mut into).await.unwrap();
+    assert!(into.iter().all(|&byte| byte == 7));
+    process.settle().await;
+    let other = Process::start(&memory, folder.path()).await;
+    other.read(&old, 0..4 * MIB).await;
+    into.clear();
+    other.cached.get_range(&new, 0..8 * MIB, &mut into).await.unwrap();
+    assert!(into.iter().all(|&byte| byte == 7));
+    assert_eq!(other.stats.disk_missed_bytes.get(), 0);
 }
 
 #[tokio::test]

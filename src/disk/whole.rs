@@ -13,15 +13,17 @@ use std::fs::{File, OpenOptions, Permissions};
 use std::io::{Error, ErrorKind};
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::sync::Arc;
 use std::time::Duration;
 
 use lru::LruCache;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::buffers::Buffers;
-use super::folder::{FRESH, Folder, READ_AGAIN, Segment, open_directly};
+use super::files::{open, open_directly};
+use super::folder::{FRESH, Folder, READ_AGAIN, Segment};
 use super::format::{Extent, OWN_UNIT, PAGE, PAGE_BYTES, Piece, UNIT_BYTES, VersionName};
 use super::state::DiskState;
 use crate::base::layout::BLOCK_BYTES;
@@ -101,7 +103,7 @@ impl Folder {
             let (name, first, page, sums) = (version.name, 0, 0, [0; 8]);
             let named =
                 Extent { name, unit: OWN_UNIT, first, length: 1, segment: number, page, sums };
-            self.index.insert(version.place, &named, |number| self.is_live(number))?;
+            self.index.insert(&named, |number| self.is_live(number))?;
             Ok(OwnSegment { number, file, room: self.segment_bytes })
         })
     }
@@ -109,17 +111,16 @@ impl Folder {
     /// The object's own segment, to be read by others while it is open; `None` if it is not there
     /// as it should be.
     fn hold(&self, number: u64, size_bytes: u64) -> std::io::Result<Option<File>> {
-        let mut options = OpenOptions::new();
-        options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-        let file = match options.open(self.path_of(number)) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        let file = match open(OpenOptions::new().read(true), &self.path_of(number)) {
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) => {
+                return Ok(None);
+            }
             file => file?,
         };
         // It fails while it is being given up.
         let is_held = file.try_lock_shared().is_ok();
         let metadata = file.metadata()?;
-        if !is_held || !metadata.is_file() || metadata.nlink() == 0 || metadata.len() != size_bytes
-        {
+        if !is_held || metadata.nlink() == 0 || metadata.len() != size_bytes {
             return Ok(None);
         }
         file.set_permissions(Permissions::from_mode(READ_AGAIN))?;
@@ -149,9 +150,7 @@ impl OwnSegment {
         self.file.write_all_at(pages, at)?;
         if !rest.is_empty() {
             // Direct I/O would write the whole page: the file would be longer than the object.
-            let mut options = OpenOptions::new();
-            options.write(true).custom_flags(libc::O_NOFOLLOW);
-            let file = options.open(folder.path_of(self.number))?;
+            let file = open(OpenOptions::new().write(true), &folder.path_of(self.number))?;
             file.write_all_at(rest, at + pages.len() as u64)?;
         }
         Ok(())
@@ -211,8 +210,8 @@ impl Proofs {
     }
 
     /// Some of it is wrong.
-    pub(super) fn withdraw(&self, version: &VersionName) {
-        self.of.lock().pop(&version.name);
+    pub(super) fn withdraw(&self, name: &[u8; 16]) {
+        self.of.lock().pop(name);
     }
 
     /// All of this segment is right.
@@ -273,7 +272,7 @@ impl DiskState {
 
     /// The file of a whole object that was proved.
     pub(super) fn whole_file(&self, version: &VersionName) -> Option<File> {
-        let folder = self.folder()?;
+        let (folder, asked) = (self.folder()?, Instant::now());
         let file = folder.own(version).and_then(|number| {
             let Some(number) = number else { return Ok(None) };
             folder.proofs.begin(version, number);
@@ -282,7 +281,7 @@ impl DiskState {
             }
             folder.hold(number, version.size_bytes)
         });
-        file.inspect_err(|error| self.failed_to_read(error)).ok().flatten()
+        file.inspect_err(|error| self.failed_to_read(asked, error)).ok().flatten()
     }
 
     /// True if the caller must prove what waits for it.
@@ -296,8 +295,9 @@ impl DiskState {
     pub(super) fn prove(&self, buffers: &Arc<Buffers>) {
         let Some(folder) = self.folder() else { return };
         while let Some(version) = folder.proofs.next() {
+            let asked = Instant::now();
             if let Err(error) = self.prove_one(&folder, &version, buffers) {
-                self.failed_to_read(&error);
+                self.failed_to_read(asked, &error);
             }
         }
     }
@@ -335,7 +335,7 @@ impl DiskState {
                     None => std::thread::park_timeout(FOR_A_BUFFER),
                 }
             };
-            if self.read(version, &piece, buffer).is_none() {
+            if self.read(&piece, buffer).is_none() {
                 return Ok(());
             }
         }

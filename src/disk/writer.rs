@@ -18,9 +18,10 @@ use tokio::time::{Instant, sleep};
 use super::buffers::{Buffers, UnitBuffer};
 use super::claims::Claim;
 use super::folder::{Folder, FolderError, Segment};
-use super::format::{Extent, PAGE, PAGE_BYTES, UNIT_BYTES, VersionName, cut};
+use super::format::{Extent, PAGE, PAGE_BYTES, PASSED_OVER, UNIT_BYTES, VersionName, cut};
 use super::state::DiskState;
 use super::whole::OwnSegment;
+use super::worth::{Fate, Worth};
 
 /// Between two looks at what other processes and programs have done to the disk.
 const TIDY_EVERY: Duration = Duration::from_secs(5);
@@ -30,6 +31,9 @@ const TIDY_EVERY: Duration = Duration::from_secs(5);
 const BURST: Duration = Duration::from_millis(100);
 /// About the time that a disk takes for a unit.
 const FOR_A_BUFFER: Duration = Duration::from_millis(2);
+/// A batch that has begun to fill is written after this time, with what has come until then: one
+/// write for many small files.
+const FILLING: Duration = Duration::from_millis(5);
 /// Space is taken from the file system in steps: so it is contiguous, and a daemon that is killed
 /// leaves little of it unused.
 const STEP_BYTES: u64 = 16 << 20;
@@ -43,7 +47,7 @@ pub(super) struct Writer {
     /// Since when there are too few buffers.
     lags_since: Mutex<Option<Instant>>,
     /// Until then nothing is dropped because the disk lags.
-    patient_until: Mutex<Option<Instant>>,
+    patient_until: Arc<Mutex<Option<Instant>>>,
     filling: Arc<Mutex<Option<Batch>>>,
     queue: Sender<Chore>,
 }
@@ -51,8 +55,8 @@ pub(super) struct Writer {
 #[derive(Debug)]
 enum Chore {
     Write(Batch),
-    /// There is a batch that is being filled: it is written however full it is then.
-    WriteFilling,
+    /// A batch begins to fill.
+    Filling,
     /// Writes all that waits, and then tells.
     Settle(oneshot::Sender<()>),
 }
@@ -61,8 +65,8 @@ enum Chore {
 struct Batch {
     buffer: UnitBuffer,
     used: usize,
-    /// With the place of each in the index, and in the buffer.
-    extents: Vec<(u64, Extent, Range<usize>)>,
+    /// With the place of each in the buffer.
+    extents: Vec<(Extent, Range<usize>)>,
     /// Others wait for these, until all is written.
     claims: Vec<Arc<Claim>>,
     /// All of it is of this object, and goes to the object's own segment.
@@ -70,24 +74,33 @@ struct Batch {
 }
 
 impl Writer {
-    /// Starts its thread, which ends when this is dropped.
-    /// The first outcome of opening the directory is sent to `opened`.
+    /// Starts its thread, which ends when this is dropped. The second buffers are for what is
+    /// written; idle memory of both is given back. The first outcome of opening the directory is
+    /// sent to `opened`.
     pub(super) fn start(
         state: Arc<DiskState>,
-        buffers: usize,
+        [reading, buffers]: [Arc<Buffers>; 2],
         opened: oneshot::Sender<Result<(), FolderError>>,
     ) -> std::io::Result<Self> {
         let (queue, tasks) = channel();
         let filling = Arc::new(Mutex::new(None));
-        let (own, filled) = (LruCache::new(OWN_OPEN), filling.clone());
-        let house = Housekeeper { state: state.clone(), filling: filled, open: None, own, tasks };
+        let patient_until = Arc::new(Mutex::new(None));
+        let lags_since = Mutex::default();
+        let house = Housekeeper {
+            state: state.clone(),
+            buffers: [reading, buffers.clone()],
+            filling: filling.clone(),
+            patient_until: patient_until.clone(),
+            open: None,
+            own: LruCache::new(OWN_OPEN),
+            worth: Worth::new(),
+            tasks,
+        };
         std::thread::Builder::new().name("disk-write".to_owned()).spawn(move || {
             // Whoever started this may have stopped waiting.
             let _ = opened.send(house.state.open_folder());
             house.run();
         })?;
-        let (lags_since, patient_until) = Default::default();
-        let buffers = Buffers::new(buffers);
         Ok(Self { state, buffers, lags_since, patient_until, filling, queue })
     }
 
@@ -127,7 +140,7 @@ impl Writer {
     fn is_patient(&self) -> bool {
         let now = Instant::now();
         let since = *self.lags_since.lock().get_or_insert(now);
-        now < since + BURST || self.patient_until.lock().is_some_and(|until| now < until)
+        now < since + BURST || is_before(now, &self.patient_until)
     }
 
     fn put(
@@ -154,8 +167,7 @@ impl Writer {
         }
         if filling.is_none() {
             *filling = self.batch();
-            // When the disk is busy, others follow before it is taken.
-            if self.queue.send(Chore::WriteFilling).is_err() {
+            if self.queue.send(Chore::Filling).is_err() {
                 return false;
             }
         }
@@ -195,21 +207,28 @@ impl Batch {
         // Where it will be written is known only then.
         let (name, length) = (version.name, u32::try_from(bytes.len()).expect("at most a unit"));
         let extent = Extent { name, unit, first, length, segment: 0, page: 0, sums: [0; 8] };
-        self.extents.push((version.place, extent, place.clone()));
+        self.extents.push((extent, place.clone()));
         self.used = place.end.next_multiple_of(PAGE);
     }
+}
 
-    fn bytes(&self) -> u64 {
-        self.extents.iter().map(|(_, extent, _)| u64::from(extent.length)).sum()
-    }
+fn is_before(now: Instant, until: &Mutex<Option<Instant>>) -> bool {
+    until.lock().is_some_and(|until| now < until)
+}
+
+fn bytes_of(extents: &[(Extent, Range<usize>)]) -> u64 {
+    extents.iter().map(|(extent, _)| u64::from(extent.length)).sum()
 }
 
 struct Housekeeper {
     state: Arc<DiskState>,
+    buffers: [Arc<Buffers>; 2],
     filling: Arc<Mutex<Option<Batch>>>,
+    patient_until: Arc<Mutex<Option<Instant>>>,
     open: Option<OpenSegment>,
     /// Those of large objects that were written to in the last seconds.
     own: LruCache<[u8; 16], (OwnSegment, Arc<Folder>)>,
+    worth: Worth,
     tasks: Receiver<Chore>,
 }
 
@@ -223,11 +242,12 @@ struct OpenSegment {
 
 impl Housekeeper {
     fn run(mut self) {
-        let mut tidied = Instant::now();
+        let (mut tidied, mut filled) = (Instant::now(), None);
         loop {
-            match self.tasks.recv_timeout(TIDY_EVERY) {
+            let wait = filled.map_or(TIDY_EVERY, |at: Instant| at - Instant::now());
+            match self.tasks.recv_timeout(wait) {
                 Ok(Chore::Write(batch)) => self.write(batch),
-                Ok(Chore::WriteFilling) => self.write_filling(),
+                Ok(Chore::Filling) => filled = Some(Instant::now() + FILLING),
                 Ok(Chore::Settle(tell)) => {
                     self.write_filling();
                     // Nobody waits any more.
@@ -236,10 +256,14 @@ impl Housekeeper {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
+            if filled.take_if(|at| *at <= Instant::now()).is_some() {
+                self.write_filling();
+            }
             if tidied.elapsed() >= TIDY_EVERY {
                 // What nobody writes to may be given up.
                 self.own.clear();
                 self.state.tidy();
+                self.buffers.iter().for_each(|buffers| buffers.release_idle());
                 tidied = Instant::now();
             }
         }
@@ -252,50 +276,109 @@ impl Housekeeper {
         }
     }
 
-    fn write(&mut self, mut batch: Batch) {
-        let bytes = batch.bytes();
-        let written = self.state.folder().is_some_and(|folder| {
-            let outcome = match batch.large {
-                Some(version) => self.put_in_place(&folder, &version, &mut batch),
-                None => self.append(&folder, &mut batch),
+    fn write(&mut self, batch: Batch) {
+        let Batch { buffer, mut extents, claims: _held, large, .. } = batch;
+        let stats = self.state.stats.clone();
+        let Some(folder) = self.state.folder() else {
+            stats.disk_dropped_bytes.add(bytes_of(&extents));
+            return;
+        };
+        let outcome = self.pass_over(&folder, large.is_some(), &mut extents).and_then(|as_read| {
+            let outcome = match large {
+                Some(version) => self.put_in_place(&folder, &version, &buffer, &mut extents),
+                None => self.append(&folder, &buffer, &mut extents),
             };
             if outcome.is_err() {
                 // What was written of it is used nevertheless.
                 self.open = None;
                 self.own.clear();
             }
-            self.state.wrote(&folder, outcome)
+            if let Some(OpenSegment { segment: Segment { number, file }, .. }) = &self.open
+                && large.is_none()
+            {
+                folder.was_read(*number, file, as_read);
+            }
+            outcome
         });
-        let stats = &self.state.stats;
-        if written { &stats.disk_written_bytes } else { &stats.disk_dropped_bytes }.add(bytes);
+        let written = self.state.wrote(&folder, outcome);
+        if written { &stats.disk_written_bytes } else { &stats.disk_dropped_bytes }
+            .add(bytes_of(&extents));
     }
 
-    fn append(&mut self, folder: &Arc<Folder>, batch: &mut Batch) -> std::io::Result<()> {
-        let used = batch.used as u64;
+    /// When the cache is full: takes out what is not worth a write, and has the index remember it.
+    /// Returns the bytes that count as read already.
+    fn pass_over(
+        &mut self,
+        folder: &Folder,
+        is_large: bool,
+        extents: &mut Vec<(Extent, Range<usize>)>,
+    ) -> std::io::Result<u64> {
+        if !folder.is_crowded() || is_before(Instant::now(), &self.patient_until) {
+            return Ok(0);
+        }
+        let (now, cache_bytes) = (self.state.now(folder), folder.used_bytes());
+        let (mut as_read, mut passed) = (0, Vec::new());
+        for (extent, _) in &*extents {
+            let last = folder.index.last_number(extent)?;
+            let away = last.map(|then| now.saturating_sub(then) << 20);
+            // A large object is kept whole, or not at all.
+            let unit = if is_large { 0 } else { extent.unit };
+            let (of, bytes) = ((&extent.name, unit), u64::from(extent.length));
+            match self.worth.judge(of, bytes, away, cache_bytes) {
+                Fate::Keep => {}
+                Fate::KeepAsRead => as_read += bytes,
+                Fate::PassOver => passed.push(Extent { segment: PASSED_OVER | now, ..*extent }),
+            }
+        }
+        for extent in passed {
+            extents.retain(|(kept, _)| (kept.name, kept.unit) != (extent.name, extent.unit));
+            folder.index.insert(&extent, |number| folder.is_live(number))?;
+            self.state.stats.disk_passed_over_bytes.add(u64::from(extent.length));
+        }
+        Ok(as_read)
+    }
+
+    fn append(
+        &mut self,
+        folder: &Arc<Folder>,
+        buffer: &UnitBuffer,
+        extents: &mut [(Extent, Range<usize>)],
+    ) -> std::io::Result<()> {
+        let pages = |at: &Range<usize>| at.start..at.end.next_multiple_of(PAGE);
+        let wanted = extents.iter().map(|(_, at)| pages(at).len() as u64).sum::<u64>();
         let fits = |open: &OpenSegment| {
-            Arc::ptr_eq(&open.folder, folder) && open.used + used <= folder.segment_bytes
+            Arc::ptr_eq(&open.folder, folder) && open.used + wanted <= folder.segment_bytes
         };
+        if wanted == 0 {
+            return Ok(());
+        }
         if !self.open.as_ref().is_some_and(fits) {
             // The lock on it ends, so it may be given up.
             self.open = None;
-            let segment = folder.begin(|bytes| self.state.stats.disk_evicted_bytes.add(bytes))?;
+            let gave_up = |bytes| self.state.stats.disk_evicted_bytes.add(bytes);
+            let segment = folder.begin(self.state.passed(), gave_up)?;
             self.open = Some(OpenSegment { segment, folder: folder.clone(), used: 0, taken: 0 });
         }
         let Some(open) = &mut self.open else { return Ok(()) };
-        if open.used + used > open.taken {
+        if open.used + wanted > open.taken {
             let step = STEP_BYTES.min(folder.segment_bytes - open.taken);
             open.take(step)?;
         }
         let Segment { number, file } = &open.segment;
-        file.write_all_at(&batch.buffer.bytes()[..batch.used], open.used)?;
-        for (place, extent, at) in &mut batch.extents {
-            extent.segment = *number;
-            extent.page = u32::try_from((open.used + at.start as u64) / PAGE_BYTES)
-                .expect("a segment has less than 2^32 pages");
-            extent.sum_up(&batch.buffer.bytes()[at.clone()]);
-            folder.index.insert(*place, extent, |number| folder.is_live(number))?;
+        // One write for what lies together.
+        for run in extents.chunk_by_mut(|(_, at), (_, next)| pages(at).end == next.start) {
+            let [Some((_, first)), Some((_, last))] = [run.first(), run.last()] else { continue };
+            let (start, end) = (first.start, pages(last).end);
+            file.write_all_at(&buffer.bytes()[start..end], open.used)?;
+            for (extent, at) in run {
+                extent.segment = *number;
+                extent.page = u32::try_from((open.used + (at.start - start) as u64) / PAGE_BYTES)
+                    .expect("a segment has less than 2^32 pages");
+                extent.sum_up(&buffer.bytes()[at.clone()]);
+                folder.index.insert(extent, |number| folder.is_live(number))?;
+            }
+            open.used += (end - start) as u64;
         }
-        open.used += used;
         Ok(())
     }
 }
@@ -305,8 +388,12 @@ impl Housekeeper {
         &mut self,
         folder: &Arc<Folder>,
         version: &VersionName,
-        batch: &mut Batch,
+        buffer: &UnitBuffer,
+        extents: &mut [(Extent, Range<usize>)],
     ) -> std::io::Result<()> {
+        if extents.is_empty() {
+            return Ok(());
+        }
         let gave_up = |bytes| self.state.stats.disk_evicted_bytes.add(bytes);
         let is_open = self.own.get(&version.name).is_some_and(|(_, of)| Arc::ptr_eq(of, folder));
         if !is_open {
@@ -315,9 +402,9 @@ impl Housekeeper {
             self.own.put(version.name, (own, folder.clone()));
         }
         let Some((own, _)) = self.own.get_mut(&version.name) else { return Ok(()) };
-        for (place, extent, at) in &mut batch.extents {
-            own.write(folder, extent, &batch.buffer.bytes()[at.clone()], gave_up)?;
-            folder.index.insert(*place, extent, |number| folder.is_live(number))?;
+        for (extent, at) in extents {
+            own.write(folder, extent, &buffer.bytes()[at.clone()], gave_up)?;
+            folder.index.insert(extent, |number| folder.is_live(number))?;
             folder.proofs.add(extent, &extent.object_range());
         }
         Ok(())

@@ -110,6 +110,8 @@ counters! {
         "Bytes that were written to the disk.";
     disk_dropped_bytes ["fasts3_disk_cache_bytes_total" event = "dropped"]
         "Bytes that were not written, because the disk lagged or failed.";
+    disk_passed_over_bytes ["fasts3_disk_cache_bytes_total" event = "passed_over"]
+        "Bytes that were not worth a write, because the disk is full of what is read again.";
     disk_evicted_bytes ["fasts3_disk_cache_bytes_total" event = "evicted"]
         "Bytes of the segments that were given up.";
     disk_wrong ["fasts3_disk_cache_wrong_total"]

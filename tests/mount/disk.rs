@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::common::{Daemon, Mount, Scene, can_mount, eventually, is_root};
 
 /// A place for the cache beside the mountpoint.
-fn place(scene: &Scene) -> PathBuf {
+pub(crate) fn place(scene: &Scene) -> PathBuf {
     scene.folder.path().join("cache")
 }
 
@@ -18,7 +18,7 @@ fn options(scene: &Scene) -> [String; 3] {
     [format!("--cache-dir={}", dir.display()), "--cache-reserve=0".into(), "--hedging=never".into()]
 }
 
-fn mount(scene: Scene, more: &[&str]) -> Mount {
+pub(crate) fn mount(scene: Scene, more: &[&str]) -> Mount {
     let options = options(&scene);
     let options: Vec<&str> =
         options.iter().map(String::as_str).chain(more.iter().copied()).collect();
@@ -26,12 +26,12 @@ fn mount(scene: Scene, more: &[&str]) -> Mount {
 }
 
 /// Ends the mount, and mounts again in the same place.
-fn again(mounted: Mount, signal: Signal) -> Mount {
+pub(crate) fn again(mounted: Mount, signal: Signal) -> Mount {
     let (_, _, scene) = mounted.end(signal);
     mount(scene, &[])
 }
 
-fn filled() -> Scene {
+pub(crate) fn filled() -> Scene {
     let scene = Scene::new();
     scene.bucket().put_synthetic("big", 20 << 20);
     for number in 0..60 {
@@ -46,18 +46,18 @@ fn keys() -> Vec<String> {
 }
 
 /// Reads everything and compares it with what a mount without a cache gave first.
-fn read_all(mounted: &Mount) -> Vec<Vec<u8>> {
+pub(crate) fn read_all(mounted: &Mount) -> Vec<Vec<u8>> {
     keys().iter().map(|key| mounted.read(key).unwrap()).collect()
 }
 
-fn status(mounted: &Mount) -> Value {
+pub(crate) fn status(mounted: &Mount) -> Value {
     let mut command = mounted.scene.program();
     let output =
         command.arg("status").arg(mounted.scene.mountpoint()).arg("--json").output().unwrap();
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-fn segments(scene: &Scene) -> Vec<PathBuf> {
+pub(crate) fn segments(scene: &Scene) -> Vec<PathBuf> {
     let inside = place(scene).join("fasts3-cache-1/segments");
     std::fs::read_dir(inside).unwrap().map(|entry| entry.unwrap().path()).collect()
 }

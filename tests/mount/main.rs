@@ -12,6 +12,7 @@ mod copies;
 mod counts;
 mod credentials;
 mod disk;
+mod disk_trouble;
 mod doctor;
 mod expire;
 mod faults;

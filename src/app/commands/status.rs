@@ -100,12 +100,13 @@ fn disk(dir: &str, totals: &Totals) -> String {
         _ => "not used now".to_owned(),
     };
     format!(
-        "{dir}, {used}; {} read, {} of what was asked for; {} written, {} dropped, {} evicted; {} \
-         times wrong, {} times left alone; {} opens passed through, {} not",
+        "{dir}, {used}; {} read, {} of what was asked for; {} written, {} dropped, {} passed over, \
+         {} evicted; {} times wrong, {} times left alone; {} opens passed through, {} not",
         bytes(counters.disk_hit_bytes),
         percent(counters.disk_hit_bytes, counters.disk_hit_bytes + counters.disk_missed_bytes),
         bytes(counters.disk_written_bytes),
         bytes(counters.disk_dropped_bytes),
+        bytes(counters.disk_passed_over_bytes),
         bytes(counters.disk_evicted_bytes),
         counters.disk_wrong,
         counters.disk_pauses,
