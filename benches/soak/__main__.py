@@ -30,12 +30,13 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path += [str(HERE.parent / "faults"), str(HERE.parent / "field")]
+sys.path += [str(HERE), str(HERE.parent / "faults"), str(HERE.parent / "field")]
 
 import faulty  # noqa: E402
 import prepare  # noqa: E402
 import processes  # noqa: E402
 import products  # noqa: E402
+from truth import Bytes  # noqa: E402
 
 MIB = 1 << 20
 LARGE, LARGE_BYTES = 3, 64 * MIB
@@ -51,26 +52,6 @@ TROUBLES = [("throttled", ["add all * status=503:SlowDown every=2"], 5),
 TTL, NEGATIVE_TTL = 5, 2
 LONGEST = 60
 FLAT = {"MiB": 8, "files": 8, "threads": 2}
-
-
-class Bytes:
-    """What every version of every object holds: a slice of the same random bytes."""
-
-    def __init__(self):
-        self.pool = random.Random(1).randbytes(LARGE_BYTES + 8 * MIB)
-
-    def of(self, key, version, size):
-        start = random.Random(f"{key} {version}").randrange(8 * MIB)
-        return start, start + size
-
-    def body(self, key, version, size):
-        start, end = self.of(key, version, size)
-        return self.pool[start:end]
-
-    def differs(self, key, version, size, at, got):
-        """Whether these are not the object's bytes from `at` on."""
-        start, end = self.of(key, version, size)
-        return got != self.pool[start + at:min(start + at + len(got), end)]
 
 
 class Soak:
@@ -325,7 +306,7 @@ def main():
     prepare.WORK.mkdir(parents=True, exist_ok=True)
     # Clean up after a signal, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    truth = Bytes()
+    truth = Bytes(LARGE_BYTES)
     server = faulty.FaultServer({}, [], args.binaries / "devserver")
     mount = soak = None
     try:
