@@ -2,11 +2,13 @@
 
 For each workload, in turns: cold without a cache, cold with one, a second mount that finds all of it
 on the disk, and the same files on that disk itself. Before each the kernel's page cache is dropped,
-so this needs root. At the end two mounts read the same at the same time.
+so this needs root. Then other mounts that keep what they read on the disk, where they are installed:
+cold, and a second mount. At the end two mounts of ours read the same at the same time.
 """
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -39,6 +41,22 @@ WORKLOADS = {
 # Cold random reads leave holes: they would be another workload the second time.
 FILL = {"128 KiB random, 16 threads": {"program": "whole", "key": "1GiB", "size": GIB}}
 BUDGET = ["--memory-budget", "256MiB"]
+
+
+def rclone(cache, *args):
+    return [*products.rclone(*args), "--vfs-cache-mode", "full", "--cache-dir", cache]
+
+
+def s3fs(cache, *args):
+    *words, told = products.s3fs(*args)
+    return [*words, f"{told},use_cache={cache}"]
+
+
+def mountpoint_s3(cache, *args):
+    return [*products.mountpoint_s3(*args), "--cache", cache]
+
+
+PEERS = {"rclone": rclone, "s3fs": s3fs, "mount-s3": mountpoint_s3}
 
 
 def drop_page_cache():
@@ -106,6 +124,39 @@ def sample(server, name, local_folder, cache, seconds):
     return found
 
 
+def sample_peer(server, peer, name, cache, seconds):
+    """The same of another mount: cold, and a second one."""
+    unit, args = WORKLOADS[name]
+    found = {}
+    shutil.rmtree(cache, ignore_errors=True)
+    os.makedirs(cache)
+    for column in ("cold, cache", "second mount"):
+        product = products.Mount(functools.partial(PEERS[peer], cache), server, [])
+        try:
+            drop_page_cache()
+            found[column] = read(server, product.folder, args, seconds)
+            if column == "cold, cache" and name in FILL:
+                read(server, product.folder, FILL[name], seconds)
+            # What it writes in the background.
+            time.sleep(2)
+        finally:
+            product.close()
+        value, gets = rate(found[column], unit), found[column]["gets"]
+        print(f"  {name}: {peer}: {column}: {value:,.0f} {unit}/s, {gets} GETs", file=sys.stderr, flush=True)
+    return found
+
+
+def peers_table(results):
+    lines = ["| workload | mount | cold | second mount | its GETs |", "|---|---|---|---|---|"]
+    for (name, peer), samples in results.items():
+        unit = WORKLOADS[name][0]
+        cold, second = (statistics.median(rate(found[column], unit) for found in samples)
+                        for column in ("cold, cache", "second mount"))
+        gets = max(found["second mount"]["gets"] for found in samples)
+        lines.append(f"| {name}, {unit}/s | {peer} | {cold:,.0f} | {second:,.0f} | {gets} |")
+    return "\n".join(lines)
+
+
 def together(server, cache, seconds):
     """Two mounts of one directory read the same small files, each with 16 threads: bytes fetched for
     each byte of theirs."""
@@ -165,15 +216,19 @@ def main():
     chosen = [name for name in WORKLOADS
               if not args.only or any(part in name for part in args.only)]
     results = {name: [] for name in chosen}
+    others = {(name, peer): [] for name in chosen for peer in PEERS if prepare.program(peer)}
     try:
         for _ in range(args.repeat):
             for name in chosen:
                 results[name].append(sample(server, name, local_folder, cache, 20))
+        for _ in range(args.repeat):
+            for name, peer in others:
+                others[name, peer].append(sample_peer(server, peer, name, cache, 20))
         twice = together(server, cache, 60)
     finally:
         server.close()
         shutil.rmtree(cache, ignore_errors=True)
-    print(f"{table(results)}\n\nTwo mounts at once fetched {twice:.2f} times the bytes of the files.")
+    print(f"{table(results)}\n\n{peers_table(others)}\n\nTwo mounts at once fetched {twice:.2f} times the bytes of the files.")
 
 
 if __name__ == "__main__":
