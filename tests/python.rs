@@ -3,6 +3,9 @@
 
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::Duration;
+
+use devserver::{Counts, Family};
 
 use common::{Scene, can_mount, skipped, skipped_but_not_in_ci};
 
@@ -71,4 +74,36 @@ cases! {
     archives
     numpy
     read_in_processes
+}
+
+/// F2: the extension modules that an import looks for in vain, its source, packages in packages.
+#[test]
+fn an_import_asks_once_for_a_package_and_what_is_below_it() {
+    if !can_mount() || !has_python() {
+        return;
+    }
+    let scene = Scene::new();
+    // Of these a lookup of `lib` shows the first thousand, and nothing of the package.
+    let others =
+        Family { prefix: "lib/other/".to_owned(), count: 1200, size: 10, suffix: ".py".to_owned() };
+    scene.bucket().put_family(others);
+    let sources = [
+        ("__init__.py", "from . import part"),
+        ("part/__init__.py", "from . import deep"),
+        ("part/deep/__init__.py", "from . import module"),
+        ("part/deep/module.py", "found = 7"),
+    ];
+    for (name, source) in sources {
+        scene.bucket().put(&format!("lib/package/{name}"), source);
+    }
+    // Long enough that a page that is late is waited for, however busy the machine is.
+    scene.server.set_list_latency(Duration::from_millis(300));
+    let mount = scene.mount(&[]);
+    mount.forget_counts();
+    let mut python = Command::new("python3");
+    python.env("PYTHONPATH", mount.path("lib")).args(["-S", "-B", "-c"]);
+    python.arg("import package; print(package.part.deep.module.found)");
+    assert_eq!(check(&python.output().unwrap()).trim(), "7");
+    let Counts { list, head, get, .. } = mount.counts();
+    assert_eq!((list, head, get), (6, 3, 4), "of `lib`, the package, and one name in it");
 }

@@ -47,8 +47,8 @@ struct LookupScope {
     page_keys: Option<u16>,
     /// All keys below it, without a delimiter, may be asked for.
     flat: bool,
-    /// It is a directory: only what is in it is asked for.
-    entering: bool,
+    /// Nobody has asked for it yet.
+    is_bet: bool,
 }
 
 impl Names {
@@ -75,7 +75,7 @@ impl Names {
             || state.order == ListingOrder::Unordered
             || state.known.directories.begins_with_files(prefix, now);
         let page_keys = (!is_alone).then_some(self.config.page_keys);
-        let scope = LookupScope { page_keys, flat: !state.flat_denied, entering: false };
+        let scope = LookupScope { page_keys, flat: !state.flat_denied, is_bet: false };
         let lookup = self.begin_lookup(state, prefix.clone(), key, scope, now);
         if !is_listed && state.known.directories.with(prefix, Directory::missed) {
             self.listing_under_way(state, prefix, now);
@@ -99,7 +99,7 @@ impl Names {
         }
         let Some((parent, _)) = rules::parent_and_name(prefix) else { return };
         let key = prefix.strip_suffix('/').unwrap_or(prefix).to_owned();
-        let scope = LookupScope { page_keys: Some(page_keys), flat: true, entering: true };
+        let scope = LookupScope { page_keys: Some(page_keys), flat: true, is_bet: true };
         self.begin_lookup(state, parent.into(), key, scope, now);
     }
 
@@ -133,6 +133,11 @@ impl Names {
             answer = ask(&self.store, &key, scope).await;
         }
         let by_listing = match &answer {
+            Err(StoreError::Denied(_)) | Ok(StoreAnswer { is_doubtful: true, .. })
+                if scope.is_bet =>
+            {
+                Some(Err(FsError::Denied))
+            }
             // A file that is there is one that may not be read.
             Err(StoreError::Denied(_)) => {
                 Some(self.by_listing(&prefix, &key, epoch).await.and_then(|point| {
@@ -174,15 +179,14 @@ impl Names {
         };
         let found = found.map(|inode| (state.known.number(&inode), inode));
         let point = PointAnswer { found, expiry: Expiry::after(asked, ttl), epoch };
-        let is_asked = point.found.is_some() || !scope.entering;
-        if is_asked && state.known.directories.is_current(prefix, epoch) {
+        if state.known.directories.is_current(prefix, epoch) {
             state.known.points.put(key, point.clone());
         }
         if scope.flat && flat.is_none() && own.is_some() {
             state.flat_is_denied();
         }
         if let (Some((_, Inode::Directory(below))), Some(_)) = (&point.found, scope.page_keys) {
-            let is_bet = scope.entering;
+            let is_bet = scope.is_bet;
             let mut learning = Learning { names: self, state, asked, epoch, is_bet };
             if let Some(flat) = flat {
                 learning.learn_flat_page(below, flat);
@@ -345,7 +349,7 @@ impl Learning<'_> {
 async fn ask(
     store: &Arc<dyn ObjectStore>,
     key: &str,
-    LookupScope { page_keys, flat, entering }: LookupScope,
+    LookupScope { page_keys, flat, .. }: LookupScope,
 ) -> Result<StoreAnswer, StoreError> {
     let started = tokio::time::Instant::now();
     let below = rules::directory_prefix(key);
@@ -365,8 +369,7 @@ async fn ask(
         Ok((first_page(&**store, prefix, true, page_keys).await?, false))
     };
     tokio::pin!(list);
-    let mut head =
-        if entering { Box::pin(async { Err(StoreError::NotFound) }) } else { store.head(key) };
+    let mut head = store.head(key);
     let (listed, file) = tokio::select! {
         biased;
         listed = &mut list => {

@@ -30,7 +30,7 @@ const MAX_FIRST_PAGES: usize = 8;
 const MAX_MTIMES: NonZeroUsize = NonZeroUsize::new(100_000).expect("not zero");
 
 /// Directories of which more is asked for when a name is looked up in one, before any of them was
-/// used again: two requests each. With success, more may be asked for in vain.
+/// used again: three requests each. With success, more may be asked for in vain.
 const ENTERED: usize = 32;
 const MOST_ENTERED: usize = 64;
 
