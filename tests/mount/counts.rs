@@ -73,6 +73,25 @@ fn the_same_below_a_root_that_was_listed() {
     list_stat_and_read(&mount, "train");
 }
 
+/// R7
+#[test]
+fn a_small_directory_is_fetched_at_its_second_file() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.bucket().put_family(Family { count: 20, ..two_thousand("few/") });
+    let mount = scene.mount(&[]);
+    let names = mount.names("few");
+    mount.forget_counts();
+    let read = |number: usize| mount.read(&format!("few/{}", names[number])).unwrap().len();
+    assert_eq!((read(13), mount.counts().get), (5_000, 1));
+    read(4);
+    eventually("all of it", || mount.counts().get == 20);
+    (0..20).for_each(|number| assert_eq!(read(number), 5_000));
+    assert_eq!(requests(mount.counts()), (0, 0, 20, 0));
+}
+
 /// F2
 #[test]
 fn a_cold_long_listing_of_two_thousand_files_costs_three_lists() {

@@ -192,15 +192,16 @@ fn refusals_are_told_as_they_are() {
         return;
     }
     let scene = Scene::with_proxy();
-    for key in ["denied", "changed", "gone", "fine", "secret/file", "head/denied"] {
+    // Each in a directory of its own, so that none is read ahead.
+    for key in ["denied/x", "changed/x", "gone/x", "fine", "secret/file", "head/denied"] {
         scene.bucket().put(key, "bytes");
     }
     let mount = scene.mount(&[]);
     assert_eq!(mount.names("").len(), 6);
     for (key, fault, expected) in [
-        ("denied", status(403, "AccessDenied"), libc::EACCES),
-        ("changed", status(412, "PreconditionFailed"), libc::ESTALE),
-        ("gone", status(404, "NoSuchKey"), libc::ESTALE),
+        ("denied/x", status(403, "AccessDenied"), libc::EACCES),
+        ("changed/x", status(412, "PreconditionFailed"), libc::ESTALE),
+        ("gone/x", status(404, "NoSuchKey"), libc::ESTALE),
     ] {
         mount.add(Rule::on_get(key, fault));
         assert_eq!(errno(mount.read(key)), Some(expected), "{key}");
@@ -253,11 +254,15 @@ fn what_stays_broken_is_an_error_and_never_less_data() {
     }
     let mount = scene.mount(&["--metadata-ttl=1h"]);
     assert_eq!(mount.names("").len(), bodies.len() + listings.len());
+    // Before the first read: with the second, all of them are read ahead.
+    let bodies = bodies.map(|(key, fault)| {
+        mount.add(Rule::on_get(key, fault));
+        key
+    });
     std::thread::scope(|threads| {
-        for (key, fault) in bodies {
+        for key in bodies {
             let mount = &mount;
             threads.spawn(move || {
-                mount.add(Rule::on_get(key, fault));
                 // Past the page cache, because the kernel repeats a failed read through it.
                 let mut bytes = vec![0; 100_000];
                 let read = open_directly(&mount.path(key)).read_at(&mut bytes, 0);

@@ -94,7 +94,8 @@ fn mounted() -> Mount {
         for (name, ..) in programs() {
             let key = format!("{name}-{signal}");
             let below = if matches!(name, "ls" | "stat") { "/object" } else { "" };
-            scene.bucket().put_synthetic(&format!("{key}{below}"), 10_000);
+            // Too large to be read ahead with another one.
+            scene.bucket().put_synthetic(&format!("{key}{below}"), 5 << 20);
         }
     }
     scene.bucket().put_synthetic("other", 10_000);

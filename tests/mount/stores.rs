@@ -443,7 +443,8 @@ fn a_store_whose_if_match_never_matches_is_read_by_the_etags_of_its_answers() {
         return;
     }
     let scene = Scene::with_proxy();
-    for key in ["a", "b", "changed"] {
+    // What changes is in a directory of its own, so that it is not read ahead.
+    for key in ["a", "b", "c/changed"] {
         scene.bucket().put(key, format!("bytes of {key}"));
     }
     let refused = scene.add(with_header("if-match", status(412, "PreconditionFailed")));
@@ -456,10 +457,10 @@ fn a_store_whose_if_match_never_matches_is_read_by_the_etags_of_its_answers() {
     assert_eq!(mount.read("b").unwrap(), b"bytes of b");
     assert_eq!(refused.hits(), hits);
     // And still no version is taken for another.
-    let file = open_directly(&mount.path("changed"));
-    mount.bucket().put("changed", "others of changed");
+    let file = open_directly(&mount.path("c/changed"));
+    mount.bucket().put("c/changed", "others of changed");
     assert_eq!(errno(file.read_at(&mut [0; 4096], 0)), Some(libc::ESTALE));
-    assert_eq!(mount.read("changed").unwrap(), b"others of changed");
+    assert_eq!(mount.read("c/changed").unwrap(), b"others of changed");
 }
 
 /// E3
@@ -532,15 +533,16 @@ fn each_read_that_is_refused_leaves_a_line_with_key_status_and_code() {
         return;
     }
     let scene = Scene::with_proxy();
+    // A directory for each, so that none is read ahead.
     let refusals = [
-        ("denied", status(403, "AccessDenied"), "403 AccessDenied"),
-        ("changed", status(412, "PreconditionFailed"), "412 PreconditionFailed"),
-        ("gone", status(404, "NoSuchKey"), "404 NoSuchKey"),
-        ("cold", status(403, "InvalidObjectState"), "403 InvalidObjectState"),
-        ("redirected", status(301, "PermanentRedirect"), "301 PermanentRedirect"),
-        ("odd", status(409, "OperationAborted"), "409 OperationAborted"),
-        ("failing", status(500, "InternalError"), "500 InternalError"),
-        ("throttled", status(503, "SlowDown"), "503 SlowDown"),
+        ("denied/x", status(403, "AccessDenied"), "403 AccessDenied"),
+        ("changed/x", status(412, "PreconditionFailed"), "412 PreconditionFailed"),
+        ("gone/x", status(404, "NoSuchKey"), "404 NoSuchKey"),
+        ("cold/x", status(403, "InvalidObjectState"), "403 InvalidObjectState"),
+        ("redirected/x", status(301, "PermanentRedirect"), "301 PermanentRedirect"),
+        ("odd/x", status(409, "OperationAborted"), "409 OperationAborted"),
+        ("failing/x", status(500, "InternalError"), "500 InternalError"),
+        ("throttled/x", status(503, "SlowDown"), "503 SlowDown"),
     ];
     for (key, ..) in &refusals {
         scene.bucket().put(key, "bytes");
@@ -549,8 +551,9 @@ fn each_read_that_is_refused_leaves_a_line_with_key_status_and_code() {
     assert_eq!(mount.names("").len(), refusals.len());
     for (key, fault, says) in refusals {
         mount.add(Rule::on_get(key, fault));
+        mount.path(key).metadata().unwrap();
         // A HEAD shows that it has changed indeed.
-        if key == "changed" {
+        if key == "changed/x" {
             mount.bucket().put(key, "other");
         }
         let refused = open_directly(&mount.path(key)).read_at(&mut [0; 4096], 0);
