@@ -100,16 +100,19 @@ impl Readahead {
                 break;
             }
         }
-        if plan.is_scattered
-            && let Some(is_checkpoint) = self.is_checkpoint(source)
+        if plan.places > 0
+            && let Some(is_checkpoint) = self.is_checkpoint(source, plan.places)
         {
             self.streams.read_whole(source.id, is_checkpoint);
         }
     }
 
-    /// `None` if the beginning of the object is not here yet.
-    fn is_checkpoint(&self, source: &Source) -> Option<bool> {
+    /// `None` if the beginning of the object is not here yet, or it was read in too few places.
+    fn is_checkpoint(&self, source: &Source, places: u64) -> Option<bool> {
         let Some(kind) = Kind::of_name(&source.meta.version.key) else { return Some(false) };
+        if places < kind.places() {
+            return None;
+        }
         let Some(head) = self.cache.beginning(source.id, HEAD_BYTES) else {
             let range = 0..HEAD_BYTES as u64;
             self.cache.fetch(source, range, self.largest_part_bytes, Purpose::Ahead);

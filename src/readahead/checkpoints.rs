@@ -1,4 +1,5 @@
-//! Checkpoints of models: files that programs map, and read whole in the order of their layers.
+//! Checkpoints of models, and small shared libraries: files that programs map, and read whole in
+//! the order of their layers or relocations.
 //!
 //! A file is one if its name and its first bytes say so. Nothing else of it is believed: what is
 //! fetched because of it lies inside the object, or is an object of the same directory that is
@@ -13,22 +14,43 @@ const MOST_HEADER_BYTES: u64 = 100_000_000;
 /// More tensors, or more values, than any model has.
 const MOST_ITEMS: u64 = 1 << 24;
 
+/// A round trip is worth as many bytes. Of larger libraries, those for graphics cards, a program
+/// reads a small part.
+const LARGEST_LIBRARY_BYTES: u64 = 32 << 20;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Safetensors,
     Gguf,
     /// Of `torch.save`: a zip archive.
     Torch,
+    /// A shared library, which a program's start maps and reads all over.
+    Library,
 }
 
 impl Kind {
     pub(super) fn of_name(key: &str) -> Option<Self> {
         let (_, extension) = key.rsplit_once('.')?;
+        // `libz.so.1.2.13`
+        let name = &key[key.rfind('/').unwrap_or_default()..];
+        if extension == "so" || name.contains(".so.") {
+            return Some(Self::Library);
+        }
         match extension {
             "safetensors" => Some(Self::Safetensors),
             "gguf" => Some(Self::Gguf),
             "bin" | "pt" | "pth" | "ckpt" => Some(Self::Torch),
             _ => None,
+        }
+    }
+
+    /// Who reads on in so many places, the file's beginning aside, will read all of it: one tensor
+    /// that two threads read is two of them. A library is read at its end first, where the
+    /// dynamic linker finds what it has to relocate.
+    pub(super) fn places(self) -> u64 {
+        match self {
+            Self::Safetensors | Self::Gguf | Self::Torch => 3,
+            Self::Library => 1,
         }
     }
 
@@ -50,6 +72,7 @@ impl Kind {
                         .all(|at| number(head, at).is_some_and(|n| n < MOST_ITEMS))
             }
             Self::Torch => head.starts_with(b"PK\x03\x04"),
+            Self::Library => head.starts_with(b"\x7fELF") && size <= LARGEST_LIBRARY_BYTES,
         }
     }
 }
@@ -102,11 +125,17 @@ mod tests {
             ("m/a.pt", b"PK\x03\x04....".to_vec(), true),
             ("m/pytorch_model.bin", b"PK\x03\x04....".to_vec(), true),
             ("m/pytorch_model.bin", b"\x80\x02".to_vec(), false),
+            ("p/_core.cpython-311-x86_64-linux-gnu.so", b"\x7fELF\x02".to_vec(), true),
+            ("p/libgfortran-0352e75f.so.5.0.0", b"\x7fELF\x02".to_vec(), true),
+            ("p/notes.so.txt", b"Notes".to_vec(), false),
         ] {
             let kind = Kind::of_name(name).unwrap();
             assert_eq!(kind.begins_so(&head, 1000), is_checkpoint, "{name} {head:?}");
         }
-        for name in ["a.safetensors.json", "safetensors", "a.parquet", ""] {
+        let library = Kind::of_name("libtorch_cuda.so").unwrap();
+        assert!(library.begins_so(b"\x7fELF", LARGEST_LIBRARY_BYTES));
+        assert!(!library.begins_so(b"\x7fELF", LARGEST_LIBRARY_BYTES + 1));
+        for name in ["a.safetensors.json", "a.so.d/x", "safetensors", "a.parquet", ""] {
             assert_eq!(Kind::of_name(name), None, "{name}");
         }
     }

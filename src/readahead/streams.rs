@@ -94,8 +94,9 @@ pub(crate) struct ReadPlan {
     pub(crate) ahead: Vec<Range<u64>>,
     /// The size of their GETs.
     pub(crate) ahead_piece_bytes: u64,
-    /// The object is read in several places, and it is not known yet whether it is read whole.
-    pub(crate) is_scattered: bool,
+    /// Places besides its beginning where programs began to read the object, if it is not known yet
+    /// whether that is read whole; else none.
+    pub(crate) places: u64,
 }
 
 impl Streams {
@@ -118,7 +119,7 @@ impl Streams {
             now_piece_bytes: part.min(DEMAND_PIECE_BYTES).max(self.limits.block_bytes),
             ahead: Vec::new(),
             ahead_piece_bytes: part,
-            is_scattered: false,
+            places: 0,
         };
         if size <= self.limits.small_bytes {
             return ReadPlan { now: 0..size, now_piece_bytes: part, ..no_ahead };
@@ -132,7 +133,7 @@ impl Streams {
         let is_new = known.is_none();
         let index = known.unwrap_or_else(|| runs.begin(&want, now));
         let begins = is_new || runs.began_before(index, &want);
-        let no_ahead = ReadPlan { is_scattered: runs.whole.is_asked_for(), ..no_ahead };
+        let no_ahead = ReadPlan { places: runs.whole.places_to_judge(), ..no_ahead };
         let stream = &mut runs.streams[index];
         stream.used = now;
         let length = want.end - want.start;

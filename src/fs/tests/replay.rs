@@ -273,3 +273,23 @@ async fn a_name_in_each_of_many_folders_has_few_of_them_asked_for() {
     assert_eq!(cost.lists - before.lists, 2 * (400 + asked));
     assert!((32..=32 + 400 / 32).contains(&asked), "{asked} folders: {cost:?}");
 }
+
+/// R9: the dynamic linker reads a library at its beginning, at its end, and then all over.
+#[tokio::test(start_paused = true)]
+async fn a_small_library_is_fetched_whole_at_its_first_place() {
+    for (name, is_whole) in [("libblas.so.3", true), ("table.dat", false)] {
+        let store = MemoryStore::new();
+        let mut bytes = vec![b'x'; 24 << 20];
+        bytes[..4].copy_from_slice(b"\x7fELF");
+        store.put(name, bytes);
+        let mut machine = Machine::new(store);
+        let ino = machine.stat(name).await.expect("it exists");
+        for offset in [0, 22 << 20] {
+            machine.fs.read(ino, offset, 1 << 20, ReadKind::Buffered).await.expect("reads");
+        }
+        let cost = machine.cost().await;
+        let fetched = machine.fs.stats.bytes_fetched.get();
+        assert_eq!(fetched == 24 << 20, is_whole, "{name}: {fetched} bytes, {cost:?}");
+        assert!(fetched <= 24 << 20);
+    }
+}

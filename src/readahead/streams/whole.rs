@@ -6,10 +6,6 @@ use super::Streams;
 use super::runs::Runs;
 use crate::cache::{NetworkPace, ObjectId, Use};
 
-/// A program that reads on in so many places, the object's beginning aside, will read it whole. One
-/// tensor that two threads read is two of them.
-const PLACES: u64 = 3;
-
 /// Bytes fetched of the object for each byte that was read of it.
 const MOST_PER_READ: u64 = 16;
 
@@ -43,8 +39,9 @@ pub(crate) struct WholeAhead {
 }
 
 impl Whole {
-    pub(super) fn is_asked_for(&self) -> bool {
-        self.verdict == Verdict::Unknown && self.places >= PLACES
+    /// The places, if it is not known whether the object is read whole; else none.
+    pub(super) fn places_to_judge(&self) -> u64 {
+        if self.verdict == Verdict::Unknown { self.places } else { 0 }
     }
 
     pub(super) fn is_read(&self) -> bool {
