@@ -75,6 +75,8 @@ pub(super) struct Folder {
     now: AtomicU64,
     /// There was no room for the last segment without giving another one up.
     crowded: AtomicBool,
+    /// An open file and its name have the same inode number. Not every file system tells it so.
+    tells_inodes: bool,
     pub(super) limits: Limits,
     pub(super) segment_bytes: u64,
     open: Mutex<LruCache<u64, Arc<File>>>,
@@ -143,12 +145,14 @@ impl Folder {
             index => index,
         };
         lock.unlock()?;
+        let tells_inodes = is_at(&lock, &path.join(LOCK));
         let target = (limits.size_bytes / 512).max(1).next_power_of_two();
         Ok(Self {
             index: index?,
             claims: Claims::open(&path.join(CLAIMS))?,
             now: AtomicU64::new(number(&lock, NEXT)?),
             crowded: AtomicBool::new(false),
+            tells_inodes,
             path,
             lock,
             limits,
@@ -166,9 +170,9 @@ impl Folder {
         if !self.path.join(SEGMENTS).is_dir() || !index.exists() {
             return Some(Meddling::Removed);
         }
-        let same = self.index.is_whole_at(&index)
-            && self.claims.are_at(&claims)
-            && is_at(&self.lock, &lock);
+        let same =
+            || self.index.is_at(&index) && self.claims.are_at(&claims) && is_at(&self.lock, &lock);
+        let same = self.index.is_whole() && (!self.tells_inodes || same());
         (!same).then_some(Meddling::Changed)
     }
 
@@ -294,7 +298,7 @@ impl Folder {
         let Some(pages) = self.index.pages_for(self.limits.size_bytes) else { return Ok(()) };
         self.alone(|| {
             let [path, larger] = [INDEX, LARGER_INDEX].map(|name| self.path.join(name));
-            if !self.index.is_whole_at(&path) {
+            if !(self.index.is_whole() && self.index.is_at(&path)) {
                 return Ok(());
             }
             // A process that was killed meanwhile has left it.
@@ -448,4 +452,27 @@ fn locked(lock: &File) -> std::io::Result<()> {
         waited += step;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_inode_numbers_only_what_is_gone_or_cut_counts_as_meddled_with() {
+        let directory = tempfile::tempdir().unwrap();
+        let limits = Limits { size_bytes: 64 << 20, reserve_bytes: 0 };
+        let mut folder = Folder::open(directory.path(), |_| Ok(limits), |_| ()).unwrap();
+        assert!(folder.tells_inodes && folder.meddling().is_none());
+        let [index, lock] = [INDEX, LOCK].map(|name| folder.path.join(name));
+        std::fs::remove_file(&lock).unwrap();
+        std::fs::write(&lock, "").unwrap();
+        assert_eq!(folder.meddling(), Some(Meddling::Changed));
+        folder.tells_inodes = false;
+        assert_eq!(folder.meddling(), None);
+        OpenOptions::new().write(true).open(&index).unwrap().set_len(100).unwrap();
+        assert_eq!(folder.meddling(), Some(Meddling::Changed));
+        std::fs::remove_file(&index).unwrap();
+        assert_eq!(folder.meddling(), Some(Meddling::Removed));
+    }
 }

@@ -81,11 +81,15 @@ impl Index {
         self.each(|extent| other.insert(extent, |_| true).map(|()| true))
     }
 
-    /// False after somebody has removed the file, has put another one there, or has cut it.
-    pub(super) fn is_whole_at(&self, path: &Path) -> bool {
-        let length = self.file.metadata().map(|metadata| metadata.len());
+    /// False after somebody has removed the file, or has put another one there.
+    pub(super) fn is_at(&self, path: &Path) -> bool {
         files::is_at(&self.file, path)
-            && length.is_ok_and(|length| length == (self.pages + 1) * PAGE_BYTES)
+    }
+
+    /// False after somebody has cut the file.
+    pub(super) fn is_whole(&self) -> bool {
+        let length = self.file.metadata().map(|metadata| metadata.len());
+        length.is_ok_and(|length| length == (self.pages + 1) * PAGE_BYTES)
     }
 
     /// All extents of these units of a version.
