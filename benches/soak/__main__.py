@@ -1,6 +1,7 @@
 """A soak: everything mixed, under faults, for as long as told; memory, files and threads stay flat.
 
     python3 benches/soak --minutes 60 [--budget 64MiB] [--binaries FOLDER]
+    python3 benches/soak --minutes 30 --deaths [--upgrade OTHER_BINARY]
 
 Threads of this process read a mount of fasts3-mount through devserver's faulty proxy: streams, random
 preads with and without the page cache, epochs, listings, lookups, killed readers; objects are
@@ -13,14 +14,21 @@ Every byte is compared with what was written. The daemon's memory, files and thr
 times; flat means that the median of the last tenth is at most 1.1 times that of the second tenth and a
 little (8 MiB, 8 files, 2 threads). Ends with 1 when a byte was wrong, an operation failed or took longer
 than a minute, or one of the three was not flat.
+
+With --deaths the store works, and the daemon is killed every 10 to 20 s (SIGKILL), or every third time
+replaced by the other binary (SIGQUIT): the mount outlives it. Files are mapped, too. The pause from the
+death to the next byte that a new read gets is measured. Memory, files and threads are those of a daemon
+that is young, and not compared.
 """
 
 import argparse
 import collections
 import contextlib
 import errno
+import mmap
 import os
 import random
+import shutil
 import signal
 import statistics
 import subprocess
@@ -60,6 +68,8 @@ class Soak:
         self.until = until
         self.done, self.wrong, self.failed = collections.Counter(), [], []
         self.longest, self.began = collections.Counter(), {}
+        # Of deaths: the program that is started again, its other builds, and the pauses.
+        self.program, self.upgrade, self.pauses = None, [], collections.defaultdict(list)
         # Names that come and go: when each was made and, after that, deleted.
         self.fresh, self.refused = {}, 0
 
@@ -108,6 +118,47 @@ class Soak:
         if at != LARGE_BYTES:
             self.wrong.append(f"{key}: {at} bytes")
         time.sleep(chance.random())
+
+    def mapped(self, chance):
+        """A whole large object through a mapping."""
+        key = f"large/{chance.randrange(LARGE)}"
+        with open(f"{self.folder}/{key}", "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:
+                for at in range(0, LARGE_BYTES, MIB):
+                    if time.monotonic() > self.until:
+                        return
+                    with self.timed("mmap"):
+                        got = view[at:at + MIB]
+                    self.check(key, 0, LARGE_BYTES, at, got)
+                    time.sleep(0.03)
+
+    def deaths(self, chance):
+        """The daemon dies; how long does a read take that comes then?"""
+        self.sleep(10 + 10 * chance.random())
+        if time.monotonic() > self.until - 5:
+            return
+        is_upgrade = self.upgrade and self.done["deaths"] % 3 == 2
+        if is_upgrade:
+            shutil.copy2(self.upgrade[self.done["upgrades"] % 2], f"{self.program}.new")
+            os.replace(f"{self.program}.new", self.program)
+        pid = self.mount.daemon()
+        key = f"large/{chance.randrange(LARGE)}"
+        file = os.open(f"{self.folder}/{key}", os.O_RDONLY | os.O_DIRECT)
+        try:
+            begun = time.monotonic()
+            os.kill(pid, signal.SIGQUIT if is_upgrade else signal.SIGKILL)
+            # A daemon that leaves answers until it has ended.
+            while is_upgrade and os.path.exists(f"/proc/{pid}"):
+                begun = time.monotonic()
+            with self.timed("read after a death"):
+                got = os.pread(file, 4096, chance.randrange(LARGE_BYTES // 4096) * 4096)
+            self.pauses["upgrade" if is_upgrade else "SIGKILL"].append(time.monotonic() - begun)
+        finally:
+            os.close(file)
+        self.done["upgrades"] += bool(is_upgrade)
+        if len(got) != 4096:
+            self.wrong.append(f"{key}: {len(got)} bytes")
 
     def preads(self, chance):
         """Some here, some there, half of them past the page cache."""
@@ -269,6 +320,16 @@ class Soak:
                 if what in ("names", "overwritten", "newest") and now - began > 2 * LONGEST]
 
 
+def daemon(holder):
+    """The process that serves, whose parent is the holder; waits for one."""
+    while True:
+        for pid in processes.children(holder):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+                if file.read().rpartition(")")[2].split()[0] != "Z":
+                    return pid
+        time.sleep(0.005)
+
+
 def state(pid):
     """Memory, open files and threads."""
     with open(f"/proc/{pid}/status") as file:
@@ -298,6 +359,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--budget", default="64MiB", help="--memory-budget of the mount")
+    parser.add_argument("--deaths", action="store_true", help="kill the daemon again and again")
+    parser.add_argument("--upgrade", type=Path, help="with --deaths: another build, in turns with the first")
     parser.add_argument("--binaries", type=Path, help="where fasts3-mount and devserver are")
     args = parser.parse_args()
     if args.binaries is None:
@@ -312,20 +375,30 @@ def main():
     try:
         fill(server, truth)
 
+        program = args.binaries / "fasts3-mount"
+        if args.deaths:
+            program = shutil.copy2(program, prepare.WORK / "fasts3-mount")
+
         def command(server, mountpoint, scratch, options):
             _, *words = products.ours(server, mountpoint, scratch, options)
-            return [args.binaries / "fasts3-mount", *words]
+            return [program, *words]
 
         mount = products.Mount(command, server, [
             "--memory-budget", args.budget, "--metadata-ttl", f"{TTL}s",
-            "--negative-ttl", f"{NEGATIVE_TTL}s"])
+            "--negative-ttl", f"{NEGATIVE_TTL}s", *(["--outlive", "always"] if args.deaths else [])])
         for rule in RULES:
-            server.tell(rule)
+            if not args.deaths:
+                server.tell(rule)
         start, seconds = time.monotonic(), args.minutes * 60
         before = reads(server)
         soak = Soak(mount, server, truth, start + seconds)
         jobs = ["stream", *["preads"] * 4, *["epoch"] * 2, "names", "killed", "overwriter",
-                *["overwritten"] * 2, "maker", *["newest"] * 2, "troubles"]
+                *["overwritten"] * 2, "maker", *["newest"] * 2,
+                *(["mapped", "deaths"] if args.deaths else ["troubles"])]
+        mount.daemon = lambda: daemon(mount.pid) if args.deaths else mount.pid
+        if args.deaths:
+            soak.program = program
+            soak.upgrade = args.upgrade and [args.upgrade, args.binaries / "fasts3-mount"]
         # Daemons: one that is stuck in the kernel must not keep us from saying so.
         running = [threading.Thread(target=soak.go, args=(job, seed), daemon=True)
                    for seed, job in enumerate(jobs)]
@@ -334,7 +407,8 @@ def main():
         seen, stuck = [], set()
         for sample in range(1, 101):
             time.sleep(max(0, start + seconds * (sample - 0.5) / 100 - time.monotonic()))
-            seen.append(state(mount.pid))
+            with contextlib.suppress(OSError, KeyError):
+                seen.append(state(mount.daemon()))
             stuck.update(soak.stuck())
             if sample % 10 == 0:
                 figures = "{:.0f} MiB, {} files, {} threads".format(*seen[-1])
@@ -347,7 +421,8 @@ def main():
             job.join(max(0, start + seconds + 3 * LONGEST - time.monotonic()))
             if job.is_alive():
                 stuck.add("a thread at the end")
-        soak.note_refused()
+        if not args.deaths:
+            soak.note_refused()
         return report(soak, seen, stuck, reads(server) - before + soak.refused, mount, server)
     finally:
         if soak:
@@ -358,7 +433,10 @@ def main():
 
 
 def report(soak, seen, stuck, requests, mount, server):
-    used = [processes.cpu_seconds(pid) for pid in (mount.pid, server.process.pid, os.getpid())]
+    used = [processes.cpu_seconds(pid) for pid in (mount.daemon(), server.process.pid, os.getpid())]
+    for what, pauses in soak.pauses.items():
+        print(f"{what}: {len(pauses)} times; pause median {statistics.median(pauses):.2f} s, "
+              f"longest {max(pauses):.2f} s")
     print(f"{requests} requests to the store; CPU seconds of the daemon, the server, this: "
           f"{', '.join(f'{seconds:.0f}' for seconds in used)}")
     print("longest:", ", ".join(f"{what} {seconds:.1f} s" for what, seconds in sorted(soak.longest.items())))
@@ -366,7 +444,7 @@ def report(soak, seen, stuck, requests, mount, server):
     for (unit, slack), values in zip(FLAT.items(), zip(*seen), strict=True):
         early, late = statistics.median(values[10:20]), statistics.median(values[90:])
         holds = late <= 1.1 * early + slack
-        flat &= holds
+        flat &= holds or bool(soak.pauses)
         print(f"{unit}: median of the second tenth {early:.0f}, of the last {late:.0f}, "
               f"most {max(values):.0f}: {'flat' if holds else 'NOT FLAT'}")
     slow = {what: seconds for what, seconds in soak.longest.items() if seconds > LONGEST}
