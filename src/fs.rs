@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 use crate::cache::{ChunkCache, Source};
 pub use crate::cache::{Data, ReadConfig, ReadKind};
 pub use crate::errno::FsError;
-use crate::names::{Ino, Inode, Names, NamesConfig, Node};
+use crate::names::{Ino, Inode, KeptNames, Names, NamesConfig, Node};
 pub use crate::names::{KernelName, ScanEntry};
 use crate::readahead::Readahead;
 use crate::stats::Stats;
@@ -103,6 +103,11 @@ impl BucketFs {
         }))
     }
 
+    /// Keeps what the kernel is told from here on, and goes on with what another process has told.
+    pub fn keep(&self, kept: KeptNames) {
+        self.names.keep(kept);
+    }
+
     /// Object bytes that are held or awaited, and their limit.
     pub fn memory_bytes(&self) -> (u64, u64) {
         (self.cache.used_bytes(), self.cache.budget_bytes())
@@ -176,13 +181,16 @@ impl BucketFs {
         mut add: impl FnMut(&ScanEntry<'_>, &Attributes) -> bool,
     ) -> Result<(), FsError> {
         let scan = self.names.read_directory(ino, cookie).await?;
+        let mut told = 0;
         for entry in scan.iter() {
             let node = self.names.node(&entry);
             if !add(&entry, &self.attributes_of(&node)) {
                 break;
             }
             self.names.remember(&entry, &node);
+            told += 1;
         }
+        self.names.told(&scan, told);
         Ok(())
     }
 

@@ -21,7 +21,7 @@ use self::asking::shared::now;
 pub use self::asking::shared::{Names, NamesConfig};
 use self::entries::Listing;
 pub use self::entries::{FOREVER, HiddenKeys, Ino, Inode, Node, ROOT};
-pub use self::known::OldPages;
+pub use self::known::{DESCRIPTION_BYTES, Damage, FORMAT, KeptNames, OldPages};
 use self::known::{NameAnswer, Resume, ScanFrom};
 use self::rules::Asked;
 use self::scan::ScanPosition;
@@ -89,6 +89,11 @@ impl Names {
         let now = now();
         let ttl = point.expiry.remaining(now).unwrap_or_default();
         self.known().give(NameAnswer { found: point.found, ttl }, now)
+    }
+
+    /// Keeps what the kernel is told from here on, and goes on with what another process has told.
+    pub fn keep(&self, kept: KeptNames) {
+        self.known().keep(kept);
     }
 
     /// Takes back lookups that the kernel has counted.
@@ -160,9 +165,9 @@ impl Names {
                 self.list_ahead(&mut state, ahead.unwrap_or_default(), now);
                 self.refresh(&mut state, &prefix, now);
             }
-            let directories = &mut state.known.directories;
-            let resume = match (position, directories.believed_listing(&prefix, now)) {
-                (Some(at), _) => directories.resume(&prefix, at.generation, at.entries),
+            let known = &mut state.known;
+            let resume = match (position, known.directories.believed_listing(&prefix, now)) {
+                (Some(at), _) => known.resume(ino, &prefix, at.generation, at.entries),
                 (None, Some((listing, _))) => Resume::At(listing, 0),
                 (None, None) => Resume::Relist(ScanFrom::Index(0)),
             };

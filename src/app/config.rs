@@ -15,7 +15,7 @@ use crate::app::environment;
 use crate::base::layout::{BLOCK_BYTES, Layout};
 use crate::disk::DiskConfig;
 use crate::fuse::{Access, MountOptions};
-use crate::store::s3::config::Proxies;
+use crate::store::s3::config::{FirstCredentials, Proxies};
 use crate::store::s3::{StoreConfig, check_bundle};
 
 pub(crate) mod args;
@@ -49,6 +49,7 @@ pub struct Config {
     pub(crate) access: Access,
     pub(crate) metrics_listen: Option<SocketAddr>,
     pub(crate) daemon: bool,
+    pub(crate) outlive: Outlive,
     pub(crate) log: LogConfig,
 }
 
@@ -88,6 +89,17 @@ impl Config {
             kernel_readahead_bytes: self.cache.kernel_readahead_bytes,
         }
     }
+}
+
+/// When the mount outlives its daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Outlive {
+    /// With --daemon, under systemd, and as the first process of a container
+    Auto,
+    /// Also when started by hand in the foreground
+    Always,
+    /// The mount ends with its daemon
+    Never,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -205,6 +217,7 @@ pub(crate) fn validate(
         access,
         metrics_listen: monitoring.metrics_listen,
         daemon: process.daemon,
+        outlive: process.outlive,
         log,
     })
 }
@@ -222,6 +235,7 @@ fn store_config(args: args::StoreArgs) -> Result<StoreConfig, String> {
         region: args.region,
         profile: args.profile,
         no_sign_request: args.no_sign_request,
+        first_credentials: FirstCredentials::Now,
         requester_pays: args.requester_pays,
         path_style: args.path_style,
         ca_bundle,

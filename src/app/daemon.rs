@@ -5,6 +5,7 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::runtime::{Builder, Handle};
 
@@ -24,9 +25,11 @@ use crate::store::retry::{RetryPolicy, Retrying};
 mod background;
 mod bucket;
 mod checks;
+mod descriptors;
 mod disk_cache;
 mod handed_over;
 mod logging;
+mod outlive;
 mod served;
 mod service;
 mod signals;
@@ -35,7 +38,8 @@ pub(crate) use bucket::open as open_bucket;
 pub(crate) use checks::{Connections, connections, fuse_device};
 pub(crate) use disk_cache::open_alone as open_disk;
 use logging::Logs;
-use served::ServedMount;
+use outlive::keeper::Keeper;
+use served::{BeforeThis, End, ServedMount};
 use signals::Signals;
 
 /// The exit code that means to mount(8) that the mount failed.
@@ -88,13 +92,17 @@ fn execute(arguments: &[OsString], fake: bool) -> Result<(), Ended> {
     if fake {
         return Ok(());
     }
-    if config.daemon && !background::is_child() {
+    if config.daemon && !background::is_child() && !outlive::keeper::is_held() {
         return background::start(arguments);
+    }
+    if outlive::holder::is_wanted(&config) {
+        return outlive::holder::run(&config, arguments);
     }
     Ok(start(config)?)
 }
 
 fn start(mut config: Config) -> Result<(), CommandError> {
+    let begun = Instant::now();
     let logs = logging::init(&config.log, config.daemon)
         .map_err(|cause| CommandError::failed(format!("logging cannot be started: {cause}")))?;
     checks::no_core_files();
@@ -114,7 +122,7 @@ fn start(mut config: Config) -> Result<(), CommandError> {
     });
     logs.flush();
     if let Err(error) = &outcome {
-        service::failed(&error.sentence);
+        service::failed(&error.sentence, error.exit, begun);
     }
     // A thread that waits for the address of a host cannot be ended.
     runtime.shutdown_background();
@@ -125,7 +133,11 @@ fn start(mut config: Config) -> Result<(), CommandError> {
 async fn run(config: &Config, logs: &Logs) -> Result<(), CommandError> {
     let still_starting = service::starting(format!("asking for {}", config.source()));
     let handed_over = config.descriptor.map(handed_over::take).transpose()?;
-    if handed_over.is_none() {
+    let (keeper, left) = Keeper::find(config).map_err(|error| {
+        CommandError::failed(format!("the mount that was left cannot be taken over: {error}"))
+    })?;
+    let taken = left.and_then(|left| outlive::take(config, &keeper, left));
+    if handed_over.is_none() && taken.is_none() {
         checks::fuse_device()?;
         checks::mountpoint(&config.mountpoint)?;
     }
@@ -140,21 +152,31 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), CommandError> {
         None => None,
     };
     let stats = Arc::new(Stats::default());
-    let stores = bucket::open_all(config, &stats).await?;
+    let stores = match &taken {
+        Some(taken) => bucket::reconnect_all(config, &taken.description.regions, &stats).await?,
+        None => bucket::open_all(config, &stats).await?,
+    };
     let disk = disk_cache::open(config, &stats).await?;
     // From here on a signal must lead to an unmount.
     let mut signals = Signals::new()
         .map_err(|error| CommandError::failed(format!("signals cannot be received: {error}")))?;
-    let mut mount = ServedMount::mount(config, stores, disk, stats, handed_over)?;
+    let existing = match (handed_over, taken) {
+        (Some(handed_over), _) => Some(BeforeThis::HandedOver(handed_over)),
+        (None, taken) => taken.map(|taken| BeforeThis::Left(Box::new(taken))),
+    };
+    let mut mount = ServedMount::mount(config, stores, disk, stats, existing, keeper)?;
     let asked = mount.usable().await?;
     drop(still_starting);
     let _servers = mount.serve(port);
     mount.ready()?;
     let reports = (service::telling(mount.fs.clone()), service::watched(asked));
-    mount.until_the_end(&mut signals, logs).await;
+    let end = mount.until_the_end(&mut signals, logs).await;
     service::stopping();
     drop(reports);
-    mount.unmount().await
+    match end {
+        End::Unmount => mount.unmount().await,
+        End::Leave => mount.leave().await,
+    }
 }
 
 /// Pages of one listing in flight at once. At 40 ms a page, 16 list 400,000 names in 1.5 s; 32

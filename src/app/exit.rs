@@ -56,6 +56,10 @@ impl Exit {
     pub(crate) const fn code(self) -> u8 {
         self as u8
     }
+
+    pub(crate) fn is_final(self) -> bool {
+        EXITS.iter().any(|exit| exit.code == self.code() && exit.is_final)
+    }
 }
 
 #[cfg(test)]

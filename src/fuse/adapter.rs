@@ -46,6 +46,8 @@ pub(super) struct Adapter {
     /// Takes notifications; set once there is a session.
     kernel: Arc<OnceLock<Notifier>>,
     opens: Arc<Opens>,
+    /// What the kernel has offered, and its version of the protocol; set by the handshake.
+    offered: Arc<OnceLock<(u64, u32)>>,
     /// The kernel knows what ENOSYS to `open` means (since 3.16), and to `opendir` (5.1).
     no_open: bool,
     no_opendir: bool,
@@ -57,8 +59,9 @@ impl Adapter {
         runtime: Handle,
         kernel: Arc<OnceLock<Notifier>>,
         opens: Arc<Opens>,
+        offered: Arc<OnceLock<(u64, u32)>>,
     ) -> Self {
-        Self { fs, runtime, kernel, opens, no_open: false, no_opendir: false }
+        Self { fs, runtime, kernel, opens, offered, no_open: false, no_opendir: false }
     }
 
     /// Runs the future that answers a request, on this thread until it must wait, because a task
@@ -107,6 +110,7 @@ macro_rules! refuse {
 
 impl fuser::Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let _ = self.offered.set((config.capabilities().bits(), config.kernel_abi().1));
         let mut enable = |flag| config.add_capabilities(flag).is_ok();
         self.no_open = enable(InitFlags::FUSE_NO_OPEN_SUPPORT);
         self.no_opendir = enable(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
@@ -226,12 +230,15 @@ impl fuser::Filesystem for Adapter {
         self.answer(Operation::Readdir, async move {
             match waiter.waits_for(fs.names.read_directory(ino.0, offset)).await {
                 Ok(scan) => {
+                    let mut told = 0;
                     for ScanEntry { ino, cookie, is_directory, name, .. } in scan.iter() {
                         let (ino, name) = (INodeNo(ino), OsStr::from_bytes(name));
                         if reply.add(ino, cookie, file_type(is_directory), name) {
                             break;
                         }
+                        told += 1;
                     }
+                    fs.names.told(&scan, told);
                     reply.ok();
                 }
                 Err(error) => reply.error(errno(&fs, &error)),

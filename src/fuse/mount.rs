@@ -2,10 +2,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 
 use fuser::{MountOption, Notifier, SessionACL};
@@ -17,6 +19,7 @@ use tokio::sync::watch;
 
 use super::adapter::Adapter;
 use super::opens::{self, Opens, Passthrough};
+use super::takeover::{self, Agreement, TakenOver};
 use crate::base::mountinfo;
 use crate::fs::BucketFs;
 
@@ -51,10 +54,21 @@ pub struct HandedOver {
     pub mountpoint: Option<PathBuf>,
 }
 
+/// A mount that is there already.
+#[derive(Debug)]
+pub enum Existing {
+    HandedOver(HandedOver),
+    TakenOver(TakenOver),
+}
+
 /// A live mount; dropping it unmounts.
 pub struct Mounted {
     /// Where this process has mounted; `None` for a mount that was handed over.
     place: Option<Place>,
+    /// Of a mount of ours, by which the next process can take it over.
+    agreement: Option<Agreement>,
+    /// It stays for that process.
+    is_left: AtomicBool,
     pub(super) notifier: Notifier,
     pub(super) device: File,
     ended: watch::Receiver<bool>,
@@ -67,34 +81,43 @@ struct Place {
     device_number: String,
 }
 
-/// Mounts `fs`, or takes the mount that was handed over, and serves it on threads of its own;
-/// requests that must wait continue in `runtime`. Returns when the kernel has accepted the mount.
+/// Mounts `fs`, or takes a mount that is there, and serves it on threads of its own; requests that
+/// must wait continue in `runtime`. Returns when the kernel has accepted the mount.
 pub fn mount(
     fs: &Arc<BucketFs>,
     options: &MountOptions,
     passthrough: Option<&Passthrough>,
-    handed_over: Option<HandedOver>,
+    existing: Option<Existing>,
     runtime: &Handle,
 ) -> io::Result<Mounted> {
     let (kernel, opens) = (Arc::new(OnceLock::new()), Arc::new(Opens::new(passthrough)));
-    let adapter = || Adapter::new(fs.clone(), runtime.clone(), kernel.clone(), opens.clone());
-    let (session, mountpoint, handed_number) = if let Some(handed_over) = handed_over {
-        let HandedOver { device, device_number, .. } = handed_over;
-        // The kernel keeps out the users that the mount's maker did not admit.
-        let acl = match options.access {
-            Access::OwnerAndRoot => SessionACL::RootAndOwner,
-            Access::Owner | Access::Everyone => SessionACL::All,
-        };
-        let config = session_config(options, true);
-        (fuser::Session::from_fd(adapter(), device, acl, config)?, None, device_number)
-    } else {
-        let mountpoint = options.mountpoint.canonicalize()?;
-        let new = |typed| {
-            let config = session_config(options, typed);
-            fuser::Session::new(adapter(), &options.mountpoint, &config)
-        };
-        // A kernel before 5.4 knows no subtype, and does not say which option it refuses.
-        (new(true).or_else(|_| new(false))?, Some(mountpoint), None)
+    let offered = Arc::new(OnceLock::new());
+    let adapter = || {
+        let (kernel, opens) = (kernel.clone(), opens.clone());
+        Adapter::new(fs.clone(), runtime.clone(), kernel, opens, offered.clone())
+    };
+    let mut new_at = None;
+    let (session, mut place, mut agreement, handed_number) = match existing {
+        Some(Existing::HandedOver(HandedOver { device, device_number, .. })) => {
+            let config = served_config(options);
+            let session = fuser::Session::from_fd(adapter(), device, config.acl, config)?;
+            (session, None, None, device_number)
+        }
+        Some(Existing::TakenOver(taken)) => {
+            let TakenOver { device, mountpoint, device_number, agreement } = taken;
+            let config = served_config(options);
+            let session = takeover::take(adapter(), &device, &agreement, &config)?;
+            (session, Some(Place { mountpoint, device_number }), Some(agreement), None)
+        }
+        None => {
+            new_at = Some(options.mountpoint.canonicalize()?);
+            let new = |typed| {
+                let config = session_config(options, typed);
+                fuser::Session::new(adapter(), &options.mountpoint, &config)
+            };
+            // A kernel before 5.4 knows no subtype, and does not say which option it refuses.
+            (new(true).or_else(|_| new(false))?, None, None, None)
+        }
     };
     let notifier = session.notifier();
     let _ = kernel.set(notifier.clone());
@@ -103,12 +126,29 @@ pub fn mount(
         try_out(passthrough, &device, &opens)?;
     }
     let ended = serve(session)?;
-    let place = mountpoint.map(Place::of).transpose()?;
+    if let Some(mountpoint) = new_at {
+        place = Some(Place::of(mountpoint)?);
+        let offered = offered.get().copied();
+        let agreed = offered.map(|(flags, minor)| Agreement::of(flags, minor, adapter()));
+        // Without one the mount works, and ends with this process.
+        agreement = agreed.and_then(Result::ok);
+    }
     let number = place.as_ref().map(|place| &place.device_number).or(handed_number.as_ref());
     if let Some(number) = number {
         raise_readahead(options.kernel_readahead_bytes, number);
     }
-    Ok(Mounted { place, notifier, device, ended })
+    let is_left = AtomicBool::new(false);
+    Ok(Mounted { place, agreement, is_left, notifier, device, ended })
+}
+
+/// For a mount that is there: the kernel keeps out the users that its maker did not admit.
+fn served_config(options: &MountOptions) -> fuser::Config {
+    let mut config = session_config(options, true);
+    config.acl = match options.access {
+        Access::OwnerAndRoot => SessionACL::RootAndOwner,
+        Access::Owner | Access::Everyone => SessionACL::All,
+    };
+    config
 }
 
 /// Ends passthrough if the kernel refuses it; an error if the mount must not be without.
@@ -213,33 +253,32 @@ impl Mounted {
         self.place.as_ref().map(|place| place.device_number.as_str())
     }
 
+    /// What the next process needs to take the mount over: its descriptor, where it is, and what
+    /// was agreed on; `None` if it cannot be taken over.
+    pub fn to_be_taken_over(&self) -> Option<(BorrowedFd<'_>, &Path, &str, Agreement)> {
+        let Place { mountpoint, device_number } = self.place.as_ref()?;
+        let agreement = self.agreement.filter(Agreement::can_resend)?;
+        Some((self.device.as_fd(), mountpoint, device_number, agreement))
+    }
+
+    /// The mount stays when this process ends, for the next one.
+    pub fn leave(&self) {
+        self.is_left.store(true, Relaxed);
+    }
+
     /// Another process has made this mount, and will also unmount it.
     pub fn handed_over(&self) -> bool {
         self.place.is_none()
     }
 
     /// Unmounts, lazily while files are open. Does nothing if another file system is on the
-    /// mountpoint, or if the mount was handed over.
+    /// mountpoint, or if the mount was handed over or is left.
     pub fn unmount(&self) -> io::Result<()> {
-        let Some(Place { mountpoint, device_number }) = &self.place else { return Ok(()) };
-        let mounts = std::fs::read("/proc/self/mountinfo")?;
-        let there = mountinfo::topmost(&mounts, mountpoint);
-        if there.is_none_or(|mount| mount.device != *device_number) {
+        if self.is_left.load(Relaxed) {
             return Ok(());
         }
-        let unmounted = match umount2(mountpoint, MntFlags::empty()) {
-            Err(Errno::EBUSY) => {
-                tracing::info!("the mount is busy: unmounting lazily");
-                umount2(mountpoint, MntFlags::MNT_DETACH)
-            }
-            outcome => outcome,
-        };
-        match unmounted {
-            // EINVAL: it was unmounted in this moment.
-            Ok(()) | Err(Errno::EINVAL) => Ok(()),
-            Err(Errno::EPERM) => unmount_by_helper(mountpoint),
-            Err(error) => Err(error.into()),
-        }
+        let Some(Place { mountpoint, device_number }) = &self.place else { return Ok(()) };
+        unmount(mountpoint, device_number)
     }
 
     /// The kernel has ended the session.
@@ -259,6 +298,28 @@ impl Drop for Mounted {
         if let Err(error) = self.unmount() {
             tracing::warn!(%error, "could not unmount");
         }
+    }
+}
+
+/// Unmounts what is on this path, lazily while files are open; nothing, if another file system is.
+pub(crate) fn unmount(mountpoint: &Path, device_number: &str) -> io::Result<()> {
+    let mounts = std::fs::read("/proc/self/mountinfo")?;
+    let there = mountinfo::topmost(&mounts, mountpoint);
+    if there.is_none_or(|mount| mount.device != *device_number) {
+        return Ok(());
+    }
+    let unmounted = match umount2(mountpoint, MntFlags::empty()) {
+        Err(Errno::EBUSY) => {
+            tracing::info!("the mount is busy: unmounting lazily");
+            umount2(mountpoint, MntFlags::MNT_DETACH)
+        }
+        outcome => outcome,
+    };
+    match unmounted {
+        // EINVAL: it was unmounted in this moment.
+        Ok(()) | Err(Errno::EINVAL) => Ok(()),
+        Err(Errno::EPERM) => unmount_by_helper(mountpoint),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -108,7 +108,7 @@ impl Mounted {
 
 /// A notification: `fuse_out_header`, in which a request's number of 0 makes the error a code, and
 /// the body.
-fn message(code: u32, body: &[u8]) -> Vec<u8> {
+pub(super) fn message(code: u32, body: &[u8]) -> Vec<u8> {
     let mut message = Vec::with_capacity(16 + body.len());
     message.extend_from_slice(&length(16 + body.len()).to_ne_bytes());
     message.extend_from_slice(&code.to_ne_bytes());

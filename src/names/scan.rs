@@ -123,6 +123,15 @@ impl Names {
         known.node(ino, inode, ttl, now())
     }
 
+    /// The kernel is being told the first `told` entries of a scan, `.` and `..` included: in the
+    /// next process the scan goes on behind them, and what was remembered stays known.
+    pub fn told(&self, scan: &Scan, told: usize) {
+        let mut known = self.known();
+        known.flush();
+        let told = told.saturating_sub(DOTS.len() - scan.dots);
+        known.scanned(scan.ino, &scan.listing, scan.index, told);
+    }
+
     /// Counts one kernel lookup of an entry that readdirplus has handed out as this node; the
     /// kernel counts none for `.` and `..`.
     pub fn remember(&self, entry: &ScanEntry<'_>, node: &Node) {

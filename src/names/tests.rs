@@ -12,6 +12,7 @@ use crate::testing::fault::{BadPage, Fault, FaultyStore, Operation};
 use crate::testing::memory::{Counts, MemoryStore};
 
 mod freshness;
+mod kept;
 mod listings;
 mod lookups;
 mod walks;

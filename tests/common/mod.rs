@@ -212,6 +212,14 @@ impl Daemon {
         self.ended()
     }
 
+    /// The same, and the mount stays.
+    pub(crate) fn end_and_leave(mut self, signal: Signal) -> (Option<i32>, String) {
+        self.signal(signal);
+        let ended = self.ended();
+        self.mountpoint = PathBuf::new();
+        ended
+    }
+
     fn wait(&mut self) -> Option<ExitStatus> {
         let start = Instant::now();
         loop {

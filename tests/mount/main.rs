@@ -27,6 +27,7 @@ mod models;
 mod mountpoints;
 mod names;
 mod ordinary_user;
+mod outlive;
 mod panics;
 mod passthrough;
 mod proxies;

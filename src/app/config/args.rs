@@ -12,7 +12,7 @@ use clap::builder::{
 };
 use clap::{Args as Group, Parser, ValueEnum};
 
-use super::LogFormat;
+use super::{LogFormat, Outlive};
 use crate::store::s3::config::{Hedging, PathStyle};
 
 const COMMANDS: &str = "\
@@ -200,7 +200,7 @@ pub(crate) struct PermissionArgs {
 
     /// Forbid executing programs in the mount [default: false]
     #[arg(long, env = "FASTS3_NO_EXEC", value_parser = BoolishValueParser::new())]
-    pub(super) no_exec: bool,
+    pub(in crate::app) no_exec: bool,
 }
 
 #[derive(Debug, Group)]
@@ -237,6 +237,11 @@ pub(super) struct ProcessArgs {
     /// Return when the mount is usable, and continue in the background [default: false]
     #[arg(long, env = "FASTS3_DAEMON", value_parser = BoolishValueParser::new())]
     pub(super) daemon: bool,
+
+    /// Start the daemon again when it dies, and let programs wait meanwhile, instead of ending the
+    /// mount
+    #[arg(long, value_name = "WHEN", env = "FASTS3_OUTLIVE", default_value = "auto")]
+    pub(super) outlive: Outlive,
 }
 
 /// One bucket that is the root of the mount, or several in directories of the root.

@@ -24,6 +24,11 @@ pub(super) fn is_child() -> bool {
     std::env::var_os(CHILD).is_some()
 }
 
+/// A process that this one starts is none.
+pub(super) fn forget(command: &mut Command) {
+    command.env_remove(CHILD);
+}
+
 /// Returns when the mount is usable. `arguments` are the program's own, its name first.
 pub(super) fn start(arguments: &[OsString]) -> Result<(), Ended> {
     let internal = |what: &str, error: std::io::Error| {
@@ -58,23 +63,32 @@ pub(super) fn start(arguments: &[OsString]) -> Result<(), Ended> {
 }
 
 /// Leaves the session of the first process, and tells it that the mount is usable.
-///
-/// Not earlier: under systemd's automount the kernel lets only processes of its process group pass
-/// to a mountpoint that is being mounted, and a session of our own is another group.
 pub(super) fn leave() -> Result<(), CommandError> {
-    let internal = |error: std::io::Error| {
-        CommandError::failed(format!("the mount cannot continue in the background: {error}"))
-    };
-    // Fails only for the leader of a group, which is in a session of its own already.
-    let _ = setsid();
-    chdir("/").map_err(|errno| internal(errno.into()))?;
-    let nowhere = File::options().write(true).open("/dev/null").map_err(internal)?;
-    // A reader of standard error would wait for its end, as in `$(mount …)`.
-    if !stderr_is_file() {
-        dup2_stderr(&nowhere).map_err(|errno| internal(errno.into()))?;
-    }
+    let nowhere = detach()?;
     let mut stdout = std::io::stdout();
     // Fails if the first process has ended: then the mount is not wanted any more.
-    stdout.write_all(READY).and_then(|()| stdout.flush()).map_err(internal)?;
-    dup2_stdout(&nowhere).map_err(|errno| internal(errno.into()))
+    stdout.write_all(READY).and_then(|()| stdout.flush()).map_err(|error| internal(&error))?;
+    dup2_stdout(&nowhere).map_err(|errno| internal(&errno.into()))
+}
+
+/// Leaves the session of the first process. Gives `/dev/null`.
+///
+/// Not before the mount is usable: under systemd's automount the kernel lets only processes of its
+/// process group pass to a mountpoint that is being mounted, and a session of our own is another
+/// group.
+pub(super) fn detach() -> Result<File, CommandError> {
+    // Fails only for the leader of a group, which is in a session of its own already.
+    let _ = setsid();
+    chdir("/").map_err(|errno| internal(&errno.into()))?;
+    let nowhere =
+        File::options().write(true).open("/dev/null").map_err(|error| internal(&error))?;
+    // A reader of standard error would wait for its end, as in `$(mount …)`.
+    if !stderr_is_file() {
+        dup2_stderr(&nowhere).map_err(|errno| internal(&errno.into()))?;
+    }
+    Ok(nowhere)
+}
+
+fn internal(error: &std::io::Error) -> CommandError {
+    CommandError::failed(format!("the mount cannot continue in the background: {error}"))
 }

@@ -12,6 +12,7 @@ use crate::app::config::args::BucketPrefix;
 use crate::app::exit::Exit;
 use crate::stats::Stats;
 use crate::store::s3::S3Store;
+use crate::store::s3::config::FirstCredentials;
 use crate::store::{Nonsense, StoreError};
 
 /// Each failure is reported within 10 s, if credentials come at once; the rest is for starting and
@@ -46,6 +47,25 @@ pub(super) async fn open_all(
             }
             opened => opened?,
         });
+    }
+    Ok(stores)
+}
+
+/// Connects to the buckets of a mount that is taken over, in the regions that were found out. Asks
+/// nothing: programs wait, and what they ask for tells them how the store is.
+pub(super) async fn reconnect_all(
+    config: &Config,
+    regions: &[String],
+    stats: &Arc<Stats>,
+) -> Result<Vec<S3Store>, CommandError> {
+    let mut stores = Vec::new();
+    for (at, bucket) in config.buckets.iter().enumerate() {
+        let mut store = config.store.clone();
+        store.region = regions.get(at).cloned().or(store.region);
+        store.first_credentials = FirstCredentials::Later;
+        let named = config.store.endpoint_url.as_deref().unwrap_or("AWS");
+        let connected = S3Store::counted(&bucket.name, &store, stats).await;
+        stores.push(connected.map_err(|error| not_opened(error, &bucket.name, named))?);
     }
     Ok(stores)
 }

@@ -3,20 +3,14 @@
 //! The parent opens `/dev/fuse`, mounts with its own privileges and options, and unmounts.
 
 use std::fs;
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::sys::stat::{major, minor};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
-    recvmsg, socketpair,
-};
 
+use super::descriptors;
 use crate::app::command_error::CommandError;
 use crate::app::exit::Exit;
 use crate::base::mountinfo;
@@ -38,9 +32,8 @@ pub(super) fn take(number: RawFd) -> Result<HandedOver, CommandError> {
     let internal = |error: std::io::Error| {
         CommandError::failed(format!("descriptor {number} cannot be used: {error}"))
     };
-    let device = owned(number).map_err(internal)?;
     // A child process must not keep the mount alive when this process has died.
-    nix::unistd::close(number).map_err(|errno| internal(errno.into()))?;
+    let device = descriptors::taken(number).map_err(internal)?;
     check_state(&device).map_err(internal)?.map_err(wrong)?;
     // With a non-blocking descriptor, fuser would spin.
     let flags = fcntl(&device, FcntlArg::F_GETFL).map_err(|errno| internal(errno.into()))?;
@@ -61,12 +54,21 @@ fn check_kind(number: RawFd) -> Result<(), String> {
     }
     let link = format!("/proc/self/fd/{number}");
     let metadata = fs::metadata(&link).map_err(|_| "is not open".to_owned())?;
-    let kind = (major(metadata.rdev()), minor(metadata.rdev()));
-    if metadata.file_type().is_char_device() && kind == FUSE_DEVICE {
+    if is_fuse(&metadata) {
         return Ok(());
     }
     let name = fs::read_link(&link).unwrap_or_default();
     Err(format!("is not open on /dev/fuse, but on {}", name.display()))
+}
+
+fn is_fuse(metadata: &fs::Metadata) -> bool {
+    let kind = (major(metadata.rdev()), minor(metadata.rdev()));
+    metadata.file_type().is_char_device() && kind == FUSE_DEVICE
+}
+
+pub(super) fn is_fuse_device(descriptor: &OwnedFd) -> bool {
+    let metadata = fs::metadata(format!("/proc/self/fd/{}", descriptor.as_raw_fd()));
+    metadata.is_ok_and(|metadata| is_fuse(&metadata))
 }
 
 /// Checks that the first request of a mount is waiting, for which fuser would wait without end.
@@ -83,28 +85,8 @@ fn check_state(device: &OwnedFd) -> std::io::Result<Result<(), &'static str>> {
     })
 }
 
-/// Another descriptor of the same open file, owned by this process and closed on exec.
-///
-/// It is sent through a socket, because turning a number into a descriptor takes `unsafe`.
-fn owned(number: RawFd) -> std::io::Result<OwnedFd> {
-    let (to, from) =
-        socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    let rights = [ControlMessage::ScmRights(&[number])];
-    sendmsg::<()>(to.as_raw_fd(), &[IoSlice::new(b".")], &rights, MsgFlags::empty(), None)?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut messages = RecvAncillaryBuffer::new(&mut space);
-    let mut byte = [0];
-    let flags = RecvFlags::CMSG_CLOEXEC;
-    recvmsg(from.as_fd(), &mut [IoSliceMut::new(&mut byte)], &mut messages, flags)?;
-    let received = messages.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-        _ => None,
-    });
-    received.ok_or_else(|| std::io::Error::other("it cannot be sent through a socket"))
-}
-
 /// The device number of the mount of a descriptor, which newer kernels tell.
-fn device_number(device: &OwnedFd) -> Option<String> {
+pub(super) fn device_number(device: &OwnedFd) -> Option<String> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", device.as_raw_fd())).ok()?;
     of_fdinfo(&info)
 }
@@ -147,19 +129,5 @@ mod tests {
         assert_eq!(of_fdinfo(&format!("{info}fuse_connection:\t41\n")).as_deref(), Some("0:41"));
         assert_eq!(of_fdinfo("fuse_connection:\t1049600\n").as_deref(), Some("1:1024"));
         assert_eq!(of_fdinfo("fuse_connection:\tnone\n"), None);
-    }
-
-    #[test]
-    fn a_descriptor_that_is_sent_to_oneself_is_of_the_same_open_file() {
-        use std::io::{Read as _, Seek as _};
-        let mut file = tempfile::tempfile().unwrap();
-        let mut other = File::from(owned(file.as_raw_fd()).unwrap());
-        std::io::Write::write_all(&mut file, b"bytes").unwrap();
-        file.rewind().unwrap();
-        let mut two = [0; 2];
-        file.read_exact(&mut two).unwrap();
-        other.read_exact(&mut two).unwrap();
-        assert_eq!(&two, b"te", "they share their place");
-        assert!(owned(1 << 20).is_err());
     }
 }

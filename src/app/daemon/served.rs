@@ -1,6 +1,7 @@
 //! A mount that is served: how it is made, becomes usable, is announced, and ends.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +13,8 @@ use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 
 use super::logging::Logs;
+use super::outlive::keeper::Keeper;
+use super::outlive::{self, TakenMount};
 use super::signals::{SignalRequest, Signals};
 use super::{background, service, stack};
 use crate::app::command_error::CommandError;
@@ -23,7 +26,8 @@ use crate::app::metrics;
 use crate::app::task::Task;
 use crate::disk::{Disk, Origin};
 use crate::fs::BucketFs;
-use crate::fuse::{self, Expired, HandedOver, MountOptions, Mounted, Passthrough};
+use crate::fuse::{self, Existing, Expired, HandedOver, MountOptions, Mounted, Passthrough};
+use crate::names::KeptNames;
 use crate::stats::Stats;
 use crate::store::ObjectStore;
 use crate::store::s3::S3Store;
@@ -35,6 +39,23 @@ const FIRST_ANSWER: Duration = Duration::from_secs(30);
 /// SIGHUP: after this time other signals are taken again, although the kernel is still being told.
 const LONGEST_TELLING: Duration = Duration::from_secs(10);
 
+/// The disk cache may write for this long before the next daemon takes over.
+const SETTLE: Duration = Duration::from_millis(500);
+
+/// A mount that was there before this daemon.
+pub(super) enum BeforeThis {
+    HandedOver(HandedOver),
+    Left(Box<TakenMount>),
+}
+
+/// How the daemon ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Unmount,
+    /// For the next daemon.
+    Leave,
+}
+
 pub(super) struct ServedMount<'a> {
     config: &'a Config,
     pub(super) fs: Arc<BucketFs>,
@@ -45,22 +66,31 @@ pub(super) struct ServedMount<'a> {
     region: String,
     socket: Option<Socket>,
     unmount: Arc<Notify>,
+    keeper: Keeper,
+    /// The next daemon can take the mount over.
+    is_kept: bool,
 }
 
 impl<'a> ServedMount<'a> {
-    /// Assembles the layers and mounts, or takes the mount that was handed over.
+    /// Assembles the layers and mounts, or takes the mount that is there.
     pub(super) fn mount(
         config: &'a Config,
         stores: Vec<S3Store>,
         disk: Option<Arc<Disk>>,
         stats: Arc<Stats>,
-        handed_over: Option<HandedOver>,
+        before: Option<BeforeThis>,
+        keeper: Keeper,
     ) -> Result<Self, CommandError> {
-        let seen_at = handed_over.as_ref().and_then(|mount| mount.mountpoint.clone());
+        let seen_at = match &before {
+            Some(BeforeThis::HandedOver(mount)) => mount.mountpoint.clone(),
+            Some(BeforeThis::Left(taken)) => Some(taken.mount.mountpoint.clone()),
+            None => None,
+        };
         let options = config.mount_options(seen_at.unwrap_or_else(|| config.mountpoint.clone()));
         let endpoint = stores.first().map(S3Store::endpoint).unwrap_or_default();
-        let regions: BTreeSet<_> = stores.iter().map(S3Store::region).collect();
-        let region = regions.into_iter().collect::<Vec<_>>().join(",");
+        let regions: Vec<String> = stores.iter().map(|store| store.region().to_owned()).collect();
+        let distinct: BTreeSet<_> = regions.iter().map(String::as_str).collect();
+        let region = distinct.into_iter().collect::<Vec<_>>().join(",");
         let origins = config.buckets.iter().zip(&stores);
         let origins = origins.map(|(bucket, store)| Origin::new(&store.endpoint(), &bucket.name));
         let layer = disk.clone().map(|disk| (disk, origins.collect()));
@@ -71,16 +101,57 @@ impl<'a> ServedMount<'a> {
                  or vm.overcommit_ratio, or lower --memory-budget"
             ))
         })?;
+        let mut table = None;
+        let existing = match before {
+            Some(BeforeThis::HandedOver(mount)) => Some(Existing::HandedOver(mount)),
+            Some(BeforeThis::Left(taken)) => {
+                let TakenMount { mount, kept, table: left, .. } = *taken;
+                let shown = mount.mountpoint.display();
+                tracing::info!(
+                    "taking over the mount on {shown}: {} names are known",
+                    kept.known()
+                );
+                fs.keep(kept);
+                table = Some(left);
+                Some(Existing::TakenOver(mount))
+            }
+            None => {
+                if keeper.is_there() && !outlive::is_impossible(config) {
+                    table = new_table(&fs);
+                }
+                None
+            }
+        };
+        let is_taken = matches!(existing, Some(Existing::TakenOver(_)));
+        let passthrough = passthrough(config, disk.as_deref(), &keeper)?;
+        let mounted =
+            fuse::mount(&fs, &options, passthrough.as_ref(), existing, &Handle::current())
+                .map_err(|error| refused(&options.mountpoint, &error))?;
+        let is_kept = is_taken
+            || table.is_some_and(|table| outlive::keep(config, &keeper, &mounted, &table, regions));
+        if is_kept {
+            keeper.watch();
+        }
         let without = |error: &String| {
             tracing::warn!("no control socket, so `status` and the like will not work: {error}");
         };
+        // The path of a mount can be looked at when it is served.
         let socket = Socket::open(&options.mountpoint).inspect_err(without).ok();
-        let passthrough = passthrough(config, disk.as_deref())?;
-        let mounted =
-            fuse::mount(&fs, &options, passthrough.as_ref(), handed_over, &Handle::current())
-                .map_err(|error| refused(&options.mountpoint, &error))?;
         let (mounted, unmount) = (Arc::new(mounted), Arc::new(Notify::new()));
-        Ok(Self { config, fs, disk, mounted, options, endpoint, region, socket, unmount })
+        let served = Self {
+            config,
+            fs,
+            disk,
+            mounted,
+            options,
+            endpoint,
+            region,
+            socket,
+            unmount,
+            keeper,
+            is_kept,
+        };
+        Ok(served)
     }
 
     /// Returns when the mount has answered the kernel: the path at which it may be asked again. A
@@ -153,7 +224,10 @@ impl<'a> ServedMount<'a> {
         let hidden = self.is_hidden_from_the_host();
         if background::is_child() {
             background::leave()?;
+        } else if self.config.daemon {
+            background::detach()?;
         }
+        self.keeper.ready();
         let (source, shown) = (&self.options.source, self.options.mountpoint.display());
         let hidden = if hidden { ", but not for the host" } else { "" };
         service::ready(&format!("mounted {source} on {shown}{hidden}"));
@@ -175,19 +249,30 @@ impl<'a> ServedMount<'a> {
     }
 
     /// Answers signals, until one of them, the control socket or the kernel ends the mount.
-    pub(super) async fn until_the_end(&self, signals: &mut Signals, logs: &Logs) {
+    pub(super) async fn until_the_end(&self, signals: &mut Signals, logs: &Logs) -> End {
         loop {
             tokio::select! {
                 () = self.unmount.notified() => {
-                    return tracing::info!("the control socket: unmounting");
+                    tracing::info!("the control socket: unmounting");
+                    return End::Unmount;
                 }
                 request = signals.next() => match request {
-                    SignalRequest::End(name) => return tracing::info!("{name}: unmounting"),
+                    SignalRequest::Leave if self.is_kept => {
+                        tracing::info!("SIGQUIT: the mount stays for the next daemon");
+                        return End::Leave;
+                    }
+                    request @ (SignalRequest::End(_) | SignalRequest::Leave) => {
+                        tracing::info!("{}: unmounting", request.name());
+                        return End::Unmount;
+                    }
                     SignalRequest::DropNames => self.drop_names().await,
                     SignalRequest::LogMore => logs.louder(),
                     SignalRequest::LogAsConfigured => logs.as_given(),
                 },
-                () = self.mounted.ended() => return tracing::info!("unmounted from outside"),
+                () = self.mounted.ended() => {
+                    tracing::info!("unmounted from outside");
+                    return End::Unmount;
+                }
             }
         }
     }
@@ -213,6 +298,16 @@ impl<'a> ServedMount<'a> {
         }
     }
 
+    /// Ends without unmounting. Until the process ends, requests are answered; what is not then, is
+    /// sent to the next daemon.
+    pub(super) async fn leave(self) -> Result<(), CommandError> {
+        self.mounted.leave();
+        if let Some(disk) = &self.disk {
+            disk.settle(SETTLE).await;
+        }
+        Ok(())
+    }
+
     /// Unmounts, and gives readers that are waiting some time for their answers.
     pub(super) async fn unmount(self) -> Result<(), CommandError> {
         let shown = self.options.mountpoint.display();
@@ -232,6 +327,7 @@ impl<'a> ServedMount<'a> {
                 ))
             };
             unmounted.map_err(|panicked| failed(&panicked))?.map_err(|error| failed(&error))?;
+            self.keeper.forget();
             // After a lazy unmount the session ends with the last open file, if ever.
             let _ = tokio::time::timeout(DRAIN, self.mounted.ended()).await;
         }
@@ -244,9 +340,15 @@ impl<'a> ServedMount<'a> {
 }
 
 /// None if the kernel is to read nothing by itself.
-fn passthrough(config: &Config, disk: Option<&Disk>) -> Result<Option<Passthrough>, CommandError> {
+fn passthrough(
+    config: &Config,
+    disk: Option<&Disk>,
+    keeper: &Keeper,
+) -> Result<Option<Passthrough>, CommandError> {
     let always = match config.passthrough {
         None | Some(PassthroughWhen::Off) => return Ok(None),
+        // The next daemon would not know which files the kernel passes through.
+        Some(PassthroughWhen::Auto) if keeper.is_there() => return Ok(None),
         Some(PassthroughWhen::Auto) => false,
         Some(PassthroughWhen::On) => true,
     };
@@ -260,6 +362,15 @@ fn passthrough(config: &Config, disk: Option<&Disk>) -> Result<Option<Passthroug
 fn no_passthrough(cause: &str) -> CommandError {
     let sentence = format!("--passthrough=on: {cause}; mount with --passthrough=auto");
     CommandError::new(Exit::OsErr, sentence)
+}
+
+/// Where the names that the kernel knows are kept, for a mount that is new.
+fn new_table(fs: &BucketFs) -> Option<File> {
+    let made = outlive::table().and_then(|table| {
+        fs.keep(KeptNames::new(table.try_clone()?)?);
+        Ok(table)
+    });
+    made.inspect_err(|error| tracing::warn!("the mount will end with this daemon: {error}")).ok()
 }
 
 fn ttl(config: &Config) -> String {

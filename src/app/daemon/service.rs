@@ -11,6 +11,7 @@ use sd_notify::NotifyState;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
+use crate::app::exit::Exit;
 use crate::app::task::Task;
 use crate::base::mountinfo;
 use crate::fs::BucketFs;
@@ -20,6 +21,8 @@ use crate::stats::Snapshot;
 /// take [`STARTING_FOR`] more.
 const STARTING_PAUSE: Duration = Duration::from_secs(2);
 const STARTING_FOR: Duration = Duration::from_secs(10);
+/// The unit allows 15 starts a minute, with a pause of a second before each.
+const LEAST_START: Duration = Duration::from_secs(5);
 /// Between two STATUS lines; their rates are over this time.
 const STATUS_PAUSE: Duration = Duration::from_secs(5);
 
@@ -42,8 +45,13 @@ pub(super) fn stopping() {
     tell(&[NotifyState::Stopping, NotifyState::Status("unmounting")]);
 }
 
-pub(super) fn failed(sentence: &str) {
+/// A start that may succeed another time takes [`LEAST_START`] under a manager, which starts again
+/// at once and counts starts to tell a daemon that crashes.
+pub(super) fn failed(sentence: &str, exit: Exit, begun: std::time::Instant) {
     tell(&[NotifyState::Status(sentence)]);
+    if std::env::var_os("NOTIFY_SOCKET").is_some() && !exit.is_final() {
+        std::thread::sleep(LEAST_START.saturating_sub(begun.elapsed()));
+    }
 }
 
 /// Sends STATUS lines, while they change.

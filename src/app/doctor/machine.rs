@@ -26,6 +26,13 @@ pub(super) fn look(config: &Config, connections: &Connections, report: &mut Diag
         }
         Err(error) => report.fail("FUSE", &error),
     }
+    // FUSE_NOTIFY_RESEND.
+    if version(&kernel) >= (6, 9) {
+        report.ok("restarts", "the mount can outlive its daemon (--outlive)");
+    } else {
+        let what = format!("the mount ends with its daemon: Linux {kernel} is older than 6.9");
+        report.ok("restarts", what);
+    }
     privileges(config, report);
     let budget = config::size(config.memory_budget_bytes);
     report.ok("memory", format!("the budget is {budget} (--memory-budget)"));

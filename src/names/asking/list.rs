@@ -139,7 +139,7 @@ impl Names {
                         );
                     }
                 }
-                directories.finish(writer, asked, now());
+                state.known.finish(writer, asked, now());
             }
             Ok(_) => {
                 let error = FsError::NotFound { ttl: Duration::ZERO };

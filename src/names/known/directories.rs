@@ -14,7 +14,7 @@ use super::mtime::Mtime;
 use super::pages::OldPages;
 use super::partial::Partial;
 use super::progress::ListingWriter;
-use super::resume::Resume;
+use super::resume::{Resume, ScanFrom};
 use super::walk::{Ahead, MOST_AHEAD};
 use crate::base::credit::Credit;
 use crate::errno::FsError;
@@ -138,6 +138,21 @@ impl Directories {
         }
     }
 
+    /// The kernel knows a directory from a process before this one, and may have its pages.
+    pub(super) fn taken_over(&mut self, prefix: &Arc<str>, mtime: Option<Mtime>) {
+        self.with(prefix, |directory| directory.taken_over(mtime));
+    }
+
+    /// Generations before this one are those of other processes.
+    pub(super) fn go_on_after(&mut self, generation: u32) {
+        self.last_generation = generation;
+    }
+
+    /// Of a directory that was listed.
+    pub(super) fn mtime(&self, prefix: &str) -> Option<Mtime> {
+        self.get(prefix).map(|directory| directory.mtime).filter(Mtime::is_known)
+    }
+
     /// The kernel has forgotten a directory.
     pub(crate) fn forgotten(&mut self, prefix: &str) {
         self.with_known(prefix, Directory::forgotten);
@@ -211,6 +226,14 @@ impl Directories {
         let Some(directory) = self.by_prefix.get(prefix) else { return Resume::Stale };
         self.budget.touch(prefix);
         directory.resume(generation, index)
+    }
+
+    /// Continues a scan whose listing this process has not made.
+    pub(super) fn resume_from(&mut self, prefix: &str, from: ScanFrom) -> Resume {
+        match self.by_prefix.get(prefix) {
+            Some(directory) => directory.resume_from(from),
+            None => Resume::Relist(from),
+        }
     }
 
     pub(crate) fn needs_nothing(&self, prefix: &str, now: Instant) -> bool {

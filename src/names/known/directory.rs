@@ -195,6 +195,11 @@ impl Directory {
             }
             ScanFrom::behind(old, index)
         };
+        self.resume_from(from)
+    }
+
+    /// In the newest listing, or in one that begins.
+    pub(super) fn resume_from(&self, from: ScanFrom) -> Resume {
         match (self.versions.front(), self.expiry) {
             (Some(newest), Some(_)) => Resume::At(newest.clone(), from.index(newest)),
             _ => Resume::Relist(from),
@@ -231,6 +236,13 @@ impl Directory {
 
     pub(super) fn pages_dropped(&mut self, old: OldPages) {
         self.kernel_pages.dropped(old);
+    }
+
+    /// The kernel knows it, and pages that another process has told.
+    pub(super) fn taken_over(&mut self, mtime: Option<Mtime>) {
+        self.in_kernel = true;
+        self.kernel_pages = KernelPages::of_another_process();
+        self.mtime = mtime.unwrap_or(self.mtime);
     }
 
     /// The kernel has forgotten the directory, and its pages.

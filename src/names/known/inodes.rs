@@ -10,6 +10,8 @@ use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use super::kept::{KeptInode, KeptNames, Slot};
+use super::mtime::Mtime;
 use crate::names::entries::{Ino, Inode, ROOT};
 use crate::store::{ObjectMeta, ObjectVersion};
 
@@ -19,12 +21,15 @@ pub(crate) struct Inodes {
     known: HashMap<Ino, KnownInode>,
     directories: HashMap<Arc<str>, Ino>,
     files: HashMap<ByVersion, Ino>,
+    /// Where all of it but the root is kept for the next process.
+    pub(super) kept: Option<KeptNames>,
 }
 
 #[derive(Debug)]
 struct KnownInode {
     inode: Inode,
     lookups: u64,
+    kept: Option<Slot>,
 }
 
 /// Looks files up by version without a second copy of the key.
@@ -58,12 +63,31 @@ impl Inodes {
             known: HashMap::new(),
             directories: HashMap::new(),
             files: HashMap::new(),
+            kept: None,
         };
         inodes.remember(ROOT, &Inode::Directory(root_prefix.into()));
         inodes
     }
 
+    /// Keeps all that the kernel is told from here on, and goes on with what was told before.
+    pub(super) fn keep(&mut self, mut kept: KeptNames) -> Vec<(Arc<str>, Option<Mtime>)> {
+        let mut directories = Vec::new();
+        self.next = kept.first_unused().0;
+        for KeptInode { ino, inode, mtime, lookups, slot } in kept.take() {
+            if let Inode::Directory(prefix) = &inode {
+                directories.push((prefix.clone(), mtime));
+            }
+            self.find_by(ino, &inode);
+            self.known.insert(ino, KnownInode { inode, lookups, kept: Some(slot) });
+        }
+        self.kept = Some(kept);
+        directories
+    }
+
     pub(crate) fn issue(&mut self) -> Ino {
+        if let Some(kept) = &mut self.kept {
+            kept.will_issue(self.next);
+        }
         self.next += 1;
         self.next - 1
     }
@@ -116,28 +140,53 @@ impl Inodes {
         self.get(ino).filter(|known| !inode.is_newer(known)).cloned().unwrap_or(inode)
     }
 
-    /// Counts one lookup of a number that was issued for this inode.
-    pub(crate) fn remember(&mut self, ino: Ino, inode: &Inode) {
-        let new = || KnownInode { inode: inode.clone(), lookups: 0 };
+    /// Counts one lookup of a number that was issued for this inode; true for the first one.
+    pub(crate) fn remember(&mut self, ino: Ino, inode: &Inode) -> bool {
+        let new = || KnownInode { inode: inode.clone(), lookups: 0, kept: None };
         let known = self.known.entry(ino).or_insert_with(new);
         debug_assert!(known.inode.is_same(inode), "a number names one thing");
-        known.lookups += 1;
+        // Too many to be counted stay too many.
+        known.lookups = known.lookups.saturating_add(1);
         let is_newer = inode.is_newer(&known.inode);
         if is_newer {
             known.inode = inode.clone();
         }
-        if known.lookups == 1 || is_newer {
-            match inode {
-                Inode::Directory(prefix) => {
-                    self.directories.insert(prefix.clone(), ino);
-                }
-                Inode::File(meta) => {
-                    // Removed first, so that the key of the map is the one that lives longest.
-                    self.files.remove(&meta.version);
-                    self.files.insert(ByVersion(meta.clone()), ino);
-                }
-                Inode::Untold(_) => {}
+        let (is_first, lookups) = (known.lookups == 1, known.lookups);
+        match (&mut self.kept, known.kept) {
+            (Some(kept), None) if ino != ROOT => known.kept = kept.add(ino, inode),
+            (Some(kept), Some(slot)) if is_newer => kept.replace(slot, lookups, ino, inode, None),
+            (Some(kept), Some(slot)) => kept.count_lookups(slot, ino, lookups),
+            _ => {}
+        }
+        if is_first || is_newer {
+            self.find_by(ino, inode);
+        }
+        is_first
+    }
+
+    /// Enters it into the tables by name and by version.
+    fn find_by(&mut self, ino: Ino, inode: &Inode) {
+        match inode {
+            Inode::Directory(prefix) => {
+                self.directories.insert(prefix.clone(), ino);
             }
+            Inode::File(meta) => {
+                // Removed first, so that the key of the map is the one that lives longest.
+                self.files.remove(&meta.version);
+                self.files.insert(ByVersion(meta.clone()), ino);
+            }
+            Inode::Untold(_) => {}
+        }
+    }
+
+    /// Keeps the time of a directory, which was listed.
+    pub(super) fn keep_mtime(&mut self, prefix: &str, mtime: Mtime) {
+        let known =
+            self.directories.get(prefix).and_then(|&ino| Some((ino, self.known.get(&ino)?)));
+        if let (Some(kept), Some((ino, known))) = (&mut self.kept, known)
+            && let Some(slot) = known.kept
+        {
+            kept.replace(slot, known.lookups, ino, &known.inode, Some(mtime));
         }
     }
 
@@ -147,8 +196,17 @@ impl Inodes {
             return None;
         }
         let known = self.known.get_mut(&ino)?;
-        known.lookups = known.lookups.saturating_sub(lookups);
-        if known.lookups > 0 {
+        if known.lookups != u64::MAX {
+            known.lookups = known.lookups.saturating_sub(lookups);
+        }
+        let left = known.lookups;
+        if let (Some(kept), Some(slot)) = (&mut self.kept, known.kept) {
+            match left {
+                0 => kept.remove(slot, ino, &known.inode),
+                left => kept.count_lookups(slot, ino, left),
+            }
+        }
+        if left > 0 {
             return None;
         }
         let inode = self.known.remove(&ino)?.inode;

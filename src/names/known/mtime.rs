@@ -13,8 +13,8 @@ const UNCHANGED: Duration = Duration::from_hours(13_221 * 24);
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Mtime {
     /// Digest of the last listing.
-    content: Option<u64>,
-    changed: Option<SystemTime>,
+    pub(super) content: Option<u64>,
+    pub(super) changed: Option<SystemTime>,
 }
 
 impl Mtime {

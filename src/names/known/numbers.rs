@@ -10,7 +10,9 @@ use super::directories::Directories;
 use super::directory::{Directory, NameAnswer};
 use super::expiry::Expiry;
 use super::inodes::Inodes;
+use super::kept::KeptNames;
 use super::progress::ListingWriter;
+use super::resume::{Resume, ScanFrom};
 use crate::errno::FsError;
 use crate::names::entries::{EntryRun, FOREVER, Ino, Inode, Listing, Node, ROOT};
 use crate::names::rules;
@@ -95,16 +97,79 @@ impl Known {
         let NameAnswer { found, ttl } = answer;
         let (ino, inode) = found.ok_or(FsError::NotFound { ttl })?;
         self.remember(ino, &inode);
+        self.flush();
         let inode = self.inodes.latest(ino, inode);
         Ok(self.node(ino, inode, ttl, now))
     }
 
     /// Counts one lookup of the kernel.
     pub(crate) fn remember(&mut self, ino: Ino, inode: &Inode) {
-        self.inodes.remember(ino, inode);
+        let is_first = self.inodes.remember(ino, inode);
         if let Inode::Directory(prefix) = inode {
             self.directories.in_kernel(prefix);
+            if is_first {
+                self.keep_mtime(prefix);
+            }
         }
+    }
+
+    /// Keeps what the kernel is told from here on, and goes on with what was told before.
+    pub(crate) fn keep(&mut self, kept: KeptNames) {
+        self.directories.go_on_after(kept.first_unused().1);
+        for (prefix, mtime) in self.inodes.keep(kept) {
+            self.directories.taken_over(&prefix, mtime);
+        }
+        // The kernel never forgets the root.
+        let root = self.inodes.get(ROOT).map(|root| Arc::from(root.key()));
+        self.directories.taken_over(&root.unwrap_or_default(), None);
+    }
+
+    /// Before the kernel is told of what was remembered.
+    pub(crate) fn flush(&mut self) {
+        if let Some(kept) = &mut self.inodes.kept {
+            kept.flush();
+        }
+    }
+
+    fn keep_mtime(&mut self, prefix: &str) {
+        if let Some(mtime) = self.directories.mtime(prefix) {
+            self.inodes.keep_mtime(prefix, mtime);
+        }
+    }
+
+    /// The kernel is being told the `told` entries of a directory from index `first` on.
+    pub(crate) fn scanned(&mut self, directory: Ino, listing: &Listing, first: usize, told: usize) {
+        if let Some(kept) = &mut self.inodes.kept {
+            kept.scanned(directory, listing, first, told);
+        }
+    }
+
+    /// Continues a scan that has delivered the entries before `index` of listing `generation`.
+    pub(crate) fn resume(
+        &mut self,
+        directory: Ino,
+        prefix: &str,
+        generation: u32,
+        index: usize,
+    ) -> Resume {
+        match self.directories.resume(prefix, generation, index) {
+            Resume::Stale => {}
+            resume => return resume,
+        }
+        let kept = self.inodes.kept.as_ref();
+        let from = match index {
+            0 => kept.filter(|kept| kept.is_older(generation)).map(|_| ScanFrom::Index(0)),
+            _ => kept
+                .and_then(|kept| kept.last_told(directory, generation, index))
+                .map(|(name, is_directory)| ScanFrom::Behind { name, is_directory }),
+        };
+        from.map_or(Resume::Stale, |from| self.directories.resume_from(prefix, from))
+    }
+
+    /// Ends a complete listing that began at `asked`.
+    pub(crate) fn finish(&mut self, writer: &ListingWriter, asked: Instant, now: Instant) {
+        self.directories.finish(writer, asked, now);
+        self.keep_mtime(&writer.prefix);
     }
 
     pub(crate) fn forget(&mut self, ino: Ino, lookups: u64) {

@@ -27,6 +27,11 @@ pub(crate) struct KernelPages {
 pub struct OldPages(u64);
 
 impl KernelPages {
+    /// Of entries that nobody here knows.
+    pub(super) fn of_another_process() -> Self {
+        Self { read_from: ReadFrom::Several, reads: 0 }
+    }
+
     /// Entries of this listing are read. `same` gives one number to listings with equal entries.
     pub(super) fn read(&mut self, generation: u32, same: impl Fn(u32) -> u32) {
         self.reads += 1;

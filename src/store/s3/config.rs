@@ -13,6 +13,7 @@ pub struct StoreConfig {
     /// Profile of the AWS configuration files.
     pub profile: Option<String>,
     pub no_sign_request: bool,
+    pub first_credentials: FirstCredentials,
     pub requester_pays: bool,
     pub path_style: PathStyle,
     /// PEM file of root certificates, in addition to the system's.
@@ -20,6 +21,16 @@ pub struct StoreConfig {
     pub no_verify_tls: bool,
     pub hedging: Hedging,
     pub proxies: Proxies,
+}
+
+/// When there must be credentials.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FirstCredentials {
+    /// When it connects.
+    #[default]
+    Now,
+    /// Requests fail until there are some.
+    Later,
 }
 
 /// When a request is sent a second time because its response is late.

@@ -11,7 +11,7 @@ use aws_types::service_config::ServiceConfigKey;
 
 use super::account::AwsAccount;
 use super::clock::Clock;
-use super::config::{Keys, PathStyle, StoreConfig};
+use super::config::{FirstCredentials, Keys, PathStyle, StoreConfig};
 use super::credentials::{self, Renewing};
 use super::learnt::LearntQuirks;
 use super::request::RequestTemplate;
@@ -48,7 +48,9 @@ pub(super) async fn connect(
         (None, Some(region)) => region.to_string(),
         (None, None) => guess_region(endpoint.as_deref()).await,
     };
-    if let Some(credentials) = &credentials {
+    if let Some(credentials) = &credentials
+        && config.first_credentials == FirstCredentials::Now
+    {
         check_credentials(credentials).await?;
     }
     let app = sdk.app_name().map(|name| format!(" app/{name}")).unwrap_or_default();
