@@ -4,8 +4,8 @@
 //! The file begins with [`DESCRIPTION_BYTES`] for whoever passes it on; behind them are counters,
 //! each with a checksum; the ring of [`ToldScans`]; and the pages of [`InodeSlots`], which grow. It
 //! is written as the kernel is told. A file in memory makes no caller wait, and nobody syncs it: it
-//! is as good as the machine is. What cannot be written any more is cut to nothing, so that no process
-//! goes on with half of it.
+//! is as good as the machine is. What cannot be written any more is cut to nothing, so that no
+//! process goes on with half of it.
 
 use std::fs::File;
 use std::io;
