@@ -281,6 +281,13 @@ async fn a_chunk_that_the_page_cache_holds_whole_leaves() {
     rig.read_as(ReadKind::Buffered, 0, 0..32).await.unwrap();
 }
 
+/// Waits until all fetches have ended: nothing else has a task here.
+async fn fetched() {
+    while Handle::current().metrics().num_alive_tasks() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
 #[tokio::test]
 async fn readahead_evicts_what_was_read_and_nothing_that_will_be() {
     let rig = Rig::new(48, &[16, 16, 16, 16, 160]);
@@ -288,10 +295,10 @@ async fn readahead_evicts_what_was_read_and_nothing_that_will_be() {
     rig.read(0, 0..16).await.unwrap();
     for id in 1..=2 {
         assert_eq!(ahead(id), 16);
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        fetched().await;
     }
     assert_eq!(ahead(3), 16, "in the place of the one that was read");
-    tokio::time::sleep(Duration::from_millis(10)).await;
+    fetched().await;
     let gets = rig.gets();
     assert_eq!(ahead(4), 0, "no room: it will be planned again");
     for id in 1..=2 {
@@ -308,7 +315,7 @@ async fn bytes_that_no_reader_came_for_go_after_a_while() {
     let rig = Rig::new(32, &[16, 16, 160]);
     let ahead = |id| rig.cache.fetch(&rig.objects[&id].0, 0..16, 8, Purpose::Ahead);
     assert_eq!((ahead(0), ahead(1)), (16, 16));
-    tokio::time::sleep(Duration::from_millis(10)).await;
+    fetched().await;
     assert_eq!(ahead(2), 0);
     for chunk in 0..3 {
         rig.read_as(ReadKind::Buffered, 2, chunk * 16..chunk * 16 + 16).await.unwrap();

@@ -103,7 +103,7 @@ fn tls_config(trust: &Trust<'_>) -> Result<rustls::ClientConfig, String> {
         .map_err(|error| error.to_string())?;
     let verifier: Arc<dyn ServerCertVerifier> = match trust {
         Trust::Roots(bundle) => Arc::new(Trusted::new(*bundle, provider)?),
-        Trust::Anybody => Arc::new(AcceptAnybody(provider)),
+        Trust::Anybody => Arc::new(Trusted::anybody(provider)),
     };
     let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
     Ok(builder.with_no_client_auth())
@@ -143,14 +143,22 @@ struct Trusted {
     authorities: RootCertStore,
     /// Each certificate that was given, in DER.
     exactly: HashSet<Vec<u8>>,
+    /// For `--no-verify-tls`. Signatures of the handshake are still checked, to detect broken
+    /// peers.
+    anybody: bool,
     provider: Arc<CryptoProvider>,
 }
 
 impl Trusted {
+    fn anybody(provider: Arc<CryptoProvider>) -> Self {
+        let (authorities, exactly) = (RootCertStore::empty(), HashSet::new());
+        Self { authorities, exactly, anybody: true, provider }
+    }
+
     /// The system's certificates, and those of this file.
     fn new(bundle: Option<&Path>, provider: Arc<CryptoProvider>) -> Result<Self, String> {
         let (authorities, exactly) = (RootCertStore::empty(), HashSet::new());
-        let mut trusted = Self { authorities, exactly, provider };
+        let mut trusted = Self { authorities, exactly, anybody: false, provider };
         let [file, folder] = ["SSL_CERT_FILE", "SSL_CERT_DIR"].map(std::env::var_os);
         let file = file.map(PathBuf::from);
         let native = if file.is_some() && folder.is_none() {
@@ -220,6 +228,9 @@ impl ServerCertVerifier for Trusted {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
+        if self.anybody {
+            return Ok(ServerCertVerified::assertion());
+        }
         let certificate = ParsedCertificate::try_from(end_entity)?;
         if self.exactly.contains(&**end_entity) {
             match self.by_itself(end_entity, now) {
@@ -261,45 +272,6 @@ impl ServerCertVerifier for Trusted {
     }
 }
 
-/// For `--no-verify-tls`. Signatures of the handshake are still checked, to detect broken peers.
-#[derive(Debug)]
-struct AcceptAnybody(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AcceptAnybody {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
@@ -332,7 +304,7 @@ mod tests {
     fn told(given: &CertificateDer<'static>, presented: &CertificateDer<'_>, name: &str) -> String {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let (authorities, exactly) = (RootCertStore::empty(), HashSet::new());
-        let mut trusted = Trusted { authorities, exactly, provider };
+        let mut trusted = Trusted { authorities, exactly, anybody: false, provider };
         trusted.add(given.clone()).unwrap();
         let name = ServerName::try_from(name).unwrap();
         let verified = trusted.verify_server_cert(presented, &[], &name, &[], UnixTime::now());
