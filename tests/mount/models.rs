@@ -55,7 +55,7 @@ fn layers() -> impl Iterator<Item = u64> {
     (0..TENSORS).map(|layer| (layer * 13 + 20) % TENSORS)
 }
 
-/// R9
+/// R10
 #[test]
 fn a_checkpoint_is_fetched_whole_and_once_and_then_the_next_one() {
     if !can_mount() {
@@ -87,7 +87,7 @@ fn a_checkpoint_is_fetched_whole_and_once_and_then_the_next_one() {
     }
 }
 
-/// R9
+/// R10
 #[test]
 fn what_only_looks_like_a_checkpoint_is_read_as_any_other_file() {
     if !can_mount() {

@@ -274,7 +274,7 @@ async fn a_name_in_each_of_many_folders_has_few_of_them_asked_for() {
     assert!((32..=32 + 400 / 32).contains(&asked), "{asked} folders: {cost:?}");
 }
 
-/// R9: the dynamic linker reads a library at its beginning, at its end, and then all over.
+/// R10: the dynamic linker reads a library at its beginning, at its end, and then all over.
 #[tokio::test(start_paused = true)]
 async fn a_small_library_is_fetched_whole_at_its_first_place() {
     for (name, is_whole) in [("libblas.so.3", true), ("table.dat", false)] {
