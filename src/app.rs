@@ -18,4 +18,5 @@ pub(crate) mod doctor;
 pub(crate) mod environment;
 pub mod exit;
 pub(crate) mod metrics;
+pub(crate) mod profile;
 pub(crate) mod task;

@@ -169,9 +169,25 @@ impl ChunkCache {
         self.freed.notify_waiters();
     }
 
-    /// The object's first chunk is in the cache.
-    pub(crate) fn holds(&self, id: ObjectId) -> bool {
-        self.chunks.lock().contains((id, 0))
+    /// A chunk of the object is in the cache, or on its way there.
+    pub(crate) fn holds(&self, id: ObjectId, chunk: u32) -> bool {
+        self.chunks.lock().contains((id, chunk))
+    }
+
+    /// Waits until nothing of a range inside a chunk is being fetched. False if not all of it came.
+    pub(crate) async fn settled(self: &Arc<Self>, source: &Source, span: &Span) -> bool {
+        let Some(found) = self.chunks.lock().get((source.id, span.chunk)) else { return false };
+        let lease = Lease::new(found, source, span.chunk, self);
+        let (memory, blocks) = (&lease.memory, span.blocks());
+        loop {
+            let mut progress = pin!(memory.progress().notified());
+            progress.as_mut().enable();
+            let is_settled = |block| memory.is_empty(block) || memory.is_ready(block..block + 1);
+            if blocks.clone().all(is_settled) {
+                return memory.is_ready(blocks);
+            }
+            progress.await;
+        }
     }
 
     /// The first bytes of an object, if they are here; fewer if it has fewer.

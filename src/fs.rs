@@ -14,6 +14,8 @@ use crate::readahead::Readahead;
 use crate::stats::Stats;
 use crate::store::{LocalCopy, ObjectStore, StoreError};
 
+pub mod prefetch;
+pub mod record;
 mod xattrs;
 
 /// A bucket as a file system.
@@ -25,6 +27,7 @@ pub struct BucketFs {
     readahead: Readahead,
     ownership: Ownership,
     xattrs: xattrs::AttributeCache,
+    record: record::Recorder,
 }
 
 #[derive(Clone, Debug)]
@@ -90,12 +93,13 @@ impl BucketFs {
         stats: Arc<Stats>,
     ) -> std::io::Result<Arc<Self>> {
         let FsConfig { ownership, names, reading } = config;
-        let cache = ChunkCache::new(store.clone(), reading, runtime, stats.clone())?;
+        let cache = ChunkCache::new(store.clone(), reading, runtime.clone(), stats.clone())?;
         cache.release_idle_memory();
         Ok(Arc::new(Self {
-            readahead: Readahead::new(cache.clone(), &reading, stats.clone()),
+            readahead: Readahead::new(cache.clone(), &reading, runtime, stats.clone()),
             cache,
             ownership,
+            record: record::Recorder::default(),
             xattrs: xattrs::AttributeCache::new(store.clone(), names.metadata_ttl),
             names: Names::new(store.clone(), names),
             store,
@@ -117,6 +121,7 @@ impl BucketFs {
     pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attributes, FsError> {
         let found = self.names.lookup(parent, name).await;
         self.readahead.on_lookup(&self.names, parent);
+        self.record.names(&self.names, parent);
         Ok(self.attributes_of(&found?))
     }
 
@@ -143,6 +148,7 @@ impl BucketFs {
             return Ok(Data::EMPTY);
         }
         let source = Source { id: ino, meta };
+        self.record.bytes(&source, &want);
         self.readahead.on_read(&self.names, &source, &want);
         match self.cache.read(&source, want.clone(), kind).await {
             Ok(data) => {
@@ -181,6 +187,7 @@ impl BucketFs {
         mut add: impl FnMut(&ScanEntry<'_>, &Attributes) -> bool,
     ) -> Result<(), FsError> {
         let scan = self.names.read_directory(ino, cookie).await?;
+        self.record.names(&self.names, ino);
         let mut told = 0;
         for entry in scan.iter() {
             let node = self.names.node(&entry);

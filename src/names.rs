@@ -32,6 +32,7 @@ use crate::store::ObjectMeta;
 mod asking;
 mod entries;
 mod known;
+mod paths;
 pub(crate) mod rules;
 mod scan;
 #[cfg(test)]
@@ -57,27 +58,36 @@ impl Names {
     /// Looks a name up and counts one lookup of the kernel, which [`Self::forget`] takes back if
     /// the kernel never gets the answer.
     pub async fn lookup(self: &Arc<Self>, parent: Ino, name: &[u8]) -> Result<Node, FsError> {
+        let prefix = self.known().directory(parent)?;
+        let answer = self.answer(&prefix, name).await?;
+        self.known().give(answer, now())
+    }
+
+    /// What is believed of a name in a directory, or else the store's answer.
+    async fn answer(
+        self: &Arc<Self>,
+        prefix: &Arc<str>,
+        name: &[u8],
+    ) -> Result<NameAnswer, FsError> {
+        let key = match rules::asked(prefix, name) {
+            Asked::Key(key) => key,
+            Asked::Nothing => return Err(FsError::NotFound { ttl: FOREVER }),
+            Asked::TooLong => return Err(FsError::NameTooLong),
+        };
         let mut waited = false;
         let lookup = loop {
             let entering = {
-                let mut state = self.state.lock();
-                let prefix = state.known.directory(parent)?;
-                let key = match rules::asked(&prefix, name) {
-                    Asked::Key(key) => key,
-                    Asked::Nothing => return Err(FsError::NotFound { ttl: FOREVER }),
-                    Asked::TooLong => return Err(FsError::NameTooLong),
-                };
-                let now = now();
-                if let Some(answer) = state.known.answer(&prefix, name, &key, now) {
-                    self.refresh(&mut state, &prefix, now);
-                    return state.known.give(answer, now);
+                let (mut state, now) = (self.state.lock(), now());
+                if let Some(answer) = state.known.answer(prefix, name, &key, now) {
+                    self.refresh(&mut state, prefix, now);
+                    return Ok(answer);
                 }
-                let entering = state.entering(&prefix).filter(|_| !waited);
+                let entering = state.entering(prefix).filter(|_| !waited);
                 let Some(entering) = entering else {
                     if !waited {
-                        self.enter(&mut state, &prefix, now);
+                        self.enter(&mut state, prefix, now);
                     }
-                    break self.point_lookup(&mut state, &prefix, key, now);
+                    break self.point_lookup(&mut state, prefix, key, now);
                 };
                 entering
             };
@@ -86,9 +96,8 @@ impl Names {
             waited = true;
         };
         let point = lookup.outcome().await?;
-        let now = now();
-        let ttl = point.expiry.remaining(now).unwrap_or_default();
-        self.known().give(NameAnswer { found: point.found, ttl }, now)
+        let ttl = point.expiry.remaining(now()).unwrap_or_default();
+        Ok(NameAnswer { found: point.found, ttl })
     }
 
     /// Keeps what the kernel is told from here on, and goes on with what another process has told.

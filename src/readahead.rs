@@ -1,13 +1,16 @@
 //! The fetches that a read starts: the bytes that it waits for, those that its stream will read
 //! next ([`streams`]), all of a model's checkpoint ([`checkpoints`]), and the siblings of a small
-//! file ([`siblings`]).
+//! file ([`siblings`]); and those that programs have asked for before they read ([`hints`]).
 //!
-//! Here the limits of both are derived from the memory budget, and their plans are carried out.
+//! Here the limits of all are derived from the memory budget, and their plans are carried out.
 
 use std::ops::Range;
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
+
 use self::checkpoints::{HEAD_BYTES, Kind};
+use self::hints::Hints;
 use self::siblings::{Listed, SiblingLimits, Siblings, SmallRead};
 use self::streams::{StreamLimits, Streams, WholeAhead};
 use crate::cache::{ChunkCache, Purpose, ReadConfig, Source};
@@ -16,6 +19,7 @@ use crate::stats::Stats;
 
 mod bits;
 mod checkpoints;
+pub(crate) mod hints;
 mod siblings;
 mod streams;
 
@@ -27,13 +31,19 @@ pub(crate) struct Readahead {
     cache: Arc<ChunkCache>,
     streams: Streams,
     siblings: Siblings,
+    pub(crate) hints: Arc<Hints>,
     /// Small files are fetched in GETs of this size: one for each.
     largest_part_bytes: u64,
     stats: Arc<Stats>,
 }
 
 impl Readahead {
-    pub(crate) fn new(cache: Arc<ChunkCache>, config: &ReadConfig, stats: Arc<Stats>) -> Self {
+    pub(crate) fn new(
+        cache: Arc<ChunkCache>,
+        config: &ReadConfig,
+        runtime: Handle,
+        stats: Arc<Stats>,
+    ) -> Self {
         let ReadConfig { layout, memory_budget_bytes: budget, .. } = *config;
         let streams = StreamLimits {
             block_bytes: layout.block_bytes,
@@ -48,8 +58,11 @@ impl Readahead {
             // The cache keeps room for a part; a quarter is for bytes that are never served.
             life_bytes: budget.saturating_sub(layout.largest_part_bytes) / 4 * 3,
         };
+        // What is hinted will be read; the other half is for what nobody has hinted.
+        let hints = Hints::new(cache.clone(), runtime, layout, budget / 2, stats.clone());
         Self {
             cache,
+            hints,
             streams: Streams::new(streams),
             siblings: Siblings::new(siblings, stats.clone()),
             largest_part_bytes: layout.largest_part_bytes,
@@ -61,10 +74,15 @@ impl Readahead {
     /// not wait for room: `ChunkCache::read` fetches the bytes of `want` that found none.
     pub(crate) fn on_read(&self, names: &Names, source: &Source, want: &Range<u64>) {
         let begins = self.siblings.begins(source.id, source.meta.version.size_bytes);
-        let cached = begins && self.cache.holds(source.id);
+        let cached = begins && self.cache.holds(source.id, 0);
         self.fetch_stream(source, want.clone());
         self.fetch_checkpoint(names, source);
-        if begins && let Some(position) = names.sibling_position(source.id, &source.meta) {
+        // Nobody guesses what a program will read that tells it.
+        let hinted = self.hints.was_read(source, want);
+        if begins
+            && !hinted
+            && let Some(position) = names.sibling_position(source.id, &source.meta)
+        {
             let read = SmallRead {
                 index: position.index,
                 from_start: want.start == 0,
@@ -164,7 +182,7 @@ impl Readahead {
     fn fetch_sibling(&self, position: &SiblingPosition, index: usize) -> bool {
         let Inode::File(meta) = position.listing.inode(index) else { return false };
         let id = position.listing.ino(index);
-        if self.cache.holds(id) {
+        if self.cache.holds(id, 0) {
             return false;
         }
         let size_bytes = meta.version.size_bytes;

@@ -21,6 +21,7 @@ use crate::app::control::{Command, Reply};
 
 mod cache;
 mod client;
+mod hints;
 mod status;
 mod top;
 mod warm;
@@ -58,11 +59,28 @@ enum Subcommand {
               value_parser = clap::value_parser!(u16).range(1..=512))]
         jobs: u16,
         /// Put them on the disk of --cache-dir, past the page cache, and wait for it
-        #[arg(long)]
+        #[arg(long, conflicts_with_all = ["queue", "profile"])]
         to_disk: bool,
+        /// Have the mounts fetch them in this order, and return when they are queued
+        #[arg(long)]
+        queue: bool,
+        /// Have the mount on PATH do the same with what `record` has written to a file
+        #[arg(long, value_name = "FILE", conflicts_with = "queue")]
+        profile: Option<PathBuf>,
         /// Print JSON instead of text
         #[arg(long)]
         json: bool,
+    },
+    /// Write to a file which names and bytes a program uses first, for `warm --profile`
+    Record {
+        #[command(flatten)]
+        mount: MountArg,
+        /// File to write
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        /// Program to run meanwhile; without one, until Ctrl-C
+        #[arg(last = true, value_name = "COMMAND")]
+        program: Vec<OsString>,
     },
     /// Make a mount and the kernel forget all names and bytes, so that the next use asks the store
     Drop(MountArg),
@@ -161,8 +179,15 @@ fn run(subcommand: Subcommand) -> ExitCode {
             let outcome = top::run(&mountpoint, json, interval, count);
             (outcome.map(|()| Output::new("")), json)
         }
-        Subcommand::Warm { paths, jobs, to_disk, json } => {
+        Subcommand::Warm { paths, queue: true, json, .. } => (hints::queue(paths, json), json),
+        Subcommand::Warm { paths, profile: Some(profile), json, .. } => {
+            (hints::replay(&paths, &profile, json), json)
+        }
+        Subcommand::Warm { paths, jobs, to_disk, json, .. } => {
             (warm(paths, jobs.into(), to_disk, json), json)
+        }
+        Subcommand::Record { mount: MountArg { mountpoint, json }, output, program } => {
+            (hints::record(&mountpoint, &output, &program, json), json)
         }
         Subcommand::Drop(MountArg { mountpoint, json }) => (forget(&mountpoint, json), json),
         Subcommand::Unmount(MountArg { mountpoint, json }) => {
@@ -202,9 +227,7 @@ fn forget(mountpoint: &Path, json: bool) -> Result<Output, CommandError> {
             dropped.bytes,
             mountpoint.display()
         ))),
-        Reply::Status(_) | Reply::Unmounting | Reply::Patient | Reply::Refused(_) => {
-            Err(client::other_reply())
-        }
+        _ => Err(client::other_reply()),
     }
 }
 
@@ -279,7 +302,10 @@ mod tests {
         // Checks itself too, in debug builds.
         whole.build();
         let names: Vec<_> = whole.get_subcommands().map(clap::Command::get_name).collect();
-        assert_eq!(names, ["status", "top", "warm", "drop", "unmount", "cache", "doctor"]);
+        assert_eq!(
+            names,
+            ["status", "top", "warm", "record", "drop", "unmount", "cache", "doctor"]
+        );
         let options = |command: &clap::Command| command.get_arguments().count();
         assert_eq!(options(&whole), options(&config::command()) + 2, "and --help and --version");
     }

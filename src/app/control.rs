@@ -1,26 +1,31 @@
 //! The control socket: what other programs may ask of a running mount, and its answers.
 //!
 //! Each mount has its own socket ([`paths`]) for root and the daemon's user. One line of JSON goes
-//! in, a [`Command`], and one comes back, a [`Reply`]; the client is `app/commands/client.rs`.
+//! in, a [`Command`], and one comes back, a [`Reply`]; the client is `app/commands/client.rs`. The
+//! client also sends the lines behind [`Command::Prefetch`], and ends the question when
+//! [`Command::Record`] is to end.
 
 use std::fs::{DirBuilder, Permissions};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::Context;
 use std::time::Duration;
 
+use futures_util::stream;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Take};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use self::status::{Settings, Status};
-use crate::app::{config, task};
+use crate::app::{config, profile, task};
 use crate::disk::Disk;
 use crate::fs::BucketFs;
+use crate::fs::prefetch::{Hinted, Touch};
 use crate::fuse::Mounted;
 
 pub(crate) mod paths;
@@ -28,7 +33,7 @@ pub(crate) mod status;
 
 /// A peer that has not sent its line within this time is sent away.
 const LONGEST_QUESTION: Duration = Duration::from_secs(5);
-const LONGEST_LINE: u64 = 4096;
+const LONGEST_LINE: u64 = profile::LONGEST_LINE as u64;
 /// `warm --to-disk` asks again before it is over.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -41,6 +46,10 @@ pub(crate) enum Command {
     Unmount,
     /// Let readers wait for the disk cache for [`PATIENCE`].
     ToDisk,
+    /// Take the hints of the lines that follow, as in a profile without its first line.
+    Prefetch,
+    /// Record what is touched until the client has ended its question. Has two replies.
+    Record,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -50,6 +59,10 @@ pub(crate) enum Reply {
     Dropped(Dropped),
     Unmounting,
     Patient,
+    Hinted(Hinted),
+    Recording,
+    /// A profile.
+    Recorded(String),
     /// The reason, in a sentence.
     Refused(String),
 }
@@ -146,7 +159,8 @@ async fn talk(connection: UnixStream, target: Arc<Target>) {
 }
 
 async fn answer(connection: UnixStream, target: &Target) -> std::io::Result<()> {
-    let peer = connection.peer_cred()?.uid();
+    let credentials = connection.peer_cred()?;
+    let (peer, process) = (credentials.uid(), credentials.pid().unwrap_or_default());
     let own = nix::unistd::geteuid().as_raw();
     let (from, mut to) = connection.into_split();
     let mut line = String::new();
@@ -176,15 +190,59 @@ async fn answer(connection: UnixStream, target: &Target) -> std::io::Result<()> 
             Some(_) => Reply::Refused("the disk of --cache-dir is not used now".to_owned()),
             None => Reply::Refused("the mount has no --cache-dir".to_owned()),
         },
+        Ok(Command::Prefetch) => prefetch(from, &target.fs, process.unsigned_abs()).await,
+        Ok(Command::Record) => match target.fs.record() {
+            Some(recording) => {
+                send(&mut to, &Reply::Recording).await?;
+                // Whatever it says further on, only the end counts.
+                let _ = tokio::io::copy(from.into_inner().get_mut(), &mut tokio::io::sink()).await;
+                Reply::Recorded(profile::write(&recording.touches()))
+            }
+            None => Reply::Refused("it is being recorded already".to_owned()),
+        },
     };
-    let mut text = serde_json::to_string(&reply)?;
-    text.push('\n');
-    to.write_all(text.as_bytes()).await?;
+    send(&mut to, &reply).await?;
     to.shutdown().await?;
     if matches!(reply, Reply::Unmounting) {
         target.unmount.notify_one();
     }
     Ok(())
+}
+
+async fn send(to: &mut OwnedWriteHalf, reply: &Reply) -> std::io::Result<()> {
+    let mut text = serde_json::to_string(reply)?;
+    text.push('\n');
+    to.write_all(text.as_bytes()).await
+}
+
+type Incoming = BufReader<Take<OwnedReadHalf>>;
+
+/// Tells the file system of the touches that follow. Those before a line that is wrong are told.
+async fn prefetch(from: Incoming, fs: &BucketFs, process: u32) -> Reply {
+    let wrong = Arc::new(OnceLock::new());
+    let touches =
+        stream::unfold((1_u64, from, wrong.clone()), |(number, mut from, wrong)| async move {
+            match next_touch(&mut from).await {
+                Ok(touch) => Some((touch?, (number + 1, from, wrong))),
+                Err(why) => {
+                    let _ = wrong.set(format!("line {number} of the list: {why}"));
+                    None
+                }
+            }
+        });
+    let hinted = fs.prefetch_all(touches, process).await;
+    wrong.get().cloned().map_or(Reply::Hinted(hinted), Reply::Refused)
+}
+
+async fn next_touch(from: &mut Incoming) -> Result<Option<Touch>, String> {
+    from.get_mut().set_limit(LONGEST_LINE);
+    let mut line = String::new();
+    match timeout(LONGEST_QUESTION, from.read_line(&mut line)).await {
+        Ok(Ok(0)) => Ok(None),
+        Ok(Ok(_)) => Ok(Some(profile::parse(line.trim_end_matches('\n'))?)),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_elapsed) => Err("it did not come in time".to_owned()),
+    }
 }
 
 /// First here, then in the kernel, which at once asks again for what it is told to forget.
@@ -220,6 +278,8 @@ mod tests {
             (Command::Drop, r#"{"command":"drop"}"#),
             (Command::Unmount, r#"{"command":"unmount"}"#),
             (Command::ToDisk, r#"{"command":"to_disk"}"#),
+            (Command::Prefetch, r#"{"command":"prefetch"}"#),
+            (Command::Record, r#"{"command":"record"}"#),
         ] {
             assert_eq!(serde_json::to_string(&command).unwrap(), line);
             assert_eq!(serde_json::from_str::<Command>(line).unwrap(), command);

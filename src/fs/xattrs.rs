@@ -15,6 +15,8 @@ use crate::store::{ObjectDetails, ObjectMeta, ObjectStore, StoreError};
 
 const KEY: &str = "user.s3.key";
 const ETAG: &str = "user.s3.etag";
+/// Asking for it is a hint. Not in the list of names: who copies attributes reads no more by it.
+const PREFETCH: &str = "prefetch";
 
 /// Attributes of files that cost a HEAD, as do those that begin with [`META`].
 const DETAILS: [&str; 4] = ["storage-class", "version-id", "content-type", "metadata"];
@@ -61,13 +63,16 @@ impl AttributeCache {
 }
 
 impl BucketFs {
-    /// The value of an extended attribute (docs/semantics.md, "Extended attributes").
-    pub async fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, FsError> {
+    /// The value of an extended attribute (docs/semantics.md, "Extended attributes"), for a thread.
+    pub async fn xattr(&self, ino: Ino, name: &[u8], thread: u32) -> Result<Vec<u8>, FsError> {
         // There are no access control lists, labels or capabilities here, for any file: ls(1) stops
         // asking after EOPNOTSUPP, but not after ENODATA.
         let name = name.strip_prefix(b"user.").ok_or(FsError::NotSupported)?;
         let name = std::str::from_utf8(name).ok().and_then(|name| name.strip_prefix("s3."));
         let value = match (self.names.inode(ino)?, name.ok_or(FsError::NoSuchAttribute)?) {
+            (inode @ (Inode::File(_) | Inode::Directory(_)), PREFETCH) => {
+                self.prefetch(ino, inode, thread)
+            }
             (Inode::File(object), "key") => object.version.key.clone(),
             (Inode::File(object), "etag") => object.version.etag.trim_matches('"').to_owned(),
             (Inode::File(object), name) if DETAILS.contains(&name) || name.starts_with(META) => {

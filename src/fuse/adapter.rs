@@ -282,10 +282,10 @@ impl fuser::Filesystem for Adapter {
         size: u32,
         reply: ReplyXattr,
     ) {
-        let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
-        let waiter = Waiter(request.pid());
+        let (fs, name, thread) = (self.fs.clone(), name.as_bytes().to_vec(), request.pid());
+        let waiter = Waiter(thread);
         self.answer(Operation::Getxattr, async move {
-            match waiter.waits_for(fs.xattr(ino.0, &name)).await {
+            match waiter.waits_for(fs.xattr(ino.0, &name, thread)).await {
                 Ok(value) => give_value(reply, size, &value),
                 Err(error) => reply.error(errno(&fs, &error)),
             }

@@ -96,6 +96,12 @@ pub(crate) fn asked(prefix: &str, name: &[u8]) -> Asked {
     }
 }
 
+/// A path below the root that a key may have; the empty one is the root's.
+pub(crate) fn is_path(path: &str) -> bool {
+    let is_shown = |name: &str| hidden_name(name.as_bytes()).is_none();
+    path.is_empty() || path.len() <= MAX_KEY_BYTES && path.split('/').all(is_shown)
+}
+
 /// The prefix under which the keys of a directory `key` lie, if N11 allows any.
 pub(crate) fn directory_prefix(key: &str) -> Option<String> {
     (key.len() < MAX_KEY_BYTES).then(|| format!("{key}/"))

@@ -102,6 +102,15 @@ counters! {
         "The bytes of those that were read.";
     siblings_wasted_bytes ["fasts3_sibling_bytes_total" state = "wasted"]
         "The bytes of those that were not.";
+    hints_queued ["fasts3_hints_total" state = "queued"]
+        "Files, or ranges of files, that programs said they will read.";
+    hints_used ["fasts3_hints_total" state = "used"]
+        "Pieces of them, of at most a chunk, that were fetched ahead and read.";
+    hints_wasted ["fasts3_hints_total" state = "wasted"]
+        "Pieces that were fetched ahead and left the cache unread.";
+    hints_refused ["fasts3_hints_total" state = "refused"] "Hints that found the queue full.";
+    hints_missing ["fasts3_hints_total" state = "missing"]
+        "Hinted paths that lead to nothing that can be read.";
     disk_hit_bytes ["fasts3_disk_cache_bytes_total" event = "hit"]
         "Object bytes that were read from the disk cache, missed, and what became of the rest.";
     disk_missed_bytes ["fasts3_disk_cache_bytes_total" event = "missed"]

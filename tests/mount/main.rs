@@ -17,6 +17,7 @@ mod doctor;
 mod expire;
 mod faults;
 mod given;
+mod hints;
 mod in_process;
 mod interrupts;
 mod life;

@@ -1,6 +1,7 @@
 //! The other end of the control socket: finds the mount and asks its daemon.
 
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
@@ -101,9 +102,7 @@ pub(super) fn ask(mountpoint: &Path, command: Command) -> Result<Reply, CommandE
 pub(super) fn status(mountpoint: &Path) -> Result<Status, CommandError> {
     match ask(mountpoint, Command::Status)? {
         Reply::Status(status) => Ok(*status),
-        Reply::Dropped(_) | Reply::Unmounting | Reply::Patient | Reply::Refused(_) => {
-            Err(other_reply())
-        }
+        _ => Err(other_reply()),
     }
 }
 
@@ -112,36 +111,75 @@ pub(super) fn other_reply() -> CommandError {
 }
 
 fn ask_at(mountpoint: &Path, command: Command) -> Result<Reply, CommandError> {
-    let shown = mountpoint.display();
-    let mut connection = connect(mountpoint)?;
     let limit = if command == Command::Drop { LONGEST_DROP } else { LONGEST_ANSWER };
-    let failed = |error: std::io::Error| {
-        CommandError::no_daemon(match error.kind() {
-            ErrorKind::WouldBlock | ErrorKind::TimedOut => format!(
+    Question::begin_at(mountpoint, command)?.end(Some(limit))
+}
+
+/// A question that is not over: some commands are followed by lines, or by nothing for a while.
+pub(super) struct Question {
+    mountpoint: PathBuf,
+    connection: BufReader<UnixStream>,
+}
+
+impl Question {
+    pub(super) fn begin(mountpoint: &Path, command: Command) -> Result<Self, CommandError> {
+        Self::begin_at(&check_mount(mountpoint)?, command)
+    }
+
+    fn begin_at(mountpoint: &Path, command: Command) -> Result<Self, CommandError> {
+        let connection = BufReader::new(connect(mountpoint)?);
+        let mut question = Self { mountpoint: mountpoint.to_owned(), connection };
+        let mut line = serde_json::to_string(&command).expect("commands are plain");
+        line.push('\n');
+        question.say(&line)?;
+        Ok(question)
+    }
+
+    pub(super) fn say(&mut self, lines: &str) -> Result<(), CommandError> {
+        match self.connection.get_mut().write_all(lines.as_bytes()) {
+            // The daemon has read enough to refuse, and says so.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+            said => said.map_err(|error| self.failed(&error, None)),
+        }
+    }
+
+    /// Ends it; the reply, for which a daemon may take as long as `limit`.
+    pub(super) fn end(mut self, limit: Option<Duration>) -> Result<Reply, CommandError> {
+        // It fails if the daemon is gone, of which reading tells.
+        let _ = self.connection.get_mut().shutdown(Shutdown::Write);
+        self.reply(limit)
+    }
+
+    pub(super) fn reply(&mut self, limit: Option<Duration>) -> Result<Reply, CommandError> {
+        let mut answer = String::new();
+        let read = self.connection.get_mut().set_read_timeout(limit);
+        let read = read.and_then(|()| self.connection.read_line(&mut answer));
+        read.map_err(|error| self.failed(&error, limit))?;
+        let shown = self.mountpoint.display();
+        let reply = serde_json::from_str(&answer).map_err(|error| {
+            CommandError::failed(format!(
+                "the daemon of {shown} answers in a way that is not understood ({error}); is it of \
+                 another version?"
+            ))
+        })?;
+        match reply {
+            Reply::Refused(why) => {
+                Err(CommandError::failed(format!("the daemon of {shown} refuses: {why}")))
+            }
+            reply => Ok(reply),
+        }
+    }
+
+    fn failed(&self, error: &std::io::Error, limit: Option<Duration>) -> CommandError {
+        let shown = self.mountpoint.display();
+        CommandError::no_daemon(match (error.kind(), limit) {
+            (ErrorKind::WouldBlock | ErrorKind::TimedOut, Some(limit)) => format!(
                 "the daemon of {shown} did not answer within {} s: it hangs; see its log, or end it \
                  with SIGKILL and free its mount with `umount -l {shown}`",
                 limit.as_secs()
             ),
             _ => format!("the daemon of {shown} did not answer: {error}"),
         })
-    };
-    connection.set_read_timeout(Some(limit)).map_err(failed)?;
-    let mut line = serde_json::to_string(&command).expect("commands are plain");
-    line.push('\n');
-    connection.write_all(line.as_bytes()).map_err(failed)?;
-    let mut answer = String::new();
-    BufReader::new(connection).read_line(&mut answer).map_err(failed)?;
-    let reply = serde_json::from_str(&answer).map_err(|error| {
-        CommandError::failed(format!(
-            "the daemon of {shown} answers in a way that is not understood ({error}); is it of \
-             another version?"
-        ))
-    })?;
-    match reply {
-        Reply::Refused(why) => {
-            Err(CommandError::failed(format!("the daemon of {shown} refuses: {why}")))
-        }
-        reply => Ok(reply),
     }
 }
 

@@ -68,6 +68,17 @@ pub(super) fn text(status: &Status) -> String {
             counters.siblings_ahead, counters.siblings_used, counters.siblings_wasted
         ),
     );
+    line(
+        "hints",
+        format!(
+            "{} files; {} pieces used, {} wasted; {} files refused, {} missing",
+            counters.hints_queued,
+            counters.hints_used,
+            counters.hints_wasted,
+            counters.hints_refused,
+            counters.hints_missing
+        ),
+    );
     for (kind, requests) in &status.requests {
         let outcomes = list(requests.outcomes.iter().map(|(name, count)| (*count, name)));
         let latency = latency(&requests.took);

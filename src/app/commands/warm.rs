@@ -185,7 +185,7 @@ fn dropped(mounts: &[PathBuf]) -> Result<u64, CommandError> {
 
 /// The paths of the command line, or those of standard input: one a line, or each ended by a NUL if
 /// there is any, for names with line breaks (`find -print0`).
-fn named(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, CommandError> {
+pub(super) fn named(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, CommandError> {
     if !paths.is_empty() && paths != [Path::new("-")] {
         return Ok(paths);
     }

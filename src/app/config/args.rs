@@ -20,6 +20,7 @@ Commands (to mount a bucket with one of these names, write s3://status):
   status MOUNTPOINT    show settings and totals
   top MOUNTPOINT       show current activity, live
   warm PATH...         read files and directories in advance
+  record MOUNTPOINT    write down what a program uses first, for warm --profile
   drop MOUNTPOINT      forget cached names and bytes
   unmount MOUNTPOINT   end a mount
   cache WORD DIR       show, verify or clear what a --cache-dir holds

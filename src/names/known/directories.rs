@@ -329,6 +329,14 @@ impl Directories {
         self.make_room(&prefix);
     }
 
+    /// A name in a directory was used that the kernel may not know: its record may be evicted.
+    pub(crate) fn used_ahead(&mut self, prefix: &Arc<str>) {
+        if self.get(prefix).is_some_and(|directory| !directory.in_kernel) {
+            self.budget.insert(prefix);
+            self.make_room(prefix);
+        }
+    }
+
     /// Ends a listing that has failed; `is_gone`: it found no such directory.
     pub(crate) fn fail(&mut self, writer: &ListingWriter, error: FsError, is_gone: bool) {
         let known = self.with_known(&writer.prefix, |directory| {

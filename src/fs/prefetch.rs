@@ -1,0 +1,141 @@
+//! Hints by inode number or by path: from what a program names to the objects that are queued.
+
+use std::ops::{AddAssign, Range};
+use std::pin::pin;
+use std::sync::Arc;
+
+use futures_util::{FutureExt as _, Stream, StreamExt as _};
+use serde::{Deserialize, Serialize};
+
+use super::BucketFs;
+use crate::cache::Source;
+use crate::errno::FsError;
+use crate::names::{Ino, Inode, Names};
+use crate::readahead::hints::{Hints, TellerId};
+use crate::store::ObjectMeta;
+
+/// Touches that are looked up at once: a round trip for each level of a tree whose directories are
+/// listed together.
+const LOOKED_UP_AT_ONCE: usize = 64;
+
+/// What a program touched, or will touch. Paths are below the root of the mount, without a slash at
+/// their ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Touch {
+    /// The names in a directory.
+    Names(String),
+    Bytes(String, Range<u64>),
+    /// A file, or the files of a directory.
+    Whole(String),
+}
+
+/// What became of a list of touches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hinted {
+    /// Files, or ranges of files, that are queued, cached or being fetched.
+    pub files: u64,
+    pub directories: u64,
+    /// Paths that lead to nothing that can be read.
+    pub missing: u64,
+    /// Files that found the queue full.
+    pub refused: u64,
+}
+
+impl AddAssign for Hinted {
+    fn add_assign(&mut self, more: Self) {
+        self.files += more.files;
+        self.directories += more.directories;
+        self.missing += more.missing;
+        self.refused += more.refused;
+    }
+}
+
+impl BucketFs {
+    /// Queues a file, or the files of a directory once it is listed, without waiting for anything.
+    /// Returns the number of files that now wait or are being fetched, and their bytes (X5).
+    pub(super) fn prefetch(&self, ino: Ino, inode: Inode, teller: TellerId) -> String {
+        let (names, hints) = (self.names.clone(), self.readahead.hints.clone());
+        let mut telling =
+            async move { hint(&names, &hints, (ino, inode), None, teller).await }.boxed();
+        // A listing that is believed needs no task.
+        if telling.as_mut().now_or_never().is_none() {
+            tokio::spawn(telling);
+        }
+        let (files, bytes) = self.readahead.hints.waiting();
+        // Programs ask for its length first.
+        format!("{files:>6} {bytes:>20}")
+    }
+
+    /// Has the names of directories listed, and queues files, in the order of the list. Waits for
+    /// names, and for no byte of a file.
+    pub async fn prefetch_all(
+        &self,
+        touches: impl Stream<Item = Touch>,
+        teller: TellerId,
+    ) -> Hinted {
+        let (names, hints) = (&self.names, &self.readahead.hints);
+        let look_up = |touch| async move {
+            match touch {
+                Touch::Names(path) => {
+                    let listed = names.listing(&names.prefix_of(&path)).await;
+                    listed.map(|_| (None, None))
+                }
+                Touch::Bytes(path, range) => Ok((Some(names.find_path(&path).await?), Some(range))),
+                Touch::Whole(path) => Ok((Some(names.find_path(&path).await?), None)),
+            }
+        };
+        let mut found = pin!(touches.map(look_up).buffered(LOOKED_UP_AT_ONCE));
+        let mut all = Hinted::default();
+        while let Some(found) = found.next().await {
+            let one = match found {
+                Ok((None, _)) => Hinted { directories: 1, ..Hinted::default() },
+                Ok((Some(found), range)) => hint(names, hints, found, range, teller).await,
+                Err::<_, FsError>(_) => Hinted { missing: 1, ..Hinted::default() },
+            };
+            all += one;
+        }
+        self.stats.hints_missing.add(all.missing);
+        all
+    }
+}
+
+/// Queues a range of a file, all of it, or all files of a directory.
+async fn hint(
+    names: &Arc<Names>,
+    hints: &Arc<Hints>,
+    (ino, inode): (Ino, Inode),
+    range: Option<Range<u64>>,
+    teller: TellerId,
+) -> Hinted {
+    let mut all = Hinted::default();
+    let mut tell = |id: Ino, meta: Arc<ObjectMeta>| {
+        let range = range.clone().unwrap_or(0..meta.version.size_bytes);
+        let queued = hints.tell(teller, Source { id, meta }, range);
+        *(if queued { &mut all.files } else { &mut all.refused }) += 1;
+        queued
+    };
+    match inode {
+        Inode::File(meta) => _ = tell(ino, meta),
+        Inode::Directory(prefix) => match names.listing(&prefix).await {
+            Ok(listing) => {
+                let files = (0..listing.len()).filter(|&index| listing.file_bytes(index).is_some());
+                for index in files {
+                    if let Inode::File(meta) = listing.inode(index)
+                        && !tell(listing.ino(index), meta)
+                    {
+                        // The others would not find room either.
+                        break;
+                    }
+                }
+                all.directories += 1;
+            }
+            Err(_) => all.missing += 1,
+        },
+        // What its listing does not tell is asked for when it is read.
+        Inode::Untold(_) => all.missing += 1,
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests;

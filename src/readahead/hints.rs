@@ -1,0 +1,476 @@
+//! Hints: what programs said that they will read, fetched in that order before they do.
+//!
+//! A hint changes only when bytes are fetched. It is a file, or a range of a large one, and waits
+//! in the queue of its *teller*, the thread or process that told it. One task, the feeder, takes
+//! pieces of at most a chunk from the tellers in turn, and has the cache fetch them as readahead:
+//! as many at once as the network needs, and no more ahead of the readers than a share of the
+//! budget, of which each teller has half of what the others leave. Telling costs a microsecond and
+//! never waits: what finds the queue full is refused.
+//!
+//! A ledger checks each teller, by bytes: what left the cache unread reduces what the teller may
+//! have ahead, in proportion, down to a seventeenth of the share. Who tells nonsense harms nobody
+//! else, because each teller has its own queue.
+
+use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::task::yield_now;
+use tokio::time::timeout;
+
+use crate::base::layout::Layout;
+use crate::cache::{ChunkCache, Purpose, Source};
+use crate::stats::Stats;
+
+/// Hints that wait, of all tellers, some 300 bytes each: three minutes of reading small files at
+/// the speed of two cores. One teller may have half of what the others leave.
+const MOST_WAITING: usize = 65_536;
+
+/// Tellers that are remembered; the one that has said nothing for the longest time makes way.
+const TELLERS: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+
+/// Pieces that are fetched, or wait at the gate, at once: twice what 3,300 small files a second
+/// need behind 30 ms. What waits there is in front of what other programs have read ahead.
+const MOST_IN_FLIGHT: usize = 256;
+
+/// Bytes of these, where the network needs no more.
+const IN_FLIGHT_BYTES: u64 = 32 << 20;
+
+/// A teller may have this part of the share ahead whatever became of its hints.
+const GRACE: u64 = 16;
+
+/// The feeder looks again after this time if the cache had no room, and if too much is ahead.
+const NO_ROOM: Duration = Duration::from_millis(20);
+const TOO_MUCH: Duration = Duration::from_secs(1);
+
+/// A thread or process that tells hints.
+pub(crate) type TellerId = u32;
+
+/// An object and the index of a chunk of it.
+type PieceKey = (u64, u32);
+
+pub(crate) struct Hints {
+    cache: Arc<ChunkCache>,
+    runtime: Handle,
+    layout: Layout,
+    /// The most that may be ahead of its readers.
+    share_bytes: u64,
+    inside: Mutex<HintQueues>,
+    /// Notified when something was read, has arrived, or was told by a teller that had nothing.
+    changed: Notify,
+    /// Hints that wait, and pieces that are ahead: without any, a read costs a look at this.
+    open: AtomicUsize,
+    stats: Arc<Stats>,
+}
+
+struct HintQueues {
+    tellers: LruCache<TellerId, Teller>,
+    /// Those with waiting hints, in the order of their turns.
+    turns: VecDeque<TellerId>,
+    waiting: usize,
+    waiting_bytes: u64,
+    /// The small files of them that were not read meanwhile, and by whom they were told.
+    small: HashMap<u64, Vec<TellerId>>,
+    /// Pieces that were fetched and not read, the oldest last.
+    ahead: LruCache<PieceKey, AheadPiece>,
+    ahead_bytes: u64,
+    in_flight: usize,
+    in_flight_bytes: u64,
+    /// The feeder is running.
+    is_fed: bool,
+}
+
+#[derive(Default)]
+struct Teller {
+    queue: VecDeque<Hint>,
+    ahead_bytes: u64,
+    /// The ledger; older outcomes count less.
+    used_bytes: u64,
+    wasted_bytes: u64,
+}
+
+struct Hint {
+    source: Source,
+    /// What of it has not been fetched.
+    range: Range<u64>,
+}
+
+#[derive(Clone, Copy)]
+struct AheadPiece {
+    teller: TellerId,
+    bytes: u64,
+}
+
+/// What the feeder does next.
+enum Next {
+    Fetch(TellerId, Hint),
+    Wait,
+    End,
+}
+
+impl Hints {
+    pub(crate) fn new(
+        cache: Arc<ChunkCache>,
+        runtime: Handle,
+        layout: Layout,
+        share_bytes: u64,
+        stats: Arc<Stats>,
+    ) -> Arc<Self> {
+        let inside = HintQueues {
+            tellers: LruCache::new(TELLERS),
+            turns: VecDeque::new(),
+            waiting: 0,
+            waiting_bytes: 0,
+            small: HashMap::new(),
+            ahead: LruCache::unbounded(),
+            ahead_bytes: 0,
+            in_flight: 0,
+            in_flight_bytes: 0,
+            is_fed: false,
+        };
+        let (inside, changed, open) = (Mutex::new(inside), Notify::new(), AtomicUsize::new(0));
+        Arc::new(Self { cache, runtime, layout, share_bytes, inside, changed, open, stats })
+    }
+
+    /// Takes a hint. False if the queue is full.
+    pub(crate) fn tell(
+        self: &Arc<Self>,
+        teller: TellerId,
+        source: Source,
+        range: Range<u64>,
+    ) -> bool {
+        let (id, size_bytes) = (source.id, source.meta.version.size_bytes);
+        let is_small = self.is_small(size_bytes);
+        // R3: the first read of a small object fetches all of it.
+        let range = if is_small { 0..size_bytes } else { range.start..range.end.min(size_bytes) };
+        let mut inside = self.inside.lock();
+        let is_told = inside.small.get(&id).is_some_and(|by| by.contains(&teller));
+        let is_there = is_told || is_small && inside.ahead.contains(&(id, 0));
+        if is_there || range.is_empty() || source.meta.archived {
+            return true;
+        }
+        let waiting = inside.waiting;
+        let queue = inside.teller(teller);
+        // Half of what the others leave, so there is always a place for one that is new.
+        if queue.len() >= (MOST_WAITING + queue.len()).saturating_sub(waiting) / 2 {
+            self.stats.hints_refused.add(1);
+            return false;
+        }
+        let was_idle = queue.is_empty();
+        let bytes = range.end - range.start;
+        queue.push_back(Hint { source, range });
+        inside.waiting += 1;
+        inside.waiting_bytes += bytes;
+        if is_small {
+            inside.small.entry(id).or_default().push(teller);
+        }
+        if was_idle && !inside.turns.contains(&teller) {
+            inside.turns.push_back(teller);
+        }
+        let begins = !std::mem::replace(&mut inside.is_fed, true);
+        self.leave(&inside);
+        drop(inside);
+        self.stats.hints_queued.add(1);
+        if begins {
+            self.runtime.spawn(self.clone().feed());
+        } else if was_idle {
+            self.changed.notify_one();
+        }
+        true
+    }
+
+    /// Hints that wait or are being fetched, and their bytes.
+    pub(crate) fn waiting(&self) -> (usize, u64) {
+        let inside = self.inside.lock();
+        (inside.waiting + inside.in_flight, inside.waiting_bytes + inside.in_flight_bytes)
+    }
+
+    /// Notes a read. True if the file was hinted and this is its first read.
+    pub(crate) fn was_read(&self, source: &Source, want: &Range<u64>) -> bool {
+        let id = source.id;
+        if self.open.load(Relaxed) == 0 {
+            return false;
+        }
+        let mut inside = self.inside.lock();
+        // Its reader has overtaken the hint.
+        let mut hinted = inside.small.remove(&id).is_some();
+        if !self.is_small(source.meta.version.size_bytes) {
+            inside.pass(id, want, 2 * self.layout.chunk_bytes);
+        }
+        for span in self.layout.spans(want.clone()) {
+            if let Some(ahead) = inside.take_ahead((id, span.chunk)) {
+                inside.settle(ahead, self.share_bytes, |teller| &mut teller.used_bytes);
+                self.stats.hints_used.add(1);
+                hinted = true;
+            }
+        }
+        self.leave(&inside);
+        drop(inside);
+        if hinted {
+            self.changed.notify_one();
+        }
+        hinted
+    }
+
+    fn is_small(&self, size_bytes: u64) -> bool {
+        size_bytes <= self.layout.small_bytes
+    }
+
+    fn leave(&self, inside: &HintQueues) {
+        self.open.store(inside.waiting + inside.ahead.len(), Relaxed);
+    }
+
+    /// Fetches what waits until nothing does.
+    async fn feed(self: Arc<Self>) {
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
+            self.give_up_lost();
+            let pause = match self.next() {
+                Next::Fetch(teller, piece) => {
+                    if self.fetch(teller, piece) {
+                        yield_now().await;
+                        continue;
+                    }
+                    NO_ROOM
+                }
+                Next::Wait => TOO_MUCH,
+                Next::End => return,
+            };
+            let _ = timeout(pause, changed).await;
+        }
+    }
+
+    /// Chooses a piece, and counts it as ahead.
+    fn next(&self) -> Next {
+        let window = self.cache.network_pace().in_flight_bytes.max(IN_FLIGHT_BYTES);
+        let inside = &mut *self.inside.lock();
+        if inside.in_flight >= MOST_IN_FLIGHT || inside.in_flight_bytes >= window {
+            return Next::Wait;
+        }
+        for _ in 0..inside.turns.len() {
+            let Some(id) = inside.turns.pop_front() else { break };
+            let Some(teller) = inside.tellers.peek_mut(&id) else { continue };
+            let by = |small: &HashMap<u64, Vec<TellerId>>, hint: &Hint| {
+                small.get(&hint.source.id).is_some_and(|by| by.contains(&id))
+            };
+            while let Some(hint) = teller.queue.front()
+                && self.is_small(hint.source.meta.version.size_bytes)
+                && !by(&inside.small, hint)
+            {
+                inside.waiting -= 1;
+                inside.waiting_bytes -= hint.range.end - hint.range.start;
+                teller.queue.pop_front();
+            }
+            let others = inside.ahead_bytes.saturating_sub(teller.ahead_bytes);
+            let room = self.share_bytes.saturating_sub(others) / 2;
+            let allowed = teller.allowed_bytes(room, self.share_bytes / GRACE);
+            let Some(hint) = teller.queue.front_mut() else { continue };
+            let Some(span) = self.layout.spans(hint.range.clone()).next() else { continue };
+            let range = span.object_range();
+            let bytes = range.end - range.start;
+            let fits = teller.ahead_bytes + bytes <= allowed;
+            // A share that is smaller than a piece takes one at a time.
+            if !fits && inside.ahead_bytes > 0 {
+                inside.turns.push_back(id);
+                continue;
+            }
+            hint.range.start = range.end;
+            let piece = Hint { source: hint.source.clone(), range };
+            inside.waiting_bytes -= bytes;
+            if hint.range.is_empty() {
+                forget(&mut inside.small, piece.source.id, id);
+                inside.waiting -= 1;
+                teller.queue.pop_front();
+            }
+            if !teller.queue.is_empty() {
+                inside.turns.push_back(id);
+            }
+            teller.ahead_bytes += bytes;
+            inside.ahead_bytes += bytes;
+            let key = (piece.source.id, span.chunk);
+            inside.ahead.get_or_insert_mut(key, || AheadPiece { teller: id, bytes: 0 }).bytes +=
+                bytes;
+            self.leave(inside);
+            return Next::Fetch(id, piece);
+        }
+        if inside.turns.is_empty() {
+            inside.is_fed = false;
+            return Next::End;
+        }
+        Next::Wait
+    }
+
+    /// Starts to fetch a piece. False if there was no room for all of it.
+    fn fetch(self: &Arc<Self>, teller: TellerId, piece: Hint) -> bool {
+        let Hint { source, range } = piece;
+        let Some(span) = self.layout.spans(range.clone()).next() else { return true };
+        let (key, bytes) = ((source.id, span.chunk), range.end - range.start);
+        let held = self.cache.holds(source.id, span.chunk);
+        let part_bytes = self.layout.largest_part_bytes;
+        let reached = self.cache.fetch(&source, range.clone(), part_bytes, Purpose::Ahead);
+        let mut inside = self.inside.lock();
+        if held || reached == range.start {
+            // Somebody else fetches it, or nobody yet.
+            inside.take_ahead(key);
+        }
+        let left = reached.max(range.start)..range.end;
+        let has_room = left.is_empty();
+        if !has_room {
+            let is_small = self.is_small(source.meta.version.size_bytes);
+            inside.put_back(teller, Hint { source: source.clone(), range: left }, is_small);
+        }
+        if !held && reached > range.start {
+            inside.in_flight += 1;
+            inside.in_flight_bytes += bytes;
+            let hints = self.clone();
+            self.runtime.spawn(async move {
+                let has_come = hints.cache.settled(&source, &span).await;
+                hints.landed(key, bytes, has_come);
+            });
+        }
+        self.leave(&inside);
+        has_room
+    }
+
+    /// A piece has arrived, or has failed, of which its reader will hear.
+    fn landed(&self, key: PieceKey, bytes: u64, has_come: bool) {
+        let mut inside = self.inside.lock();
+        inside.in_flight -= 1;
+        inside.in_flight_bytes -= bytes;
+        if !has_come {
+            inside.take_ahead(key);
+        }
+        self.leave(&inside);
+        drop(inside);
+        self.changed.notify_one();
+    }
+
+    /// Counts what has left the cache unread, the oldest first.
+    fn give_up_lost(&self) {
+        loop {
+            let oldest = self.inside.lock().ahead.peek_lru().map(|(&key, _)| key);
+            let Some((id, chunk)) = oldest else { return };
+            if self.cache.holds(id, chunk) {
+                return;
+            }
+            let mut inside = self.inside.lock();
+            if let Some(ahead) = inside.take_ahead((id, chunk)) {
+                inside.settle(ahead, self.share_bytes, |teller| &mut teller.wasted_bytes);
+                self.stats.hints_wasted.add(1);
+            }
+            self.leave(&inside);
+        }
+    }
+}
+
+impl HintQueues {
+    /// The queue of a teller, which is now the one that was heard last.
+    fn teller(&mut self, id: TellerId) -> &mut VecDeque<Hint> {
+        if !self.tellers.contains(&id)
+            && let Some((gone_id, gone)) = self.tellers.push(id, Teller::default())
+        {
+            self.waiting -= gone.queue.len();
+            for Hint { source, range } in gone.queue {
+                self.waiting_bytes -= range.end - range.start;
+                forget(&mut self.small, source.id, gone_id);
+            }
+        }
+        &mut self.tellers.get_mut(&id).expect("was just put there").queue
+    }
+
+    fn put_back(&mut self, id: TellerId, hint: Hint, is_small: bool) {
+        let Some(teller) = self.tellers.peek_mut(&id) else { return };
+        let bytes = hint.range.end - hint.range.start;
+        if is_small {
+            self.small.entry(hint.source.id).or_default().push(id);
+        }
+        let is_rest = |next: &&mut Hint| {
+            next.source.id == hint.source.id && next.range.start == hint.range.end
+        };
+        if let Some(rest) = teller.queue.front_mut().filter(is_rest) {
+            rest.range.start = hint.range.start;
+        } else {
+            if !self.turns.contains(&id) {
+                self.turns.push_front(id);
+            }
+            teller.queue.push_front(hint);
+            self.waiting += 1;
+        }
+        self.waiting_bytes += bytes;
+    }
+
+    /// A reader of a large file that has come to where a hint waits takes it along: what it has
+    /// passed may have left the cache. The kernel's requests come in no exact order.
+    fn pass(&mut self, id: u64, want: &Range<u64>, tolerance: u64) {
+        for teller in &self.turns {
+            if let Some(teller) = self.tellers.peek_mut(teller)
+                && let Some(hint) = teller.queue.front_mut()
+                && hint.source.id == id
+                && hint.range.start < want.end
+                && want.start <= hint.range.start + tolerance
+            {
+                let passed = want.end.min(hint.range.end) - hint.range.start;
+                hint.range.start += passed;
+                self.waiting_bytes -= passed;
+                if hint.range.is_empty() {
+                    self.waiting -= 1;
+                    teller.queue.pop_front();
+                }
+            }
+        }
+    }
+
+    /// Takes a piece from those that are ahead.
+    fn take_ahead(&mut self, key: PieceKey) -> Option<AheadPiece> {
+        let ahead = self.ahead.pop(&key)?;
+        self.ahead_bytes -= ahead.bytes;
+        if let Some(teller) = self.tellers.peek_mut(&ahead.teller) {
+            teller.ahead_bytes = teller.ahead_bytes.saturating_sub(ahead.bytes);
+        }
+        Some(ahead)
+    }
+
+    /// Enters an outcome into the ledger of a teller.
+    fn settle(
+        &mut self,
+        ahead: AheadPiece,
+        share_bytes: u64,
+        column: impl Fn(&mut Teller) -> &mut u64,
+    ) {
+        let Some(teller) = self.tellers.peek_mut(&ahead.teller) else { return };
+        *column(teller) += ahead.bytes;
+        if teller.used_bytes + teller.wasted_bytes > share_bytes {
+            teller.used_bytes /= 2;
+            teller.wasted_bytes /= 2;
+        }
+    }
+}
+
+/// A hint of a small file does not wait any more.
+fn forget(small: &mut HashMap<u64, Vec<TellerId>>, id: u64, teller: TellerId) {
+    if let Some(by) = small.get_mut(&id) {
+        by.retain(|&other| other != teller);
+        if by.is_empty() {
+            small.remove(&id);
+        }
+    }
+}
+
+impl Teller {
+    /// What it may have ahead, if there is room for `room` bytes.
+    fn allowed_bytes(&self, room: u64, grace: u64) -> u64 {
+        let good = u128::from(self.used_bytes + grace);
+        let all = good + u128::from(self.wasted_bytes);
+        let allowed = u128::from(room) * good / all.max(1);
+        u64::try_from(allowed).expect("at most the room")
+    }
+}
