@@ -1,13 +1,13 @@
 //! Real Python programs read a real mount. The scripts are in `tests/python`: one fills a folder,
 //! which becomes the bucket; the other reads the mount, in one way for each case, and compares.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
 use devserver::{Counts, Family};
 
-use common::{Scene, can_mount, skipped, skipped_but_not_in_ci};
+use common::{Mount, Scene, can_mount, skipped, skipped_but_not_in_ci};
 
 mod common;
 
@@ -41,16 +41,21 @@ fn check(output: &Output) -> String {
     text
 }
 
-/// Mounts the data set in small chunks, so that its files have several, and runs a case on it.
-fn run(case: &str) {
+/// Mounts the data set in small chunks, so that its files have several; and where it is locally.
+fn mounted() -> Option<(Mount, PathBuf)> {
     if !can_mount() || !has_python() {
-        return;
+        return None;
     }
     let scene = Scene::new();
     let folder = scene.folder.path().join("local");
     check(&python("fill.py").arg(&folder).output().unwrap());
     put_all(&scene, &folder, &folder);
-    let mount = scene.mount(&["--chunk-size=1MiB", "--part-size=256KiB"]);
+    Some((scene.mount(&["--chunk-size=1MiB", "--part-size=256KiB"]), folder))
+}
+
+/// Runs a case on the mounted data set.
+fn run(case: &str) {
+    let Some((mount, folder)) = mounted() else { return };
     let mut command = python("read.py");
     let said = check(&command.arg(case).arg(mount.path("")).arg(&folder).output().unwrap());
     if let Some(reason) = said.trim().strip_prefix("SKIPPED: ") {
@@ -106,4 +111,16 @@ fn an_import_asks_once_for_a_package_and_what_is_below_it() {
     assert_eq!(check(&python.output().unwrap()).trim(), "7");
     let Counts { list, head, get, .. } = mount.counts();
     assert_eq!((list, head, get), (6, 3, 4), "of `lib`, the package, and one name in it");
+}
+
+/// X5: the package in `python/`, on the mount and beside it.
+#[test]
+fn the_package_hints() {
+    let Some((mount, folder)) = mounted() else { return };
+    let mut command = python("package.py");
+    command.env("PYTHONPATH", Path::new(env!("CARGO_MANIFEST_DIR")).join("python"));
+    let output = command.arg(mount.scene.mountpoint()).arg(folder).output().unwrap();
+    check(&output);
+    // A file of a directory, each by its own hint, by that of the directory, and read.
+    assert_eq!(mount.counts().get, 20);
 }
