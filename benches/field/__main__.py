@@ -13,6 +13,7 @@ import sys
 import time
 
 import bars
+import hints
 import imports
 import models
 import names
@@ -26,7 +27,8 @@ import streams
 import workloads
 
 SUBJECTS = {"reads": workloads.reads, "streams": streams.streams, "models": models.models,
-            "names": names.names, "imports": imports.imports}
+            "names": names.names, "imports": imports.imports,
+            "hints": hints.hints}
 
 
 class Progress:

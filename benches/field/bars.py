@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import hints
 import imports
 import models
 import products
@@ -152,7 +153,15 @@ IMPORTS = [
       for wanted in ({"most": 0, "figure": "requests", "unit": "requests"}, {"most": 2, "of": LOCAL})),
 ]
 
-BARS = {"reads": READS, "streams": STREAMS, "models": MODELS, "names": NAMES, "imports": IMPORTS}
+HINTS = [
+    Bar("s3", hints.HINTED, least=3300, unit="files/s"),
+    Bar("s3", hints.HINTED, least=1.25, of_phase=hints.LOADER),
+    Bar("s3", hints.HINTED, most=1.01, figure="fetched_per_read", unit="fetched ÷ read"),
+    Bar("s3", hints.LOADER, least=3, of="JuiceFS"),
+]
+
+BARS = {"reads": READS, "streams": STREAMS, "models": MODELS, "names": NAMES, "imports": IMPORTS,
+        "hints": HINTS}
 
 
 def judge(subject, networks):

@@ -6,6 +6,7 @@ needs it prints "ready" and waits for a line; then it runs, and prints a JSON ob
 It knows nothing of products: a folder is a folder, and `how` names a client for those that are none.
 """
 
+import itertools
 import json
 import mmap
 import os
@@ -18,6 +19,8 @@ import time
 import traceback
 
 MIB = 1 << 20
+# Where the package `fasts3` is.
+PACKAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../python")
 # Random reads are rounded to blocks of this size before they are compared with the bytes fetched.
 BLOCK = 128 << 10
 # A read that takes longer than this has waited for the store.
@@ -433,6 +436,69 @@ def epoch(meter, args):
                 meter.add(size)
 
     in_threads(args["threads"], work)
+
+
+def loader(meter, args):
+    """Every file of a directory once, in random order, as PyTorch's DataLoader has it read: workers
+    are processes that have two batches each to read, and batches are taken in their order. With a
+    depth, the mount is told of so many files ahead."""
+    folder = os.path.join(args["folder"], args["key"])
+    paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+    order = list(range(len(paths)))
+    random.Random(args["seed"]).shuffle(order)
+    batches = [order[at : at + args["batch"]] for at in range(0, len(order), args["batch"])]
+    if args["depth"]:
+        sys.path.insert(0, PACKAGE)
+        import fasts3
+
+        batches = fasts3.Ahead(batches, paths, args["depth"])
+    # Forked before anything is told: no worker needs the sampler.
+    workers = [Worker(paths) for _ in range(args["workers"])]
+    left, outstanding = iter(batches), 0
+    turns = itertools.cycle(workers)
+    for worker in [*workers, *workers]:
+        outstanding += worker.ask(next(left, None))
+    while outstanding and meter.more():
+        worker = next(turns)
+        for size in worker.answer():
+            meter.add(size)
+        outstanding += worker.ask(next(left, None)) - 1
+    for worker in workers:
+        worker.asking.close()
+    for worker in workers:
+        os.waitpid(worker.pid, 0)
+
+
+class Worker:
+    """A process that reads batches of files."""
+
+    def __init__(self, paths):
+        (asked, self.asking), (self.answers, answering) = os.pipe(), os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            os.close(self.asking)
+            try:
+                with open(asked) as batches, open(answering, "w", buffering=1) as sizes:
+                    for batch in map(json.loads, batches):
+                        read = [len(open(paths[index], "rb").read()) for index in batch]
+                        sizes.write(json.dumps(read) + "\n")
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+            os._exit(1)
+        os.close(asked)
+        os.close(answering)
+        self.asking, self.answers = open(self.asking, "w", buffering=1), open(self.answers)
+
+    def ask(self, batch):
+        """How many batches were asked for: 0 when there are no more."""
+        if batch is None:
+            return 0
+        self.asking.write(json.dumps(batch) + "\n")
+        return 1
+
+    def answer(self):
+        return json.loads(self.answers.readline())
 
 
 def columns(meter, args):

@@ -18,6 +18,7 @@ HEADS = {
     "imports": ["requests", "GETs", "LISTs", "MB fetched", "peak RSS"],
     "streams": STREAMED,
     "models": STREAMED,
+    "hints": ["requests", "fetched ÷ read", "CPU s/GB: daemon", "reader", "server", "peak RSS"],
     "names": ["LISTs", "HEADs", "CPU µs/name: daemon", "program", "server", "peak RSS"],
 }
 BARS_HEAD = ["workload", "target", "measured", "met"]
