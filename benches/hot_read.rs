@@ -85,7 +85,7 @@ impl Hot {
         let arguments = ["fasts3-mount", "--memory-budget", "512MiB", "bucket", "/"];
         let config = config::parse(arguments.map(OsString::from)).expect("the arguments are right");
         let context = runtime.enter();
-        let fs = daemon::stack(vec![store], None, &config, Arc::default());
+        let fs = daemon::stack(vec![store], &daemon::Tiers::default(), &config, Arc::default());
         let fs = fs.expect("512 MiB of addresses are free");
         drop(context);
         let entry = runtime.block_on(fs.lookup(ROOT, b"hot")).expect("it was put");

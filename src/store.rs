@@ -16,6 +16,7 @@ pub mod joined;
 pub mod metered;
 pub mod retry;
 pub mod s3;
+pub mod shared;
 mod wire;
 
 pub use error::{Class, Nonsense, StoreError};

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use crate::content;
+use crate::listing::{Item, MAX_KEYS, Query};
 use crate::objects::{Content, Object, Objects};
 use crate::pattern::Pattern;
 
@@ -86,6 +87,25 @@ impl Bucket {
     #[allow(clippy::must_use_candidate)]
     pub fn delete(&self, key: &str) -> bool {
         self.write().objects.delete(key)
+    }
+
+    /// The keys of all objects, in order.
+    #[must_use]
+    pub fn keys(&self) -> Vec<String> {
+        let state = self.read();
+        let (mut keys, mut from) = (Vec::new(), None);
+        loop {
+            let query = Query { prefix: "", delimiter: "", from, max_keys: MAX_KEYS };
+            let page = state.objects.page(&query);
+            keys.extend(page.items.into_iter().map(|item| {
+                let (Item::Object(key, _) | Item::CommonPrefix(key)) = item;
+                String::from_utf8(key).expect("keys are put as text")
+            }));
+            from = page.next;
+            if from.is_none() {
+                return keys;
+            }
+        }
     }
 
     /// The object without its bytes, if it exists.

@@ -53,6 +53,7 @@ impl Gate {
         let latency = match kind {
             Kind::List => self.settings.list_latency(),
             Kind::Head | Kind::Get => self.settings.first_byte_latency(),
+            Kind::Other if request.method() == Method::PUT => self.settings.first_byte_latency(),
             Kind::Other => std::time::Duration::ZERO,
         };
         if !latency.is_zero() {

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -331,8 +331,24 @@ impl S3 for Service {
                 read.map_err(broken)?.to_bytes()
             }
         };
-        let info = bucket.put(&input.key, bytes);
         let mut state = bucket.write();
+        let old = state.objects.get(&input.key);
+        let matches = |condition: &ETagCondition| match (condition, &old) {
+            (_, None) => false,
+            (ETagCondition::Any, Some(_)) => true,
+            (ETagCondition::ETag(etag), Some(old)) => etag.value() == old.etag,
+        };
+        if input.if_none_match.as_ref().is_some_and(matches)
+            || input.if_match.as_ref().is_some_and(|condition| !matches(condition))
+        {
+            return Err(s3_error!(
+                PreconditionFailed,
+                "At least one of the pre-conditions you specified did not hold"
+            ));
+        }
+        let etag = state.objects.put(&input.key, bytes).etag.clone();
+        // Clients compare it with the `Date` of an answer.
+        let now = SystemTime::now();
         state.objects.amend(&input.key, |object| {
             if let Some(content_type) = input.content_type {
                 object.content_type = content_type;
@@ -341,9 +357,10 @@ impl S3 for Service {
                 object.storage_class = class.as_str().into();
             }
             object.metadata = input.metadata.unwrap_or_default();
+            object.last_modified = now;
         });
         Ok(S3Response::new(PutObjectOutput {
-            e_tag: Some(ETag::Strong(info.etag)),
+            e_tag: Some(ETag::Strong(etag)),
             ..PutObjectOutput::default()
         }))
     }

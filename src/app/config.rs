@@ -22,10 +22,12 @@ pub(crate) mod args;
 mod disk;
 mod helper;
 mod memory;
+mod shared;
 
 pub(crate) use args::LogConfig;
 pub(crate) use disk::PassthroughWhen;
 pub(crate) use helper::MountCall;
+pub(crate) use shared::SharedConfig;
 
 /// Everything that the daemon needs to know, valid by construction in [`parse`].
 #[derive(Debug)]
@@ -44,6 +46,8 @@ pub struct Config {
     pub(crate) disk: Option<DiskConfig>,
     /// Set with the cache on a local disk.
     pub(crate) passthrough: Option<PassthroughWhen>,
+    /// The cache that nodes share.
+    pub(crate) shared: Option<SharedConfig>,
     pub(crate) names: args::NameArgs,
     pub(crate) permissions: args::PermissionArgs,
     pub(crate) access: Access,
@@ -73,10 +77,11 @@ impl Config {
     }
 
     /// The part of the memory budget that is for chunks: the rest is for what goes to or comes from
-    /// the disk.
+    /// the disk, and goes to the shared cache.
     pub(crate) fn chunks_budget_bytes(&self) -> u64 {
         let disk = self.disk.as_ref().map_or(0, |disk| disk.memory_bytes);
-        self.memory_budget_bytes - disk
+        let shared = self.shared.as_ref().map_or(0, |shared| shared.policy.memory_bytes);
+        self.memory_budget_bytes - disk - shared
     }
 
     /// A mount on this path: that of a mount that was handed over is known late.
@@ -171,8 +176,17 @@ pub(crate) fn validate(
     mountpoint: &Path,
     options: args::MountArgs,
 ) -> Result<Config, String> {
-    let args::MountArgs { store, cache, disk, names, permissions, monitoring, log, process } =
-        options;
+    let args::MountArgs {
+        store,
+        cache,
+        disk,
+        shared,
+        names,
+        permissions,
+        monitoring,
+        log,
+        process,
+    } = options;
     let memory_budget_bytes = cache.memory_budget.unwrap_or_else(|| {
         // On a very small machine the default still has to hold what the other defaults need.
         memory::default_budget_bytes().max(least_budget_bytes(&cache))
@@ -203,15 +217,18 @@ pub(crate) fn validate(
             "{option} needs a line `user_allow_other` in /etc/fuse.conf, or to be run as root"
         ));
     }
+    let store = store_config(store)?;
+    let shared = shared::config(shared, &store, memory_budget_bytes)?;
     Ok(Config {
         buckets,
         mountpoint,
         descriptor,
-        store: store_config(store)?,
+        store,
         memory_budget_bytes,
         cache,
         disk,
         passthrough,
+        shared,
         names,
         permissions,
         access,

@@ -21,6 +21,7 @@ use crate::store::ObjectStore;
 use crate::store::joined::{Branch, Joined};
 use crate::store::metered::Metered;
 use crate::store::retry::{RetryPolicy, Retrying};
+use crate::store::shared::{SharedCache, SharedCached, SharedOrigin};
 
 mod background;
 mod bucket;
@@ -32,6 +33,7 @@ mod logging;
 mod outlive;
 mod served;
 mod service;
+mod shared_cache;
 mod signals;
 
 pub(crate) use bucket::open as open_bucket;
@@ -157,6 +159,7 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), CommandError> {
         None => bucket::open_all(config, &stats).await?,
     };
     let disk = disk_cache::open(config, &stats).await?;
+    let shared = shared_cache::open(config.shared.as_ref(), &stats).await;
     // From here on a signal must lead to an unmount.
     let mut signals = Signals::new()
         .map_err(|error| CommandError::failed(format!("signals cannot be received: {error}")))?;
@@ -164,7 +167,7 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), CommandError> {
         (Some(handed_over), _) => Some(BeforeThis::HandedOver(handed_over)),
         (None, taken) => taken.map(|taken| BeforeThis::Left(Box::new(taken))),
     };
-    let mut mount = ServedMount::mount(config, stores, disk, stats, existing, keeper)?;
+    let mut mount = ServedMount::mount(config, stores, (disk, shared), stats, existing, keeper)?;
     let asked = mount.usable().await?;
     drop(still_starting);
     let _servers = mount.serve(port);
@@ -183,12 +186,19 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), CommandError> {
 /// would take 1.1 s and half again as many requests in vain (simulated: `names/asking/plan`).
 const PAGES_AT_ONCE: usize = 16;
 
+/// The caches between the memory and the stores, and for each store what they call it.
+#[derive(Default)]
+pub struct Tiers {
+    disk: Option<(Arc<Disk>, Vec<Origin>)>,
+    shared: Option<(Arc<SharedCache>, Vec<SharedOrigin>)>,
+}
+
 /// Stacks the layers between the kernel's requests and stores that try once, one for each bucket:
-/// measuring each request, retrying it, the disk, joining several stores, the file system. Their
-/// tasks run on the current runtime.
+/// measuring each request, retrying it, the cache that nodes share, the disk, joining several
+/// stores, the file system. Their tasks run on the current runtime.
 pub fn stack(
     stores: Vec<Arc<dyn ObjectStore>>,
-    disk: Option<&(Arc<Disk>, Vec<Origin>)>,
+    tiers: &Tiers,
     config: &Config,
     stats: Arc<Stats>,
 ) -> std::io::Result<Arc<BucketFs>> {
@@ -200,7 +210,12 @@ pub fn stack(
     let branches = config.buckets.iter().zip(stores).enumerate().map(|(at, (bucket, store))| {
         let store: Arc<dyn ObjectStore> = Arc::new(Metered::new(store, stats.clone()));
         let mut store: Arc<dyn ObjectStore> = Arc::new(Retrying::new(store, policy, stats.clone()));
-        if let Some((disk, origins)) = disk
+        if let Some((shared, origins)) = &tiers.shared
+            && let Some(origin) = origins.get(at)
+        {
+            store = Arc::new(SharedCached::new(store, origin.clone(), shared.clone()));
+        }
+        if let Some((disk, origins)) = &tiers.disk
             && let Some(origin) = origins.get(at)
         {
             store = Arc::new(DiskCached::new(store, origin.clone(), disk.clone()));

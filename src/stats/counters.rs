@@ -58,9 +58,9 @@ macro_rules! counters {
                 Self { $($name: self.$name.saturating_sub(earlier.$name),)* }
             }
 
-            /// Object bytes that arrived, without those of the disk cache.
+            /// Object bytes that arrived, without those of the caches below memory.
             pub fn from_store(&self) -> u64 {
-                self.bytes_fetched.saturating_sub(self.disk_hit_bytes)
+                self.bytes_fetched.saturating_sub(self.disk_hit_bytes + self.shared_hit_bytes)
             }
 
             /// The exported counters, in the order of their declaration.
@@ -130,6 +130,22 @@ counters! {
     opened_through ["fasts3_opens_total" how = "passthrough"]
         "Opens of which the kernel told, by who reads the file since: the kernel by itself, or this.";
     opened_by_daemon ["fasts3_opens_total" how = "daemon"] "Those of the other files.";
+    shared_hit_bytes ["fasts3_shared_cache_bytes_total" event = "hit"]
+        "Object bytes that were read from the shared cache, missed, and what became of the rest.";
+    shared_missed_bytes ["fasts3_shared_cache_bytes_total" event = "missed"]
+        "Bytes that were fetched from the source.";
+    shared_filled_bytes ["fasts3_shared_cache_bytes_total" event = "filled"]
+        "Bytes that were stored in the shared cache.";
+    shared_dropped_bytes ["fasts3_shared_cache_bytes_total" event = "dropped"]
+        "Bytes that were not stored, because it lagged or failed.";
+    shared_wrong ["fasts3_shared_cache_wrong_total"]
+        "Times that an entry of the shared cache was not right, and was not used.";
+    shared_late ["fasts3_shared_cache_late_total"]
+        "Times that the shared cache, or the mount that was to fill it, took longer than the source.";
+    shared_waits ["fasts3_shared_cache_waits_total"]
+        "Times that this mount waited for another one to store what both wanted.";
+    shared_pauses ["fasts3_shared_cache_pauses_total"]
+        "Times that the shared cache failed or refused, and was left alone for a while.";
     listed ["fasts3_listed_entries_total"] "Keys and common prefixes on pages of listings.";
     retries ["fasts3_store_retries_total"] "Requests that were sent again after a failure.";
     hedges ["fasts3_store_hedges_total"]

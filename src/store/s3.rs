@@ -27,6 +27,7 @@ mod clock;
 pub mod config;
 mod connect;
 mod credentials;
+mod entries;
 mod facts;
 mod learnt;
 mod page;
@@ -43,6 +44,7 @@ use clock::Clock;
 pub use config::{Keys, StoreConfig};
 use connect::Making;
 use credentials::Renewing;
+pub use entries::S3Entries;
 use learnt::{CHECKSUM_MODE, LearntQuirks, OptionalHeader, Quirk, RESTORE_STATUS};
 use redirect::RedirectTarget;
 use request::{RequestFields, RequestTemplate, list_query};
@@ -290,8 +292,14 @@ impl S3Store {
     }
 }
 
-const HEAD_BUCKET: RequestFields<'_> =
-    RequestFields { kind: Kind::Head, key: "", query: "", headers: &[], optional: None };
+const HEAD_BUCKET: RequestFields<'_> = RequestFields {
+    kind: Kind::Head,
+    key: "",
+    query: "",
+    headers: &[],
+    optional: None,
+    body: None,
+};
 
 fn one_key(prefix: &str) -> ListRequest {
     ListRequest {
@@ -363,6 +371,7 @@ impl ObjectStore for S3Store {
             query: "",
             headers: &headers,
             optional: is_checked.then_some(CHECKSUM_MODE),
+            body: None,
         };
         let (headers, body) = match self.ask(About::Key, &fields).await {
             Err(StoreError::Changed) if is_conditional => return Err(self.mismatch(version).await),

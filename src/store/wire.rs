@@ -116,7 +116,8 @@ impl Wire {
     /// Sends it a second time, on a new connection, when the first byte takes too long: at once, or
     /// when the hedger allows it.
     async fn hedged(&self, message: &Message) -> Result<Response<Body>, CallError> {
-        let (Some(hedging), Some(kind)) = (&self.hedging, message.kind) else {
+        let kind = message.kind.filter(|kind| *kind != Kind::Put);
+        let (Some(hedging), Some(kind)) = (&self.hedging, kind) else {
             return self.exchange(message).await;
         };
         let begun = Instant::now();
@@ -183,6 +184,10 @@ impl Wire {
                 connection.send(&text).await
             }
         };
+        let sent = match sent {
+            Ok(()) if !message.body.is_empty() => connection.send(&message.body).await,
+            sent => sent,
+        };
         sent.map_err(|error| NoHead { error: error.into(), unanswered })?;
         loop {
             let parsed = head::parse(&mut connection.buffer, message.bodiless)
@@ -209,6 +214,8 @@ impl Wire {
 pub(super) struct Message {
     origin: Arc<Origin>,
     text: Vec<u8>,
+    /// What follows the text.
+    body: Bytes,
     repeatable: bool,
     /// The response has no body, whatever its head says.
     bodiless: bool,
@@ -217,10 +224,11 @@ pub(super) struct Message {
 }
 
 impl Message {
-    /// A request without a body: `text` is its line, its headers and the empty line behind them.
-    pub(super) fn new(origin: &Arc<Origin>, text: String, kind: Kind) -> Self {
+    /// `text` is the request's line, its headers and the empty line behind them.
+    pub(super) fn new(origin: &Arc<Origin>, text: String, body: Bytes, kind: Kind) -> Self {
         let (origin, text) = (Arc::clone(origin), text.into_bytes());
-        Self { origin, text, repeatable: true, bodiless: kind == Kind::Head, kind: Some(kind) }
+        let bodiless = kind == Kind::Head;
+        Self { origin, text, body, repeatable: true, bodiless, kind: Some(kind) }
     }
 
     #[cfg(test)]
@@ -233,7 +241,8 @@ impl Message {
         let text = head::write(request, &origin);
         let bodiless = request.method() == Method::HEAD;
         let repeatable = bodiless || request.method() == Method::GET;
-        Ok(Self { origin: Arc::new(origin), text, repeatable, bodiless, kind: None })
+        let (origin, body) = (Arc::new(origin), Bytes::new());
+        Ok(Self { origin, text, body, repeatable, bodiless, kind: None })
     }
 }
 

@@ -28,7 +28,8 @@ impl InProcess {
         let config = config::parse(place.into_iter().chain(options)).unwrap();
         let runtime = Runtime::new().unwrap();
         let context = runtime.enter();
-        let fs = daemon::stack(vec![store], None, &config, Arc::default()).unwrap();
+        let fs =
+            daemon::stack(vec![store], &daemon::Tiers::default(), &config, Arc::default()).unwrap();
         drop(context);
         let mounted = fuse::mount(
             &fs,

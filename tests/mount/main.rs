@@ -36,5 +36,6 @@ mod read_only;
 mod reads;
 mod service;
 mod several;
+mod shared;
 mod stores;
 mod xattrs;

@@ -43,6 +43,9 @@ pub(super) fn text(status: &Status) -> String {
     if let Some(dir) = &settings.cache_dir {
         line("disk cache", disk(dir, totals));
     }
+    if let Some(bucket) = &settings.shared_cache {
+        line("shared cache", shared(bucket, totals));
+    }
     line(
         "read",
         format!(
@@ -123,6 +126,23 @@ fn disk(dir: &str, totals: &Totals) -> String {
         counters.disk_pauses,
         counters.opened_through,
         counters.opened_by_daemon,
+    )
+}
+
+fn shared(bucket: &str, totals: &Totals) -> String {
+    let counters = &totals.counters;
+    let hits = counters.shared_hit_bytes;
+    format!(
+        "{bucket}; {} read, {} of what was asked for; {} stored, {} dropped; {} waits for others, \
+         {} times late, {} wrong, {} left alone",
+        bytes(hits),
+        percent(hits, hits + counters.shared_missed_bytes),
+        bytes(counters.shared_filled_bytes),
+        bytes(counters.shared_dropped_bytes),
+        counters.shared_waits,
+        counters.shared_late,
+        counters.shared_wrong,
+        counters.shared_pauses,
     )
 }
 

@@ -60,6 +60,8 @@ pub(crate) struct MountArgs {
     #[command(flatten)]
     pub(super) disk: super::disk::DiskArgs,
     #[command(flatten)]
+    pub(super) shared: super::shared::SharedArgs,
+    #[command(flatten)]
     pub(super) names: NameArgs,
     #[command(flatten)]
     pub(super) permissions: PermissionArgs,
@@ -392,7 +394,7 @@ fn root_prefix(prefix: &str) -> Result<String, String> {
     Ok(format!("{prefix}/"))
 }
 
-fn endpoint_url(text: &str) -> Result<String, String> {
+pub(super) fn endpoint_url(text: &str) -> Result<String, String> {
     let uri: http::Uri = text.parse().map_err(|error| format!("not a URL: {error}"))?;
     if !matches!(uri.scheme_str(), Some("http" | "https")) {
         return Err("a URL begins with http:// or https://".to_owned());

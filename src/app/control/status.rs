@@ -60,6 +60,8 @@ pub(crate) struct Settings {
     pub(crate) metrics: Option<String>,
     /// `--cache-dir`
     pub(crate) cache_dir: Option<String>,
+    /// `--shared-cache`
+    pub(crate) shared_cache: Option<String>,
     #[serde(skip, default = "Instant::now")]
     since: Instant,
 }
@@ -97,6 +99,7 @@ impl Settings {
             access: access.to_owned(),
             metrics: None,
             cache_dir: config.disk.as_ref().map(|disk| disk.path.display().to_string()),
+            shared_cache: config.shared.as_ref().map(|shared| shared.bucket.url()),
             since: Instant::now(),
         }
     }

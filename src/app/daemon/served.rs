@@ -16,7 +16,7 @@ use super::logging::Logs;
 use super::outlive::keeper::Keeper;
 use super::outlive::{self, TakenMount};
 use super::signals::{SignalRequest, Signals};
-use super::{background, service, stack};
+use super::{Tiers, background, service, stack};
 use crate::app::command_error::CommandError;
 use crate::app::config::{self, Config, PassthroughWhen};
 use crate::app::control::status::Settings;
@@ -31,6 +31,7 @@ use crate::names::KeptNames;
 use crate::stats::Stats;
 use crate::store::ObjectStore;
 use crate::store::s3::S3Store;
+use crate::store::shared::{SharedCache, SharedOrigin};
 
 /// After a lazy unmount, files that are still open are served for this time.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -60,6 +61,7 @@ pub(super) struct ServedMount<'a> {
     config: &'a Config,
     pub(super) fs: Arc<BucketFs>,
     disk: Option<Arc<Disk>>,
+    shared: Option<Arc<SharedCache>>,
     mounted: Arc<Mounted>,
     options: MountOptions,
     endpoint: String,
@@ -76,7 +78,7 @@ impl<'a> ServedMount<'a> {
     pub(super) fn mount(
         config: &'a Config,
         stores: Vec<S3Store>,
-        disk: Option<Arc<Disk>>,
+        (disk, shared): (Option<Arc<Disk>>, Option<Arc<SharedCache>>),
         stats: Arc<Stats>,
         before: Option<BeforeThis>,
         keeper: Keeper,
@@ -91,11 +93,16 @@ impl<'a> ServedMount<'a> {
         let regions: Vec<String> = stores.iter().map(|store| store.region().to_owned()).collect();
         let distinct: BTreeSet<_> = regions.iter().map(String::as_str).collect();
         let region = distinct.into_iter().collect::<Vec<_>>().join(",");
-        let origins = config.buckets.iter().zip(&stores);
-        let origins = origins.map(|(bucket, store)| Origin::new(&store.endpoint(), &bucket.name));
-        let layer = disk.clone().map(|disk| (disk, origins.collect()));
+        let places = config.buckets.iter().zip(&stores);
+        let places: Vec<_> =
+            places.map(|(bucket, store)| (store.endpoint(), &*bucket.name)).collect();
+        let origins = places.iter().map(|(endpoint, bucket)| Origin::new(endpoint, bucket));
+        let disk_layer = disk.clone().map(|disk| (disk, origins.collect()));
+        let origins = places.iter().map(|(endpoint, bucket)| SharedOrigin::new(endpoint, bucket));
+        let shared_layer = shared.clone().map(|shared| (shared, origins.collect()));
+        let tiers = Tiers { disk: disk_layer, shared: shared_layer };
         let stores = stores.into_iter().map(|store| Arc::new(store) as Arc<dyn ObjectStore>);
-        let fs = stack(stores.collect(), layer.as_ref(), config, stats).map_err(|error| {
+        let fs = stack(stores.collect(), &tiers, config, stats).map_err(|error| {
             CommandError::failed(format!(
                 "no address space for the cache ({error}): raise `ulimit -v`, LimitAS= of a unit \
                  or vm.overcommit_ratio, or lower --memory-budget"
@@ -142,6 +149,7 @@ impl<'a> ServedMount<'a> {
             config,
             fs,
             disk,
+            shared,
             mounted,
             options,
             endpoint,
@@ -333,6 +341,9 @@ impl<'a> ServedMount<'a> {
         }
         if let Some(disk) = &self.disk {
             disk.settle(DRAIN).await;
+        }
+        if let Some(shared) = &self.shared {
+            shared.settle(DRAIN).await;
         }
         self.fs.stats.snapshot().log_unmounted(&self.options.mountpoint);
         Ok(())

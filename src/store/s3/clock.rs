@@ -50,6 +50,11 @@ pub(super) fn seconds_ahead(date: &str, now: SystemTime) -> Option<i64> {
     Some(http_date(date)?.secs() - DateTime::from(now).secs())
 }
 
+/// From one time in a header to another, both by the clock of one store.
+pub(super) fn seconds_between(earlier: &str, later: &str) -> Option<i64> {
+    Some(http_date(later)?.secs() - http_date(earlier)?.secs())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

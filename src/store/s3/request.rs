@@ -9,11 +9,12 @@ use std::time::SystemTime;
 use ::http::Uri;
 use aws_credential_types::Credentials;
 use aws_smithy_types::endpoint::Endpoint;
+use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::learnt::OptionalHeader;
 use super::redirect::RedirectTarget;
-use super::sign::{NO_BODY, Signer, amz_date};
+use super::sign::{NO_BODY, Signer, UNSIGNED, amz_date};
 use crate::store::wire::{Kind, Message, Origin};
 use crate::store::{ListFrom, ListRequest, StoreError};
 
@@ -43,6 +44,7 @@ pub(super) struct RequestFields<'a> {
     /// Names in lower case.
     pub(super) headers: &'a [(&'a str, &'a str)],
     pub(super) optional: Option<OptionalHeader>,
+    pub(super) body: Option<&'a Bytes>,
 }
 
 impl RequestTemplate {
@@ -86,7 +88,12 @@ impl RequestTemplate {
         time: SystemTime,
         credentials: Option<&Credentials>,
     ) -> Result<Message, StoreError> {
-        let method = if fields.kind == Kind::Head { "HEAD" } else { "GET" };
+        let method = match fields.kind {
+            Kind::Head => "HEAD",
+            Kind::List | Kind::Get => "GET",
+            Kind::Put => "PUT",
+        };
+        let payload = if fields.body.is_some() { UNSIGNED } else { NO_BODY };
         let (origin, path, query) = if let Some(place) = place {
             (&place.origin, place.path.clone(), &*place.query)
         } else {
@@ -104,15 +111,17 @@ impl RequestTemplate {
         }
         let credentials = credentials.filter(|_| is_ours);
         let authorization = self.signer.as_ref().zip(credentials).map(|(signer, credentials)| {
-            headers.extend([("x-amz-content-sha256", NO_BODY), ("x-amz-date", &date)]);
+            headers.extend([("x-amz-content-sha256", payload), ("x-amz-date", &date)]);
             let token = credentials.session_token();
             headers.extend(token.map(|token| (signer.token_header, token)));
             headers.sort_unstable_by_key(|(name, _)| *name);
             let line = (method, &*path, query);
-            signer.authorization(line, &headers, (time, &date), credentials)
+            signer.authorization(line, payload, &headers, (time, &date), credentials)
         });
         headers.extend(authorization.as_deref().map(|value| ("authorization", value)));
         // Not signed, because proxies change them.
+        let length = fields.body.map(|body| body.len().to_string());
+        headers.extend(length.as_deref().map(|length| ("content-length", length)));
         headers.extend([("accept-encoding", "identity"), ("user-agent", &self.user_agent)]);
         // A line's end in a value would begin another header.
         let visible = |text: &str| text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
@@ -126,7 +135,7 @@ impl RequestTemplate {
             text.extend([name, ": ", value, "\r\n"]);
         }
         text.push_str("\r\n");
-        Ok(Message::new(origin, text, fields.kind))
+        Ok(Message::new(origin, text, fields.body.cloned().unwrap_or_default(), fields.kind))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Signatures of requests without a body (AWS Signature Version 4). No I/O; one lock.
+//! Signatures of requests (AWS Signature Version 4). No I/O; one lock.
 //!
 //! `aws-sigv4` signs any request, in twice the time of the rest of a small GET. This signs the
 //! requests that are sent thousands of times a second, and derives the signing key once a day.
@@ -15,6 +15,8 @@ use sha2::{Digest as _, Sha256};
 
 /// The SHA-256 of an empty body.
 pub(super) const NO_BODY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+/// A body that the signature is not about.
+pub(super) const UNSIGNED: &str = "UNSIGNED-PAYLOAD";
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 
 /// Region and service are by the endpoint rules. A directory bucket has other values here.
@@ -48,10 +50,12 @@ impl Signer {
     }
 
     /// The value of `Authorization`. `headers` are in lower case and ascend by name; one of them is
-    /// `date`, the time as [`amz_date`] writes it.
+    /// `date`, the time as [`amz_date`] writes it, and another `payload`: [`NO_BODY`] or
+    /// [`UNSIGNED`].
     pub(super) fn authorization(
         &self,
         (method, path, query): (&str, &str, &str),
+        payload: &str,
         headers: &[(&str, &str)],
         (time, date): (SystemTime, &str),
         credentials: &Credentials,
@@ -63,7 +67,7 @@ impl Signer {
         for (name, value) in headers {
             request.extend([name, ":", value, "\n"]);
         }
-        request.extend(["\n", &names, "\n", NO_BODY]);
+        request.extend(["\n", &names, "\n", payload]);
 
         let Self { region, service, .. } = self;
         let day = &date[..8];

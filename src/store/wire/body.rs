@@ -58,14 +58,14 @@ impl Body {
     /// Receives the body straight into the target, which has room for it. Of a body that does not
     /// tell its length, the last byte is given when its end has come where it should.
     pub(in crate::store) async fn receive(
-        self,
+        mut self,
         length: u64,
         into: &mut (dyn BufMut + Send),
     ) -> Result<(), StoreError> {
         debug_assert!(into.remaining_mut() as u64 >= length, "room for the body");
         match self.length() {
             None => self.receive_to_the_end(length, into).await,
-            Some(told) if told == length => self.receive_told(length, into).await,
+            Some(told) if told == length => self.take(length, into).await,
             Some(told) => Err(StoreError::nonsense(format!("{told} bytes instead of {length}"))),
         }
     }
@@ -94,11 +94,17 @@ impl Body {
         Ok(())
     }
 
-    async fn receive_told(
-        mut self,
+    /// Receives the next bytes of a body that tells its length, and has as many.
+    pub(in crate::store) async fn take(
+        &mut self,
         length: u64,
         into: &mut (dyn BufMut + Send),
     ) -> Result<(), StoreError> {
+        let Framing::Length(all) = self.framing else {
+            return Err(StoreError::nonsense("a body without a length"));
+        };
+        let too_short = || StoreError::nonsense(format!("{all} bytes instead of {length}"));
+        let behind = all.checked_sub(length).ok_or_else(too_short)?;
         let mut left = length;
         if let Some(connection) = &mut self.connection {
             // Bytes that came with the head.
@@ -122,7 +128,7 @@ impl Body {
                 left -= received as u64;
             }
         }
-        self.framing = Framing::Length(left);
+        self.framing = Framing::Length(behind);
         self.end_if_over();
         Ok(())
     }

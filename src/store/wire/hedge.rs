@@ -17,6 +17,8 @@ pub(in crate::store) enum Kind {
     List,
     Head,
     Get,
+    /// With a body, and never sent a second time because it is slow.
+    Put,
 }
 
 /// The shortest wait: a retransmission takes 0.2 s, and a store's slow moment as long.
@@ -40,7 +42,7 @@ pub(super) struct Hedger(Mutex<Learnt>);
 
 struct Learnt {
     /// By [`Kind`].
-    answers: [Answers; 3],
+    answers: [Answers; 4],
     tokens: f64,
     /// Second requests that wait for an answer.
     under_way: usize,

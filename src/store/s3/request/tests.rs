@@ -159,7 +159,7 @@ async fn store(endpoint: &str, provider: Option<SharedCredentialsProvider>) -> S
 
 fn get(key: &str) -> RequestFields<'_> {
     let headers = &[("if-match", "\"e\""), ("range", "bytes=2-5")];
-    RequestFields { kind: Kind::Get, key, query: "", headers, optional: None }
+    RequestFields { kind: Kind::Get, key, query: "", headers, optional: None, body: None }
 }
 
 fn filled(

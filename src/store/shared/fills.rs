@@ -1,0 +1,214 @@
+//! What was fetched from the source and is to be stored in the shared cache: put together from the
+//! parts in which it came, and stored in the background. Its memory is bounded; what finds none is
+//! not stored.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use super::entry::{EntryName, Sealer, size};
+use crate::base::layout::BLOCK_BYTES;
+
+/// Requests that store, at once: 32 MiB on their way, which a store of 1 GB/s takes in 30 ms.
+const AT_ONCE: usize = 16;
+/// Smaller pieces that are not a unit's first are of random reads: the rest of it seldom comes.
+const LEAST_PIECE: u64 = 256 << 10;
+/// Units of which a part has come. The oldest is given up for another.
+const UNFINISHED: usize = 16;
+/// The unit in which memory is charged.
+const CHARGED: u64 = 1 << 10;
+
+#[derive(Debug)]
+pub(super) struct Fills {
+    /// Memory, in [`CHARGED`].
+    memory: Arc<Semaphore>,
+    all: u32,
+    pub(super) at_once: Semaphore,
+    unfinished: Mutex<Vec<PartialEntry>>,
+}
+
+/// Why a unit may be stored, and so how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FillRight {
+    /// It has the claim, or the entry is wrong: in any case.
+    Owner,
+    /// Nobody was asked: unless there is an entry, or a claim.
+    IfAbsent,
+    /// Whoever has the claim is late: unless there is an entry some time later.
+    Late,
+}
+
+/// The right to store a unit, and the memory for it.
+#[derive(Debug)]
+pub(super) struct Fill {
+    pub(super) right: FillRight,
+    _memory: OwnedSemaphorePermit,
+}
+
+/// An entry, as far as its blocks have come.
+#[derive(Debug)]
+pub(super) struct PartialEntry {
+    pub(super) name: EntryName,
+    pub(super) fill: Fill,
+    pub(super) entry: Vec<u8>,
+    /// A bit for each block that is missing.
+    missing: u64,
+}
+
+impl Fills {
+    pub(super) fn new(memory_bytes: u64) -> Self {
+        let all = u32::try_from(memory_bytes / CHARGED).unwrap_or(u32::MAX);
+        let memory = Arc::new(Semaphore::new(all as usize));
+        Self { memory, all, at_once: Semaphore::new(AT_ONCE), unfinished: Mutex::default() }
+    }
+
+    /// None if there is no memory for the entry.
+    pub(super) fn reserve(&self, entry_bytes: u64, right: FillRight) -> Option<Fill> {
+        let charge = u32::try_from(entry_bytes.div_ceil(CHARGED)).ok()?;
+        let take = || self.memory.clone().try_acquire_many_owned(charge).ok();
+        let memory = take().or_else(|| {
+            let mut unfinished = self.unfinished.lock();
+            if unfinished.is_empty() {
+                return None;
+            }
+            drop(unfinished.remove(0));
+            take()
+        })?;
+        Some(Fill { right, _memory: memory })
+    }
+
+    /// Adds a piece of a unit, `range` of its object; gives the entry if it is complete. Gives the
+    /// piece's length back as an error if it is not kept for want of memory.
+    pub(super) fn add(
+        &self,
+        sealer: &Sealer,
+        name: EntryName,
+        (range, bytes): (&Range<u64>, &[u8]),
+        fill: Option<Fill>,
+    ) -> Result<Option<PartialEntry>, u64> {
+        let length = range.end - range.start;
+        let entry_bytes = sealer.entry_bytes(&name);
+        let new = |fill: Option<Fill>| {
+            let fill = fill.or_else(|| self.reserve(entry_bytes, FillRight::IfAbsent));
+            let fill = fill.ok_or(length)?;
+            let missing = (1 << name.blocks_of(&name.object_range()).end) - 1;
+            Ok::<_, u64>(PartialEntry { name, fill, entry: vec![0; size(entry_bytes)], missing })
+        };
+        if length == name.unit_bytes {
+            let mut whole = new(fill)?;
+            whole.add(sealer, range, bytes);
+            return Ok(Some(whole));
+        }
+        let is_first = range.start == name.object_range().start;
+        let is_known = |assembly: &PartialEntry| assembly.name == name;
+        if !self.unfinished.lock().iter().any(is_known) {
+            if length < LEAST_PIECE && !is_first {
+                return Ok(None);
+            }
+            let begun = new(fill)?;
+            let mut unfinished = self.unfinished.lock();
+            // Another piece may have come meanwhile.
+            if !unfinished.iter().any(is_known) {
+                if unfinished.len() == UNFINISHED {
+                    unfinished.remove(0);
+                }
+                unfinished.push(begun);
+            }
+        }
+        let mut unfinished = self.unfinished.lock();
+        let Some(at) = unfinished.iter().position(is_known) else { return Ok(None) };
+        unfinished[at].add(sealer, range, bytes);
+        let is_complete = unfinished[at].missing == 0;
+        Ok(is_complete.then(|| unfinished.remove(at)))
+    }
+
+    /// Returns when all that is complete was stored, at most after `limit`.
+    pub(super) async fn settle(&self, limit: Duration) {
+        self.unfinished.lock().clear();
+        // What is not stored by then is lost.
+        let _ = timeout(limit, self.memory.acquire_many(self.all)).await;
+    }
+}
+
+impl PartialEntry {
+    /// Takes the whole blocks of a piece.
+    fn add(&mut self, sealer: &Sealer, range: &Range<u64>, bytes: &[u8]) {
+        let unit = self.name.object_range();
+        let mut at = range.start.next_multiple_of(BLOCK_BYTES);
+        while at < range.end {
+            let end = unit.end.min(at + BLOCK_BYTES);
+            if end > range.end {
+                return;
+            }
+            let block = (at - unit.start) / BLOCK_BYTES;
+            if self.missing & (1 << block) != 0 {
+                let bytes = &bytes[size(at - range.start)..size(end - range.start)];
+                sealer.seal(&self.name, block, bytes, &mut self.entry);
+                self.missing &= !(1 << block);
+            }
+            at = end;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::entry::{SharedOrigin, UNIT_BYTES};
+    use super::*;
+    use crate::store::ObjectVersion;
+
+    fn name(sealer: &Sealer, key: &str, offset: u64) -> EntryName {
+        let version =
+            ObjectVersion { key: key.to_owned(), etag: "e".to_owned(), size_bytes: 5 << 20 };
+        let identity = sealer.identity(&SharedOrigin::new("AWS", "b"), &version);
+        EntryName::at(identity, &version, offset)
+    }
+
+    #[test]
+    fn pieces_in_any_order_make_the_entry_that_the_whole_unit_makes() {
+        let (sealer, fills) = (Sealer::without_key(), Fills::new(8 << 20));
+        let object: Vec<u8> = (0..5_u32 << 20).map(|at| (at / 1000).to_le_bytes()[0]).collect();
+        let piece = |range: &Range<u64>| object[size(range.start)..size(range.end)].to_vec();
+        let unit = UNIT_BYTES..2 * UNIT_BYTES;
+        let name = name(&sealer, "k", unit.start);
+        let whole = fills.add(&sealer, name, (&unit, &piece(&unit)), None).unwrap().unwrap();
+        let cuts = [0, 512 << 10, 640 << 10, UNIT_BYTES].map(|at| unit.start + at);
+        for order in [[0, 1, 2], [2, 0, 1], [1, 2, 0], [0, 2, 1]] {
+            let mut made = None;
+            for at in order {
+                let range = cuts[at]..cuts[at + 1];
+                made = fills.add(&sealer, name, (&range, &piece(&range)), None).unwrap();
+            }
+            if order[0] == 1 {
+                assert!(made.is_none(), "a small piece alone begins nothing");
+                let range = cuts[1]..cuts[2];
+                made = fills.add(&sealer, name, (&range, &piece(&range)), None).unwrap();
+            }
+            assert_eq!(made.unwrap().entry, whole.entry, "{order:?}");
+        }
+        assert!(fills.unfinished.lock().is_empty());
+    }
+
+    #[test]
+    fn memory_is_bounded_and_what_is_unfinished_goes_first() {
+        let (sealer, fills) = (Sealer::without_key(), Fills::new(5 << 20));
+        let half = vec![7; size(UNIT_BYTES / 2)];
+        let name = |key| name(&sealer, key, 0);
+        let add = |key| fills.add(&sealer, name(key), (&(0..UNIT_BYTES / 2), &half), None);
+        assert!(matches!((add("a"), add("b")), (Ok(None), Ok(None))));
+        assert!(matches!(add("c"), Ok(None)), "in place of the first");
+        let kept: Vec<_> = fills.unfinished.lock().iter().map(|kept| kept.name).collect();
+        assert_eq!(kept, [name("b"), name("c")]);
+        let bytes = sealer.entry_bytes(&name("x"));
+        let held: Vec<_> =
+            (0..2).map(|_| fills.reserve(bytes, FillRight::Owner).unwrap()).collect();
+        assert!(fills.reserve(bytes, FillRight::Owner).is_none());
+        assert!(matches!(add("d"), Err(length) if length == UNIT_BYTES / 2));
+        drop(held);
+        assert!(fills.reserve(bytes, FillRight::Owner).is_some());
+    }
+}

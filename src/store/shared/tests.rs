@@ -1,0 +1,464 @@
+//! The layer over stores in memory, in paused time: what programs get, and what each store is
+//! asked.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use proptest::prelude::*;
+use tokio::task::JoinSet;
+
+use super::entry::UNIT_BYTES;
+use super::*;
+use crate::store::{ObjectStore, ObjectVersion};
+use crate::testing::fault::{Fault, FaultyStore, Operation};
+use crate::testing::fuzz;
+use crate::testing::memory::MemoryStore;
+
+const MS: Duration = Duration::from_millis(1);
+
+/// What the store of the entries does to its next answers.
+#[derive(Clone, Debug, Default, PartialEq)]
+enum Trouble {
+    #[default]
+    None,
+    Late(Duration),
+    Fails(StoreError),
+    /// This byte of what is asked for is another.
+    Flips(usize),
+    /// The body ends here.
+    Breaks(usize),
+    /// The body stops here.
+    Stalls(usize),
+    /// The entry is shorter.
+    Truncates,
+}
+
+/// Entries in memory, 1 ms away.
+#[derive(Default)]
+struct Shelf {
+    entries: Mutex<HashMap<String, (Vec<u8>, Instant)>>,
+    trouble: Mutex<(Trouble, Trouble)>,
+}
+
+struct ShelfBody {
+    bytes: std::io::Cursor<Vec<u8>>,
+    trouble: Trouble,
+}
+
+#[async_trait]
+impl EntryBody for ShelfBody {
+    async fn take(&mut self, length: u64, into: &mut Vec<u8>) -> Result<(), StoreError> {
+        let at = size(self.bytes.position());
+        let end = at + size(length);
+        match self.trouble {
+            Trouble::Breaks(after) if end > after => {
+                return Err(StoreError::Unavailable("broke".to_owned()));
+            }
+            Trouble::Stalls(after) if end > after => std::future::pending().await,
+            _ => {}
+        }
+        into.extend_from_slice(&self.bytes.get_ref()[at..end]);
+        self.bytes.set_position(end as u64);
+        Ok(())
+    }
+}
+
+impl Shelf {
+    /// To GETs, and to PUTs.
+    fn troubles(&self, gets: Trouble, puts: Trouble) {
+        *self.trouble.lock() = (gets, puts);
+    }
+
+    /// Entries, and claims.
+    fn held(&self) -> (usize, usize) {
+        let entries = self.entries.lock();
+        let claims = entries.values().filter(|(bytes, _)| bytes == CLAIM).count();
+        (entries.len() - claims, claims)
+    }
+}
+
+async fn meet(trouble: &Trouble) -> Result<(), StoreError> {
+    sleep(MS).await;
+    match trouble {
+        Trouble::Late(time) => sleep(*time).await,
+        Trouble::Fails(error) => return Err(error.clone()),
+        _ => {}
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl EntryStore for Shelf {
+    async fn get(&self, key: &str, range: Range<u64>) -> Result<Option<FoundEntry>, StoreError> {
+        let trouble = self.trouble.lock().0.clone();
+        meet(&trouble).await?;
+        let Some((bytes, stored)) = self.entries.lock().get(key).cloned() else {
+            return Ok(None);
+        };
+        let length = bytes.len() as u64 - u64::from(trouble == Trouble::Truncates);
+        if range.start >= length {
+            return Ok(None);
+        }
+        let mut bytes = bytes[size(range.start)..size(range.end.min(length))].to_vec();
+        if let Trouble::Flips(at) = trouble {
+            let at = at % bytes.len();
+            bytes[at] ^= 0x20;
+        }
+        let body = Box::new(ShelfBody { bytes: std::io::Cursor::new(bytes), trouble });
+        Ok(Some(FoundEntry { length, age: Some(stored.elapsed()), body }))
+    }
+
+    async fn put(&self, key: &str, entry: Bytes, only_if_absent: bool) -> Result<bool, StoreError> {
+        let trouble = self.trouble.lock().1.clone();
+        meet(&trouble).await?;
+        let mut entries = self.entries.lock();
+        if only_if_absent && entries.contains_key(key) {
+            return Ok(false);
+        }
+        entries.insert(key.to_owned(), (entry.to_vec(), Instant::now()));
+        Ok(true)
+    }
+}
+
+/// A source 15 ms away, and a shelf, for any number of mounts.
+struct Site {
+    memory: Arc<MemoryStore>,
+    source: Arc<FaultyStore>,
+    shelf: Arc<Shelf>,
+    gets: Arc<AtomicUsize>,
+    heads: Arc<AtomicUsize>,
+}
+
+impl Site {
+    fn new() -> Self {
+        let memory = Arc::new(MemoryStore::new());
+        let source = Arc::new(FaultyStore::new(memory.clone()));
+        let (gets, heads) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (get, head) = (gets.clone(), heads.clone());
+        source.hook(move |call| {
+            match call.operation {
+                Operation::Get => get.fetch_add(1, Ordering::Relaxed),
+                Operation::Head => head.fetch_add(1, Ordering::Relaxed),
+                Operation::List => 0,
+            };
+            Fault::Delay(15 * MS)
+        });
+        Self { memory, source, shelf: Arc::default(), gets, heads }
+    }
+
+    fn put(&self, key: &str, bytes: u64) -> (ObjectVersion, Vec<u8>) {
+        let seed = key.len() as u64 + bytes;
+        let mut text: Vec<u8> = (0..251_u64).map(|at| (at * seed).to_le_bytes()[0]).collect();
+        text = text.repeat(size(bytes / 251 + 1));
+        text.truncate(size(bytes));
+        (self.memory.put(key, text.clone()).version, text)
+    }
+
+    /// Small objects, of two blocks each.
+    fn family(&self, name: &str, count: u64) -> Vec<(ObjectVersion, Vec<u8>)> {
+        (0..count).map(|at| self.put(&format!("{name}/{at}"), 140_000 + at)).collect()
+    }
+
+    fn mount(&self) -> (SharedCached, Arc<Stats>) {
+        self.mount_with(Sealer::without_key(), true)
+    }
+
+    fn mount_with(&self, sealer: Sealer, trusts: bool) -> (SharedCached, Arc<Stats>) {
+        let stats = Arc::new(Stats::default());
+        let memory_bytes = SharedCache::memory_of(512 << 20);
+        let policy = SharedPolicy { sealer, trusts, hedges: true, memory_bytes };
+        let cache = SharedCache::new(self.shelf.clone(), policy, stats.clone());
+        let origin = SharedOrigin::new("AWS", "b");
+        (SharedCached::new(self.source.clone(), origin, cache), stats)
+    }
+
+    fn gets(&self) -> usize {
+        self.gets.swap(0, Ordering::Relaxed)
+    }
+
+    fn heads(&self) -> usize {
+        self.heads.swap(0, Ordering::Relaxed)
+    }
+}
+
+async fn read(
+    mount: &SharedCached,
+    version: &ObjectVersion,
+    range: Range<u64>,
+) -> Result<Vec<u8>, StoreError> {
+    let mut bytes = Vec::new();
+    mount.get_range(version, range, &mut bytes).await.map(|()| bytes)
+}
+
+/// Background fills end.
+async fn settle() {
+    sleep(Duration::from_secs(1)).await;
+}
+
+/// In parts of 2 MiB, as a stream does; the time that it took.
+async fn read_all(mount: &SharedCached, version: &ObjectVersion, want: &[u8]) -> Duration {
+    let begun = Instant::now();
+    let mut at = 0;
+    while at < version.size_bytes {
+        let end = version.size_bytes.min(at + UNIT_BYTES);
+        let bytes = read(mount, version, at..end).await.unwrap();
+        assert!(bytes == want[size(at)..size(end)], "wrong bytes at {at}");
+        at = end;
+    }
+    begun.elapsed()
+}
+
+async fn read_each(mount: &SharedCached, objects: &[(ObjectVersion, Vec<u8>)]) -> Duration {
+    let begun = Instant::now();
+    for (version, want) in objects {
+        read_all(mount, version, want).await;
+    }
+    begun.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_mount_fetched_another_reads_from_the_cache() {
+    let site = Site::new();
+    let (version, want) = site.put("k", 5 * UNIT_BYTES + 300_001);
+    let (one, stats) = site.mount();
+    read_all(&one, &version, &want).await;
+    assert_eq!(site.gets(), 6);
+    settle().await;
+    assert_eq!(site.shelf.held(), (6, 0));
+    assert_eq!(stats.shared_filled_bytes.get(), version.size_bytes);
+    let (other, stats) = site.mount();
+    read_all(&other, &version, &want).await;
+    assert_eq!((site.gets(), site.heads()), (0, 0));
+    assert_eq!(stats.shared_hit_bytes.get(), version.size_bytes);
+    // Any range, over units and inside of blocks, costs about its own bytes.
+    for range in [0..1, 100..200_000, UNIT_BYTES - 1..UNIT_BYTES + 1, 3 << 20..7 << 20] {
+        let bytes = read(&other, &version, range.clone()).await.unwrap();
+        assert!(bytes == want[size(range.start)..size(range.end)], "{range:?}");
+    }
+    assert_eq!(site.gets(), 0);
+    // Another version has other entries.
+    let (version, want) = site.put("k", 5 * UNIT_BYTES + 300_002);
+    read_all(&other, &version, &want).await;
+    assert_eq!(site.gets(), 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_source_is_asked_once_whether_an_object_may_be_read() {
+    let site = Site::new();
+    let (version, want) = site.put("k", 3 * UNIT_BYTES);
+    let (one, _) = site.mount_with(Sealer::without_key(), false);
+    read_all(&one, &version, &want).await;
+    settle().await;
+    assert_eq!((site.gets(), site.heads()), (3, 0), "a GET of it is enough");
+    let (other, _) = site.mount_with(Sealer::without_key(), false);
+    read_all(&other, &version, &want).await;
+    assert_eq!((site.gets(), site.heads()), (0, 1));
+    // A lookup has asked already.
+    let (third, _) = site.mount_with(Sealer::without_key(), false);
+    third.head("k").await.unwrap();
+    site.heads();
+    read_all(&third, &version, &want).await;
+    assert_eq!((site.gets(), site.heads()), (0, 0));
+    // Who may not read it gets what the source says.
+    let (stranger, stats) = site.mount_with(Sealer::without_key(), false);
+    let denied = || StoreError::Denied("no".to_owned());
+    site.source.hook(move |_| Fault::Fail(denied()));
+    assert_eq!(read(&stranger, &version, 0..10).await, Err(denied()));
+    assert_eq!(stats.shared_hit_bytes.get(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn eight_mounts_that_start_together_fetch_once() {
+    let site = Site::new();
+    let mut objects = site.family("small", 40);
+    objects.push(site.put("large", 8 * UNIT_BYTES));
+    let mut mounts = JoinSet::new();
+    for number in 0..8 {
+        let ((mount, _), objects) = (site.mount(), objects.clone());
+        mounts.spawn(async move {
+            sleep(number * 12 * MS).await;
+            read_each(&mount, &objects).await
+        });
+    }
+    let times = mounts.join_all().await;
+    let gets = site.gets();
+    assert!((48..=57).contains(&gets), "{gets} GETs instead of 48");
+    // One after the other the source alone takes 48 × 15 ms.
+    assert!(times.iter().all(|took| *took < 48 * 24 * MS), "{times:?}");
+    settle().await;
+    assert_eq!(site.shelf.held(), (48, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cold_cache_costs_a_mount_that_is_alone_nothing() {
+    let site = Site::new();
+    let (mount, _) = site.mount();
+    let mut times = Vec::new();
+    for round in 0..20 {
+        times.push(read_each(&mount, &site.family(&format!("{round}"), 20)).await);
+    }
+    let alone = times[4..].iter().max().unwrap();
+    assert!(*alone <= 20 * 15 * MS * 21 / 20, "{times:?}");
+    settle().await;
+    assert_eq!(site.shelf.held(), (400, 0));
+    // It finds out when it is not alone any more.
+    let objects = site.family("new", 60);
+    read_each(&site.mount().0, &objects).await;
+    settle().await;
+    site.gets();
+    read_each(&mount, &objects).await;
+    let gets = site.gets();
+    assert!(gets <= 20, "{gets} of 60 although they were there");
+}
+
+#[tokio::test(start_paused = true)]
+async fn random_reads_fetch_what_they_ask_for_and_nothing_else() {
+    let site = Site::new();
+    let (version, want) = site.put("k", 20 * UNIT_BYTES);
+    let (mount, stats) = site.mount();
+    for at in 0..100_u64 {
+        let start = (at * 7919 * 4096) % (version.size_bytes - (128 << 10));
+        let range = start..start + (128 << 10);
+        let bytes = read(&mount, &version, range.clone()).await.unwrap();
+        assert!(bytes == want[size(range.start)..size(range.end)]);
+    }
+    assert_eq!(site.gets(), 100);
+    assert_eq!(stats.shared_missed_bytes.get(), 100 * (128 << 10));
+    settle().await;
+    assert_eq!(site.shelf.held(), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_the_cache_does_reads_are_right_and_hardly_slower() {
+    let denied = || StoreError::Denied("no".to_owned());
+    let broken = || StoreError::Unavailable("503".to_owned());
+    for (gets, puts) in [
+        (Trouble::None, Trouble::None),
+        (Trouble::Flips(7_000), Trouble::None),
+        (Trouble::Flips(135_000), Trouble::None),
+        (Trouble::Truncates, Trouble::None),
+        (Trouble::Breaks(135_000), Trouble::None),
+        (Trouble::Stalls(135_000), Trouble::None),
+        (Trouble::Stalls(0), Trouble::Stalls(0)),
+        (Trouble::Late(3000 * MS), Trouble::Late(3000 * MS)),
+        (Trouble::Fails(broken()), Trouble::Fails(broken())),
+        (Trouble::Fails(denied()), Trouble::Fails(denied())),
+        (Trouble::None, Trouble::Fails(denied())),
+        (Trouble::None, Trouble::Late(3000 * MS)),
+    ] {
+        for is_filled in [false, true] {
+            let site = Site::new();
+            let objects = site.family("k", 60);
+            if is_filled {
+                read_each(&site.mount().0, &objects).await;
+                settle().await;
+            }
+            let wrong = matches!(gets, Trouble::Flips(_) | Trouble::Truncates) && is_filled;
+            site.shelf.troubles(gets.clone(), puts.clone());
+            let (mount, stats) = site.mount();
+            let took = read_each(&mount, &objects).await;
+            let alone = 60 * 15 * MS;
+            // In all: five first bytes of 200 ms, five bodies of 200 ms.
+            let limit = alone * 21 / 20 + 1200 * MS;
+            assert!(took < limit, "{gets:?} {puts:?} {is_filled}: {took:?}");
+            assert_eq!(stats.shared_wrong.get() > 0, wrong, "{gets:?} {is_filled}");
+            if is_filled && gets != Trouble::None {
+                assert!(stats.shared_pauses.get() > 0, "{gets:?}");
+            }
+            // Once it is well again, so are we, in a while.
+            site.shelf.troubles(Trouble::None, Trouble::None);
+            sleep(Duration::from_mins(10)).await;
+            for _ in 0..3 {
+                read_each(&mount, &objects).await;
+                settle().await;
+            }
+            site.gets();
+            read_each(&mount, &objects).await;
+            let gets_then = site.gets();
+            assert!(gets_then < 12, "{gets:?} {puts:?} {is_filled}: {gets_then}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_claim_of_a_mount_that_died_delays_each_unit_once_and_is_replaced() {
+    let site = Site::new();
+    let (version, want) = site.put("k", 8 * UNIT_BYTES);
+    let (dead, _) = site.mount();
+    for unit in 0..8 {
+        let range = unit * UNIT_BYTES..(unit + 1) * UNIT_BYTES;
+        // It dies with its request.
+        let read = timeout(5 * MS, read(&dead, &version, range)).await;
+        assert!(read.is_err());
+    }
+    assert_eq!(site.shelf.held(), (0, 8));
+    let (mount, stats) = site.mount();
+    let took = read_all(&mount, &version, &want).await;
+    assert!(took < 8 * 15 * MS + 4000 * MS, "{took:?}");
+    assert!(stats.shared_late.get() > 0);
+    sleep(SPREAD * 2).await;
+    assert_eq!(site.shelf.held(), (8, 0));
+    site.gets();
+    read_all(&site.mount().0, &version, &want).await;
+    assert_eq!(site.gets(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_key_nobody_makes_an_entry_that_is_believed() {
+    let site = Site::new();
+    let (version, want) = site.put("k", 2 * UNIT_BYTES);
+    let key = || Sealer::with_key(b"the key of the nodes");
+    let (one, _) = site.mount_with(key(), true);
+    read_all(&one, &version, &want).await;
+    settle().await;
+    site.gets();
+    read_all(&site.mount_with(key(), true).0, &version, &want).await;
+    assert_eq!(site.gets(), 0);
+    // Who can write the cache, but has not the key, changes what is there.
+    for (bytes, _) in site.shelf.entries.lock().values_mut() {
+        bytes[1000] ^= 1;
+    }
+    let (other, stats) = site.mount_with(key(), true);
+    read_all(&other, &version, &want).await;
+    assert_eq!((site.gets(), stats.shared_wrong.get()), (2, 2));
+    settle().await;
+    read_all(&site.mount_with(key(), true).0, &version, &want).await;
+    assert_eq!(site.gets(), 0, "what was wrong is replaced");
+}
+
+/// Any reads, by several mounts, of a cache that does anything: the bytes are right.
+#[test]
+fn any_trouble_gives_right_bytes() {
+    let size_bytes = UNIT_BYTES + 200_000;
+    let trouble = prop_oneof![
+        Just(Trouble::None),
+        (0_u64..400).prop_map(|ms| Trouble::Late(Duration::from_millis(ms))),
+        Just(Trouble::Fails(StoreError::Unavailable("503".to_owned()))),
+        (0_usize..3 << 20).prop_map(Trouble::Flips),
+        (0_usize..3 << 20).prop_map(Trouble::Breaks),
+        (0_usize..3 << 20).prop_map(Trouble::Stalls),
+        Just(Trouble::Truncates),
+    ];
+    let step = (0_usize..3, 0..size_bytes, 1..size_bytes, trouble.clone(), trouble);
+    let steps = prop::collection::vec(step, 1..12);
+    fuzz::each(steps, |steps| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let site = Site::new();
+            let (version, want) = site.put("k", size_bytes);
+            let mounts: Vec<_> = (0..3).map(|_| site.mount().0).collect();
+            for (mount, start, length, gets, puts) in steps {
+                site.shelf.troubles(gets, puts);
+                let range = start..(start + length).min(size_bytes);
+                let bytes = read(&mounts[mount], &version, range.clone()).await.unwrap();
+                prop_assert!(bytes == want[size(range.start)..size(range.end)], "{:?}", range);
+                sleep(50 * MS).await;
+            }
+            Ok(())
+        })
+    });
+}
