@@ -324,6 +324,20 @@ pub(crate) fn descriptor(mountpoint: &Path) -> Option<RawFd> {
     digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
 }
 
+fn endpoint_url(text: &str) -> Result<String, String> {
+    let uri: http::Uri = text.parse().map_err(|error| format!("not a URL: {error}"))?;
+    if !matches!(uri.scheme_str(), Some("http" | "https")) {
+        return Err("a URL begins with http:// or https://".to_owned());
+    }
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err("credentials do not belong in the URL".to_owned());
+    }
+    if uri.query().is_some() {
+        return Err("an endpoint has no query".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
 /// A size in the largest binary unit of which it is a multiple.
 pub(crate) fn size(bytes: u64) -> String {
     [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")]

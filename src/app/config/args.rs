@@ -12,7 +12,7 @@ use clap::builder::{
 };
 use clap::{Args as Group, Parser, ValueEnum};
 
-use super::{LogFormat, Outlive};
+use super::{LogFormat, Outlive, endpoint_url};
 use crate::store::s3::config::{Hedging, PathStyle};
 
 const COMMANDS: &str = "\
@@ -392,20 +392,6 @@ fn root_prefix(prefix: &str) -> Result<String, String> {
         return Err("the prefix is longer than a key may be, 1024 bytes".to_owned());
     }
     Ok(format!("{prefix}/"))
-}
-
-pub(super) fn endpoint_url(text: &str) -> Result<String, String> {
-    let uri: http::Uri = text.parse().map_err(|error| format!("not a URL: {error}"))?;
-    if !matches!(uri.scheme_str(), Some("http" | "https")) {
-        return Err("a URL begins with http:// or https://".to_owned());
-    }
-    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
-        return Err("credentials do not belong in the URL".to_owned());
-    }
-    if uri.query().is_some() {
-        return Err("an endpoint has no query".to_owned());
-    }
-    Ok(text.to_owned())
 }
 
 /// `512M` is 512 MiB, as for dd, systemd and mount; for bytesize a bare letter is decimal.

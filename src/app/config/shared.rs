@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use clap::Args as Group;
 use clap::builder::{BoolishValueParser, NonEmptyStringValueParser};
 
-use super::args::{BucketPrefix, endpoint_url};
+use super::args::BucketPrefix;
+use super::endpoint_url;
 use crate::store::s3::StoreConfig;
 use crate::store::s3::config::Hedging;
 use crate::store::shared::{Sealer, SharedCache, SharedPolicy, read_key};

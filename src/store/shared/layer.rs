@@ -128,8 +128,11 @@ impl SharedCached {
                     cache.not_stored(&error);
                     return Ok(Step::Fetch(None));
                 }
+                Ok(Ok(true)) => {}
                 // It may be there, or come: then it is ours.
-                Ok(Ok(true)) | Err(_) => {}
+                Err(_elapsed) => {
+                    cache.not_stored(&StoreError::TimedOut("a claim was not taken".to_owned()));
+                }
             }
         }
         cache.state.lock().outlook.unshared();
