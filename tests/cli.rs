@@ -44,7 +44,7 @@ fn run_with(variables: &[(&str, &str)]) -> Said {
 }
 
 /// Every option, and a value that it must refuse; none for those that take any text.
-const OPTIONS: [(&str, Option<&str>); 32] = [
+const OPTIONS: [(&str, Option<&str>); 33] = [
     ("metrics-listen", Some("nowhere")),
     ("endpoint-url", Some("localhost:9000")),
     ("region", None),
@@ -77,6 +77,7 @@ const OPTIONS: [(&str, Option<&str>); 32] = [
     ("no-exec", Some("maybe")),
     ("log-level", Some("loud")),
     ("daemon", Some("maybe")),
+    ("outlive", Some("maybe")),
 ];
 
 fn variable(option: &str) -> String {

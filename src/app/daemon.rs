@@ -123,16 +123,21 @@ fn start(mut config: Config) -> Result<(), CommandError> {
         }
     });
     logs.flush();
+    if outcome == Ok(End::Leave) {
+        // At once: a request whose task is dropped is answered with EIO, and the next daemon has to
+        // answer it.
+        std::process::exit(0);
+    }
     if let Err(error) = &outcome {
         service::failed(&error.sentence, error.exit, begun);
     }
     // A thread that waits for the address of a host cannot be ended.
     runtime.shutdown_background();
-    outcome
+    outcome.map(drop)
 }
 
 /// Mounts, and returns when the mount has ended.
-async fn run(config: &Config, logs: &Logs) -> Result<(), CommandError> {
+async fn run(config: &Config, logs: &Logs) -> Result<End, CommandError> {
     let still_starting = service::starting(format!("asking for {}", config.source()));
     let handed_over = config.descriptor.map(handed_over::take).transpose()?;
     let (keeper, left) = Keeper::find(config).map_err(|error| {
@@ -177,9 +182,10 @@ async fn run(config: &Config, logs: &Logs) -> Result<(), CommandError> {
     service::stopping();
     drop(reports);
     match end {
-        End::Unmount => mount.unmount().await,
+        End::Unmount => mount.unmount().await?,
         End::Leave => mount.leave().await,
     }
+    Ok(end)
 }
 
 /// Pages of one listing in flight at once. At 40 ms a page, 16 list 400,000 names in 1.5 s; 32

@@ -308,12 +308,11 @@ impl<'a> ServedMount<'a> {
 
     /// Ends without unmounting. Until the process ends, requests are answered; what is not then, is
     /// sent to the next daemon.
-    pub(super) async fn leave(self) -> Result<(), CommandError> {
+    pub(super) async fn leave(self) {
         self.mounted.leave();
         if let Some(disk) = &self.disk {
             disk.settle(SETTLE).await;
         }
-        Ok(())
     }
 
     /// Unmounts, and gives readers that are waiting some time for their answers.
