@@ -58,8 +58,10 @@ pub struct Config {
 }
 
 impl Config {
+    /// By the whole budget: without the disk cache's share it would often be less than a power of
+    /// two, and all requests of half the size.
     pub(crate) fn layout(&self) -> Layout {
-        Layout::within(self.chunks_budget_bytes(), self.cache.chunk_bytes, self.cache.part_bytes)
+        Layout::within(self.memory_budget_bytes, self.cache.chunk_bytes, self.cache.part_bytes)
     }
 
     /// `s3://bucket/prefix/`, or `directory=s3://bucket/prefix/,…`
@@ -445,6 +447,16 @@ mod tests {
     fn a_chunk_may_be_larger_than_the_budget() {
         let config = config(&["--memory-budget=32MiB", "--chunk-size=128MiB"]).unwrap();
         assert_eq!(config.memory_budget_bytes, 32 << 20);
+    }
+
+    #[test]
+    fn a_disk_cache_does_not_make_requests_smaller() {
+        let budget = "--memory-budget=256MiB";
+        let [without, with] =
+            [&[budget][..], &[budget, "--cache-dir=/tmp"]].map(|options| config(options).unwrap());
+        assert!(with.chunks_budget_bytes() < without.chunks_budget_bytes());
+        assert_eq!(with.layout().least_part_bytes, 2 << 20);
+        assert_eq!(with.layout(), without.layout());
     }
 
     #[test]
