@@ -44,7 +44,7 @@ fn run_with(variables: &[(&str, &str)]) -> Said {
 }
 
 /// Every option, and a value that it must refuse; none for those that take any text.
-const OPTIONS: [(&str, Option<&str>); 33] = [
+const OPTIONS: [(&str, Option<&str>); 39] = [
     ("metrics-listen", Some("nowhere")),
     ("endpoint-url", Some("localhost:9000")),
     ("region", None),
@@ -65,6 +65,12 @@ const OPTIONS: [(&str, Option<&str>); 33] = [
     ("cache-size", Some("much")),
     ("cache-reserve", Some("100%")),
     ("passthrough", Some("maybe")),
+    ("shared-cache", Some("a//b")),
+    ("shared-cache-endpoint-url", Some("localhost:9000")),
+    ("shared-cache-region", None),
+    ("shared-cache-profile", None),
+    ("shared-cache-key", None),
+    ("shared-cache-trust", Some("maybe")),
     ("metadata-ttl", Some("60")),
     ("negative-ttl", Some("-1s")),
     ("names-budget", Some("much")),
@@ -93,6 +99,7 @@ fn is_flag(option: &str) -> bool {
         "allow-root",
         "no-exec",
         "daemon",
+        "shared-cache-trust",
     ]
     .contains(&option)
 }

@@ -246,7 +246,7 @@ async fn eviction_keeps_the_bound_and_what_is_read_again() {
 #[tokio::test]
 async fn what_another_process_fetches_is_waited_for() {
     let (memory, folder) = scene();
-    let large = put(&memory, "large", 16 * MIB);
+    let large = put(&memory, "large", 48 * MIB);
     let small: Vec<_> = (0..50).map(|n| put(&memory, &format!("s/{n}"), 50_000)).collect();
     let faults = Arc::new(FaultyStore::new(memory.clone()));
     faults.delay(Operation::Get, Duration::from_millis(20));

@@ -18,7 +18,7 @@ pub(in crate::app) struct SharedArgs {
     /// Bucket near the nodes, or a prefix of one, in which all of them keep what they fetched:
     /// s3://bucket/prefix. Who can read it can read the data [default: none]
     #[arg(long = "shared-cache", value_name = "BUCKET", env = "FASTS3_SHARED_CACHE")]
-    bucket: Option<BucketPrefix>,
+    cache_bucket: Option<BucketPrefix>,
 
     /// Address of its store [default: that of the mounted bucket]
     #[arg(long = "shared-cache-endpoint-url", value_name = "URL",
@@ -63,8 +63,9 @@ pub(super) fn config(
     store: &StoreConfig,
     memory_budget_bytes: u64,
 ) -> Result<Option<SharedConfig>, String> {
-    let SharedArgs { bucket, cache_endpoint_url, cache_region, cache_profile, key, trusts } = args;
-    let Some(bucket) = bucket else { return Ok(None) };
+    let SharedArgs { cache_bucket, cache_endpoint_url, cache_region, cache_profile, key, trusts } =
+        args;
+    let Some(bucket) = cache_bucket else { return Ok(None) };
     let sealer = match &key {
         None => Sealer::without_key(),
         Some(path) => read_key(path).map_err(|cause| format!("--shared-cache-key: {cause}"))?,
