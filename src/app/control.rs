@@ -44,7 +44,7 @@ pub(crate) enum Command {
     /// Forget names and bytes.
     Drop,
     Unmount,
-    /// Let readers wait for the disk cache for [`PATIENCE`].
+    /// Let readers wait for the disk cache for [`PATIENCE`]; answered when what came is there.
     ToDisk,
     /// Take the hints of the lines that follow, as in a profile without its first line.
     Prefetch,
@@ -185,6 +185,7 @@ async fn answer(connection: UnixStream, target: &Target) -> std::io::Result<()> 
         Ok(Command::ToDisk) => match &target.disk {
             Some(disk) if disk.usage().is_some() => {
                 disk.be_patient(PATIENCE);
+                disk.settle(PATIENCE / 4).await;
                 Reply::Patient
             }
             Some(_) => Reply::Refused("the disk of --cache-dir is not used now".to_owned()),

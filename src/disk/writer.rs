@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
@@ -49,6 +50,8 @@ pub(super) struct Writer {
     /// Until then nothing is dropped because the disk lags.
     patient_until: Arc<Mutex<Option<Instant>>>,
     filling: Arc<Mutex<Option<Batch>>>,
+    /// Calls of [`Self::keep`] that have not returned.
+    keeping: AtomicUsize,
     queue: Sender<Chore>,
 }
 
@@ -101,7 +104,8 @@ impl Writer {
             let _ = opened.send(house.state.open_folder());
             house.run();
         })?;
-        Ok(Self { state, buffers, lags_since, patient_until, filling, queue })
+        let keeping = AtomicUsize::new(0);
+        Ok(Self { state, buffers, lags_since, patient_until, filling, keeping, queue })
     }
 
     /// Keeps the whole blocks of `bytes`, which begin at `start` of the object, if there is room
@@ -114,6 +118,8 @@ impl Writer {
         claim: Option<Claim>,
     ) {
         let claim = claim.map(Arc::new);
+        self.keeping.fetch_add(1, Relaxed);
+        let _keeping = Keeping(&self.keeping);
         for (unit, first, range) in cut(start, bytes.len(), version.size_bytes) {
             let bytes = &bytes[range];
             let mut is_kept = false;
@@ -186,13 +192,25 @@ impl Writer {
         Some(Batch { buffer, used: 0, extents, claims, large })
     }
 
-    /// Returns when all that was kept is on its way to the disk.
+    /// Returns when all that came is on its way to the disk, or was dropped.
     pub(super) async fn settle(&self) {
+        while self.keeping.load(Relaxed) > 0 {
+            sleep(FOR_A_BUFFER).await;
+        }
         let (tell, told) = oneshot::channel();
         if self.queue.send(Chore::Settle(tell)).is_ok() {
             // It also ends with the thread.
             let _ = told.await;
         }
+    }
+}
+
+/// A call of [`Writer::keep`], also one that is given up.
+struct Keeping<'a>(&'a AtomicUsize);
+
+impl Drop for Keeping<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 

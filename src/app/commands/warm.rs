@@ -150,6 +150,8 @@ pub(super) fn run(
             let _ = thread.join();
         }
     });
+    // Answered when what has come is on the disk.
+    disks.iter().try_for_each(|mount| ask(mount, Command::ToDisk).map(drop))?;
     if shown {
         eprint!("{ERASE}");
     }
