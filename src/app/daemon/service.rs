@@ -21,7 +21,7 @@ use crate::stats::Snapshot;
 /// take [`STARTING_FOR`] more.
 const STARTING_PAUSE: Duration = Duration::from_secs(2);
 const STARTING_FOR: Duration = Duration::from_secs(10);
-/// The unit allows 15 starts a minute, with a pause of a second before each.
+/// A start that fails takes as long, so that who counts starts tells it from a crash.
 const LEAST_START: Duration = Duration::from_secs(5);
 /// Between two STATUS lines; their rates are over this time.
 const STATUS_PAUSE: Duration = Duration::from_secs(5);
