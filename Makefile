@@ -2,7 +2,7 @@
 SHELL := bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help fmt lint test fuzz contract systemd deny demo bench deb libraries
+.PHONY: help fmt lint test fuzz contract ceph systemd deny demo bench deb libraries
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,9 @@ fuzz: ## what must hold for any input, for a minute each: parsers of answers, na
 
 contract: ## the store contract against moto, an S3 server that others wrote
 	tests/contract-moto.sh
+
+ceph: ## the store contract and a shared cache against Ceph, in a root of Debian's packages
+	tests/ceph/run.sh
 
 systemd: ## the package in a container with systemd; FLAGS="--only WORD", DEB=FILE for a package that there is
 	cargo build --workspace --bins --examples --locked

@@ -7,6 +7,7 @@ mod common;
 mod accounts;
 mod attributes;
 mod background;
+mod ceph;
 mod changes;
 mod copies;
 mod counts;
