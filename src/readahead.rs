@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use self::checkpoints::{HEAD_BYTES, Kind};
 use self::hints::Hints;
 use self::siblings::{Listed, SiblingLimits, Siblings, SmallRead};
-use self::streams::{StreamLimits, Streams, WholeAhead};
+use self::streams::{Judged, StreamLimits, Streams, WholeAhead};
 use crate::cache::{ChunkCache, Purpose, ReadConfig, Source};
 use crate::names::{Ino, Inode, Names, SiblingPosition};
 use crate::stats::Stats;
@@ -75,8 +75,9 @@ impl Readahead {
     pub(crate) fn on_read(&self, names: &Names, source: &Source, want: &Range<u64>) {
         let begins = self.siblings.begins(source.id, source.meta.version.size_bytes);
         let cached = begins && self.cache.holds(source.id, 0);
-        self.fetch_stream(source, want.clone());
-        self.fetch_checkpoint(names, source);
+        if self.fetch_stream(source, want.clone()) {
+            self.fetch_checkpoint(names, source);
+        }
         // Nobody guesses what a program will read that tells it.
         let hinted = self.hints.was_read(source, want);
         if begins
@@ -105,8 +106,9 @@ impl Readahead {
         }
     }
 
-    /// Fetches the bytes that the read waits for, and those that its stream will read next.
-    fn fetch_stream(&self, source: &Source, want: Range<u64>) {
+    /// Fetches the bytes that the read waits for, and those that its stream will read next. True if
+    /// the object is a checkpoint that is read whole.
+    fn fetch_stream(&self, source: &Source, want: Range<u64>) -> bool {
         let size_bytes = source.meta.version.size_bytes;
         let plan = self.streams.plan(source.id, size_bytes, want, self.cache.network_pace());
         let _ = self.cache.fetch(source, plan.now, plan.now_piece_bytes, Purpose::Demand);
@@ -118,10 +120,16 @@ impl Readahead {
                 break;
             }
         }
-        if plan.places > 0
-            && let Some(is_checkpoint) = self.is_checkpoint(source, plan.places)
-        {
-            self.streams.read_whole(source.id, is_checkpoint);
+        match plan.judged {
+            Judged::Whole => true,
+            Judged::NotYet { places } if places > 0 => {
+                let is_checkpoint = self.is_checkpoint(source, places);
+                if let Some(is_checkpoint) = is_checkpoint {
+                    self.streams.read_whole(source.id, is_checkpoint);
+                }
+                is_checkpoint == Some(true)
+            }
+            Judged::NotYet { .. } | Judged::InPart => false,
         }
     }
 

@@ -32,7 +32,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use self::runs::{ReadStream, Runs};
-pub(crate) use self::whole::WholeAhead;
+pub(crate) use self::whole::{Judged, WholeAhead};
 use crate::cache::{NetworkPace, ObjectId};
 
 mod marks;
@@ -94,9 +94,8 @@ pub(crate) struct ReadPlan {
     pub(crate) ahead: Vec<Range<u64>>,
     /// The size of their GETs.
     pub(crate) ahead_piece_bytes: u64,
-    /// Places besides its beginning where programs began to read the object, if it is not known yet
-    /// whether that is read whole; else none.
-    pub(crate) places: u64,
+    /// Whether the object is read whole.
+    pub(crate) judged: Judged,
 }
 
 impl Streams {
@@ -119,7 +118,7 @@ impl Streams {
             now_piece_bytes: part.min(DEMAND_PIECE_BYTES).max(self.limits.block_bytes),
             ahead: Vec::new(),
             ahead_piece_bytes: part,
-            places: 0,
+            judged: Judged::InPart,
         };
         if size <= self.limits.small_bytes {
             return ReadPlan { now: 0..size, now_piece_bytes: part, ..no_ahead };
@@ -133,7 +132,7 @@ impl Streams {
         let is_new = known.is_none();
         let index = known.unwrap_or_else(|| runs.begin(&want, now));
         let begins = is_new || runs.began_before(index, &want);
-        let no_ahead = ReadPlan { places: runs.whole.places_to_judge(), ..no_ahead };
+        let no_ahead = ReadPlan { judged: runs.whole.judged(), ..no_ahead };
         let stream = &mut runs.streams[index];
         stream.used = now;
         let length = want.end - want.start;

@@ -249,7 +249,7 @@ impl Fetched {
         let blocks = |range: &Range<u64>| range.start / 131_072..range.end.div_ceil(131_072);
         self.waits += u64::from(!blocks(&want).all(|block| self.blocks.contains(&block)));
         let plan = readers.plan(2, size, want.clone(), PACE);
-        if plan.places >= 3 {
+        if matches!(plan.judged, Judged::NotYet { places: 3.. }) {
             readers.read_whole(2, self.is_checkpoint);
         }
         let front = readers.front(2, size, PACE, Use::default());
@@ -395,7 +395,7 @@ async fn the_next_checkpoint_is_fetched_when_half_of_this_one_was_read() {
     let (mut read, mut ended_at) = (0, None);
     for want in tensors(layers()) {
         read += want.end - want.start;
-        if readers.plan(2, size, want, PACE).places >= 3 {
+        if let Judged::NotYet { places: 3.. } = readers.plan(2, size, want, PACE).judged {
             readers.read_whole(2, true);
         }
         if readers.front(2, size, PACE, Use::default()).is_some_and(|front| front.ends) {

@@ -30,6 +30,17 @@ enum Verdict {
     },
 }
 
+/// What is known of an object when it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Judged {
+    /// Programs began to read it in so many places besides its beginning.
+    NotYet {
+        places: u64,
+    },
+    InPart,
+    Whole,
+}
+
 /// What to fetch of an object that is read whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct WholeAhead {
@@ -39,9 +50,12 @@ pub(crate) struct WholeAhead {
 }
 
 impl Whole {
-    /// The places, if it is not known whether the object is read whole; else none.
-    pub(super) fn places_to_judge(&self) -> u64 {
-        if self.verdict == Verdict::Unknown { self.places } else { 0 }
+    pub(super) fn judged(&self) -> Judged {
+        match self.verdict {
+            Verdict::Unknown => Judged::NotYet { places: self.places },
+            Verdict::No => Judged::InPart,
+            Verdict::Yes { .. } => Judged::Whole,
+        }
     }
 
     pub(super) fn is_read(&self) -> bool {
