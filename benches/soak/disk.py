@@ -41,6 +41,7 @@ RULES = ["add all * status=503:SlowDown every=193", "add all * reset@20000 every
          "add all * truncate@5000 every=199"]
 READERS = 6
 LONGEST = 30
+STARTS = 5
 
 
 class Mounted:
@@ -59,7 +60,14 @@ class Mounted:
         self.dying = True
         os.kill(self.product.pid, signal.SIGKILL)
         self.product.close(by_force=True)
-        self.product = products.Mount(self.command, self.server, self.options)
+        for tries in range(STARTS, 0, -1):
+            try:
+                self.product = products.Mount(self.command, self.server, self.options)
+                break
+            except RuntimeError:
+                # The server was too busy, or its faults too many, for a start.
+                if tries == 1:
+                    raise
         self.turn += 1
         self.dying = False
 
@@ -128,7 +136,11 @@ class Soak:
         """Each of them every so many seconds."""
         number = 0
         while self.sleep(every / 2):
-            self.mounts[number % 2].again()
+            try:
+                self.mounts[number % 2].again()
+            except (OSError, RuntimeError) as error:
+                self.failed.append(f"to mount again: {error}")
+                return
             self.done["kills"] += 1
             number += 1
 

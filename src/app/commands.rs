@@ -61,7 +61,8 @@ enum Subcommand {
         /// Put them on the disk of --cache-dir, past the page cache, and wait for it
         #[arg(long, conflicts_with_all = ["queue", "profile"])]
         to_disk: bool,
-        /// Have the mounts fetch them in this order, and return when they are queued
+        /// Have the mounts fetch them in this order, of a directory the files in it and not those
+        /// further below, and return when they are queued
         #[arg(long)]
         queue: bool,
         /// Have the mount on PATH do the same with what `record` has written to a file
@@ -79,7 +80,7 @@ enum Subcommand {
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
         /// Program to run meanwhile; without one, until Ctrl-C
-        #[arg(last = true, value_name = "COMMAND")]
+        #[arg(trailing_var_arg = true, value_name = "COMMAND")]
         program: Vec<OsString>,
     },
     /// Make a mount and the kernel forget all names and bytes, so that the next use asks the store

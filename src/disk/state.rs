@@ -184,7 +184,8 @@ impl DiskState {
         };
         if let Some(pause) = pause {
             self.stats.disk_pauses.add(1);
-            tracing::warn!("the disk cache is left alone for {} s: {cause}", pause.as_secs());
+            let (seconds, shown) = (pause.as_secs(), self.config.path.display());
+            tracing::warn!("the disk cache is left alone for {seconds} s: {cause} ({shown})");
         }
     }
 
