@@ -172,7 +172,12 @@ async fn run(config: &Config, logs: &Logs) -> Result<End, CommandError> {
         (Some(handed_over), _) => Some(BeforeThis::HandedOver(handed_over)),
         (None, taken) => taken.map(|taken| BeforeThis::Left(Box::new(taken))),
     };
+    let claimed = match existing {
+        Some(_) => None,
+        None => Some(checks::claim(&config.mountpoint).await?),
+    };
     let mut mount = ServedMount::mount(config, stores, (disk, shared), stats, existing, keeper)?;
+    drop(claimed);
     let asked = mount.usable().await?;
     drop(still_starting);
     let _servers = mount.serve(port);

@@ -45,6 +45,35 @@ fn kind(path: &Path) -> String {
     line.split(' ').nth(2).unwrap().to_owned()
 }
 
+/// As the ranks of a job do that each mount what is not mounted.
+#[test]
+fn of_daemons_that_start_at_once_on_one_directory_one_mounts() {
+    if !can_mount() || !is_root() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.bucket().put("file", "bytes");
+    let mountpoint = scene.mountpoint();
+    let _unmounted = Unmounted(&mountpoint);
+    let start = |_| {
+        let mut command = scene.program();
+        command.arg("data").arg(&mountpoint).arg("--daemon").stdout(Stdio::null());
+        command.stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let started: Vec<_> = (0..4).map(start).collect();
+    let ended = started.into_iter().map(|child| child.wait_with_output().unwrap());
+    let (mounted, refused): (Vec<_>, Vec<_>) = ended.partition(|output| output.status.success());
+    assert_eq!((mounted.len(), refused.len()), (1, 3), "{refused:?}");
+    for output in refused {
+        assert_eq!(output.status.code(), Some(73), "{output:?}");
+        assert!(stderr(&output).contains("in use"), "{output:?}");
+    }
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+    let ours = mounts.lines().filter(|line| line.split(' ').nth(1) == mountpoint.to_str());
+    assert_eq!(ours.count(), 1);
+    assert_eq!(std::fs::read(mountpoint.join("file")).unwrap(), b"bytes");
+}
+
 #[test]
 fn a_daemon_returns_when_the_mount_is_usable() {
     if !can_mount() || !is_root() {

@@ -1,8 +1,9 @@
 //! Checks of the machine, before any request to the store.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Error, ErrorKind};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
@@ -37,7 +38,7 @@ fn no_device(error: &Error) -> String {
 /// Checks that `path` can be mounted on. A stale mount of a daemon of ours is unmounted; those of
 /// other programs are left alone.
 pub(super) fn mountpoint(path: &Path) -> Result<(), CommandError> {
-    match usable(path) {
+    match usable(path).inspect(|()| tell_of_hidden(path)) {
         Err(error) if error.exit == Exit::IoErr && is_our_stale_mount(path) => {
             let shown = path.display();
             free(path).map_err(|error| {
@@ -49,6 +50,33 @@ pub(super) fn mountpoint(path: &Path) -> Result<(), CommandError> {
         }
         outcome => outcome,
     }
+}
+
+/// How long another daemon may take to mount, once it knows that it can.
+const LONGEST_MOUNT: Duration = Duration::from_secs(5);
+
+/// A mountpoint on which no other daemon mounts until this is dropped.
+pub(super) struct Claimed {
+    _locked: Option<File>,
+}
+
+/// Checks again, just before the mount, that `path` can be mounted on: of several daemons that
+/// started at the same time, one mounts. The lock is on the directory that the mount will hide.
+pub(super) async fn claim(path: &Path) -> Result<Claimed, CommandError> {
+    let begun = Instant::now();
+    let locked = loop {
+        // What cannot be opened or locked, as on some network file systems, is not claimed.
+        let Ok(directory) = File::open(path) else { break None };
+        match directory.try_lock() {
+            Ok(()) => break Some(directory),
+            Err(TryLockError::WouldBlock) if begun.elapsed() < LONGEST_MOUNT => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            Err(_) => break None,
+        }
+    };
+    usable(path)?;
+    Ok(Claimed { _locked: locked })
 }
 
 /// The topmost mount counts, because that is the one that is freed. The path of a dead mount cannot
@@ -136,10 +164,14 @@ fn usable(path: &Path) -> Result<(), CommandError> {
         );
         return Err(CommandError::new(Exit::CantCreat, sentence));
     }
-    if real.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+    Ok(())
+}
+
+fn tell_of_hidden(path: &Path) {
+    if path.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+        let shown = path.display();
         tracing::warn!("mountpoint {shown} is not empty: its files are hidden while mounted");
     }
-    Ok(())
 }
 
 fn unusable(path: &Path, error: &Error) -> CommandError {
