@@ -4,9 +4,10 @@
 use std::collections::VecDeque;
 use std::io::{Error, ErrorKind};
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
-use std::sync::Arc;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -30,6 +31,8 @@ pub(super) struct DiskState {
     pub(super) stats: Arc<Stats>,
     /// MiB read by programs of which the folder was told.
     told: AtomicU64,
+    /// The file system that the directory was on first: what it hides is not for the cache.
+    home: OnceLock<u64>,
 }
 
 /// What there is of a range.
@@ -49,10 +52,16 @@ impl Stored {
     }
 }
 
+/// The file system of a directory, or of where it would be made.
+fn file_system(path: &Path) -> std::io::Result<u64> {
+    let outside = || path.parent().ok_or(ErrorKind::NotFound)?.metadata();
+    Ok(path.metadata().or_else(|_| outside())?.dev())
+}
+
 impl DiskState {
     pub(super) fn new(config: DiskConfig, stats: Arc<Stats>) -> Self {
-        let (folder, reading, writing, told) = Default::default();
-        Self { config, folder, reading, writing, stats, told }
+        let (folder, reading, writing, told, home) = Default::default();
+        Self { config, folder, reading, writing, stats, told, home }
     }
 
     pub(super) fn folder(&self) -> Option<Arc<Folder>> {
@@ -72,8 +81,16 @@ impl DiskState {
             self.stats.disk_wrong.add(1);
             tracing::warn!("the disk cache is made anew: {error}");
         };
-        match Folder::open(&self.config.path, |used| self.config.limits(used), told) {
+        let path = &self.config.path;
+        let moved = |home: &u64| file_system(path).is_ok_and(|there| there != *home);
+        let opened = if self.home.get().is_some_and(moved) {
+            Err(Error::other("the file system that it was on is gone").into())
+        } else {
+            Folder::open(path, |used| self.config.limits(used), told)
+        };
+        match opened {
             Ok(folder) => {
+                let _ = file_system(path).map(|there| self.home.set(there));
                 *self.folder.write() = Some(Arc::new(folder));
                 Self::well(&self.reading);
                 Self::well(&self.writing);
@@ -113,12 +130,11 @@ impl DiskState {
     fn reopened(&self, folder: &Folder) -> bool {
         let Some(meddling) = folder.meddling() else { return false };
         *self.folder.write() = None;
-        if meddling == Meddling::Removed {
+        // If not, it is tried again after a pause.
+        if self.open_folder().is_ok() && meddling == Meddling::Removed {
             let shown = self.config.path.display();
             tracing::warn!("the disk cache was removed: {shown} is made anew");
         }
-        // It is tried again after a pause.
-        let _ = self.open_folder();
         true
     }
 

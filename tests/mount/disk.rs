@@ -130,6 +130,35 @@ fn a_killed_daemon_leaves_a_cache_that_is_right() {
     assert_eq!(status(&mounted)["totals"]["disk_wrong"], 0);
 }
 
+/// The directory below its mount is on the disk of the system, which the cache must not fill.
+#[test]
+fn a_disk_that_is_unmounted_is_left_alone_and_nothing_is_made_below() {
+    if !can_mount() || !is_root() {
+        return;
+    }
+    let scene = filled();
+    let dir = place(&scene);
+    std::fs::create_dir_all(&dir).unwrap();
+    let run = |arguments: &[&str]| {
+        let status = std::process::Command::new(arguments[0]).args(&arguments[1..]).status();
+        assert!(status.unwrap().success(), "{arguments:?}");
+    };
+    let shown = dir.to_str().unwrap();
+    run(&["mount", "-t", "tmpfs", "-o", "size=64m,mode=0700", "none", shown]);
+    let mounted = mount(scene, &[]);
+    let want = read_all(&mounted);
+    run(&["umount", "--lazy", shown]);
+    let said = format!("the file system that it was on is gone ({shown})");
+    eventually("it is noticed", || {
+        let mut drop = mounted.scene.program();
+        assert!(drop.arg("drop").arg(mounted.scene.mountpoint()).status().unwrap().success());
+        assert_eq!(read_all(&mounted), want);
+        mounted.daemon.log_so_far().contains(&said)
+    });
+    assert_eq!(read_all(&mounted), want);
+    assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
+}
+
 /// A disk without room, and one that is read-only: reads are right, and nothing is stored.
 #[test]
 fn a_full_or_read_only_disk_is_left_alone() {
