@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -135,7 +136,7 @@ pub(super) fn record(
 
 /// As a shell tells it.
 fn code(ended: ExitStatus) -> u8 {
-    let code = ended.code().unwrap_or(128 + 15);
+    let code = ended.code().or(ended.signal().map(|signal| 128 + signal)).unwrap_or(1);
     u8::try_from(code).unwrap_or(u8::MAX)
 }
 
