@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use devserver::proxy::{Applied, FaultProxy, Rule};
 use devserver::{Bucket, Counts, Server};
+use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
@@ -70,6 +71,15 @@ pub(crate) fn is_mounted(path: &Path) -> bool {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let path = path.to_str().unwrap();
     mounts.lines().any(|line| line.split(' ').nth(4) == Some(path))
+}
+
+/// Unmounts as umount(8) does. Until it executes its program, a process that another test has just
+/// started has the files that are open here, too: so long the mount is busy.
+pub(crate) fn unmount(path: &Path) {
+    eventually("the unmount", || match rustix::mount::unmount(path, UnmountFlags::empty()) {
+        Err(Errno::BUSY) => false,
+        outcome => outcome.is_ok() || panic!("{}: {outcome:?}", path.display()),
+    });
 }
 
 /// Unmounts whatever is there, as the kernel or fusermount3 allows.

@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 
 use rustix::mount::UnmountFlags;
 
-use crate::common::{Scene, can_mount, eventually, is_mounted, is_root};
+use crate::common::{Scene, can_mount, eventually, is_mounted, is_root, unmount};
 
 /// Unmounts when dropped, and so ends the daemon too.
 struct Unmounted<'a>(&'a Path);
@@ -93,7 +93,7 @@ fn a_daemon_returns_when_the_mount_is_usable() {
     assert_eq!(output.stdout, b"");
     assert_eq!(std::fs::read(mountpoint.join("file")).unwrap(), b"bytes");
     assert_eq!(kind(&mountpoint), "fuse.fasts3");
-    rustix::mount::unmount(&mountpoint, UnmountFlags::empty()).unwrap();
+    unmount(&mountpoint);
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn a_log_file_goes_on_with_the_daemon() {
     let mut command = scene.program();
     command.args(["data", "--daemon"]).arg(&mountpoint).stderr(File::create(&path).unwrap());
     assert!(command.status().unwrap().success());
-    rustix::mount::unmount(&mountpoint, UnmountFlags::empty()).unwrap();
+    unmount(&mountpoint);
     let log = || std::fs::read_to_string(&path).unwrap();
     eventually("the last line", || log().contains("unmounted from outside"));
     assert!(log().contains("mounted s3://data/"), "{}", log());
@@ -158,7 +158,7 @@ fn the_helper_mounts_a_line_of_fstab() {
     let again = helper(&scene).arg("s3://data/train").arg(&mountpoint).output().unwrap();
     assert_eq!(again.status.code(), Some(32), "{again:?}");
     assert!(stderr(&again).contains("in use: a fuse.fasts3 file system"), "{again:?}");
-    rustix::mount::unmount(&mountpoint, UnmountFlags::empty()).unwrap();
+    unmount(&mountpoint);
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn the_helper_understands_a_line_of_another_file_system() {
     assert!(output.status.success(), "{output:?}");
     let mode = |path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
     assert_eq!((mode(mountpoint.clone()), mode(mountpoint.join("file"))), (0o755, 0o644));
-    rustix::mount::unmount(&mountpoint, UnmountFlags::empty()).unwrap();
+    unmount(&mountpoint);
 }
 
 #[test]

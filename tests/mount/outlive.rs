@@ -13,12 +13,14 @@ use std::time::{Duration, Instant};
 
 use devserver::proxy::{Fault, Rule};
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Pid, Signal, kill_process};
 use sha2::{Digest as _, Sha256};
 
 use crate::common::{
     Daemon, Mount, Scene, can_mount, errno, eventually, is_mounted, is_root, skipped_but_not_in_ci,
+    unmount,
 };
 
 /// Requests that were in flight are sent again since Linux 6.9.
@@ -376,8 +378,25 @@ fn in_the_background_the_mount_outlives_its_daemon_by_default() {
     let status = std::fs::read_to_string(format!("/proc/{second}/status")).unwrap();
     let holder = status.lines().find_map(|line| line.strip_prefix("PPid:\t")).unwrap();
     let holder = PathBuf::from(format!("/proc/{holder}"));
-    rustix::mount::unmount(scene.mountpoint(), rustix::mount::UnmountFlags::empty()).unwrap();
+    unmount(&scene.mountpoint());
     eventually("the end of both", || !holder.exists());
+}
+
+/// A volume that containers share with this machine: what is mounted below is seen on both sides.
+struct Volume(PathBuf);
+
+impl Volume {
+    fn new(path: &Path) -> Self {
+        mount_bind(path, path).unwrap();
+        mount_change(path, MountPropagationFlags::SHARED).unwrap();
+        Self(path.to_owned())
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
 }
 
 #[test]
@@ -385,24 +404,91 @@ fn the_first_process_of_a_container_is_a_holder() {
     if !can_outlive() {
         return;
     }
-    let scene = Scene::new();
-    scene.bucket().put("file", "bytes");
+    let (scene, _) = filled();
+    let want = scene.bucket().bytes("large", 0..24 << 20);
+    let _volume = Volume::new(scene.folder.path());
     let ours = scene.program();
     let mut command = Command::new("unshare");
     command.env_clear().stdin(Stdio::null());
     command.envs(ours.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    command.args(["--pid", "--fork", "--kill-child"]).arg(ours.get_program()).arg("data");
+    // Numbers, mounts and /proc of its own, as with `docker run`, and no other process.
+    let own = ["--pid", "--fork", "--kill-child", "--mount", "--propagation", "unchanged"];
+    let script = "mount --make-private /proc && mount -t proc proc /proc && exec \"$@\"";
+    command.args(own).args(["sh", "-c", script, "sh"]).arg(ours.get_program());
+    command.arg("data").arg("--hedging=never");
     let daemon = Daemon::start(command.arg(scene.mountpoint()), &scene.mountpoint());
     let holder = daemon_of(daemon.pid()).unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{holder}/status")).unwrap();
+    assert!(status.lines().any(|line| line.starts_with("NSpid:") && line.ends_with("\t1")));
+    // A reader outside waits while the daemon is killed.
+    assert_eq!(std::fs::read_dir(scene.mountpoint()).unwrap().count(), 2);
+    scene.server.set_first_byte_latency(Duration::from_mins(10));
+    let path = scene.mountpoint().join("large");
+    let reader = std::thread::spawn(move || std::fs::read(path));
+    eventually("the request", || scene.server.counts().get > 0);
     let first = daemon_of(holder.unsigned_abs()).unwrap();
     kill_process(Pid::from_raw(first).unwrap(), Signal::KILL).unwrap();
-    assert_eq!(std::fs::read(scene.mountpoint().join("file")).unwrap(), b"bytes");
+    scene.server.set_first_byte_latency(Duration::ZERO);
+    assert!(reader.join().unwrap().unwrap() == want[..], "the right bytes");
     // `docker stop`.
     kill_process(Pid::from_raw(holder).unwrap(), Signal::TERM).unwrap();
     let (mut daemon, mountpoint) = (daemon, scene.mountpoint());
     let (code, log) = daemon.ended();
     assert_eq!(code, Some(0), "{log}");
     assert!(!is_mounted(&mountpoint));
+}
+
+#[test]
+fn a_daemon_may_be_killed_before_its_mount_is_usable() {
+    if !can_outlive() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.bucket().put("file", "bytes");
+    let mountpoint = scene.mountpoint();
+    // When it asks the store, when the kernel has the mount, and a little later.
+    for moment in 0..5 {
+        scene.server.reset();
+        let mut command = scene.program();
+        command.args(["data", "--outlive=always"]).arg(&mountpoint).stderr(Stdio::piped());
+        let mut holder = command.spawn().unwrap();
+        let mut pid = None;
+        eventually("a daemon", || {
+            pid = daemon_of(holder.id());
+            pid.is_some()
+        });
+        if moment == 0 {
+            eventually("a request", || scene.server.counts().list > 0);
+        } else {
+            while !is_mounted(&mountpoint) {
+                std::thread::yield_now();
+            }
+            std::thread::sleep(Duration::from_millis(moment - 1));
+        }
+        kill_process(Pid::from_raw(pid.unwrap()).unwrap(), Signal::KILL).unwrap();
+        // Either the start has failed and says so, or there was something to go on with.
+        let mut ended = None;
+        eventually("an end, or another daemon", || {
+            ended = holder.try_wait().unwrap();
+            ended.is_some() || daemon_of(holder.id()).is_some_and(|other| Some(other) != pid)
+        });
+        if ended.is_none() {
+            assert_eq!(std::fs::read(mountpoint.join("file")).unwrap(), b"bytes");
+            unmount(&mountpoint);
+            assert!(holder.wait().unwrap().success());
+            continue;
+        }
+        let output = holder.wait_with_output().unwrap();
+        let log = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(70), "{log}");
+        assert!(log.contains("the daemon ended before the mount was usable: SIGKILL"), "{log}");
+        // What is left there is dead, and in nobody's way.
+        let mut command = scene.program();
+        command.args(["data", "--outlive=always"]).arg(&mountpoint);
+        let daemon = Daemon::start(&mut command, &mountpoint);
+        assert_eq!(std::fs::read(mountpoint.join("file")).unwrap(), b"bytes");
+        assert_eq!(daemon.end(Signal::TERM).0, Some(0));
+    }
 }
 
 type Spoil<'a> = &'a dyn Fn(&mut Manager);
