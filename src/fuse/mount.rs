@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
@@ -13,7 +12,6 @@ use std::sync::{Arc, OnceLock};
 use fuser::{MountOption, Notifier, SessionACL};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
-use nix::sys::stat::{major, minor};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
@@ -221,12 +219,13 @@ fn serve(session: fuser::Session<Adapter>) -> io::Result<watch::Receiver<bool>> 
 }
 
 impl Place {
+    /// Of what was just mounted. The mount itself is not asked: a daemon that is killed while a
+    /// thread of its own waits for it never ends.
     fn of(mountpoint: PathBuf) -> io::Result<Self> {
-        let root = std::fs::metadata(&mountpoint).inspect_err(|_| {
-            // It is still ours: nothing else can have been mounted there yet.
-            let _ = umount2(&mountpoint, MntFlags::MNT_DETACH);
-        })?;
-        let device_number = format!("{}:{}", major(root.dev()), minor(root.dev()));
+        let mounts = std::fs::read("/proc/self/mountinfo")?;
+        let there = mountinfo::topmost(&mounts, &mountpoint);
+        let gone = || io::Error::other("it was unmounted in this moment");
+        let device_number = there.ok_or_else(gone)?.device;
         Ok(Self { mountpoint, device_number })
     }
 }

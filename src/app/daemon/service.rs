@@ -2,13 +2,15 @@
 //!
 //! Without `NOTIFY_SOCKET` in the environment there is no manager, and nothing here has an effect.
 
+use std::io;
 use std::path::{Path, PathBuf};
+use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::statvfs::statvfs;
 use sd_notify::NotifyState;
-use tokio::task::spawn_blocking;
+use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
 use crate::app::exit::Exit;
@@ -17,11 +19,13 @@ use crate::base::mountinfo;
 use crate::fs::BucketFs;
 use crate::stats::Snapshot;
 
+/// Of [`answers`] for the process that it starts: the path.
+const LOOKS_AT: &str = "FASTS3_MOUNT_LOOKS_AT";
 /// During the start, which `bucket::open` bounds, the manager is told at this interval that it may
 /// take [`STARTING_FOR`] more.
 const STARTING_PAUSE: Duration = Duration::from_secs(2);
 const STARTING_FOR: Duration = Duration::from_secs(10);
-/// A start that fails takes as long, so that who counts starts tells it from a crash.
+/// The unit allows 15 starts a minute, with a pause of a second before each.
 const LEAST_START: Duration = Duration::from_secs(5);
 /// Between two STATUS lines; their rates are over this time.
 const STATUS_PAUSE: Duration = Duration::from_secs(5);
@@ -95,10 +99,26 @@ pub(super) fn watched(mountpoint: Option<PathBuf>) -> Option<Task> {
 }
 
 /// Returns when the mount has answered the kernel, which may be never.
-pub(super) async fn answers(mountpoint: &Path) -> std::io::Result<()> {
-    let mountpoint = mountpoint.to_owned();
-    spawn_blocking(move || statvfs(&mountpoint)).await??;
-    Ok(())
+///
+/// Another process asks. Who waits for a mount whose daemon dies cannot be killed: a thread of its
+/// own would keep the daemon from ending, and its keeper from starting the next one, for which the
+/// thread waits.
+pub(super) async fn answers(mountpoint: &Path) -> io::Result<()> {
+    let mut looking = Command::new("/proc/self/exe");
+    looking.env_clear().env(LOOKS_AT, mountpoint).kill_on_drop(true);
+    looking.stdin(Stdio::null()).stdout(Stdio::null());
+    match looking.status().await?.code() {
+        Some(0) => Ok(()),
+        Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+        None => Err(io::Error::other("the process that asks was killed")),
+    }
+}
+
+/// The whole program, where [`answers`] has started it.
+pub(super) fn look() -> Option<ExitCode> {
+    let mountpoint = std::env::var_os(LOOKS_AT)?;
+    let errno = statvfs(Path::new(&mountpoint)).err().map_or(0, |errno| errno as i32);
+    Some(ExitCode::from(u8::try_from(errno).unwrap_or(u8::MAX)))
 }
 
 fn tell(states: &[NotifyState<'_>]) {
