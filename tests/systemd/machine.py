@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -197,6 +198,40 @@ class Machine:
                 # The process itself is a child of nsenter's, in its group.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
+
+    @contextlib.contextmanager
+    def starved(self, pid):
+        """Has the kernel kill a process of the container for its memory (OOM): it may have 64 KiB more
+        than it has. Gives a function that tells how many the kernel has killed so."""
+        pid = self._outside(pid)
+        controller = Path("/sys/fs/cgroup/memory")
+        if controller.exists():
+            # Version 1: what the process has already counts for the group that it had it in.
+            group, limit, events = controller / self.name, "memory.limit_in_bytes", "memory.oom_control"
+            group.mkdir()
+            bytes_ = 64 << 10
+        else:
+            own = Path(f"/proc/{pid}/cgroup").read_text().strip().removeprefix("0::/")
+            group, limit, events = Path("/sys/fs/cgroup") / own, "memory.max", "memory.events"
+            bytes_ = int((group / "memory.current").read_text()) + (64 << 10)
+        try:
+            (group / limit).write_text(str(bytes_))
+            if controller.exists():
+                (group / "cgroup.procs").write_text(pid)
+            yield lambda: int(re.search(r"oom_kill (\d+)", (group / events).read_text())[1])
+        finally:
+            if controller.exists():
+                group.rmdir()
+
+    def _outside(self, pid):
+        """The number by which this machine knows a process of the container."""
+        space = os.readlink(f"/proc/{self.leader}/ns/pid")
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                known_as = re.search(r"NSpid:.*\t(\d+)\n", (folder / "status").read_text())[1]
+                if known_as == pid and os.readlink(folder / "ns/pid") == space:
+                    return folder.name
+        raise Failed(f"there is no process {pid}")
 
     def write(self, path, text, mode=0o644):
         where = self.root / path.lstrip("/")
