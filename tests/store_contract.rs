@@ -1,8 +1,8 @@
 //! The contract of `ObjectStore`, checked on every implementation of it: whatever stands above the
 //! seam may rely on each sentence below, and on nothing else.
 //!
-//! `FASTS3_CONTRACT_ENDPOINT` names a further S3 server that others wrote (CI starts moto, and Ceph);
-//! without it that test has nothing to do.
+//! `FASTS3_CONTRACT_ENDPOINT` names a further S3 server, which others wrote (CI starts moto and
+//! Ceph); without it that test has nothing to do.
 
 use std::ops::Range;
 use std::sync::Arc;

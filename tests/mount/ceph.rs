@@ -1,5 +1,5 @@
-//! Against Ceph, as source and as the cache that nodes share. `make ceph` starts one, and tells where
-//! by `FASTS3_CONTRACT_ENDPOINT`.
+//! Against Ceph, as source and as the cache that nodes share. `make ceph` starts one, and tells
+//! where by `FASTS3_CONTRACT_ENDPOINT`.
 
 use std::path::Path;
 
