@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
-use self::checkpoints::{HEAD_BYTES, Kind};
+use self::checkpoints::Content;
 use self::hints::Hints;
 use self::siblings::{Listed, SiblingLimits, Siblings, SmallRead};
 use self::streams::{Judged, StreamLimits, Streams, WholeAhead};
@@ -122,29 +122,35 @@ impl Readahead {
         }
         match plan.judged {
             Judged::Whole => true,
-            Judged::NotYet { places } if places > 0 => {
-                let is_checkpoint = self.is_checkpoint(source, places);
-                if let Some(is_checkpoint) = is_checkpoint {
-                    self.streams.read_whole(source.id, is_checkpoint);
-                }
-                is_checkpoint == Some(true)
+            Judged::NotYet { places, is_whole } => {
+                let places = if is_whole { u64::MAX } else { places };
+                self.judge(source, places).unwrap_or(is_whole)
             }
-            Judged::NotYet { .. } | Judged::InPart => false,
+            Judged::InPart => false,
         }
     }
 
-    /// `None` if the beginning of the object is not here yet, or it was read in too few places.
-    fn is_checkpoint(&self, source: &Source, places: u64) -> Option<bool> {
-        let Some(kind) = Kind::of_name(&source.meta.version.key) else { return Some(false) };
-        if places < kind.places() {
-            return None;
+    /// Whether an object that is read in so many places is read whole, if that can be told yet.
+    fn judge(&self, source: &Source, places: u64) -> Option<bool> {
+        let meta = &source.meta.version;
+        let beginning = |bytes| self.beginning(source, bytes);
+        let content = Content::of(&meta.key, meta.size_bytes, places, beginning)?;
+        if let Content::Tensors(tensors) = content {
+            return Some(self.streams.has_tensors(source.id, tensors));
         }
-        let Some(head) = self.cache.beginning(source.id, HEAD_BYTES) else {
-            let range = 0..HEAD_BYTES as u64;
+        let is_whole = matches!(content, Content::Whole);
+        self.streams.read_whole(source.id, is_whole);
+        Some(is_whole)
+    }
+
+    /// The first bytes of an object, at most its first chunk; fetched if they are not here.
+    fn beginning(&self, source: &Source, bytes: usize) -> Option<Vec<u8>> {
+        let found = self.cache.beginning(source.id, bytes);
+        if found.is_none() {
+            let range = 0..bytes as u64;
             self.cache.fetch(source, range, self.largest_part_bytes, Purpose::Ahead);
-            return None;
-        };
-        Some(kind.begins_so(&head, source.meta.version.size_bytes))
+        }
+        found
     }
 
     /// Fetches what comes next of a checkpoint that is read whole, and then of the next one of its

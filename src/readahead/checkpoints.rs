@@ -1,15 +1,23 @@
 //! Checkpoints of models, and small shared libraries: files that programs map, and read whole in
 //! the order of their layers or relocations.
 //!
-//! A file is one if its name and its first bytes say so. Nothing else of it is believed: what is
-//! fetched because of it lies inside the object, or is an object of the same directory that is
-//! listed there under the next number.
+//! A file is one if its name and its first bytes say so. Nothing else of it is believed, but for
+//! where the tensors of `safetensors` lie: what is fetched because of it lies inside the object, or
+//! is an object of the same directory that is listed there under the next number.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
 
 /// As many first bytes tell.
-pub(super) const HEAD_BYTES: usize = 24;
+const HEAD_BYTES: usize = 24;
 
 /// `safetensors` refuses longer headers.
 const MOST_HEADER_BYTES: u64 = 100_000_000;
+
+/// In a longer one, tensors are not looked for: the shards of large models have 50 to 100 KB.
+/// Parsing takes 5 ms for each MB, once.
+const MOST_PARSED_BYTES: u64 = 512 << 10;
 
 /// More tensors, or more values, than any model has.
 const MOST_ITEMS: u64 = 1 << 24;
@@ -18,8 +26,48 @@ const MOST_ITEMS: u64 = 1 << 24;
 /// reads a small part.
 const LARGEST_LIBRARY_BYTES: u64 = 32 << 20;
 
+/// What an object is.
+pub(super) enum Content {
+    Other,
+    /// A file that is read whole.
+    Whole,
+    /// A file that is read whole, if more than one of its tensors is.
+    Tensors(Tensors),
+}
+
+impl Content {
+    /// Of an object of `size` bytes that programs began to read in so many places. `beginning`
+    /// gives so many of its first bytes, or fewer, if they are here. `None` as long as it cannot
+    /// be told.
+    pub(super) fn of(
+        key: &str,
+        size: u64,
+        places: u64,
+        beginning: impl Fn(usize) -> Option<Vec<u8>>,
+    ) -> Option<Self> {
+        let Some(kind) = Kind::of_name(key) else { return Some(Self::Other) };
+        let is_whole = places >= kind.places();
+        if !is_whole && kind != Kind::Safetensors {
+            return None;
+        }
+        let head = beginning(HEAD_BYTES)?;
+        if !kind.begins_so(&head, size) {
+            return Some(Self::Other);
+        }
+        let length = Tensors::header_bytes(&head).filter(|_| kind == Kind::Safetensors);
+        if let Some(length) = length {
+            let header = beginning(length)?;
+            if header.len() == length {
+                let tensors = Tensors::of_header(&header, size);
+                return Some(tensors.map_or(Self::Other, Self::Tensors));
+            }
+        }
+        is_whole.then_some(Self::Whole)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+enum Kind {
     Safetensors,
     Gguf,
     /// Of `torch.save`: a zip archive.
@@ -29,7 +77,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub(super) fn of_name(key: &str) -> Option<Self> {
+    fn of_name(key: &str) -> Option<Self> {
         let (_, extension) = key.rsplit_once('.')?;
         // `libz.so.1.2.13`
         let name = &key[key.rfind('/').unwrap_or_default()..];
@@ -44,10 +92,10 @@ impl Kind {
         }
     }
 
-    /// Who reads on in so many places, the file's beginning aside, will read all of it: one tensor
-    /// that two threads read is two of them. A library is read at its end first, where the
-    /// dynamic linker finds what it has to relocate.
-    pub(super) fn places(self) -> u64 {
+    /// Who reads on in so many places, the file's beginning aside, will read all of it, if nothing
+    /// tells where its tensors lie: one tensor that two threads read is two of them. A library is
+    /// read at its end first, where the dynamic linker finds what it has to relocate.
+    fn places(self) -> u64 {
         match self {
             Self::Safetensors | Self::Gguf | Self::Torch => 3,
             Self::Library => 1,
@@ -55,7 +103,7 @@ impl Kind {
     }
 
     /// A file of `size` bytes that begins with `head` is of this kind.
-    pub(super) fn begins_so(self, head: &[u8], size: u64) -> bool {
+    fn begins_so(self, head: &[u8], size: u64) -> bool {
         match self {
             // The length of the header, and its JSON.
             Self::Safetensors => number(head, 0).is_some_and(|length| {
@@ -74,6 +122,57 @@ impl Kind {
             Self::Torch => head.starts_with(b"PK\x03\x04"),
             Self::Library => head.starts_with(b"\x7fELF") && size <= LARGEST_LIBRARY_BYTES,
         }
+    }
+}
+
+/// Where the tensors of a `safetensors` file lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Tensors {
+    /// The end of the header.
+    pub(super) begin: u64,
+    /// In the order of the file.
+    ends: Box<[u64]>,
+}
+
+#[derive(Deserialize)]
+struct HeaderEntry {
+    /// What says how the tensors were made has none.
+    data_offsets: Option<(u64, u64)>,
+}
+
+impl Tensors {
+    /// The length of a header that is worth parsing, with the number before it.
+    fn header_bytes(head: &[u8]) -> Option<usize> {
+        let length = number(head, 0).filter(|&length| length <= MOST_PARSED_BYTES)?;
+        usize::try_from(length + 8).ok()
+    }
+
+    /// Those of a file of `size` bytes; `None` if its header is wrong.
+    pub(super) fn of_header(header: &[u8], size: u64) -> Option<Self> {
+        let begin = header.len() as u64;
+        let entries: BTreeMap<String, HeaderEntry> =
+            serde_json::from_slice(header.get(8..)?).ok()?;
+        let mut ranges: Vec<_> = entries.values().filter_map(|entry| entry.data_offsets).collect();
+        ranges.sort_unstable();
+        let mut last = 0;
+        for &(start, end) in &ranges {
+            if start < last || end < start {
+                return None;
+            }
+            last = end;
+        }
+        (last <= size.checked_sub(begin)?)
+            .then(|| Self { begin, ends: ranges.iter().map(|&(_, end)| begin + end).collect() })
+    }
+
+    /// The number of the tensor in which an offset lies; in the header, of the first one.
+    pub(super) fn index(&self, at: u64) -> usize {
+        self.ends.partition_point(|&end| end <= at)
+    }
+
+    /// Where that tensor ends.
+    pub(super) fn end(&self, at: u64) -> Option<u64> {
+        self.ends.get(self.index(at)).copied()
     }
 }
 
@@ -138,6 +237,46 @@ mod tests {
         for name in ["a.safetensors.json", "a.so.d/x", "safetensors", "a.parquet", ""] {
             assert_eq!(Kind::of_name(name), None, "{name}");
         }
+    }
+
+    #[test]
+    fn tensors_lie_where_a_header_says_unless_that_cannot_be() {
+        let tensors = |json: &str, size: u64| {
+            let header = [&(json.len() as u64).to_le_bytes(), json.as_bytes()].concat();
+            assert_eq!(Tensors::header_bytes(&header), Some(header.len()));
+            Tensors::of_header(&header, header.len() as u64 + size)
+        };
+        let json = r#"{"__metadata__":{"format":"pt"},
+            "b":{"dtype":"F16","shape":[2],"data_offsets":[10,30]},
+            "a":{"dtype":"F16","shape":[5],"data_offsets":[0,10]},
+            "none":{"dtype":"F16","shape":[0],"data_offsets":[30,30]}}   "#;
+        let found = tensors(json, 30).unwrap();
+        let begin = json.len() as u64 + 8;
+        assert_eq!(found.begin, begin);
+        for (at, index, end) in [(0, 0, 10), (begin + 9, 0, 10), (begin + 10, 1, 30)] {
+            assert_eq!((found.index(at), found.end(at)), (index, Some(begin + end)), "{at}");
+        }
+        assert_eq!(found.end(begin + 30), None);
+        for (wrong, size) in [
+            (json, 29),
+            (r#"{"a":{"data_offsets":[0,10]},"b":{"data_offsets":[9,20]}}"#, 30),
+            (r#"{"a":{"data_offsets":[10,0]}}"#, 30),
+            (r#"{"a":{"data_offsets":[0,18446744073709551615]}}"#, 30),
+            (r#"{"a":{"data_offsets":[0,18446744073709551616]}}"#, 30),
+            (r#"{"a":{"data_offsets":[-1,1]}}"#, 30),
+            (r#"{"a":{"data_offsets":[0]}}"#, 30),
+            (r#"{"a":{"data_offsets":"all"}}"#, 30),
+            (r#"{"a":7}"#, 30),
+            (r#"{"a":{"data_offsets":[0,1]}"#, 30),
+            ("[]", 30),
+            (&"{\"a\":".repeat(10_000), 30),
+        ] {
+            assert_eq!(tensors(wrong, size), None, "{wrong:.60}");
+        }
+        let long = (MOST_PARSED_BYTES + 1).to_le_bytes();
+        assert_eq!(Tensors::header_bytes(&long), None);
+        assert_eq!(Tensors::header_bytes(&u64::MAX.to_le_bytes()), None);
+        assert_eq!(Tensors::of_header(&long[..7], 30), None);
     }
 
     #[test]

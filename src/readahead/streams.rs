@@ -60,7 +60,8 @@ const LEAST_PIECE_BYTES: u64 = 1 << 20;
 /// Pieces of the window that a first read opens: the next read comes 1 ms after its bytes.
 const FIRST_PIECE_BYTES: u64 = 512 << 10;
 
-/// Objects whose streams are remembered: mostly some 300 bytes each, 40 KiB at most.
+/// Objects whose streams are remembered: mostly some 300 bytes each; 40 KiB at most, and 8 bytes
+/// for each tensor of a checkpoint.
 const OBJECTS: usize = 1024;
 
 /// The access patterns of all objects.
@@ -132,12 +133,13 @@ impl Streams {
         let is_new = known.is_none();
         let index = known.unwrap_or_else(|| runs.begin(&want, now));
         let begins = is_new || runs.began_before(index, &want);
-        let no_ahead = ReadPlan { judged: runs.whole.judged(), ..no_ahead };
         let stream = &mut runs.streams[index];
         stream.used = now;
         let length = want.end - want.start;
         let advances = want.end > stream.position;
         stream.pass(&want);
+        runs.whole.touch(stream);
+        let no_ahead = ReadPlan { judged: runs.whole.judged(), ..no_ahead };
         if is_new && want.start == 0 && !stream.is_bulk {
             stream.asked = want.end.max(FIRST_BYTES.min(size));
             return ReadPlan { now: 0..stream.asked, now_piece_bytes: part, ..no_ahead };
@@ -161,12 +163,20 @@ impl Streams {
         }
         let most = self.window(active(&objects, now).max(1), pace);
         let runs = objects.get_mut(&id).expect("found above, under the same lock");
+        let tensor_end = runs.whole.tensor_end(&runs.streams[index]);
         if is_regular && joined.is_none() {
-            let ahead = runs.ask_in_strides(index, begins, length, size, most);
+            let mut ahead = runs.ask_in_strides(index, begins, length, size, most);
+            ahead.retain(|range| tensor_end.is_none_or(|end| range.start < end));
             return ReadPlan { ahead: runs.marks.unread_of(ahead), ..no_ahead };
         }
         let stream = &mut runs.streams[index];
-        let window = stream.window().min(most);
+        // Of a checkpoint that is read whole, all of the tensor.
+        let window = match tensor_end.filter(|_| runs.whole.is_read()) {
+            Some(end) => end.saturating_sub(stream.position),
+            None => stream.window(),
+        };
+        let window = window.min(most);
+        let size = tensor_end.unwrap_or(size);
         let piece = (window / PIECES)
             .next_power_of_two()
             .max(if begins { FIRST_PIECE_BYTES } else { LEAST_PIECE_BYTES })
@@ -176,7 +186,7 @@ impl Streams {
         // the window has room is idle.
         let asked = stream.asked.max(stream.position);
         let reach = stream.position + window;
-        let until = if reach < size { (reach / piece * piece).max(asked) } else { size };
+        let until = if reach < size { reach / piece * piece } else { size }.max(asked);
         stream.asked = until;
         let mut ahead = Vec::from_iter(gap);
         ahead.push(asked..until);

@@ -11,9 +11,14 @@ const TENSORS: u64 = 32;
 
 /// The length of a header of `safetensors`, and the header.
 fn safetensors() -> Vec<u8> {
+    safetensors_of(|number| (number * TENSOR, (number + 1) * TENSOR))
+}
+
+fn safetensors_of(offsets: impl Fn(u64) -> (u64, u64)) -> Vec<u8> {
     let tensors: Vec<_> = (0..TENSORS)
         .map(|number| {
-            let (start, end, items) = (number * TENSOR, (number + 1) * TENSOR, TENSOR / 2);
+            let (start, end) = offsets(number);
+            let items = end.saturating_sub(start) / 2;
             format!(
                 r#""t{number}":{{"dtype":"F16","shape":[{items}],"data_offsets":[{start},{end}]}}"#
             )
@@ -87,6 +92,41 @@ fn a_checkpoint_is_fetched_whole_and_once_and_then_the_next_one() {
     }
 }
 
+/// R10: what is fetched beyond a tensor is the kernel's own readahead, twice 1 MiB.
+#[test]
+fn one_tensor_costs_its_own_bytes_and_a_second_one_all() {
+    if !can_mount() {
+        return;
+    }
+    let key = "one.safetensors";
+    // The first is the larger half of the file.
+    let head = safetensors_of(|number| match number {
+        0 => (0, 33 * TENSOR),
+        _ => ((32 + number) * TENSOR, (33 + number) * TENSOR),
+    });
+    let size = head.len() as u64 + 64 * TENSOR;
+    for first in [8 * MIB, 0] {
+        let scene = Scene::new();
+        scene.bucket().put_headed(key, size, head.clone());
+        let mount = scene.mount(&["--metadata-ttl=1h"]);
+        let file = File::open(mount.path(key)).unwrap();
+        let mut bytes = vec![0; head.len()];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert!(bytes == head);
+        let start = head.len() as u64 + first;
+        let end = head.len() as u64 + 33 * TENSOR;
+        let mut bytes = vec![0; usize::try_from(MIB).unwrap()];
+        for at in (start..end).step_by(1 << 20) {
+            let bytes = &mut bytes[..usize::try_from(MIB.min(end - at)).unwrap()];
+            file.read_exact_at(bytes, at).unwrap();
+        }
+        let cost = asked(&mount, key);
+        assert!(cost <= end - first + 3 * MIB, "{cost} bytes for {}", end - start);
+        file.read_exact_at(&mut [0], size - 1).unwrap();
+        eventually("more is asked for", || asked(&mount, key) >= cost + 16 * MIB);
+    }
+}
+
 /// R10
 #[test]
 fn what_only_looks_like_a_checkpoint_is_read_as_any_other_file() {
@@ -101,6 +141,10 @@ fn what_only_looks_like_a_checkpoint_is_read_as_any_other_file() {
         ("nothing.safetensors", length(0)),
         ("most.safetensors", length(u64::MAX)),
         ("list.safetensors", [&600_u64.to_le_bytes(), b"[1, 2".as_slice()].concat()),
+        ("overlaps.safetensors", safetensors_of(|number| (number, (number + 1) * TENSOR))),
+        ("backwards.safetensors", safetensors_of(|number| ((number + 1) * TENSOR, number))),
+        ("beyond.safetensors", safetensors_of(|number| (number << 40, (number + 1) << 40))),
+        ("nonsense.safetensors", [&4_u64.to_le_bytes(), b"{{{{".as_slice()].concat()),
         ("other.gguf", safetensors()),
         ("pickle.bin", b"\x80\x02}q\x00".to_vec()),
         ("model-00001-of-99999.safetensors", length(0)),

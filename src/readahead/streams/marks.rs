@@ -68,6 +68,16 @@ impl Marks {
         parts
     }
 
+    /// Where the bytes end that were read from `at` on.
+    pub(super) fn read_until(&self, at: u64) -> u64 {
+        let places = self.places(&(at..self.size));
+        places
+            .take_while(|&place| self.was_read(place))
+            .map(|place| self.range(place).end)
+            .last()
+            .unwrap_or(at)
+    }
+
     pub(super) fn unread_of(&self, ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
         ranges.into_iter().flat_map(|range| self.unread(range)).collect()
     }
@@ -126,6 +136,8 @@ mod tests {
         assert_eq!(marks.unread(MIB..2 * MIB), []);
         assert_eq!(marks.unread(3 * MIB..5 * MIB + 1), vec![4 * MIB..5 * MIB + 1]);
         assert_eq!(marks.unread(5 * MIB..5 * MIB), []);
+        assert_eq!((marks.read_until(1), marks.read_until(5 * MIB)), (4 * MIB, 5 * MIB));
+        assert_eq!(marks.read_until(size), size);
     }
 
     #[test]

@@ -82,6 +82,8 @@ pub(super) struct Merged {
 pub(super) struct ReadStream {
     /// Where it begins.
     pub(super) begun: u64,
+    /// The middle of its first read, where the program's page is: the kernel reads around that.
+    pub(super) touched: u64,
     /// Its first read was a large one at the object's beginning.
     pub(super) is_bulk: bool,
     /// The length that those before it make likely.
@@ -127,6 +129,7 @@ impl Runs {
         self.whole.places += u64::from(want.start > 0);
         self.streams.push(ReadStream {
             begun: want.start,
+            touched: if want.start == 0 { 0 } else { want.start.midpoint(want.end) },
             is_bulk: want.start == 0 && want.end >= BULK_BYTES,
             expected: expected.unwrap_or(0),
             reads: 0,

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::*;
 use crate::cache::Use;
+use crate::readahead::checkpoints::Tensors;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 1 << 30;
@@ -241,6 +242,8 @@ struct Fetched {
     waits: u64,
     /// The object says that it is a checkpoint.
     is_checkpoint: bool,
+    /// And where its tensors lie.
+    tensors: Option<Tensors>,
 }
 
 impl Fetched {
@@ -249,8 +252,11 @@ impl Fetched {
         let blocks = |range: &Range<u64>| range.start / 131_072..range.end.div_ceil(131_072);
         self.waits += u64::from(!blocks(&want).all(|block| self.blocks.contains(&block)));
         let plan = readers.plan(2, size, want.clone(), PACE);
-        if matches!(plan.judged, Judged::NotYet { places: 3.. }) {
+        if matches!(plan.judged, Judged::NotYet { places: 3.., .. }) {
             readers.read_whole(2, self.is_checkpoint);
+        }
+        if let (Judged::NotYet { .. }, Some(tensors)) = (plan.judged, self.tensors.take()) {
+            readers.has_tensors(2, tensors);
         }
         let front = readers.front(2, size, PACE, Use::default());
         let front = front.into_iter().flat_map(|front| front.ahead);
@@ -389,13 +395,83 @@ async fn its_header_and_one_or_two_tensors_cost_what_they_would_of_another_file(
     }
 }
 
+/// A checkpoint of 64 tensors of 8 MiB that tells where they are, and its size.
+fn with_tensors() -> (Fetched, u64) {
+    let offsets = |number: u64| (number * 8 * MIB, (number + 1) * 8 * MIB);
+    let entries: Vec<_> = (0..64)
+        .map(|number| format!(r#""{number}":{{"data_offsets":{:?}}}"#, offsets(number)))
+        .collect();
+    let json = format!("{{{}}}", entries.join(",")).replace('(', "[").replace(')', "]");
+    let header = [&5994_u64.to_le_bytes(), format!("{json:5994}").as_bytes()].concat();
+    let size = header.len() as u64 + 64 * 8 * MIB;
+    let tensors = Some(Tensors::of_header(&header, size).unwrap());
+    (Fetched { tensors, ..Fetched::default() }, size)
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_tensor_costs_its_own_bytes_and_the_second_one_all() {
+    for one in [0, 40, 63] {
+        let (mut fetched, size) = with_tensors();
+        let readers = readers();
+        // The kernel's readahead of a mapped header.
+        fetched.read(&readers, size, 0..MIB);
+        let header = fetched.bytes;
+        assert!(header <= 5 * MIB, "{header}");
+        // Two threads, and what the kernel reads around the first page and beyond the last one.
+        let start = 6002 + one * 8 * MIB;
+        for place in [start, start + 4 * MIB] {
+            fetched.read(&readers, size, place.saturating_sub(MIB / 2)..place + MIB / 2);
+            for at in (place + MIB / 2..place + 4 * MIB).step_by(1 << 19) {
+                fetched.read(&readers, size, at..at + MIB / 2);
+            }
+        }
+        let beyond = start + 8 * MIB..(start + 10 * MIB).min(size);
+        if !beyond.is_empty() {
+            fetched.read(&readers, size, beyond);
+        }
+        let cost = fetched.bytes - header;
+        // And parts of blocks at its ends, more than once.
+        assert!(cost <= 23 * MIB / 2, "tensor {one}: {cost}");
+        let other = 6002 + 20 * 8 * MIB;
+        fetched.read(&readers, size, other..other + MIB);
+        assert!(fetched.bytes - header >= cost + 24 * MIB, "{}", fetched.bytes - header - cost);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tensor_is_fetched_whole_at_its_first_read_if_the_checkpoint_is() {
+    let (mut fetched, size) = with_tensors();
+    let readers = readers();
+    fetched.read(&readers, size, 0..16_384);
+    // The last one, which the front reaches last.
+    for want in tensors([40, 63]) {
+        fetched.read(&readers, size, want);
+    }
+    assert!(fetched.waits <= 11, "the header, 8 of the first tensor, 2: {}", fetched.waits);
+    for want in tensors(layers().filter(|layer| ![40, 63].contains(layer))) {
+        fetched.read(&readers, size, want);
+    }
+    assert!(50 * fetched.bytes <= 51 * size, "{}", fetched.bytes);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_program_that_reads_on_through_tensors_is_a_stream() {
+    let (mut fetched, size) = with_tensors();
+    let readers = readers();
+    for start in (0..size).step_by(1 << 19) {
+        fetched.read(&readers, size, start..(start + MIB / 2).min(size));
+    }
+    assert!(fetched.waits <= 8, "{}", fetched.waits);
+    assert_eq!(fetched.bytes, size.next_multiple_of(131_072));
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_next_checkpoint_is_fetched_when_half_of_this_one_was_read() {
     let (readers, size) = (readers(), 6002 + 64 * 8 * MIB);
     let (mut read, mut ended_at) = (0, None);
     for want in tensors(layers()) {
         read += want.end - want.start;
-        if let Judged::NotYet { places: 3.. } = readers.plan(2, size, want, PACE).judged {
+        if let Judged::NotYet { places: 3.., .. } = readers.plan(2, size, want, PACE).judged {
             readers.read_whole(2, true);
         }
         if readers.front(2, size, PACE, Use::default()).is_some_and(|front| front.ends) {

@@ -3,11 +3,16 @@
 use std::ops::Range;
 
 use super::Streams;
-use super::runs::Runs;
+use super::runs::{ReadStream, Runs};
 use crate::cache::{NetworkPace, ObjectId, Use};
+use crate::readahead::checkpoints::Tensors;
 
 /// Bytes fetched of the object for each byte that was read of it.
 const MOST_PER_READ: u64 = 16;
+
+/// The kernel reads so far beyond what a program reads of a file in order: two windows of its
+/// readahead.
+const KERNEL_AHEAD_BYTES: u64 = 2 << 20;
 
 /// Whether an object is read whole.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +22,10 @@ pub(super) struct Whole {
     /// Bytes that were read of it, or of the one before it.
     pub(super) read: u64,
     verdict: Verdict,
+    /// The verdict stands on what the object is.
+    is_known: bool,
+    /// Of a checkpoint, if it tells where they lie.
+    tensors: Option<Tensors>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,6 +33,8 @@ enum Verdict {
     #[default]
     Unknown,
     No,
+    /// It will be when a program touches a tensor besides this one.
+    OneTensor(Option<usize>),
     /// Everything before this offset was requested, or read.
     Yes {
         asked: u64,
@@ -33,9 +44,11 @@ enum Verdict {
 /// What is known of an object when it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Judged {
-    /// Programs began to read it in so many places besides its beginning.
+    /// Nobody has looked what it is. Programs began to read it in so many places besides its
+    /// beginning, or it comes after one that `is_whole`.
     NotYet {
         places: u64,
+        is_whole: bool,
     },
     InPart,
     Whole,
@@ -52,8 +65,8 @@ pub(crate) struct WholeAhead {
 impl Whole {
     pub(super) fn judged(&self) -> Judged {
         match self.verdict {
-            Verdict::Unknown => Judged::NotYet { places: self.places },
-            Verdict::No => Judged::InPart,
+            _ if !self.is_known => Judged::NotYet { places: self.places, is_whole: self.is_read() },
+            Verdict::Unknown | Verdict::No | Verdict::OneTensor(_) => Judged::InPart,
             Verdict::Yes { .. } => Judged::Whole,
         }
     }
@@ -61,14 +74,56 @@ impl Whole {
     pub(super) fn is_read(&self) -> bool {
         matches!(self.verdict, Verdict::Yes { .. })
     }
+
+    /// Where the tensor ends in which a stream has begun, unless the program has read on from
+    /// there.
+    pub(super) fn tensor_end(&self, stream: &ReadStream) -> Option<u64> {
+        let end = self.tensors.as_ref()?.end(stream.touched)?;
+        (stream.position <= end + KERNEL_AHEAD_BYTES).then_some(end)
+    }
+
+    /// Notes in which tensor a stream reads.
+    pub(super) fn touch(&mut self, stream: &ReadStream) {
+        let (Some(tensors), Verdict::OneTensor(one)) = (&self.tensors, &mut self.verdict) else {
+            return;
+        };
+        // The header is not one.
+        if stream.touched < tensors.begin && stream.position <= tensors.begin + KERNEL_AHEAD_BYTES {
+            return;
+        }
+        let touched = tensors.index(stream.touched);
+        if *one.get_or_insert(touched) != touched || self.tensor_end(stream).is_none() {
+            self.verdict = Verdict::Yes { asked: 0 };
+        }
+    }
 }
 
 impl Streams {
     /// Whether an object is read whole, now that it is known.
     pub(crate) fn read_whole(&self, id: ObjectId, is_whole: bool) {
-        if let Some(runs) = self.objects.lock().peek_mut(&id) {
-            runs.whole.verdict = if is_whole { Verdict::Yes { asked: 0 } } else { Verdict::No };
+        if let Some(Runs { whole, .. }) = self.objects.lock().peek_mut(&id) {
+            whole.is_known = true;
+            match is_whole {
+                true if !whole.is_read() => whole.verdict = Verdict::Yes { asked: 0 },
+                true => {}
+                false => whole.verdict = Verdict::No,
+            }
         }
+    }
+
+    /// Where the tensors of an object lie. True if it is known already that it is read whole.
+    pub(crate) fn has_tensors(&self, id: ObjectId, tensors: Tensors) -> bool {
+        let mut objects = self.objects.lock();
+        let Some(Runs { streams, whole, .. }) = objects.peek_mut(&id) else { return false };
+        whole.tensors = Some(tensors);
+        whole.is_known = true;
+        if whole.verdict == Verdict::Unknown {
+            whole.verdict = Verdict::OneTensor(None);
+            for stream in &*streams {
+                whole.touch(stream);
+            }
+        }
+        whole.is_read()
     }
 
     /// An object of `size` bytes will be read whole after another one that was.
@@ -92,16 +147,25 @@ impl Streams {
         let mut objects = self.objects.lock();
         let Runs { marks, whole, .. } = objects.peek_mut(&id)?;
         let Verdict::Yes { asked } = &mut whole.verdict else { return None };
-        let room = pace
+        let mut room = pace
             .in_flight_bytes
             .saturating_sub(used.awaited_bytes)
             .min(self.limits.ahead_bytes.saturating_sub(used.unread_bytes))
             .min((whole.read * MOST_PER_READ).saturating_sub(*asked));
-        let until = ((*asked + room) / pace.part_bytes * pace.part_bytes).max(*asked);
-        let until = if *asked + room >= size { size } else { until };
-        let ahead = marks.unread(*asked..until);
-        *asked = until;
-        Some(WholeAhead { ahead, ends: until == size && whole.read >= size / 2 })
+        let mut ahead = Vec::new();
+        loop {
+            let start = marks.read_until(*asked);
+            let until = (start + room) / pace.part_bytes * pace.part_bytes;
+            let until = if start + room >= size { size } else { until.max(start) };
+            let parts = marks.unread(start..until);
+            room -= parts.iter().map(|part| part.end - part.start).sum::<u64>().min(room);
+            ahead.extend(parts);
+            *asked = until;
+            if until <= start || until == size {
+                break;
+            }
+        }
+        Some(WholeAhead { ahead, ends: *asked == size && whole.read >= size / 2 })
     }
 
     /// The cache had room up to `reached` only.
