@@ -208,8 +208,9 @@ impl BucketFs {
         self.names.drop_names()
     }
 
-    /// Evicts all bytes that no reader holds.
+    /// Evicts all bytes that no reader holds. The kernel is told to drop its own.
     pub fn drop_bytes(&self) {
+        self.readahead.hints.forget_page_cache();
         self.cache.evict_all();
     }
 

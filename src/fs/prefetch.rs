@@ -12,7 +12,7 @@ use crate::cache::Source;
 use crate::errno::FsError;
 use crate::names::{Ino, Inode, Names};
 use crate::readahead::hints::{Hints, TellerId};
-use crate::store::ObjectMeta;
+use crate::store::{ObjectMeta, ObjectStore};
 
 /// Touches that are looked up at once: a round trip for each level of a tree whose directories are
 /// listed together.
@@ -54,9 +54,8 @@ impl BucketFs {
     /// Queues a file, or the files of a directory once it is listed, without waiting for anything.
     /// Returns the number of files that now wait or are being fetched, and their bytes (X5).
     pub(super) fn prefetch(&self, ino: Ino, inode: Inode, teller: TellerId) -> String {
-        let (names, hints) = (self.names.clone(), self.readahead.hints.clone());
-        let mut telling =
-            async move { hint(&names, &hints, (ino, inode), None, teller).await }.boxed();
+        let told = Hinting::new(self, teller);
+        let mut telling = async move { told.hint((ino, inode), None).await }.boxed();
         // A listing that is believed needs no task.
         if telling.as_mut().now_or_never().is_none() {
             tokio::spawn(telling);
@@ -73,7 +72,7 @@ impl BucketFs {
         touches: impl Stream<Item = Touch>,
         teller: TellerId,
     ) -> Hinted {
-        let (names, hints) = (&self.names, &self.readahead.hints);
+        let (names, told) = (&self.names, &Hinting::new(self, teller));
         let look_up = |touch| async move {
             match touch {
                 Touch::Names(path) => {
@@ -89,7 +88,7 @@ impl BucketFs {
         while let Some(found) = found.next().await {
             let one = match found {
                 Ok((None, _)) => Hinted { directories: 1, ..Hinted::default() },
-                Ok((Some(found), range)) => hint(names, hints, found, range, teller).await,
+                Ok((Some(found), range)) => told.hint(found, range).await,
                 Err::<_, FsError>(_) => Hinted { missing: 1, ..Hinted::default() },
             };
             all += one;
@@ -99,42 +98,63 @@ impl BucketFs {
     }
 }
 
-/// Queues a range of a file, all of it, or all files of a directory.
-async fn hint(
-    names: &Arc<Names>,
-    hints: &Arc<Hints>,
-    (ino, inode): (Ino, Inode),
-    range: Option<Range<u64>>,
+/// What hints of a teller go through.
+struct Hinting {
+    names: Arc<Names>,
+    hints: Arc<Hints>,
+    store: Arc<dyn ObjectStore>,
     teller: TellerId,
-) -> Hinted {
-    let mut all = Hinted::default();
-    let mut tell = |id: Ino, meta: Arc<ObjectMeta>| {
-        let range = range.clone().unwrap_or(0..meta.version.size_bytes);
-        let queued = hints.tell(teller, Source { id, meta }, range);
-        *(if queued { &mut all.files } else { &mut all.refused }) += 1;
-        queued
-    };
-    match inode {
-        Inode::File(meta) => _ = tell(ino, meta),
-        Inode::Directory(prefix) => match names.listing(&prefix).await {
-            Ok(listing) => {
-                let files = (0..listing.len()).filter(|&index| listing.file_bytes(index).is_some());
-                for index in files {
-                    if let Inode::File(meta) = listing.inode(index)
-                        && !tell(listing.ino(index), meta)
-                    {
-                        // The others would not find room either.
-                        break;
-                    }
-                }
-                all.directories += 1;
-            }
-            Err(_) => all.missing += 1,
-        },
-        // What its listing does not tell is asked for when it is read.
-        Inode::Untold(_) => all.missing += 1,
+}
+
+impl Hinting {
+    fn new(fs: &BucketFs, teller: TellerId) -> Self {
+        let (names, hints) = (fs.names.clone(), fs.readahead.hints.clone());
+        Self { names, hints, store: fs.store.clone(), teller }
     }
-    all
+
+    /// Queues a range of a file, all of it, or all files of a directory.
+    async fn hint(&self, (ino, inode): (Ino, Inode), range: Option<Range<u64>>) -> Hinted {
+        let mut all = Hinted::default();
+        match inode {
+            Inode::File(meta) => _ = self.hint_file(&mut all, ino, meta, range).await,
+            Inode::Directory(prefix) => match self.names.listing(&prefix).await {
+                Ok(listing) => {
+                    for index in 0..listing.len() {
+                        if let Inode::File(meta) = listing.inode(index)
+                            && !self.hint_file(&mut all, listing.ino(index), meta, None).await
+                        {
+                            // The others would not find room either.
+                            break;
+                        }
+                    }
+                    all.directories += 1;
+                }
+                Err(_) => all.missing += 1,
+            },
+            // What its listing does not tell is asked for when it is read.
+            Inode::Untold(_) => all.missing += 1,
+        }
+        all
+    }
+
+    /// False if there is no room.
+    async fn hint_file(
+        &self,
+        all: &mut Hinted,
+        id: Ino,
+        meta: Arc<ObjectMeta>,
+        range: Option<Range<u64>>,
+    ) -> bool {
+        // What is a file of this machine needs no copy in memory; the kernel may read it by itself.
+        let is_local = match self.store.local_copy(&meta.version) {
+            Some(copy) => copy.file().await.is_some(),
+            None => false,
+        };
+        let range = range.unwrap_or(0..meta.version.size_bytes);
+        let is_taken = is_local || self.hints.tell(self.teller, Source { id, meta }, range);
+        *(if is_taken { &mut all.files } else { &mut all.refused }) += 1;
+        is_taken
+    }
 }
 
 #[cfg(test)]

@@ -9,14 +9,14 @@
 //!
 //! A ledger checks each teller, by bytes: what left the cache unread reduces what the teller may
 //! have ahead, in proportion, down to a seventeenth of the share. Who tells nonsense harms nobody
-//! else, because each teller has its own queue.
+//! else. What was read before is left to the kernel's page cache ([`page_cache`]).
 
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use lru::LruCache;
@@ -26,9 +26,12 @@ use tokio::sync::Notify;
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
+use self::page_cache::PageCache;
 use crate::base::layout::Layout;
 use crate::cache::{ChunkCache, Purpose, Source};
 use crate::stats::Stats;
+
+mod page_cache;
 
 /// Hints that wait, of all tellers, some 300 bytes each: three minutes of reading small files at
 /// the speed of two cores. One teller may have half of what the others leave.
@@ -66,8 +69,8 @@ pub(crate) struct Hints {
     inside: Mutex<HintQueues>,
     /// Notified when something was read, has arrived, or was told by a teller that had nothing.
     changed: Notify,
-    /// Hints that wait, and pieces that are ahead: without any, a read costs a look at this.
-    open: AtomicUsize,
+    /// Until something was hinted, a read costs a look at this.
+    is_used: AtomicBool,
     stats: Arc<Stats>,
 }
 
@@ -84,6 +87,7 @@ struct HintQueues {
     ahead_bytes: u64,
     in_flight: usize,
     in_flight_bytes: u64,
+    page_cache: PageCache,
     /// The feeder is running.
     is_fed: bool,
 }
@@ -134,10 +138,12 @@ impl Hints {
             ahead_bytes: 0,
             in_flight: 0,
             in_flight_bytes: 0,
+            page_cache: PageCache::new(),
             is_fed: false,
         };
-        let (inside, changed, open) = (Mutex::new(inside), Notify::new(), AtomicUsize::new(0));
-        Arc::new(Self { cache, runtime, layout, share_bytes, inside, changed, open, stats })
+        let (inside, changed) = (Mutex::new(inside), Notify::new());
+        let is_used = AtomicBool::new(false);
+        Arc::new(Self { cache, runtime, layout, share_bytes, inside, changed, is_used, stats })
     }
 
     /// Takes a hint. False if the queue is full.
@@ -176,8 +182,8 @@ impl Hints {
             inside.turns.push_back(teller);
         }
         let begins = !std::mem::replace(&mut inside.is_fed, true);
-        self.leave(&inside);
         drop(inside);
+        self.is_used.store(true, Relaxed);
         self.stats.hints_queued.add(1);
         if begins {
             self.runtime.spawn(self.clone().feed());
@@ -196,9 +202,10 @@ impl Hints {
     /// Notes a read. True if the file was hinted and this is its first read.
     pub(crate) fn was_read(&self, source: &Source, want: &Range<u64>) -> bool {
         let id = source.id;
-        if self.open.load(Relaxed) == 0 {
+        if !self.is_used.load(Relaxed) {
             return false;
         }
+        let now_bytes = self.stats.bytes_served.get();
         let mut inside = self.inside.lock();
         // Its reader has overtaken the hint.
         let mut hinted = inside.small.remove(&id).is_some();
@@ -206,13 +213,13 @@ impl Hints {
             inside.pass(id, want, 2 * self.layout.chunk_bytes);
         }
         for span in self.layout.spans(want.clone()) {
+            inside.page_cache.was_read((id, span.chunk), span.bytes.len() as u64, now_bytes);
             if let Some(ahead) = inside.take_ahead((id, span.chunk)) {
                 inside.settle(ahead, self.share_bytes, |teller| &mut teller.used_bytes);
                 self.stats.hints_used.add(1);
                 hinted = true;
             }
         }
-        self.leave(&inside);
         drop(inside);
         if hinted {
             self.changed.notify_one();
@@ -220,12 +227,13 @@ impl Hints {
         hinted
     }
 
-    fn is_small(&self, size_bytes: u64) -> bool {
-        size_bytes <= self.layout.small_bytes
+    /// The kernel was told to drop what it has.
+    pub(crate) fn forget_page_cache(&self) {
+        self.inside.lock().page_cache.clear();
     }
 
-    fn leave(&self, inside: &HintQueues) {
-        self.open.store(inside.waiting + inside.ahead.len(), Relaxed);
+    fn is_small(&self, size_bytes: u64) -> bool {
+        size_bytes <= self.layout.small_bytes
     }
 
     /// Fetches what waits until nothing does.
@@ -252,24 +260,15 @@ impl Hints {
     /// Chooses a piece, and counts it as ahead.
     fn next(&self) -> Next {
         let window = self.cache.network_pace().in_flight_bytes.max(IN_FLIGHT_BYTES);
+        let now_bytes = self.stats.bytes_served.get();
         let inside = &mut *self.inside.lock();
         if inside.in_flight >= MOST_IN_FLIGHT || inside.in_flight_bytes >= window {
             return Next::Wait;
         }
         for _ in 0..inside.turns.len() {
             let Some(id) = inside.turns.pop_front() else { break };
+            inside.pass_over_needless(id, self.layout, now_bytes);
             let Some(teller) = inside.tellers.peek_mut(&id) else { continue };
-            let by = |small: &HashMap<u64, Vec<TellerId>>, hint: &Hint| {
-                small.get(&hint.source.id).is_some_and(|by| by.contains(&id))
-            };
-            while let Some(hint) = teller.queue.front()
-                && self.is_small(hint.source.meta.version.size_bytes)
-                && !by(&inside.small, hint)
-            {
-                inside.waiting -= 1;
-                inside.waiting_bytes -= hint.range.end - hint.range.start;
-                teller.queue.pop_front();
-            }
             let others = inside.ahead_bytes.saturating_sub(teller.ahead_bytes);
             let room = self.share_bytes.saturating_sub(others) / 2;
             let allowed = teller.allowed_bytes(room, self.share_bytes / GRACE);
@@ -283,23 +282,16 @@ impl Hints {
                 inside.turns.push_back(id);
                 continue;
             }
-            hint.range.start = range.end;
             let piece = Hint { source: hint.source.clone(), range };
-            inside.waiting_bytes -= bytes;
-            if hint.range.is_empty() {
-                forget(&mut inside.small, piece.source.id, id);
-                inside.waiting -= 1;
-                teller.queue.pop_front();
-            }
-            if !teller.queue.is_empty() {
+            teller.ahead_bytes += bytes;
+            inside.take(id, bytes);
+            if inside.tellers.peek(&id).is_some_and(|teller| !teller.queue.is_empty()) {
                 inside.turns.push_back(id);
             }
-            teller.ahead_bytes += bytes;
             inside.ahead_bytes += bytes;
             let key = (piece.source.id, span.chunk);
             inside.ahead.get_or_insert_mut(key, || AheadPiece { teller: id, bytes: 0 }).bytes +=
                 bytes;
-            self.leave(inside);
             return Next::Fetch(id, piece);
         }
         if inside.turns.is_empty() {
@@ -337,7 +329,6 @@ impl Hints {
                 hints.landed(key, bytes, has_come);
             });
         }
-        self.leave(&inside);
         has_room
     }
 
@@ -349,7 +340,6 @@ impl Hints {
         if !has_come {
             inside.take_ahead(key);
         }
-        self.leave(&inside);
         drop(inside);
         self.changed.notify_one();
     }
@@ -362,12 +352,14 @@ impl Hints {
             if self.cache.holds(id, chunk) {
                 return;
             }
+            let now_bytes = self.stats.bytes_served.get();
             let mut inside = self.inside.lock();
-            if let Some(ahead) = inside.take_ahead((id, chunk)) {
+            if let Some(ahead) = inside.take_ahead((id, chunk))
+                && !inside.page_cache.may_have_had((id, chunk), now_bytes)
+            {
                 inside.settle(ahead, self.share_bytes, |teller| &mut teller.wasted_bytes);
                 self.stats.hints_wasted.add(1);
             }
-            self.leave(&inside);
         }
     }
 }
@@ -385,6 +377,38 @@ impl HintQueues {
             }
         }
         &mut self.tellers.get_mut(&id).expect("was just put there").queue
+    }
+
+    /// Takes the first bytes of a teller's first hint.
+    fn take(&mut self, id: TellerId, bytes: u64) {
+        let Some(teller) = self.tellers.peek_mut(&id) else { return };
+        let Some(hint) = teller.queue.front_mut() else { return };
+        hint.range.start += bytes;
+        self.waiting_bytes -= bytes;
+        if hint.range.is_empty() {
+            forget(&mut self.small, hint.source.id, id);
+            self.waiting -= 1;
+            teller.queue.pop_front();
+        }
+    }
+
+    /// Takes what need not be fetched for a teller's next hints: small files that were read
+    /// meanwhile, and what the kernel's page cache has.
+    fn pass_over_needless(&mut self, id: TellerId, layout: Layout, now_bytes: u64) {
+        while let Some(hint) = self.tellers.peek(&id).and_then(|teller| teller.queue.front()) {
+            let Some(span) = layout.spans(hint.range.clone()).next() else { return };
+            let (object, size_bytes) = (hint.source.id, hint.source.meta.version.size_bytes);
+            let is_small = size_bytes <= layout.small_bytes;
+            let whole = layout.chunk_len(size_bytes, span.chunk) as u64;
+            let is_told = |small: &HashMap<u64, Vec<TellerId>>| {
+                small.get(&object).is_some_and(|by| by.contains(&id))
+            };
+            let is_overtaken = is_small && !is_told(&self.small);
+            if !is_overtaken && !self.page_cache.has((object, span.chunk), whole, now_bytes) {
+                return;
+            }
+            self.take(id, span.bytes.len() as u64);
+        }
     }
 
     fn put_back(&mut self, id: TellerId, hint: Hint, is_small: bool) {

@@ -8,6 +8,7 @@ use std::process::Command;
 use rustix::process::Signal;
 use serde_json::Value;
 
+use super::xattrs::value;
 use crate::common::{Daemon, Mount, Scene, can_mount, eventually, is_root, skipped_but_not_in_ci};
 
 const MIB: u64 = 1 << 20;
@@ -402,4 +403,25 @@ fn where_the_kernel_refuses_only_on_fails() {
     let (_, _, scene) = mounted.end(Signal::TERM);
     rustix::mount::unmount(&cache, rustix::mount::UnmountFlags::DETACH).unwrap();
     drop(scene);
+}
+
+/// H1
+#[test]
+fn a_hint_for_a_file_that_the_kernel_reads_by_itself_fetches_nothing() {
+    if !can_pass_through() {
+        return;
+    }
+    let mounted = read_once(filled(), &[]);
+    let _file = opened_through(&mounted, &mounted.path("big"));
+    for _ in 0..3 {
+        value(&mounted.path("big"), "user.s3.prefetch").unwrap();
+    }
+    value(&mounted.path("d/small"), "user.s3.prefetch").unwrap();
+    let (read, served) = (total(&mounted, "disk_hit_bytes"), total(&mounted, "bytes_served"));
+    eventually("the other file is hinted", || total(&mounted, "hints_queued") > 0);
+    assert_eq!(total(&mounted, "hints_queued"), 1);
+    assert_eq!(
+        (total(&mounted, "disk_hit_bytes"), total(&mounted, "bytes_served")),
+        (read, served)
+    );
 }

@@ -161,6 +161,37 @@ async fn who_does_not_read_what_it_hints_may_have_less_ahead() {
     assert_eq!(rig.gets(), gets);
 }
 
+/// H3
+#[tokio::test(start_paused = true)]
+async fn a_second_epoch_is_left_to_the_page_cache_as_long_as_that_has_it() {
+    let rig = Rig::new(32 << 20);
+    for epoch in 1..=3 {
+        rig.tell(files(0..400), 1).await;
+        rig.rest().await;
+        if epoch == 1 {
+            for number in 0..400 {
+                rig.read(&path(number)).await;
+            }
+        }
+        assert_eq!((rig.gets(), rig.fs.readahead.hints.waiting()), (400, (0, 0)), "{epoch}");
+    }
+    // The kernel asks for one again: it has dropped what is as old.
+    rig.fs.cache.evict_all();
+    rig.read(&path(7)).await;
+    rig.tell(files([3, 300]), 1).await;
+    rig.rest().await;
+    assert_eq!(rig.gets(), 402);
+    // Nobody reads it, so the page cache had it, and who told it is believed.
+    rig.fs.cache.evict_all();
+    rig.rest().await;
+    rig.tell(files(400..500), 1).await;
+    rig.rest().await;
+    for number in 400..500 {
+        rig.read(&path(number)).await;
+    }
+    assert_eq!((rig.gets(), rig.fs.stats.hints_wasted.get()), (502, 0));
+}
+
 /// H2
 #[tokio::test(start_paused = true)]
 async fn an_endless_list_is_refused_beyond_the_queue() {
