@@ -121,6 +121,8 @@ def arguments():
         parser.error("--repeat must be at least 1")
     prepare.venv()  # of which some products are
     args.subject = args.subject or list(SUBJECTS)
+    if "models" in args.subject and not args.report:
+        prepare.venv("requirements-models")
     if unknown := set(args.subject) - set(SUBJECTS):
         parser.error(f"no such subject: {', '.join(unknown)}; there are: {', '.join(SUBJECTS)}")
     if args.before:

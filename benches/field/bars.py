@@ -103,6 +103,10 @@ MODELS = [
                      {"most": 1.02, "figure": "fetched_per_read", "unit": "fetched ÷ read"})),
     *(Bar("s3", name, least=3, of="JuiceFS") for name in models.LAYERS.values()),
     Bar("s3", models.LOAD_FILE, least=1 / 1.4, of_phase=models.CAT),
+    Bar("s3", models.TORCH_FILES, least=1 / 1.4, of_phase=models.CAT),
+    *(Bar("s3", name, most=1.02, figure="fetched_per_read", unit="fetched ÷ read")
+      for name in (models.TORCH_FILES, models.TORCH_LOAD, models.GGUF_READER, models.RUNAI)),
+    *(Bar("s3", models.RUNAI, least=1, of=client) for client in ("runai, from S3",)),
     *(Bar("s3", models.name_of(name, budget), most=1.02, figure="fetched_per_read",
           unit="fetched ÷ read")
       for budget in models.BUDGETS for name in (models.LOAD_FILE, models.SHUFFLED)),
@@ -156,7 +160,10 @@ IMPORTS = [
 HINTS = [
     Bar("s3", hints.HINTED, least=3300, unit="files/s"),
     Bar("s3", hints.HINTED, least=1.25, of_phase=hints.LOADER),
-    Bar("s3", hints.HINTED, most=1.01, figure="fetched_per_read", unit="fetched ÷ read"),
+    *(Bar("s3", name, most=1.01, figure="fetched_per_read", unit="fetched ÷ read")
+      for name in (hints.HINTED, hints.DISTRIBUTED)),
+    # 1 % of the files.
+    Bar("s3", hints.AGAIN, most=0.01, figure="gets_per_item", unit="GETs/file"),
     Bar("s3", hints.LOADER, least=3, of="JuiceFS"),
 ]
 

@@ -25,16 +25,17 @@ def binaries():
         subprocess.run(command, cwd=ROOT, check=True)
 
 
-def venv():
-    """Makes the venv of the Python clients, once for each state of requirements.txt."""
-    wanted = (HERE / "requirements.txt").read_text()
-    stamp = VENV / "requirements.installed"
-    if stamp.exists() and stamp.read_text() == wanted:
+def venv(requirements="requirements"):
+    """Installs requirements into the venv of the Python clients, once for each of their states."""
+    wanted = HERE / f"{requirements}.txt"
+    stamp = VENV / f"{requirements}.installed"
+    if stamp.exists() and stamp.read_text() == wanted.read_text():
         return
-    subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
+    if not PYTHON.exists():
+        subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
     pip = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-r", HERE / "requirements.txt"], check=True)
-    stamp.write_text(wanted)
+    subprocess.run([*pip, "-r", wanted], check=True)
+    stamp.write_text(wanted.read_text())
 
 
 def program(name):
@@ -88,6 +89,38 @@ def safetensors_header(shard, tensors, tensor_bytes, size):
     path = WORK / f"header-{shard}-{tensors}-{tensor_bytes}-{size}"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(struct.pack("<Q", len(text)) + text)
+    return path
+
+
+def gguf_header(tensors, tensor_bytes, size):
+    """Writes the header of a GGUF file of F16 tensors: `size` bytes, a multiple of its alignment."""
+    def text(words):
+        return struct.pack("<Q", len(words)) + words.encode()
+
+    # Version, tensors, values; of each tensor its name, dimensions, type and offset.
+    header = b"GGUF" + struct.pack("<IQQ", 3, tensors, 0)
+    for number in range(tensors):
+        header += text(f"blk.{number}.weight")
+        header += struct.pack("<IQIQ", 1, tensor_bytes // 2, 1, number * tensor_bytes)
+    assert len(header) <= size and size - len(header) < 32, f"the header needs {len(header)} bytes"
+    path = WORK / f"gguf-header-{tensors}-{tensor_bytes}"
+    path.write_bytes(header.ljust(size, b"\0"))
+    return path
+
+
+def torch_checkpoint(tensors, tensor_bytes):
+    """Has torch save a checkpoint."""
+    path = WORK / f"torch-{tensors}-{tensor_bytes}.pt"
+    if not path.exists():
+        script = """
+import sys
+import torch
+path, tensors, items = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+torch.save({f"layers.{n:04}": torch.randint(30000, (items,), dtype=torch.int16)
+            for n in range(tensors)}, path + ".part")
+"""
+        subprocess.run([PYTHON, "-c", script, path, str(tensors), str(tensor_bytes // 2)], check=True)
+        path.with_name(f"{path.name}.part").rename(path)
     return path
 
 

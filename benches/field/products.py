@@ -115,7 +115,7 @@ MOUNTS = {OURS: ours, "s3fs": s3fs, "rclone": rclone, "mountpoint-s3": mountpoin
 COPIES = {JUICEFS: juicefs}
 PROGRAMS = {"mountpoint-s3": "mount-s3", JUICEFS: "juicefs"}
 CLIENTS = {"boto3 get": "get", "boto3 download": "download", "boto3": "boto3",
-           "s3fs/fsspec": "fsspec"}
+           "s3fs/fsspec": "fsspec", "runai, from S3": "runai"}
 
 
 def compare_with(binary):
@@ -130,15 +130,16 @@ def available():
     return [*mounts, *CLIENTS, LOCAL]
 
 
-def open_product(name, server, local_folder, options):
-    """Opens a product by its name; `options` are for ours alone."""
+def open_product(name, server, local_folder, workload):
+    """Opens a product by its name; the workload's options are for ours alone."""
     if name in COPIES:
         return Mount(COPIES[name], server, ["--read-only"])
     if name in CLIENTS:
         return Client(CLIENTS[name])
     if name == LOCAL:
         return Local(local_folder)
-    return Mount(MOUNTS[name], server, options)
+    mounts = [Mount(MOUNTS[name], server, workload.options) for _ in range(workload.mounts)]
+    return mounts[0] if len(mounts) == 1 else Several(mounts)
 
 
 class Client:
@@ -210,3 +211,24 @@ class Mount:
         # Not by asking the mountpoint itself: a daemon that hangs would hang us.
         with open("/proc/self/mounts") as mounts:
             return any(line.split()[1] == self.folder for line in mounts)
+
+
+class Several:
+    """Mounts of the same bucket, as the folders 0, 1 … of one; nobody asks what their daemons use."""
+
+    how, pid = "files", None
+
+    def __init__(self, mounts):
+        self.mounts = mounts
+        self.folder = tempfile.mkdtemp(prefix="bench-", dir=prepare.WORK)
+        for number, mount in enumerate(mounts):
+            os.symlink(mount.folder, os.path.join(self.folder, str(number)))
+
+    @property
+    def last_words(self):
+        return next((words for mount in self.mounts if (words := mount.last_words)), "")
+
+    def close(self, by_force=False):
+        for mount in self.mounts:
+            mount.close(by_force)
+        shutil.rmtree(self.folder, ignore_errors=True)

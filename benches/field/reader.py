@@ -137,7 +137,7 @@ def fsspec_read(args, start, size):
 
 
 CLIENTS = {"files": from_folder, "get": boto3_get, "download": boto3_download, "fsspec": fsspec_read}
-MODULES = {"get": ["boto3"], "download": ["boto3.s3.transfer"], "boto3": ["boto3"],
+MODULES = {"runai": ["runai_model_streamer"], "get": ["boto3"], "download": ["boto3.s3.transfer"], "boto3": ["boto3"],
            "fsspec": ["s3fs"]}
 
 
@@ -164,7 +164,8 @@ def in_processes(meter, args, count, work):
             os.read(wait, 1)
             own.begin()
             work(own, index)
-            os.write(tell, f"{own.bytes} {own.waits} {own.waited_seconds} {own.cut:d}\n".encode())
+            told = own.bytes, own.items, own.waits, own.waited_seconds, int(own.cut)
+            os.write(tell, (" ".join(map(str, told)) + "\n").encode())
             os._exit(0)
         except BaseException:
             traceback.print_exc()
@@ -174,8 +175,10 @@ def in_processes(meter, args, count, work):
     os.write(begin, b"x" * len(children))
     with open(hear) as file:
         for line in file:
-            size, waits, waited_seconds, cut = line.split()
-            meter.add(int(size))
+            size, items, waits, waited_seconds, cut = line.split()
+            meter.bytes += int(size)
+            meter.block_bytes += int(size)
+            meter.items += int(items)
             meter.waits += int(waits)
             meter.waited_seconds += float(waited_seconds)
             meter.cut |= cut == "1"
@@ -333,6 +336,8 @@ def steps(meter, args):
 
 
 def cat(meter, args):
+    if args["how"] != "files":
+        return several_by_client(meter, args)
     files = [os.path.join(args["folder"], key) for key in args["keys"]]
     subprocess.run(["cat", *files], check=True, stdout=subprocess.DEVNULL)
     meter.add(sum(os.stat(file).st_size for file in files))
@@ -395,6 +400,58 @@ def layers(meter, args):
     in_processes(meter, args, ranks, load)
 
 
+def one_tensor(meter, args):
+    """A tensor of the first shard, by its name."""
+    import safetensors
+
+    with safetensors.safe_open(os.path.join(args["folder"], args["keys"][0]), "numpy") as file:
+        meter.add(file.get_tensor(sorted(file.keys())[args["tensors"] // 2]).nbytes)
+
+
+def copied(meter, tensors):
+    """Tensors of torch, as they are brought to a device."""
+    for tensor in tensors:
+        if not meter.more():
+            return
+        meter.add(meter.timed(tensor.clone).nbytes)
+
+
+def torch_files(meter, args):
+    import safetensors.torch
+
+    for key in args["keys"]:
+        copied(meter, safetensors.torch.load_file(os.path.join(args["folder"], key)).values())
+
+
+def torch_load(meter, args):
+    import torch
+
+    copied(meter, torch.load(path(args), mmap=True).values())
+
+
+def gguf(meter, args):
+    import gguf
+
+    for tensor in gguf.GGUFReader(path(args)).tensors:
+        if not meter.more():
+            return
+        meter.timed(tensor.data.view("int16").max)
+        meter.add(tensor.data.nbytes)
+
+
+def runai(meter, args):
+    """All shards by a streamer that reads with threads of its own."""
+    from runai_model_streamer import SafetensorsStreamer
+
+    folder = args["folder"] or "s3://data"
+    os.environ |= {"RUNAI_STREAMER_S3_ENDPOINT": os.environ["AWS_ENDPOINT_URL"],
+                   "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0", "RUNAI_STREAMER_LOG_LEVEL": "ERROR"}
+    with SafetensorsStreamer() as streamer:
+        streamer.stream_files([f"{folder}/{key}" for key in args["keys"]])
+        for _, tensor in streamer.get_tensors():
+            meter.add(tensor.nbytes)
+
+
 def headers(meter, args):
     """The names of all tensors, and no tensor."""
     import safetensors
@@ -441,11 +498,14 @@ def epoch(meter, args):
 def loader(meter, args):
     """Every file of a directory once, in random order, as PyTorch's DataLoader has it read: workers
     are processes that have two batches each to read, and batches are taken in their order. With a
-    depth, the mount is told of so many files ahead."""
+    depth, the mount is told of so many files ahead. With a share (rank, ranks), only the files of
+    this rank."""
     folder = os.path.join(args["folder"], args["key"])
     paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
     order = list(range(len(paths)))
     random.Random(args["seed"]).shuffle(order)
+    rank, ranks = args.get("share", (0, 1))
+    order = order[rank::ranks]
     batches = [order[at : at + args["batch"]] for at in range(0, len(order), args["batch"])]
     if args["depth"]:
         sys.path.insert(0, PACKAGE)
@@ -467,6 +527,12 @@ def loader(meter, args):
         worker.asking.close()
     for worker in workers:
         os.waitpid(worker.pid, 0)
+
+
+def ranks(meter, args):
+    """As many loaders, each on a mount of its own, which divide the files as DistributedSampler."""
+    in_processes(meter, args, args["ranks"], lambda own, rank: loader(own, args | {
+        "folder": os.path.join(args["folder"], str(rank)), "share": (rank, args["ranks"])}))
 
 
 class Worker:
@@ -618,7 +684,9 @@ def main():
     program = args.pop("program")
     needed = {"rows": ["numpy"], "interleaved": ["numpy"], "load_file": ["numpy"],
               "shuffled_tensors": ["numpy"], "layers": ["safetensors.numpy"],
-              "headers": ["safetensors.numpy"], "columns": ["pyarrow.parquet"], "tensors": ["safetensors.numpy"]}
+              "headers": ["safetensors.numpy"], "one_tensor": ["safetensors.numpy"],
+              "torch_files": ["safetensors.torch"], "torch_load": ["torch"], "gguf": ["gguf"],
+              "runai": ["runai_model_streamer"], "columns": ["pyarrow.parquet"], "tensors": ["safetensors.numpy"]}
     for module in needed.get(program, []) + MODULES.get(args["how"], []):
         __import__(module)
     if args.get("known") and args["how"] == "files":

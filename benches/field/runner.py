@@ -112,7 +112,7 @@ def sample(server, name, workload, local_folder, limits):
     """A product through all phases of a workload: samples by phase."""
     samples, phases = {}, workload.phases_of(name)
     try:
-        product = products.open_product(name, server, local_folder, workload.options)
+        product = products.open_product(name, server, local_folder, workload)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         return {phase.name: Sample(error=f"did not start: {error}") for phase in phases}
     try:

@@ -71,6 +71,7 @@ class Workload:
     only_ours: bool = False
     no_local: bool = False
     rounds: int = 0  # at most, if not 0
+    mounts: int = 1
 
     def takes(self, product):
         if self.only_ours:

@@ -144,7 +144,8 @@ impl S3 for Service {
         let Found { object, range, content_range } = found;
         let length = range.end - range.start;
         let asks = input.checksum_mode.as_ref().is_some_and(|mode| mode.as_str() == "ENABLED");
-        let checksum = object.checksum().filter(|_| asks && content_range.is_none());
+        let is_told = asks && content_range.is_none();
+        let checksum = is_told.then(|| object.checksum()).flatten();
         let checksum_type = checksum.is_some().then(|| "FULL_OBJECT".to_owned().into());
         let body = ContentBody::new(object.clone(), range, self.counters.clone());
         Ok(S3Response::new(GetObjectOutput {
