@@ -105,6 +105,29 @@ impl Extent {
         u64::from(self.page) * PAGE_BYTES == self.object_range().start
     }
 
+    /// Both as one, if what they hold of the unit touches or overlaps, in one place on the disk: so
+    /// a unit that was written in pieces is one extent in the end.
+    pub(super) fn joined(&self, other: &Self) -> Option<Self> {
+        let of = |extent: &Self| {
+            let at = u64::from(extent.page) * PAGE_BYTES;
+            let place = at.wrapping_sub(extent.object_range().start);
+            (extent.name, extent.unit, extent.segment, place)
+        };
+        let [ours, theirs] = [self, other].map(Self::object_range);
+        if of(self) != of(other) || ours.start > theirs.end || theirs.start > ours.end {
+            return None;
+        }
+        let left = if self.first <= other.first { self } else { other };
+        let length = ours.end.max(theirs.end) - left.object_range().start;
+        let mut joined = Self { length: u32::try_from(length).ok()?, ..*left };
+        for part in [other, self] {
+            let at = usize::from(part.first - left.first);
+            let sums = part.sums.iter().take((part.length as usize).div_ceil(block_len()));
+            joined.sums[at..].iter_mut().zip(sums).for_each(|(into, sum)| *into = *sum);
+        }
+        Some(joined)
+    }
+
     /// Takes the checksums of its bytes.
     pub(super) fn sum_up(&mut self, bytes: &[u8]) {
         let first = self.first;

@@ -125,8 +125,8 @@ impl Index {
         Ok(same.map(|extent| extent.segment & !PASSED_OVER).max())
     }
 
-    /// Writes an extent over one that holds nothing more than it, over a free place, over one whose
-    /// segment is gone, or over the oldest.
+    /// Writes an extent, joined with those that lie beside it: over one that holds nothing more,
+    /// over a free place, over one whose segment is gone, or over the oldest.
     pub(super) fn insert(
         &self,
         extent: &Extent,
@@ -134,13 +134,24 @@ impl Index {
     ) -> std::io::Result<()> {
         let number = self.page_of(&extent.name, extent.unit);
         let page = self.read(number)?;
-        let range = extent.object_range();
+        let slots: Vec<_> = page.chunks_exact(EXTENT_BYTES).map(Extent::decode).collect();
+        // Without this the blocks of consecutive units, read one by one, would be more than a page
+        // has places for.
+        let (mut whole, mut parts) = (*extent, Vec::new());
+        while let Some((at, joined)) = slots.iter().enumerate().find_map(|(at, old)| {
+            let joined = whole.joined(old.as_ref().filter(|_| !parts.contains(&at))?)?;
+            Some((at, joined))
+        }) {
+            whole = joined;
+            parts.push(at);
+        }
+        let range = whole.object_range();
         // Of those that are gone any one, so that some are remembered however many there are.
-        let any = |at: usize| (at as u64 + u64::from(extent.name[15])) % EXTENTS_PER_PAGE;
-        let value = |(at, slot): &(usize, &[u8])| match Extent::decode(slot) {
+        let any = |at: usize| (at as u64 + u64::from(whole.name[15])) % EXTENTS_PER_PAGE;
+        let value = |(at, slot): &(usize, &Option<Extent>)| match slot {
             None => (1, 0),
             Some(old)
-                if old.name == extent.name
+                if old.name == whole.name
                     && range.start <= old.object_range().start
                     && old.object_range().end <= range.end =>
             {
@@ -149,9 +160,12 @@ impl Index {
             Some(old) if !is_live(old.segment) => (2, any(*at)),
             Some(old) => (3, old.segment),
         };
-        let slots = page.chunks_exact(EXTENT_BYTES).enumerate();
-        let least = slots.min_by_key(value).map_or(0, |(at, _)| at);
-        self.file.write_all_at(&extent.encode(), offset(number, least))
+        let least = slots.iter().enumerate().min_by_key(value).map_or(0, |(at, _)| at);
+        self.file.write_all_at(&whole.encode(), offset(number, least))?;
+        for part in parts.into_iter().filter(|&part| part != least) {
+            self.file.write_all_at(&[0; EXTENT_BYTES], offset(number, part))?;
+        }
+        Ok(())
     }
 
     /// Forgets an extent, if it is still there.
@@ -292,6 +306,55 @@ mod tests {
         left.sort_unstable();
         let want = (0..EXTENTS_PER_PAGE + 10).filter(|&segment| segment > 8 && segment != 20);
         assert_eq!(left, want.collect::<Vec<_>>());
+    }
+
+    /// In whatever order the blocks of a unit are written, they are one extent in the end.
+    #[test]
+    fn what_lies_side_by_side_is_joined_in_every_order() {
+        fn each_order(left: &mut Vec<u8>, order: &mut Vec<u8>, see: &mut impl FnMut(&[u8])) {
+            if left.is_empty() {
+                return see(order);
+            }
+            for at in 0..left.len() {
+                let block = left.remove(at);
+                order.push(block);
+                each_order(left, order, see);
+                order.pop();
+                left.insert(at, block);
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let index = Index::open(&folder.path().join("index"), 1).unwrap();
+        let piece = |block: u8, blocks: u32| {
+            let mut extent = extent(0, block, blocks);
+            // The last block of the object is not a whole one.
+            extent.length -= if u32::from(block) + blocks == 6 { 77 } else { 0 };
+            extent.page = u32::from(block) * 32;
+            extent.sums = std::array::from_fn(|at| u32::from(block) + u32::try_from(at).unwrap());
+            extent
+        };
+        let mut orders = 0;
+        each_order(&mut (0..6).collect(), &mut Vec::new(), &mut |order| {
+            for &block in order {
+                index.insert(&piece(block, 1), |_| true).unwrap();
+            }
+            let found = index.find(&version(7), 0..1).unwrap();
+            assert_eq!(found.len(), 1, "{order:?}");
+            let whole = Extent { sums: found[0].sums, ..piece(0, 6) };
+            assert_eq!((found[0], &found[0].sums[..6]), (whole, &piece(0, 6).sums[..6]));
+            index.remove(&found[0]).unwrap();
+            orders += 1;
+        });
+        assert_eq!(orders, 720);
+        // Neither elsewhere in the segment, nor in another one, nor with a gap.
+        index.insert(&piece(0, 2), |_| true).unwrap();
+        for other in
+            [Extent { page: 65, ..piece(2, 1) }, Extent { segment: 8, ..piece(2, 1) }, piece(3, 1)]
+        {
+            index.insert(&other, |_| true).unwrap();
+            assert!(index.find(&version(7), 0..1).unwrap().contains(&piece(0, 2)), "{other:?}");
+            index.remove(&other).unwrap();
+        }
     }
 
     #[test]

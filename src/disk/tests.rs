@@ -145,6 +145,34 @@ async fn only_what_is_missing_is_fetched() {
     assert_eq!(process.gets(&mut gets), 0);
 }
 
+/// The pieces of eight units share a page of the index, which has places for 51.
+#[tokio::test]
+async fn a_file_that_was_read_in_small_pieces_is_whole() {
+    let (memory, folder) = scene();
+    let process = Process::start(&memory, folder.path()).await;
+    let blocks = || (0..128_u32).map(|block| u64::from(block) * 128 * KIB);
+    let every_second = blocks().step_by(2).chain(blocks().skip(1).step_by(2));
+    let halves = blocks().take(64).rev().chain(blocks().skip(64));
+    let orders: [(&str, Vec<u64>); 4] = [
+        ("in order", blocks().collect()),
+        ("backwards", blocks().rev().collect()),
+        ("every second, then the others", every_second.collect()),
+        ("one half backwards", halves.collect()),
+    ];
+    for (order, starts) in orders {
+        let object = put(&memory, order, 16 * MIB);
+        for start in starts {
+            process.read(&object, start..start + 128 * KIB).await;
+            process.settle().await;
+        }
+        let mut gets = process.memory.counts().gets;
+        process.read(&object, 0..object.size_bytes).await;
+        assert_eq!(process.gets(&mut gets), 0, "{order}");
+        let copy = process.cached.local_copy(&object).unwrap();
+        assert!(copy.file().await.is_some(), "{order}");
+    }
+}
+
 /// R8: whatever happens to the files, the bytes are right.
 #[tokio::test]
 async fn no_flipped_bit_and_no_torn_file_is_ever_shown() {
