@@ -263,8 +263,8 @@ impl Folder {
         let newest = self.live.lock().last_key_value().map_or(0, |(&number, _)| number);
         let number = self.advance(0)?.max(newest + 1);
         self.set_number(NEXT, number + 1)?;
-        let mut options = OpenOptions::new();
-        options.write(true).create_new(true).mode(FRESH);
+        let mut options = lockable();
+        options.create_new(true).mode(FRESH);
         let file = open_directly(&options, &segment(&self.path, number))?;
         file.lock()?;
         self.live.lock().insert(number, 0);
@@ -348,19 +348,22 @@ impl Folder {
     /// Removes a segment, unless it was read again or is being written.
     fn gives_up(&self, number: u64) -> std::io::Result<bool> {
         let path = segment(&self.path, number);
-        match open(OpenOptions::new().read(true), &path) {
-            Ok(file) => {
-                if file.metadata()?.mode() & 0o777 == READ_AGAIN {
-                    file.set_permissions(Permissions::from_mode(FRESH))?;
-                    return Ok(false);
-                }
-                if file.try_lock().is_err() {
-                    return Ok(false);
-                }
-            }
+        let there = match path.symlink_metadata() {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
-            Err(error) if error.kind() == ErrorKind::InvalidData => {}
-            Err(error) => return Err(error),
+            there => there?,
+        };
+        if there.is_file() {
+            if there.mode() & 0o777 == READ_AGAIN {
+                std::fs::set_permissions(&path, Permissions::from_mode(FRESH))?;
+                return Ok(false);
+            }
+            match open(&lockable(), &path) {
+                Ok(file) if file.try_lock().is_err() => return Ok(false),
+                // It was just read again.
+                Err(error) if error.kind() == ErrorKind::PermissionDenied => return Ok(false),
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
+                file => drop(file?),
+            }
         }
         discard(&path)?;
         self.open.lock().pop(&number);
@@ -394,6 +397,13 @@ impl Folder {
         }
         self.lock.write_all_at(&number.to_le_bytes(), 8 * at)
     }
+}
+
+/// NFS locks alone only what is open to be written, and with others only what is open to be read.
+pub(super) fn lockable() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    options
 }
 
 /// One of the numbers in the file `lock`.

@@ -24,13 +24,13 @@ use tokio::time::Instant;
 
 use super::buffers::Buffers;
 use super::files::{open, open_directly};
-use super::folder::{FRESH, Folder, READ_AGAIN, Segment};
+use super::folder::{FRESH, Folder, READ_AGAIN, Segment, lockable};
 use super::format::{Extent, OWN_UNIT, PAGE, PAGE_BYTES, Piece, UNIT_BYTES, VersionName};
 use super::state::DiskState;
 use crate::base::layout::BLOCK_BYTES;
 
 /// Smaller objects gain less than their opening costs (docs/performance.md).
-const LEAST_BYTES: u64 = 16 << 20;
+pub(super) const LEAST_BYTES: u64 = 16 << 20;
 /// All segments are looked at every few seconds: these many take 50 ms.
 const MOST_FILES: u64 = 1 << 15;
 /// What is given up as a whole should not be the cache.
@@ -82,8 +82,7 @@ impl Folder {
     ) -> std::io::Result<OwnSegment> {
         self.alone(|| {
             if let Some(number) = self.own(version)? {
-                let (path, mut options) = (self.path_of(number), OpenOptions::new());
-                options.write(true);
+                let (path, options) = (self.path_of(number), lockable());
                 let opened = open_directly(&options, &path).or_else(|error| {
                     if error.kind() != ErrorKind::PermissionDenied {
                         return Err(error);
