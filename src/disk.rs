@@ -322,7 +322,9 @@ impl ObjectStore for DiskCached {
     }
 
     fn local_copy(&self, version: &ObjectVersion) -> Option<Arc<dyn LocalCopy>> {
-        if !self.disk.state.may_be_whole(version.size_bytes) {
+        // Not by the size of the cache, which is unknown while the disk is away: the answer must
+        // stay the same while a file is open.
+        if version.size_bytes < whole::LEAST_BYTES {
             return None;
         }
         let version = self.origin.name(version)?;
@@ -339,10 +341,11 @@ struct WholeCopy {
 #[async_trait]
 impl LocalCopy for WholeCopy {
     async fn file(&self) -> Option<File> {
-        if !self.disk.state.may_read() {
+        let state = self.disk.state.clone();
+        if !state.may_read() || !state.may_be_whole(self.version.size_bytes) {
             return None;
         }
-        let (state, version) = (self.disk.state.clone(), self.version);
+        let version = self.version;
         let opening = self.disk.threads.run(move || state.whole_file(&version));
         self.disk.in_time(opening).await
     }

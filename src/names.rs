@@ -21,7 +21,7 @@ use self::asking::shared::now;
 pub use self::asking::shared::{Names, NamesConfig};
 use self::entries::Listing;
 pub use self::entries::{FOREVER, HiddenKeys, Ino, Inode, Node, ROOT};
-pub use self::known::{DESCRIPTION_BYTES, Damage, FORMAT, KeptNames, OldPages};
+pub use self::known::{DESCRIPTION_BYTES, Damage, FORMAT, KeptNames, KeptOpen, OldPages};
 use self::known::{NameAnswer, Resume, ScanFrom};
 use self::rules::Asked;
 use self::scan::ScanPosition;
@@ -105,9 +105,19 @@ impl Names {
         self.known().keep(kept);
     }
 
-    /// Takes back lookups that the kernel has counted.
-    pub fn forget(&self, ino: Ino, lookups: u64) {
-        self.known().forget(ino, lookups);
+    /// Keeps how a large file is open, for the next process; `None` when all have closed it.
+    pub fn keep_open(&self, ino: Ino, open: Option<KeptOpen>) {
+        self.known().keep_open(ino, open);
+    }
+
+    /// The large files that are open, as another process has left them.
+    pub fn opens(&self) -> Vec<(Ino, KeptOpen)> {
+        self.known().opens()
+    }
+
+    /// Takes back lookups that the kernel has counted; true if it knows the inode no more.
+    pub fn forget(&self, ino: Ino, lookups: u64) -> bool {
+        self.known().forget(ino, lookups)
     }
 
     /// Attributes of an inode that the kernel knows. Waits for no request.

@@ -27,6 +27,7 @@ use tokio::runtime::Handle;
 
 use super::notify::{drop_pages, forget_name};
 use super::opens::{OpenAnswer, Opens};
+use super::takeover::is_sent_again;
 use super::waiter::Waiter;
 use crate::fs::{Attributes, BucketFs, FsError, ReadKind, STATFS_BLOCKS, ScanEntry};
 use crate::stats::Operation;
@@ -85,7 +86,8 @@ impl Adapter {
 
 impl Adapter {
     fn opened(&self, opened: OpenAnswer, reply: ReplyOpen) {
-        let (stats, handle) = (&self.fs.stats, self.opens.handle());
+        // Nobody asks for it: reading state is the inode's.
+        let (stats, handle) = (&self.fs.stats, FileHandle(0));
         match opened {
             OpenAnswer::Unasked if self.no_open => reply.error(Errno::ENOSYS),
             OpenAnswer::Unasked | OpenAnswer::ByDaemon => {
@@ -164,7 +166,9 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
-        self.fs.names.forget(ino.0, lookups);
+        if self.fs.names.forget(ino.0, lookups) {
+            self.opens.forget(ino.0);
+        }
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
@@ -311,28 +315,30 @@ impl fuser::Filesystem for Adapter {
         }
         let (adapter, ino) = (self.clone(), ino.0);
         self.answer(Operation::Open, async move {
-            let opens = &adapter.opens;
-            let opened = if let Some(copy) = adapter.fs.local_copy(ino) {
-                let file = if opens.is_closed(ino) { copy.file().await } else { None };
-                opens.open_large(ino, copy, file, |file| reply.open_backing(file))
-            } else {
-                opens.open_small()
+            let Adapter { fs, opens, .. } = &adapter;
+            let copy = fs.local_copy(ino);
+            let file = match &copy {
+                Some(copy) if opens.may_pass_through(ino) => copy.file().await,
+                _ => None,
             };
+            let opened = opens.open(ino, copy, file, &reply, &fs.names);
             adapter.opened(opened, reply);
         });
     }
 
     fn release(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
-        handle: FileHandle,
+        _: FileHandle,
         _: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.opens.release(ino.0, handle);
+        if !is_sent_again(request) {
+            self.opens.release(ino.0, &self.fs.names);
+        }
         reply.ok();
     }
 

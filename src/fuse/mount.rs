@@ -88,7 +88,14 @@ pub fn mount(
     existing: Option<Existing>,
     runtime: &Handle,
 ) -> io::Result<Mounted> {
-    let (kernel, opens) = (Arc::new(OnceLock::new()), Arc::new(Opens::new(passthrough)));
+    let opens = match &existing {
+        Some(Existing::TakenOver(TakenOver { agreement, .. })) => {
+            let (asks, open) = (agreement.asks_to_open(), fs.names.opens());
+            Opens::go_on(passthrough, asks, open, |ino| fs.local_copy(ino))
+        }
+        _ => Opens::new(passthrough),
+    };
+    let (kernel, opens) = (Arc::new(OnceLock::new()), Arc::new(opens));
     let offered = Arc::new(OnceLock::new());
     let adapter = || {
         let (kernel, opens) = (kernel.clone(), opens.clone());
@@ -120,8 +127,8 @@ pub fn mount(
     let notifier = session.notifier();
     let _ = kernel.set(notifier.clone());
     let device = File::from(session.as_fd().try_clone_to_owned()?);
-    if let Some(passthrough) = passthrough {
-        try_out(passthrough, &device, &opens)?;
+    if let Some(Passthrough { sample: Some(sample), always }) = passthrough {
+        try_out(sample, *always, &device, &opens)?;
     }
     let ended = serve(session)?;
     if let Some(mountpoint) = new_at {
@@ -150,17 +157,17 @@ fn served_config(options: &MountOptions) -> fuser::Config {
 }
 
 /// Ends passthrough if the kernel refuses it; an error if the mount must not be without.
-fn try_out(passthrough: &Passthrough, device: &File, opens: &Opens) -> io::Result<()> {
+fn try_out(sample: &File, always: bool, device: &File, opens: &Opens) -> io::Result<()> {
     let refused = if opens.asks() {
         // The sample stays registered until the unmount: fuser closes none that it does not use.
-        let tried = fuser::BackingId::create_raw(device, &passthrough.sample);
+        let tried = fuser::BackingId::create_raw(device, sample);
         tried.err().map(|error| opens::why(&error))
     } else {
         Some(opens::NOT_OFFERED.to_owned())
     };
     let Some(reason) = refused else { return Ok(()) };
     opens.end();
-    if passthrough.always {
+    if always {
         return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
     }
     tracing::debug!("no passthrough: {reason}");

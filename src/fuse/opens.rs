@@ -1,21 +1,24 @@
-//! Which large files are open, and whether the kernel reads them by itself (passthrough). Pure but
-//! for the calls that it is given.
+//! Which large files are open, and whether the kernel reads them by itself (passthrough).
 //!
 //! - The kernel asks at each `open` until the answer is ENOSYS once, and then never again. As long
 //!   as it asks, a small file costs one more request, so this ends when that has cost more than
 //!   passthrough can have gained.
 //! - An inode is read through the daemon or passed through, never both at once: the kernel refuses
-//!   an `open` of the other kind (EIO). So what is open decides, until all have closed it.
+//!   an `open` of the other kind (EIO). So what is open decides, until all have closed it, in the
+//!   next daemon too: it is left the count of opens and the kernel's number of the file.
+//! - That count is never too small: an `open` is written before it is answered, and a closing that
+//!   the kernel tells again may have been counted. What is too many ends with the inode.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use fuser::{BackingId, FileHandle};
+use fuser::{BackingId, ReplyOpen};
 use parking_lot::Mutex;
 
-use crate::names::Ino;
+use super::takeover::adopt;
+use crate::names::{Ino, KeptOpen, Names};
 use crate::store::LocalCopy;
 
 /// Requests that a mount of small files spends before it knows that it is one: some 20 ms.
@@ -27,8 +30,8 @@ const BYTES_PER_OPEN: u64 = 256 << 10;
 /// What a mount needs that passes files through.
 #[derive(Debug)]
 pub struct Passthrough {
-    /// A file where the others will lie, to try it out.
-    pub sample: File,
+    /// A file where the others will lie, to try it out; a mount that is taken over needs none.
+    pub sample: Option<File>,
     /// The mount does not begin without, and does not end it for small files.
     pub always: bool,
 }
@@ -43,32 +46,35 @@ pub(super) enum OpenAnswer {
 }
 
 #[derive(Debug)]
-pub(super) struct Opens {
-    table: Mutex<Table>,
-    /// Given out with each `open`, for a daemon may meet handles of the one before.
-    handle: FileHandle,
-}
+pub(super) struct Opens(Mutex<Table>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Table {
     asks: bool,
+    /// Files are passed through, and not only those that another process has left so.
+    passes: bool,
     /// Small files that may be opened before the kernel is told not to ask.
     credit: u64,
     /// Small files are always read through the daemon, so nobody counts them.
     large: HashMap<Ino, OpenFile>,
+    /// Files that the kernel is to close, by its numbers: it takes an `open` to reach them.
+    left_over: Vec<u32>,
 }
 
 struct OpenFile {
-    copy: Arc<dyn LocalCopy>,
-    opens: u64,
+    /// None after a change of options.
+    copy: Option<Arc<dyn LocalCopy>>,
+    opens: u32,
     through: Option<Through>,
 }
 
+/// A file that the kernel has open, and does not let be given up.
 #[derive(Debug)]
 struct Through {
-    backing: Arc<BackingId>,
-    /// Nobody gives it up while it is open.
-    _file: File,
+    /// The kernel's.
+    number: u32,
+    /// None until the first `open` after a takeover.
+    backing: Option<Arc<BackingId>>,
 }
 
 impl std::fmt::Debug for OpenFile {
@@ -78,96 +84,129 @@ impl std::fmt::Debug for OpenFile {
 }
 
 impl OpenFile {
-    fn how(&self) -> OpenAnswer {
-        self.through
-            .as_ref()
-            .map_or(OpenAnswer::ByDaemon, |it| OpenAnswer::Through(it.backing.clone()))
+    /// What the next daemon must know.
+    fn kept(&self) -> KeptOpen {
+        let backing = self.through.as_ref().map_or(0, |through| through.number);
+        KeptOpen { opens: self.opens, backing }
+    }
+}
+
+impl Through {
+    fn register(file: &File, reply: &ReplyOpen) -> io::Result<Self> {
+        let number = reply.open_backing(file)?.into_raw();
+        Ok(Self { number, backing: Some(Arc::new(adopt(reply, number))) })
     }
 }
 
 impl Opens {
+    /// For a new mount.
     pub(super) fn new(wanted: Option<&Passthrough>) -> Self {
-        let credit = wanted.map_or(0, |it| if it.always { u64::MAX } else { FIRST_CREDIT });
-        let table = Table { asks: wanted.is_some(), credit, large: HashMap::new() };
-        Self { table: Mutex::new(table), handle: FileHandle(std::process::id().into()) }
+        let (passes, credit) = (wanted.is_some(), credit(wanted));
+        Self(Mutex::new(Table { asks: passes, passes, credit, ..Table::default() }))
+    }
+
+    /// For a mount that is taken over, in which the kernel `asks`, with what is open. `copy` gives
+    /// an inode's local copy.
+    pub(super) fn go_on(
+        wanted: Option<&Passthrough>,
+        asks: bool,
+        open: Vec<(Ino, KeptOpen)>,
+        copy: impl Fn(Ino) -> Option<Arc<dyn LocalCopy>>,
+    ) -> Self {
+        let left = |(ino, KeptOpen { opens, backing: number })| {
+            let through = (number > 0).then_some(Through { number, backing: None });
+            (ino, OpenFile { copy: copy(ino), opens, through })
+        };
+        let (large, left_over) = (open.into_iter().map(left).collect(), Vec::new());
+        let (passes, credit) = (wanted.is_some(), credit(wanted));
+        Self(Mutex::new(Table { asks, passes, credit, large, left_over }))
     }
 
     /// The kernel is to ask at each `open`.
     pub(super) fn asks(&self) -> bool {
-        self.table.lock().asks
+        self.0.lock().asks
     }
 
     /// It is to ask no more.
     pub(super) fn end(&self) {
-        let mut table = self.table.lock();
+        let mut table = self.0.lock();
         table.credit = 0;
         table.end_without_credit();
     }
 
-    pub(super) fn handle(&self) -> FileHandle {
-        self.handle
+    /// Its local copy may be used: nobody has it open.
+    pub(super) fn may_pass_through(&self, ino: Ino) -> bool {
+        let table = self.0.lock();
+        table.passes && !table.large.contains_key(&ino)
     }
 
-    /// Nobody has it open: its local copy may be used.
-    pub(super) fn is_closed(&self, ino: Ino) -> bool {
-        !self.table.lock().large.contains_key(&ino)
-    }
-
-    /// A file that has no copy is opened.
-    pub(super) fn open_small(&self) -> OpenAnswer {
-        let mut table = self.table.lock();
-        table.credit = table.credit.saturating_sub(1);
-        if table.end_without_credit() { OpenAnswer::Unasked } else { OpenAnswer::ByDaemon }
-    }
-
-    /// A file that may have a copy is opened: `file`, if it is there. `register` makes it known to
-    /// the kernel.
-    pub(super) fn open_large(
+    /// A file is opened. If it is a large one, it may have a copy: `file`, if that is there.
+    pub(super) fn open(
         &self,
         ino: Ino,
-        copy: Arc<dyn LocalCopy>,
+        copy: Option<Arc<dyn LocalCopy>>,
         file: Option<File>,
-        register: impl FnOnce(&File) -> io::Result<BackingId>,
+        reply: &ReplyOpen,
+        names: &Names,
     ) -> OpenAnswer {
-        let mut table = self.table.lock();
+        let mut table = self.0.lock();
+        let Table { credit, large, left_over, .. } = &mut *table;
+        left_over.drain(..).for_each(|number| drop(adopt(reply, number)));
+        if copy.is_none() && !large.contains_key(&ino) {
+            *credit = credit.saturating_sub(1);
+        }
         if table.end_without_credit() {
             return OpenAnswer::Unasked;
         }
-        if let Some(open) = table.large.get_mut(&ino) {
-            open.opens += 1;
-            return open.how();
+        let Table { credit, large, .. } = &mut *table;
+        let open = match large.get_mut(&ino) {
+            Some(open) => open,
+            None if copy.is_none() => return OpenAnswer::ByDaemon,
+            None => {
+                let through = file.and_then(|file| {
+                    let registered = Through::register(&file, reply);
+                    let told = |error: &io::Error| {
+                        tracing::debug!(ino, "not passed through: {}", why(error));
+                    };
+                    let through = registered.inspect_err(told).ok()?;
+                    let bytes = file.metadata().map_or(0, |metadata| metadata.len());
+                    *credit = credit.saturating_add(bytes / BYTES_PER_OPEN);
+                    Some(through)
+                });
+                large.entry(ino).or_insert(OpenFile { copy, opens: 0, through })
+            }
+        };
+        open.opens += 1;
+        names.keep_open(ino, Some(open.kept()));
+        match &mut open.through {
+            None => OpenAnswer::ByDaemon,
+            Some(Through { number, backing }) => OpenAnswer::Through(
+                backing.get_or_insert_with(|| Arc::new(adopt(reply, *number))).clone(),
+            ),
         }
-        let through = file.and_then(|file| match register(&file) {
-            Ok(backing) => {
-                let bytes = file.metadata().map_or(0, |metadata| metadata.len());
-                table.credit = table.credit.saturating_add(bytes / BYTES_PER_OPEN);
-                Some(Through { backing: Arc::new(backing), _file: file })
-            }
-            Err(error) => {
-                tracing::debug!(ino, "not passed through: {}", why(&error));
-                None
-            }
-        });
-        let open = OpenFile { copy, opens: 1, through };
-        let how = open.how();
-        table.large.insert(ino, open);
-        how
     }
 
     /// One of the opens of a file has ended.
-    pub(super) fn release(&self, ino: Ino, handle: FileHandle) {
-        let mut table = self.table.lock();
-        let Some(open) = table.large.get_mut(&ino).filter(|_| handle == self.handle) else {
-            return;
-        };
+    pub(super) fn release(&self, ino: Ino, names: &Names) {
+        let mut table = self.0.lock();
+        let Some(open) = table.large.get_mut(&ino) else { return };
         open.opens -= 1;
-        if open.opens == 0 {
-            let closed = table.large.remove(&ino);
-            drop(table);
-            if let Some(closed) = closed {
-                closed.copy.released();
-            }
+        if open.opens > 0 {
+            names.keep_open(ino, Some(open.kept()));
+            return;
         }
+        // The next daemon must not take a number for open that is closed.
+        names.keep_open(ino, None);
+        let copy = table.close(ino);
+        drop(table);
+        if let Some(copy) = copy {
+            copy.released();
+        }
+    }
+
+    /// The kernel knows the inode no more, so nobody has it open.
+    pub(super) fn forget(&self, ino: Ino) {
+        self.0.lock().close(ino);
     }
 }
 
@@ -181,6 +220,19 @@ impl Table {
         }
         !self.asks
     }
+
+    /// Gives the copy of a file that nobody has open any more.
+    fn close(&mut self, ino: Ino) -> Option<Arc<dyn LocalCopy>> {
+        let OpenFile { copy, through, .. } = self.large.remove(&ino)?;
+        if let Some(Through { number, backing: None }) = through {
+            self.left_over.push(number);
+        }
+        copy
+    }
+}
+
+fn credit(wanted: Option<&Passthrough>) -> u64 {
+    wanted.map_or(0, |it| if it.always { u64::MAX } else { FIRST_CREDIT })
 }
 
 /// Why the kernel refuses to pass a file through.

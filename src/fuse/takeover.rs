@@ -8,7 +8,7 @@
 //! Requests that the other process has read and not answered are sent again
 //! (`FUSE_NOTIFY_RESEND`, Linux 6.9), with another bit in their numbers, which fuser gives back as
 //! they are.
-#![allow(unsafe_code)] // one call, see `replace`
+#![allow(unsafe_code)] // two calls, see `adopt` and `replace`
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -29,6 +29,8 @@ const RESEND: u32 = 7;
 const INIT: u32 = 26;
 const INIT_EXT: u64 = 1 << 30;
 const HAS_RESEND: u64 = 1 << 39;
+/// `FUSE_UNIQUE_RESEND`, in the number of a request that is sent again.
+const SENT_AGAIN: u64 = 1 << 63;
 /// `fuse_in_header` and `fuse_init_in`; `fuse_out_header` and `fuse_init_out`.
 const REQUEST_BYTES: usize = 40 + 64;
 const ANSWER_BYTES: usize = 16 + 64;
@@ -62,10 +64,28 @@ impl Agreement {
         Ok(Self { minor, offered, agreed })
     }
 
+    /// The kernel asks at each `open`, unless it was told not to.
+    pub(super) fn asks_to_open(&self) -> bool {
+        self.agreed & fuser::InitFlags::FUSE_PASSTHROUGH.bits() != 0
+    }
+
     /// The kernel can send requests again that a process has read and not answered.
     pub fn can_resend(&self) -> bool {
         self.offered & HAS_RESEND != 0
     }
+}
+
+/// Another process has read this request, and may have done what it asks for.
+pub(super) fn is_sent_again(request: &fuser::Request) -> bool {
+    request.unique().0 & SENT_AGAIN != 0
+}
+
+/// A file that was registered with the kernel under this number, by this process or the one before
+/// it, and that nobody else closes. It is closed when the result is dropped.
+pub(super) fn adopt(reply: &fuser::ReplyOpen, number: u32) -> fuser::BackingId {
+    // SAFETY: the number is of this connection, which outlives the process that has registered it,
+    // and `Opens` has it once.
+    unsafe { reply.wrap_backing(number) }
 }
 
 /// A session on the connection, with the requests that wait for an answer sent again.

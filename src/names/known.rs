@@ -4,7 +4,7 @@ pub(super) use self::directories::Directories;
 pub(super) use self::directory::{Directory, NameAnswer};
 pub(super) use self::expiry::Expiry;
 pub(super) use self::inodes::Inodes;
-pub use self::kept::{DESCRIPTION_BYTES, Damage, FORMAT, KeptNames};
+pub use self::kept::{DESCRIPTION_BYTES, Damage, FORMAT, KeptNames, KeptOpen};
 pub(super) use self::numbers::{Known, PointAnswer};
 pub use self::pages::OldPages;
 pub(super) use self::progress::{ListingWriter, Progress, Shown};

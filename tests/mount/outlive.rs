@@ -24,7 +24,7 @@ use crate::common::{
 };
 
 /// Requests that were in flight are sent again since Linux 6.9.
-fn can_outlive() -> bool {
+pub(super) fn can_outlive() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
     let mut next = || numbers.next().unwrap().unwrap();
@@ -34,7 +34,7 @@ fn can_outlive() -> bool {
 }
 
 /// The daemon that a holder has started.
-fn daemon_of(holder: u32) -> Option<i32> {
+pub(super) fn daemon_of(holder: u32) -> Option<i32> {
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     pids.find(|pid| {
@@ -58,20 +58,20 @@ impl Mount {
         found.unwrap()
     }
 
-    fn signal_daemon(&self, signal: Signal) -> i32 {
+    pub(super) fn signal_daemon(&self, signal: Signal) -> i32 {
         let pid = self.daemon_pid();
         kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
         pid
     }
 
     /// Kills the daemon, and waits until the next one serves.
-    fn replace(&self) {
+    pub(super) fn replace(&self) {
         let before = self.taken_over();
         let pid = self.signal_daemon(Signal::KILL);
         eventually("another daemon", || self.taken_over() > before && self.daemon_pid() != pid);
     }
 
-    fn taken_over(&self) -> usize {
+    pub(super) fn taken_over(&self) -> usize {
         self.daemon.log_so_far().matches("taking over the mount").count()
     }
 }
@@ -618,7 +618,7 @@ fn what_cannot_be_gone_on_with_is_freed_and_mounted_anew() {
         ("its table is damaged: a checksum is wrong", &|m| flip(m, (12 << 10) + 3)),
         ("its table is damaged: a checksum is wrong", &|m| flip(m, (16 << 10) + (8 << 20) + 40)),
         ("its table is damaged: the description is wrong", &|m| flip(m, 50)),
-        ("its table has the format 0, and not 1", &|m| flip(m, 16)),
+        ("its table has the format 3, and not 2", &|m| flip(m, 16)),
         ("its table is damaged: it is shorter than it says", &|m| {
             m.table().set_len((16 << 10) + (8 << 20)).unwrap();
         }),

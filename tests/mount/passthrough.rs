@@ -4,10 +4,13 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::ScopedJoinHandle;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use super::outlive::{can_outlive, daemon_of};
 use super::xattrs::value;
 use crate::common::{Daemon, Mount, Scene, can_mount, eventually, is_root, skipped_but_not_in_ci};
 
@@ -56,7 +59,7 @@ fn filled() -> Scene {
 
 fn status_at(scene: &Scene, mountpoint: &Path) -> Value {
     let output = scene.program().arg("status").arg(mountpoint).arg("--json").output().unwrap();
-    serde_json::from_slice(&output.stdout).unwrap()
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
 fn total(mounted: &Mount, name: &str) -> u64 {
@@ -336,6 +339,128 @@ fn a_daemon_that_is_killed_while_it_writes_leaves_a_file_that_is_completed() {
     assert!(mounted.read("big").unwrap() == want);
     let held = opened_through(&mounted, &mounted.path("big"));
     assert!(read_open(&held) == want);
+}
+
+/// L1: with a holder, and while no daemon runs.
+#[test]
+fn a_file_that_is_passed_through_outlives_its_daemon() {
+    if !can_pass_through() || !can_outlive() {
+        return;
+    }
+    let mounted = read_once(filled(), &["--outlive=always"]);
+    let (path, want) = (mounted.path("big"), bytes_of(&mounted, "big"));
+    let [held, closed] = [(); 2].map(|()| opened_through(&mounted, &path));
+    let holder = Pid::from_raw(i32::try_from(mounted.daemon.pid()).unwrap()).unwrap();
+    kill_process(holder, Signal::STOP).unwrap();
+    mounted.signal_daemon(Signal::KILL);
+    eventually("no daemon", || daemon_of(mounted.daemon.pid()).is_none());
+    let expected = want.clone();
+    let reader = std::thread::spawn(move || {
+        assert!(read_open(&held) == expected, "no daemon is needed");
+        held
+    });
+    eventually("it is read", || reader.is_finished());
+    // Its end waits for the next daemon, as this open does.
+    drop(closed);
+    let waiting = std::thread::spawn({
+        let path = path.clone();
+        move || File::open(path)
+    });
+    kill_process(holder, Signal::CONT).unwrap();
+    let (held, opened) = (reader.join().unwrap(), waiting.join().unwrap().unwrap());
+    assert_eq!(mounted.taken_over(), 1);
+    assert!(read_open(&opened) == want && std::fs::read(&path).unwrap() == want);
+    assert_eq!((total(&mounted, "reads"), total(&mounted, "opened_by_daemon")), (0, 0));
+    drop(opened);
+    // And the one after it.
+    mounted.replace();
+    assert!(read_open(&held) == want && std::fs::read(&path).unwrap() == want);
+    assert_eq!((total(&mounted, "reads"), total(&mounted, "opened_by_daemon")), (0, 0));
+    drop(held);
+    // Closed by all, it is opened as any other: when this daemon has compared it.
+    eventually("it is closed", || {
+        drop(File::open(&path).unwrap());
+        total(&mounted, "opened_by_daemon") > 0
+    });
+    assert!(read_open(&opened_through(&mounted, &path)) == want);
+}
+
+/// The kernel would answer EIO if the next daemon passed it through.
+#[test]
+fn a_file_that_is_read_through_the_daemon_stays_so_in_the_next_one() {
+    if !can_pass_through() || !can_outlive() {
+        return;
+    }
+    let mounted = mount(filled(), &["--outlive=always", "--passthrough=on"]);
+    let (path, want) = (mounted.path("big"), bytes_of(&mounted, "big"));
+    let held = File::open(&path).unwrap();
+    assert!(read_open(&held) == want);
+    eventually("it is on the disk", || total(&mounted, "disk_written_bytes") >= SIZE);
+    mounted.replace();
+    for _ in 0..20 {
+        assert!(std::fs::read(&path).unwrap() == want);
+    }
+    assert_eq!(total(&mounted, "opened_through"), 0);
+    drop(held);
+    assert!(read_open(&opened_through(&mounted, &path)) == want);
+}
+
+/// Whenever a daemon dies, no program gets an error.
+#[test]
+fn files_are_opened_and_closed_while_daemons_die() {
+    if !can_pass_through() || !can_outlive() {
+        return;
+    }
+    let mounted = read_once(filled(), &["--outlive=always", "--passthrough=on"]);
+    let (path, want) = (mounted.path("big"), bytes_of(&mounted, "big"));
+    drop(opened_through(&mounted, &path));
+    let ends = AtomicBool::new(false);
+    let read_all_the_time = |step: u64| {
+        let (mut at, mut byte) = (step, [0; 1000]);
+        while !ends.load(Ordering::Relaxed) {
+            let file = File::open(&path).unwrap();
+            file.read_exact_at(&mut byte, at).unwrap();
+            assert_eq!(byte[..], want[usize::try_from(at).unwrap()..][..1000]);
+            at = (at + step) % (SIZE - 1000);
+        }
+    };
+    std::thread::scope(|threads| {
+        let readers = [700_001, 1_300_003, 3_000_017]
+            .map(|step| threads.spawn(move || read_all_the_time(step)));
+        // Four deaths in 30 s are no reason to give up.
+        for _ in 0..3 {
+            mounted.replace();
+            let before = total(&mounted, "opened_through") + total(&mounted, "opened_by_daemon");
+            eventually("files are opened", || {
+                let now = total(&mounted, "opened_through") + total(&mounted, "opened_by_daemon");
+                now > before + 100 || readers.iter().any(ScopedJoinHandle::is_finished)
+            });
+        }
+        ends.store(true, Ordering::Relaxed);
+    });
+    // Also what was counted too often ends with the inode.
+    std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+    assert!(read_open(&opened_through(&mounted, &path)) == want);
+}
+
+/// The layer that joins buckets has the files of those below it.
+#[test]
+fn a_file_of_one_bucket_among_several_is_passed_through() {
+    if !can_pass_through() {
+        return;
+    }
+    let scene = filled();
+    scene.server.bucket("other").put("file", "bytes");
+    let options = options(&scene, &[]);
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    let mounted = scene.mount_as("one=data,other=other", &options);
+    let want = bytes_of(&mounted, "big");
+    assert!(mounted.read("one/big").unwrap() == want);
+    eventually("it is on the disk", || total(&mounted, "disk_written_bytes") >= SIZE);
+    let held = opened_through(&mounted, &mounted.path("one/big"));
+    let reads = total(&mounted, "reads");
+    assert!(read_open(&held) == want);
+    assert_eq!(total(&mounted, "reads"), reads);
 }
 
 /// What `open` costs small files is bounded, and ends when nothing is passed through.

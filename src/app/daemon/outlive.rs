@@ -12,7 +12,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::handed_over;
-use crate::app::config::{Config, PassthroughWhen};
+use crate::app::config::Config;
 use crate::base::mountinfo;
 use crate::fuse::{self, Mounted, TakenOver};
 use crate::names::KeptNames;
@@ -36,12 +36,6 @@ pub(super) struct TakenMount {
     pub(super) kept: KeptNames,
     pub(super) description: Description,
     pub(super) table: File,
-}
-
-/// The next daemon would not know which files the kernel passes through, and an open of another
-/// kind is an error.
-pub(super) fn is_impossible(config: &Config) -> bool {
-    config.passthrough == Some(PassthroughWhen::On)
 }
 
 /// A file in memory for a new mount.

@@ -123,14 +123,14 @@ impl<'a> ServedMount<'a> {
                 Some(Existing::TakenOver(mount))
             }
             None => {
-                if keeper.is_there() && !outlive::is_impossible(config) {
+                if keeper.is_there() {
                     table = new_table(&fs);
                 }
                 None
             }
         };
         let is_taken = matches!(existing, Some(Existing::TakenOver(_)));
-        let passthrough = passthrough(config, disk.as_deref(), &keeper)?;
+        let passthrough = passthrough(config, disk.as_deref(), is_taken)?;
         let mounted =
             fuse::mount(&fs, &options, passthrough.as_ref(), existing, &Handle::current())
                 .map_err(|error| refused(&options.mountpoint, &error))?;
@@ -353,17 +353,18 @@ impl<'a> ServedMount<'a> {
 fn passthrough(
     config: &Config,
     disk: Option<&Disk>,
-    keeper: &Keeper,
+    is_taken: bool,
 ) -> Result<Option<Passthrough>, CommandError> {
     let always = match config.passthrough {
         None | Some(PassthroughWhen::Off) => return Ok(None),
-        // The next daemon would not know which files the kernel passes through.
-        Some(PassthroughWhen::Auto) if keeper.is_there() => return Ok(None),
         Some(PassthroughWhen::Auto) => false,
         Some(PassthroughWhen::On) => true,
     };
+    if is_taken {
+        return Ok(Some(Passthrough { sample: None, always }));
+    }
     match disk.and_then(Disk::sample) {
-        Some(sample) => Ok(Some(Passthrough { sample, always })),
+        Some(sample) => Ok(Some(Passthrough { sample: Some(sample), always })),
         None if always => Err(no_passthrough("--cache-dir is not used now")),
         None => Ok(None),
     }

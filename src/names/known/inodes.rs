@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use super::kept::{KeptInode, KeptNames, Slot};
+use super::kept::{KeptInode, KeptNames, KeptOpen, Slot};
 use super::mtime::Mtime;
 use crate::names::entries::{Ino, Inode, ROOT};
 use crate::store::{ObjectMeta, ObjectVersion};
@@ -73,7 +73,7 @@ impl Inodes {
     pub(super) fn keep(&mut self, mut kept: KeptNames) -> Vec<(Arc<str>, Option<Mtime>)> {
         let mut directories = Vec::new();
         self.next = kept.first_unused().0;
-        for KeptInode { ino, inode, mtime, lookups, slot } in kept.take() {
+        for KeptInode { ino, inode, mtime, lookups, slot, .. } in kept.take() {
             if let Inode::Directory(prefix) = &inode {
                 directories.push((prefix.clone(), mtime));
             }
@@ -187,6 +187,16 @@ impl Inodes {
             && let Some(slot) = known.kept
         {
             kept.replace(slot, known.lookups, ino, &known.inode, Some(mtime));
+        }
+    }
+
+    /// Keeps how often a file is open, and who reads it.
+    pub(super) fn keep_open(&mut self, ino: Ino, open: Option<KeptOpen>) {
+        if let (Some(kept), Some(known)) = (&mut self.kept, self.known.get(&ino))
+            && let Some(slot) = known.kept
+        {
+            kept.set_open(ino, open);
+            kept.replace(slot, known.lookups, ino, &known.inode, None);
         }
     }
 

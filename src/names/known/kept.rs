@@ -7,6 +7,7 @@
 //! is as good as the machine is. What cannot be written any more is cut to nothing, so that no
 //! process goes on with half of it.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -15,6 +16,7 @@ use self::layout::{COUNTERS_AT, SLOTS_AT, number, sum};
 pub use self::layout::{DESCRIPTION_BYTES, Damage, FORMAT};
 use self::scans::ToldScans;
 use self::slots::InodeSlots;
+pub use self::slots::KeptOpen;
 pub(crate) use self::slots::{KeptInode, Slot};
 use crate::names::entries::{Ino, Inode, Listing, ROOT};
 use crate::names::known::mtime::Mtime;
@@ -46,6 +48,7 @@ pub struct KeptNames {
     generations: u32,
     /// The first of this process.
     generations_begin: u32,
+    opens: HashMap<Ino, KeptOpen>,
     /// Until they are taken.
     inodes: Vec<KeptInode>,
 }
@@ -57,7 +60,9 @@ impl KeptNames {
         let (slots, scans) = (InodeSlots::default(), ToldScans::default());
         let (numbers, inodes) = (ROOT + 1, Vec::new());
         let (generations, generations_begin) = (1, 1);
-        let mut new = Self { file, slots, scans, numbers, generations, generations_begin, inodes };
+        let opens = HashMap::new();
+        let mut new =
+            Self { file, slots, scans, numbers, generations, generations_begin, opens, inodes };
         new.count(Counted::Pages, 0);
         new.count(Counted::Numbers, new.numbers);
         new.count(Counted::Generations, new.generations.into());
@@ -80,7 +85,8 @@ impl KeptNames {
         let generations = u32::try_from(generations).map_err(|_| Damage::Checksum)?;
         let scans = ToldScans::read(&file);
         let generations_begin = generations;
-        Ok(Self { file, slots, scans, numbers, generations, generations_begin, inodes })
+        let opens = inodes.iter().filter_map(|one| Some((one.ino, one.open?))).collect();
+        Ok(Self { file, slots, scans, numbers, generations, generations_begin, opens, inodes })
     }
 
     /// The number of inodes that were read.
@@ -120,7 +126,8 @@ impl KeptNames {
         inode: &Inode,
         mtime: Option<Mtime>,
     ) {
-        let replaced = slots::encode(ino, inode, mtime, lookups)
+        let open = self.opens.get(&ino).copied();
+        let replaced = slots::encode(ino, inode, mtime, lookups, open)
             .and_then(|bytes| self.slots.write(&self.file, slot, &bytes));
         self.or_lose(replaced);
     }
@@ -130,7 +137,21 @@ impl KeptNames {
         self.or_lose(counted);
     }
 
+    /// What [`Self::replace`] writes of an inode from here on.
+    pub(super) fn set_open(&mut self, ino: Ino, open: Option<KeptOpen>) {
+        match open {
+            Some(open) => self.opens.insert(ino, open),
+            None => self.opens.remove(&ino),
+        };
+    }
+
+    /// Large files that are open.
+    pub(super) fn opens(&self) -> Vec<(Ino, KeptOpen)> {
+        self.opens.iter().map(|(&ino, &open)| (ino, open)).collect()
+    }
+
     pub(super) fn remove(&mut self, slot: Slot, ino: Ino, inode: &Inode) {
+        self.opens.remove(&ino);
         let removed = self.slots.remove(&self.file, slot, ino, inode);
         self.or_lose(removed);
     }

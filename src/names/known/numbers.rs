@@ -10,7 +10,7 @@ use super::directories::Directories;
 use super::directory::{Directory, NameAnswer};
 use super::expiry::Expiry;
 use super::inodes::Inodes;
-use super::kept::KeptNames;
+use super::kept::{KeptNames, KeptOpen};
 use super::progress::ListingWriter;
 use super::resume::{Resume, ScanFrom};
 use crate::errno::FsError;
@@ -124,6 +124,15 @@ impl Known {
         self.directories.taken_over(&root.unwrap_or_default(), None);
     }
 
+    /// Before the kernel is told that a file is open, and after it has told that it is closed.
+    pub(crate) fn keep_open(&mut self, ino: Ino, open: Option<KeptOpen>) {
+        self.inodes.keep_open(ino, open);
+    }
+
+    pub(crate) fn opens(&self) -> Vec<(Ino, KeptOpen)> {
+        self.inodes.kept.as_ref().map(KeptNames::opens).unwrap_or_default()
+    }
+
     /// Before the kernel is told of what was remembered.
     pub(crate) fn flush(&mut self) {
         if let Some(kept) = &mut self.inodes.kept {
@@ -172,12 +181,15 @@ impl Known {
         self.keep_mtime(&writer.prefix);
     }
 
-    pub(crate) fn forget(&mut self, ino: Ino, lookups: u64) {
-        if let Some(Inode::Directory(prefix)) = self.inodes.forget(ino, lookups)
-            && self.inodes.directory(&prefix).is_none()
+    /// True if the kernel knows the inode no more.
+    pub(crate) fn forget(&mut self, ino: Ino, lookups: u64) -> bool {
+        let forgotten = self.inodes.forget(ino, lookups);
+        if let Some(Inode::Directory(prefix)) = &forgotten
+            && self.inodes.directory(prefix).is_none()
         {
-            self.directories.forgotten(&prefix);
+            self.directories.forgotten(prefix);
         }
+        forgotten.is_some()
     }
 
     /// An inode as the kernel is told of it.

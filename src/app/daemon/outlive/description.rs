@@ -7,8 +7,7 @@ use std::os::unix::fs::FileExt as _;
 
 use serde::{Deserialize, Serialize};
 
-use super::is_impossible;
-use crate::app::config::Config;
+use crate::app::config::{Config, PassthroughWhen};
 use crate::fuse::Agreement;
 use crate::names::{DESCRIPTION_BYTES, FORMAT};
 
@@ -86,7 +85,9 @@ impl Description {
 
 fn settings(config: &Config) -> Vec<(String, String)> {
     let permissions = &config.permissions;
-    let passthrough = if is_impossible(config) { "on" } else { "off" };
+    // The kernel agrees to it at the mount only; `auto` does without.
+    let passthrough =
+        if config.passthrough == Some(PassthroughWhen::On) { "on" } else { "auto or off" };
     let endpoint = config.store.endpoint_url.as_deref().unwrap_or("that of the AWS configuration");
     [
         ("the bucket", config.source()),

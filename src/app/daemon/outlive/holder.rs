@@ -23,7 +23,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::{Instant, sleep};
 
 use super::keeper::{FORGET, HELD, KEEP, READY, is_held};
-use super::{Left, free, is_connected, is_impossible};
+use super::{Left, free, is_connected};
 use crate::app::command_error::CommandError;
 use crate::app::config::{Config, Outlive};
 use crate::app::daemon::{Ended, background, descriptors, handed_over, logging};
@@ -48,8 +48,7 @@ const SIGNALS: [Signal; 6] = [
 /// This process should be a holder.
 pub(in crate::app::daemon) fn is_wanted(config: &Config) -> bool {
     let has_manager = std::env::var_os("NOTIFY_SOCKET").is_some();
-    let is_useful =
-        config.descriptor.is_none() && !has_manager && !is_held() && !is_impossible(config);
+    let is_useful = config.descriptor.is_none() && !has_manager && !is_held();
     is_useful
         && match config.outlive {
             Outlive::Never => false,

@@ -1,7 +1,7 @@
 //! Where the parts of the file are, its numbers and its checksums.
 
 /// Of another version nothing is read.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// At the beginning of the file: for whoever passes it on.
 pub const DESCRIPTION_BYTES: u64 = 12 << 10;
 pub(super) const PAGE: usize = 4 << 10;

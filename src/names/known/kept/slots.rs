@@ -7,7 +7,8 @@
 //!
 //! A slot has, in little-endian numbers: a checksum (CRC-32C) of all but itself and the next two;
 //! lookups, and a checksum of them and the number; its length in units, and what it is; bytes in
-//! use; the number, the size, the time; the lengths of key and `ETag`; key and `ETag`.
+//! use; the number, the size, the time; the lengths of key and `ETag`; opens, and the kernel's
+//! number of the file that it reads by itself; key and `ETag`.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -26,7 +27,7 @@ pub(crate) type Slot = u64;
 
 const UNIT: usize = 32;
 /// Before key and `ETag`.
-const FIXED: usize = 52;
+const FIXED: usize = 56;
 /// Pages that are read at once.
 const READ_PAGES: u64 = 256;
 
@@ -40,6 +41,15 @@ const UNTOLD: u8 = 4;
 const LISTED: u8 = 5;
 const CHANGED: u8 = 6;
 
+/// A large file that is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeptOpen {
+    /// At least as many as the kernel has not told the end of.
+    pub opens: u32,
+    /// The kernel's number of the file that it reads by itself; 0 where the daemon reads.
+    pub backing: u32,
+}
+
 #[derive(Debug)]
 pub(crate) struct KeptInode {
     pub(crate) ino: Ino,
@@ -49,6 +59,8 @@ pub(crate) struct KeptInode {
     /// At least as many as the kernel has counted; all that there are, if they were too many to
     /// count.
     pub(crate) lookups: u64,
+    /// Of a file that is open.
+    pub(crate) open: Option<KeptOpen>,
     pub(crate) slot: Slot,
 }
 
@@ -124,7 +136,7 @@ impl InodeSlots {
     }
 
     pub(super) fn add(&mut self, file: &File, ino: Ino, inode: &Inode) -> io::Result<Slot> {
-        let bytes = encode(ino, inode, None, 1)?;
+        let bytes = encode(ino, inode, None, 1, None)?;
         if let Some(slot) = self.free[bytes.len() / UNIT].pop() {
             self.write(file, slot, &bytes)?;
             return Ok(slot);
@@ -156,7 +168,7 @@ impl InodeSlots {
         ino: Ino,
         inode: &Inode,
     ) -> io::Result<()> {
-        self.free[encode(ino, inode, None, 0)?.len() / UNIT].push(slot);
+        self.free[encode(ino, inode, None, 0, None)?.len() / UNIT].push(slot);
         self.count(file, slot, ino, 0)
     }
 
@@ -210,6 +222,7 @@ pub(super) fn encode(
     inode: &Inode,
     mtime: Option<Mtime>,
     lookups: u64,
+    open: Option<KeptOpen>,
 ) -> io::Result<Vec<u8>> {
     let (size, time) = match (inode, mtime) {
         (Inode::File(meta), _) => (meta.version.size_bytes, Some(meta.last_modified)),
@@ -240,6 +253,9 @@ pub(super) fn encode(
     bytes[40..44].copy_from_slice(&since.subsec_nanos().to_le_bytes());
     bytes[44..46].copy_from_slice(&short_length(key));
     bytes[46..48].copy_from_slice(&short_length(etag));
+    let (opens, backing) = open.map_or((0, 0), |open| (open.opens, open.backing));
+    bytes[48..52].copy_from_slice(&opens.to_le_bytes());
+    bytes[52..56].copy_from_slice(&backing.to_le_bytes());
     bytes[FIXED..FIXED + key.len()].copy_from_slice(key.as_bytes());
     bytes[FIXED + key.len()..used].copy_from_slice(etag.as_bytes());
     Ok(seal(bytes, kind, used, ino, lookups))
@@ -293,7 +309,9 @@ fn inode(bytes: &[u8], ino: Ino, lookups: u32) -> Option<KeptInode> {
         _ => return None,
     };
     let lookups = if lookups == u32::MAX { u64::MAX } else { lookups.into() };
-    Some(KeptInode { ino, inode, mtime, lookups, slot: 0 })
+    let open = KeptOpen { opens: short(&bytes[48..]), backing: short(&bytes[52..]) };
+    let open = Some(open).filter(|open| open.opens > 0);
+    Some(KeptInode { ino, inode, mtime, lookups, open, slot: 0 })
 }
 
 fn listed(content: u64, changed: Option<SystemTime>) -> Mtime {

@@ -82,6 +82,38 @@ fn a_slot_that_is_forgotten_is_used_again_so_the_file_does_not_grow() {
     }
 }
 
+#[test]
+fn what_is_open_is_left_to_the_next_until_it_is_closed_or_forgotten() {
+    let table = tempfile::tempfile().unwrap();
+    let mut inodes = Inodes::new("");
+    inodes.keep(KeptNames::new(table.try_clone().unwrap()).unwrap());
+    let [one, other] = ["one", "other"].map(|key| {
+        let ino = inodes.issue();
+        inodes.remember(ino, &file(key, "e", 1));
+        ino
+    });
+    inodes.kept.as_mut().unwrap().flush();
+    let left = || {
+        let mut left = KeptNames::open(table.try_clone().unwrap()).unwrap().opens();
+        left.sort_unstable_by_key(|(ino, _)| *ino);
+        left
+    };
+    let through = KeptOpen { opens: 2, backing: 70_000 };
+    let by_daemon = KeptOpen { opens: 1, backing: 0 };
+    inodes.keep_open(one, Some(through));
+    inodes.keep_open(other, Some(by_daemon));
+    // Its time has moved.
+    let Some(Inode::File(meta)) = inodes.get(one).cloned() else { panic!("a file") };
+    let last_modified = meta.last_modified + Duration::from_secs(9);
+    let newer = ObjectMeta { last_modified, ..(*meta).clone() };
+    inodes.remember(one, &Inode::File(Arc::new(newer)));
+    assert_eq!(left(), [(one, through), (other, by_daemon)]);
+    inodes.keep_open(other, None);
+    assert_eq!(left(), [(one, through)]);
+    inodes.forget(one, 2);
+    assert_eq!(left(), []);
+}
+
 /// What was not told to the kernel is not there: the numbers are written when they are flushed.
 #[test]
 fn what_was_not_flushed_was_never_told() {
