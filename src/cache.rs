@@ -83,6 +83,8 @@ pub struct ReadConfig {
     /// The bound on cached and in-flight object bytes.
     pub memory_budget_bytes: u64,
     pub max_connections: usize,
+    /// Small objects that were read stay while there is room: no disk has them.
+    pub keeps_small: bool,
 }
 
 /// The cache's memory at a moment.
@@ -103,6 +105,7 @@ pub(crate) struct Source {
 pub(crate) struct ChunkCache {
     store: Arc<dyn ObjectStore>,
     layout: Layout,
+    keeps_small: bool,
     arena: Arc<Arena>,
     chunks: Mutex<Queues>,
     /// Notified when a chunk may have become evictable, or a charge has ended.
@@ -124,10 +127,11 @@ impl ChunkCache {
         runtime: Handle,
         stats: Arc<Stats>,
     ) -> std::io::Result<Arc<Self>> {
-        let ReadConfig { layout, memory_budget_bytes, max_connections } = config;
+        let ReadConfig { layout, memory_budget_bytes, max_connections, keeps_small } = config;
         Ok(Arc::new(Self {
             store,
             layout,
+            keeps_small,
             arena: Arena::reserve(layout, memory_budget_bytes)?,
             chunks: Mutex::new(Queues::new()),
             freed: Notify::new(),
@@ -385,7 +389,7 @@ impl ChunkCache {
         let whole = lease.mark_read(blocks, bytes);
         // Small objects stay for readers that come after the kernel has dropped them.
         let is_small = lease.source.meta.version.size_bytes <= self.layout.small_bytes;
-        if whole && kind == ReadKind::Buffered && !is_small {
+        if whole && kind == ReadKind::Buffered && !(is_small && self.keeps_small) {
             self.chunks.lock().remove(lease.key(), lease.chunk());
         } else if !lease.has_unread() {
             self.chunks.lock().settle(lease.key(), lease.chunk());

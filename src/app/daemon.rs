@@ -268,6 +268,7 @@ pub fn stack(
         layout: config.layout(),
         memory_budget_bytes: config.chunks_budget_bytes(),
         max_connections: config.cache.max_connections,
+        keeps_small: config.disk.is_none(),
     };
     let config = FsConfig { ownership, names, reading };
     BucketFs::new(store, config, Handle::current(), stats)

@@ -8,6 +8,8 @@ use proptest::prelude::*;
 use tokio::task::JoinSet;
 
 use super::*;
+use crate::disk::{Disk, DiskCached, DiskConfig, Origin, Reserve};
+use crate::store::joined::{Branch, Joined};
 use crate::testing::fault::{Fault, FaultyStore, Operation};
 use crate::testing::memory::MemoryStore;
 
@@ -29,6 +31,10 @@ struct Rig {
 impl Rig {
     /// A cache of `budget` bytes over objects of these sizes, numbered from 0.
     fn new(budget: u64, sizes: &[usize]) -> Self {
+        Self::of(budget, sizes, true)
+    }
+
+    fn of(budget: u64, sizes: &[usize], keeps_small: bool) -> Self {
         let memory = Arc::new(MemoryStore::new());
         let faults = Arc::new(FaultyStore::new(memory.clone()));
         let objects = sizes.iter().enumerate().map(|(id, &size)| {
@@ -41,7 +47,8 @@ impl Rig {
         let objects = objects.collect();
         let stats = Arc::new(Stats::default());
         let runtime = Handle::current();
-        let config = ReadConfig { layout: LAYOUT, memory_budget_bytes: budget, max_connections: 4 };
+        let (layout, memory_budget_bytes, max_connections) = (LAYOUT, budget, 4);
+        let config = ReadConfig { layout, memory_budget_bytes, max_connections, keeps_small };
         let cache = ChunkCache::new(faults.clone(), config, runtime, stats).unwrap();
         Self { memory, faults, cache, objects }
     }
@@ -71,6 +78,35 @@ impl Rig {
 
     fn gets(&self) -> u64 {
         self.memory.counts().gets
+    }
+}
+
+/// Through a layer above the disk, too.
+#[tokio::test]
+async fn bytes_from_the_disk_say_nothing_about_the_network() {
+    let (memory, folder) = (Arc::new(MemoryStore::new()), tempfile::tempdir().unwrap());
+    let mut meta = memory.put("object", &b"12345678"[..]);
+    "a/object".clone_into(&mut meta.version.key);
+    let source = Source { id: 0, meta: Arc::new(meta) };
+    for (gets, first_bytes) in [(1, 1), (1, 0)] {
+        let stats = Arc::new(Stats::default());
+        let (path, size_bytes) = (folder.path().to_owned(), Some(64 << 20));
+        let reserve = Reserve::Bytes(0);
+        let config = DiskConfig { path, size_bytes, reserve, memory_bytes: 4 << 20 };
+        let disk = Disk::start(config, stats.clone()).await.unwrap();
+        let origin = Origin::new("http://s3", "bucket");
+        let store = Arc::new(DiskCached::new(memory.clone(), origin, disk.clone()));
+        let (directory, prefix, counts) = ("a/".to_owned(), String::new(), Arc::default());
+        let joined = Joined::new(vec![Branch { directory, prefix, store, counts }]);
+        let (layout, memory_budget_bytes, max_connections, keeps_small) = (LAYOUT, 64, 4, false);
+        let config = ReadConfig { layout, memory_budget_bytes, max_connections, keeps_small };
+        let runtime = Handle::current();
+        let cache = ChunkCache::new(Arc::new(joined), config, runtime, stats.clone()).unwrap();
+        let data = cache.read(&source, 0..8, ReadKind::Direct).await.unwrap();
+        assert_eq!(&*data, b"12345678");
+        disk.settle(Duration::from_secs(20)).await;
+        let counted = (memory.counts().gets, stats.first_byte.count(), cache.arena.received());
+        assert_eq!(counted, (gets, first_bytes, 8 * first_bytes));
     }
 }
 
@@ -249,6 +285,19 @@ async fn small_objects_take_nobodys_place_while_there_is_room() {
         tokio::task::yield_now().await;
     }
     assert_eq!(rig.cache.used_bytes(), 16, "though the first was read");
+}
+
+/// Fresh memory costs more than reading them from the disk again.
+#[tokio::test]
+async fn where_a_disk_has_them_small_objects_leave_as_large_ones_do() {
+    let rig = Rig::of(160, &[8, 8], false);
+    rig.read_as(ReadKind::Buffered, 0, 0..4).await.unwrap();
+    rig.read(1, 0..8).await.unwrap();
+    tokio::task::yield_now().await;
+    assert_eq!(rig.cache.used_bytes(), 4 + 8, "the page cache has not all of it");
+    rig.read_as(ReadKind::Buffered, 0, 4..8).await.unwrap();
+    tokio::task::yield_now().await;
+    assert_eq!(rig.cache.used_bytes(), 8);
 }
 
 #[tokio::test]

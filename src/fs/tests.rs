@@ -74,6 +74,7 @@ fn file_system(
         layout: Layout::within(budget_bytes, None, None),
         memory_budget_bytes: budget_bytes,
         max_connections: 128,
+        keeps_small: true,
     };
     let config = FsConfig { ownership, names, reading };
     BucketFs::new(store, config, Handle::current(), Arc::default()).unwrap()

@@ -41,6 +41,7 @@ impl Rig {
             layout: Layout::within(budget_bytes, None, None),
             memory_budget_bytes: budget_bytes,
             max_connections: 128,
+            keeps_small: true,
         };
         let config = FsConfig { ownership, names, reading };
         let fs = BucketFs::new(store.clone(), config, Handle::current(), Arc::default()).unwrap();
