@@ -158,7 +158,7 @@ async fn run(config: &Config, logs: &Logs) -> Result<End, CommandError> {
         );
     }
     let port = match config.metrics_listen {
-        Some(address) => Some(metrics::listen(address).await?),
+        Some(address) => needed(metrics::listen(address).await.map(Some), taken.is_some())?,
         None => None,
     };
     let stats = Arc::new(Stats::default());
@@ -166,7 +166,7 @@ async fn run(config: &Config, logs: &Logs) -> Result<End, CommandError> {
         Some(taken) => bucket::reconnect_all(config, &taken.description.regions, &stats).await?,
         None => bucket::open_all(config, &stats).await?,
     };
-    let disk = disk_cache::open(config, &stats).await?;
+    let disk = needed(disk_cache::open(config, &stats).await, taken.is_some())?;
     let shared = shared_cache::open(config.shared.as_ref(), &stats).await;
     // From here on a signal must lead to an unmount.
     let mut signals = Signals::new()
@@ -194,6 +194,20 @@ async fn run(config: &Config, logs: &Logs) -> Result<End, CommandError> {
         End::Leave => mount.leave().await,
     }
     Ok(end)
+}
+
+/// What a mount does without if it was taken over: programs wait for a daemon, and not for this.
+fn needed<T>(
+    opened: Result<Option<T>, CommandError>,
+    is_taken: bool,
+) -> Result<Option<T>, CommandError> {
+    match opened {
+        Err(error) if is_taken => {
+            tracing::warn!("the mount goes on without what it had: {}", error.sentence);
+            Ok(None)
+        }
+        outcome => outcome,
+    }
 }
 
 /// Pages of one listing in flight at once. At 40 ms a page, 16 list 400,000 names in 1.5 s; 32

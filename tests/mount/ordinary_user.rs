@@ -10,6 +10,7 @@ use rustix::process::Signal;
 use crate::common::{
     Daemon, Scene, can_mount, eventually, is_mounted, is_root, skipped_but_not_in_ci,
 };
+use crate::outlive::{can_outlive, daemon_of};
 
 /// `nobody`: fusermount3 wants to know its caller's name.
 const USER: u32 = 65_534;
@@ -133,4 +134,25 @@ fn what_an_ordinary_users_daemon_left_is_freed_by_the_next() {
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("was a stale mount of a daemon that died: it is freed"), "{log}");
     assert!(!is_mounted(&mountpoint));
+}
+
+/// The kernel may look at the root for the first time after the takeover.
+#[test]
+fn an_ordinary_users_mount_that_nobody_has_used_outlives_its_daemon() {
+    if !can_be_ordinary() || !can_outlive() {
+        return;
+    }
+    let user = User::new();
+    let mountpoint = user.scene.mountpoint();
+    let mut command = user.command(&user.program);
+    command.arg("data").arg(&mountpoint).arg("--outlive=always");
+    let holder = Daemon::start(&mut command, &mountpoint);
+    let first = daemon_of(holder.pid()).unwrap();
+    let pid = rustix::process::Pid::from_raw(first).unwrap();
+    rustix::process::kill_process(pid, Signal::KILL).unwrap();
+    eventually("the next one", || {
+        holder.log_so_far().matches("mounted s3://data/").count() == 2
+    });
+    let read = user.run("cat", &[]);
+    assert_eq!(read.stdout, b"bytes", "{read:?}");
 }

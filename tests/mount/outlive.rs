@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -275,6 +275,25 @@ fn a_daemon_may_be_killed_while_it_takes_over() {
     }
     assert_eq!(reader.join().unwrap(), digest);
     assert_eq!(mount.names("small").len(), 400);
+}
+
+#[test]
+fn a_mount_goes_on_without_a_disk_cache_that_is_not_safe_any_more() {
+    if !can_outlive() {
+        return;
+    }
+    let (scene, _) = filled();
+    let want = scene.bucket().bytes("large", 0..24 << 20);
+    let cache = scene.folder.path().join("cache");
+    let dir = format!("--cache-dir={}", cache.display());
+    let mount = scene.mount(&["--outlive=always", "--hedging=never", &dir, "--cache-reserve=0"]);
+    assert!(mount.read("large").unwrap() == want[..]);
+    std::fs::set_permissions(&cache, std::fs::Permissions::from_mode(0o777)).unwrap();
+    mount.signal_daemon(Signal::KILL);
+    assert!(mount.read("large").unwrap() == want[..]);
+    eventually("the next one", || mount.daemon.log_so_far().matches("mounted s3://").count() == 2);
+    let log = mount.daemon.log_so_far();
+    assert!(log.contains("the mount goes on without what it had: --cache-dir"), "{log}");
 }
 
 #[test]
