@@ -150,9 +150,7 @@ fn an_ordinary_users_mount_that_nobody_has_used_outlives_its_daemon() {
     let first = daemon_of(holder.pid()).unwrap();
     let pid = rustix::process::Pid::from_raw(first).unwrap();
     rustix::process::kill_process(pid, Signal::KILL).unwrap();
-    eventually("the next one", || {
-        holder.log_so_far().matches("mounted s3://data/").count() == 2
-    });
+    eventually("the next one", || holder.log_so_far().matches("mounted s3://data/").count() == 2);
     let read = user.run("cat", &[]);
     assert_eq!(read.stdout, b"bytes", "{read:?}");
 }

@@ -251,7 +251,9 @@ fn daemons_that_die_again_and_again_are_given_up_and_readers_get_an_error() {
         log.contains("the daemon has died 5 times within 30 s: the mount is given up"),
         "{log}"
     );
-    assert!(!is_mounted(&mount.scene.mountpoint()));
+    // An empty directory would be taken for the data.
+    assert!(is_mounted(&mount.scene.mountpoint()));
+    assert_eq!(errno(std::fs::metadata(mount.path("none"))), Some(libc::ENOTCONN));
 }
 
 #[test]

@@ -34,6 +34,9 @@ const DEATHS: usize = 5;
 const WITHIN: Duration = Duration::from_secs(30);
 /// The pause before the third start within that time, and longer by it before each further one.
 const PAUSE: Duration = Duration::from_millis(200);
+/// The same after the first daemon that did not come to serve, and twice as long after each further
+/// one: what it lacks may be there again.
+const FAILED_PAUSE: Duration = Duration::from_millis(500);
 
 /// What the holder passes on.
 const SIGNALS: [Signal; 6] = [
@@ -65,7 +68,8 @@ pub(in crate::app::daemon) fn run(config: &Config, arguments: &[OsString]) -> Re
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| internal("held", &error))?;
     let arguments = arguments.get(1..).unwrap_or_default().to_vec();
-    let holder = Holder { program, arguments, left: None, is_ready: false, is_ending: false };
+    let (left, is_ready, has_served, is_ending) = Default::default();
+    let holder = Holder { program, arguments, left, is_ready, has_served, is_ending };
     runtime.block_on(holder.hold())
 }
 
@@ -80,8 +84,29 @@ struct Holder {
     left: Option<Left>,
     /// The mount was usable once.
     is_ready: bool,
+    /// The daemon that was started last has served it.
+    has_served: bool,
     /// It was told to end.
     is_ending: bool,
+}
+
+/// When daemons have died lately.
+#[derive(Default)]
+struct Deaths(VecDeque<Instant>);
+
+impl Deaths {
+    /// Counts one: the pause before the next start, or nothing if there were too many.
+    fn pause(&mut self, has_served: bool) -> Option<Duration> {
+        self.0.push_back(Instant::now());
+        self.0.retain(|death| death.elapsed() < WITHIN);
+        let number = u32::try_from(self.0.len()).unwrap_or(u32::MAX);
+        let pause = if has_served {
+            PAUSE * number.saturating_sub(2)
+        } else {
+            FAILED_PAUSE * 2_u32.saturating_pow(number - 1)
+        };
+        (self.0.len() < DEATHS).then_some(pause)
+    }
 }
 
 enum Event {
@@ -101,9 +126,22 @@ impl Holder {
                 while caught.recv().await.is_some() && sender.send(Event::Signal(which)).is_ok() {}
             });
         }
-        let mut deaths = VecDeque::new();
+        let mut deaths = Deaths::default();
         loop {
-            let (socket, pid) = self.start()?;
+            self.has_served = false;
+            let (socket, pid) = match self.start() {
+                Ok(started) => started,
+                // The program may be away while a new one is installed.
+                Err(error) if self.left.is_some() => match deaths.pause(false) {
+                    Some(pause) => {
+                        tracing::warn!("the program is away, trying again: {}", error.sentence);
+                        sleep(pause).await;
+                        continue;
+                    }
+                    None => return Err(error.into()),
+                },
+                Err(error) => return Err(error.into()),
+            };
             let (listening, waiting) = (sender.clone(), sender.clone());
             // Messages first, and then the end: nothing that was said is missed.
             std::thread::spawn(move || {
@@ -120,19 +158,18 @@ impl Holder {
             }
             // Not after it has left the mount to the next one.
             if status != WaitStatus::Exited(pid, 0) {
-                deaths.push_back(Instant::now());
-                deaths.retain(|death: &Instant| death.elapsed() < WITHIN);
-                if deaths.len() >= DEATHS {
+                let Some(pause) = deaths.pause(self.has_served) else {
                     tracing::error!(
                         "the daemon has died {DEATHS} times within {} s: the mount is given up",
                         WITHIN.as_secs()
                     );
-                    self.give_up();
+                    // Programs get errors from a dead mount. The directory below would be taken for
+                    // the data, and nothing would be found in it.
+                    self.left = None;
                     return ended(status, false);
-                }
+                };
                 tracing::warn!("the daemon has died ({}): starting it again", shown(status));
-                let pauses = u32::try_from(deaths.len().saturating_sub(2)).unwrap_or(u32::MAX);
-                sleep(PAUSE * pauses).await;
+                sleep(pause).await;
             }
         }
     }
@@ -164,9 +201,10 @@ impl Holder {
                 self.left = both.map(|(device, table)| Left { device, table });
             }
             FORGET => self.left = None,
-            READY if !self.is_ready => {
-                self.is_ready = true;
-                if background::is_child() {
+            READY => {
+                self.has_served = true;
+                let is_first = !std::mem::replace(&mut self.is_ready, true);
+                if is_first && background::is_child() {
                     background::leave()?;
                 }
             }
