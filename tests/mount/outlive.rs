@@ -515,15 +515,15 @@ fn a_daemon_may_be_killed_before_its_mount_is_usable() {
 type Spoil<'a> = &'a dyn Fn(&mut Manager);
 
 /// A service manager with a store of descriptors.
-struct Manager {
+pub(super) struct Manager {
     // Closed first: whoever waits for the mount then gets an error.
     stored: Vec<(String, OwnedFd)>,
-    scene: Scene,
+    pub(super) scene: Scene,
     socket: UnixDatagram,
 }
 
 impl Manager {
-    fn new(scene: Scene) -> Self {
+    pub(super) fn new(scene: Scene) -> Self {
         let socket = UnixDatagram::bind(scene.folder.path().join("notify")).unwrap();
         socket.set_nonblocking(true).unwrap();
         Self { scene, socket, stored: Vec::new() }
@@ -548,7 +548,7 @@ impl Manager {
         command
     }
 
-    fn start(&mut self, options: &[&str]) -> Daemon {
+    pub(super) fn start(&mut self, options: &[&str]) -> Daemon {
         let daemon = Daemon::start(self.command().args(options), &self.scene.mountpoint());
         self.hear();
         daemon

@@ -10,7 +10,7 @@ use std::thread::ScopedJoinHandle;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::outlive::{can_outlive, daemon_of};
+use super::outlive::{Manager, can_outlive, daemon_of};
 use super::xattrs::value;
 use crate::common::{Daemon, Mount, Scene, can_mount, eventually, is_root, skipped_but_not_in_ci};
 
@@ -403,6 +403,38 @@ fn a_file_that_is_read_through_the_daemon_stays_so_in_the_next_one() {
     assert_eq!(total(&mounted, "opened_through"), 0);
     drop(held);
     assert!(read_open(&opened_through(&mounted, &path)) == want);
+}
+
+/// Of what the kernel reads by itself nothing is an error, whatever the next daemon's options are.
+#[test]
+fn a_daemon_that_would_pass_nothing_through_goes_on_with_what_is_open() {
+    if !can_pass_through() || !can_outlive() {
+        return;
+    }
+    let mut manager = Manager::new(filled());
+    let mountpoint = manager.scene.mountpoint();
+    let (path, want) = (mountpoint.join("big"), manager.scene.bucket().bytes("big", 0..SIZE));
+    let with_cache = options(&manager.scene, &["--passthrough=off"]);
+    let with_cache: Vec<&str> = with_cache.iter().map(String::as_str).collect();
+    let mut daemon = manager.start(&with_cache[..2]);
+    let total = |manager: &Manager, name: &str| {
+        status_at(&manager.scene, &mountpoint)["totals"][name].as_u64().unwrap()
+    };
+    assert!(std::fs::read(&path).unwrap() == want[..]);
+    eventually("it is on the disk", || total(&manager, "disk_written_bytes") >= SIZE);
+    let held = opened_through_at(&manager.scene, &mountpoint, &path);
+    for options in [&with_cache[..], &[]] {
+        daemon.end_and_leave(Signal::KILL);
+        daemon = manager.start(options);
+        assert!(daemon.log_so_far().contains("taking over"), "{}", daemon.log_so_far());
+        assert!(read_open(&held) == want[..] && std::fs::read(&path).unwrap() == want[..]);
+        assert_eq!(total(&manager, "reads"), 0, "{options:?}");
+    }
+    drop(held);
+    eventually("it is read through the daemon", || {
+        assert!(std::fs::read(&path).unwrap() == want[..]);
+        total(&manager, "reads") > 0
+    });
 }
 
 /// Whenever a daemon dies, no program gets an error.
