@@ -7,6 +7,8 @@ servers too, so ratios of time say less than counts. Needs root: the page cache 
 """
 
 import argparse
+import datetime
+import hashlib
 import json
 import os
 import statistics
@@ -22,16 +24,20 @@ import processes
 import products
 import servers
 
-MIB, GIB = 1 << 20, 1 << 30
+MIB = 1 << 20
 FAMILY = ("train/", 5000, 110_000)
 MOUNTS = 8
 BUDGET = ["--memory-budget", "256MiB"]
+ALONE, COLD, SECOND = "alone, no cache", "cold cache", "second mount"
+EIGHT, EIGHT_COLD, EIGHT_FULL = "8, no cache", "8, cold cache", "8, full cache"
+PAGE = prepare.ROOT / "benches/results/shared.md"
 
 
 def workloads(size):
     return {
         f"{size // MIB} MiB read()": {"program": "whole", "key": "large", "size": size},
-        "5,000 × 110 KB": {"program": "epoch", "key": "train", "threads": 16, "pieces": [], "seed": 1},
+        f"{FAMILY[1]:,} × {FAMILY[2] // 1000} KB":
+            {"program": "epoch", "key": "train", "threads": 16, "pieces": [], "seed": 1},
     }
 
 
@@ -46,20 +52,32 @@ def reader(server, folder, args, seconds):
     return process
 
 
+def totals(mount):
+    """What the daemon has counted of its shared cache."""
+    status = [prepare.TARGET / "release" / "fasts3-mount", "status", mount.folder, "--json"]
+    told = json.loads(subprocess.run(status, check=True, capture_output=True, timeout=20).stdout)
+    return {name: count for name, count in told["totals"].items() if name.startswith("shared_")}
+
+
 def read(source, mounts, args, seconds):
-    """All mounts at once: the mean of their seconds, and GETs and bytes at the source."""
+    """All mounts at once: the mean of their seconds, GETs and bytes at the source, and what their
+    daemons counted."""
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3")
     readers = [reader(source, mount.folder, args, seconds) for mount in mounts]
     before = source.counts()
     for process in readers:
         process.stdin.write(b"go\n")
-    results = [json.loads(process.communicate(timeout=600)[0]) for process in readers]
+    results = [json.loads(process.communicate(timeout=400)[0]) for process in readers]
+    # Some requests may have been sent for nobody.
     time.sleep(0.2)
     after = source.counts()
-    taken = {name: after[name] - before[name] for name in ("get", "head", "body_bytes")}
-    return taken | {"seconds": statistics.mean(result["seconds"] for result in results),
-                    "bytes": statistics.mean(result["bytes"] for result in results)}
+    found = {name: after[name] - before[name] for name in ("get", "head", "body_bytes")}
+    for mount in mounts:
+        for name, count in totals(mount).items():
+            found[name] = found.get(name, 0) + count
+    return found | {name: statistics.mean(result[name] for result in results)
+                    for name in ("seconds", "bytes")}
 
 
 class Nodes:
@@ -72,13 +90,13 @@ class Nodes:
 
     def mount(self, count, *options):
         self.close_mounts()
-        self.mounts = [products.Mount(products.ours, self.source, [*BUDGET, *options])
-                       for _ in range(count)]
+        for _ in range(count):
+            self.mounts.append(products.Mount(products.ours, self.source, [*BUDGET, *options]))
         return self.mounts
 
     def shared(self, *options):
         return ["--shared-cache", f"s3://{servers.BUCKET}/cache", "--shared-cache-endpoint-url",
-                self.cache.endpoint, *options]
+                self.cache.endpoint, "--shared-cache-trust", *options]
 
     def close_mounts(self):
         for mount in self.mounts:
@@ -92,38 +110,71 @@ class Nodes:
 
 
 def sample(holds, args, seconds):
-    """A workload once each way."""
+    """A workload once each way, each time with new daemons; the cache is emptied in between."""
     found = {}
-    nodes = Nodes(holds)
-    try:
-        found["alone, no cache"] = read(nodes.source, nodes.mount(1), args, seconds)
-        found["cold cache"] = read(nodes.source, nodes.mount(1, *nodes.shared()), args, seconds)
-        trusting = nodes.shared("--shared-cache-trust")
-        found["second mount"] = read(nodes.source, nodes.mount(1, *trusting), args, seconds)
-    finally:
-        nodes.close()
-    nodes = Nodes(holds)
-    try:
-        found["8, no cache"] = read(nodes.source, nodes.mount(MOUNTS), args, seconds)
-        trusting = nodes.shared("--shared-cache-trust")
-        found["8, cold cache"] = read(nodes.source, nodes.mount(MOUNTS, *trusting), args, seconds)
-        found["8, full cache"] = read(nodes.source, nodes.mount(MOUNTS, *trusting), args, seconds)
-    finally:
-        nodes.close()
+    for columns in (((ALONE, 1, False), (COLD, 1, True), (SECOND, 1, True)),
+                    ((EIGHT, MOUNTS, False), (EIGHT_COLD, MOUNTS, True), (EIGHT_FULL, MOUNTS, True))):
+        nodes = Nodes(holds)
+        try:
+            for column, count, with_cache in columns:
+                mounts = nodes.mount(count, *(nodes.shared() if with_cache else []))
+                found[column] = read(nodes.source, mounts, args, seconds)
+        finally:
+            nodes.close()
     return found
 
 
+def middles(samples):
+    """Medians of what each column gave."""
+    return {column: {name: statistics.median(found[column].get(name, 0) for found in samples)
+                     for name in samples[0][column]} for column in samples[0]}
+
+
 def table(results):
-    lines = ["| workload | mounts | seconds | GETs at the source | of those of one | bytes there |",
-             "|---|---|---|---|---|---|"]
+    lines = ["| workload | mounts | seconds | GETs at the source | of those of one | bytes there | late | pauses |",
+             "|---|---|---|---|---|---|---|---|"]
     for name, samples in results.items():
-        for column in samples[0]:
-            middle = {key: statistics.median(found[column][key] for found in samples)
-                      for key in ("seconds", "get", "body_bytes")}
-            once = statistics.median(found["alone, no cache"]["get"] for found in samples)
-            lines.append(f"| {name} | {column} | {middle['seconds']:.2f} | {middle['get']:,.0f} | "
-                         f"{middle['get'] / once:.2f} | {middle['body_bytes'] / 1e6:,.0f} MB |")
+        middle = middles(samples)
+        for column, found in middle.items():
+            late, pauses = found.get("shared_late", 0), found.get("shared_pauses", 0)
+            lines.append(f"| {name} | {column} | {found['seconds']:.2f} | {found['get']:,.0f} | "
+                         f"{found['get'] / middle[ALONE]['get']:.2f} | "
+                         f"{found['body_bytes'] / 1e6:,.0f} MB | {late:.0f} | {pauses:.0f} |")
     return "\n".join(lines)
+
+
+def bars(results):
+    lines = ["| workload | bar | found | |", "|---|---|---|---|"]
+    for name, samples in results.items():
+        middle = middles(samples)
+        gets = middle[EIGHT_COLD]["get"] / middle[ALONE]["get"]
+        second = middle[ALONE]["seconds"] / middle[SECOND]["seconds"]
+        cold = middle[ALONE]["seconds"] / middle[COLD]["seconds"]
+        for bar, value, met in (
+            ("GETs of 8 mounts that begin together ≤ 1.2 × those of one", gets, gets <= 1.2),
+            ("a later mount ≥ 2 × the speed of the source alone", second, second >= 2),
+            ("with a cold cache ≥ 0.95 × the speed without", cold, cold >= 0.95),
+        ):
+            lines.append(f"| {name} | {bar} | {value:.2f} | {'' if met else '**missed**'} |")
+    return "\n".join(lines)
+
+
+def page(state):
+    rounds = ", ".join(f"{len(samples)} of {name}" for name, samples in state["results"].items())
+    return "\n".join([
+        "<!-- Written by `benches/shared --update-docs`. Do not edit. -->",
+        "# A cache that nodes share",
+        "",
+        f"`{state['command']}` on {state['date']}; {os.cpu_count()} cores, on which servers, mounts and",
+        f"readers ran together. Medians; rounds: {rounds}. The bucket is as far as S3 (15 ms, 90 MB/s",
+        "a connection), the cache as near as flash (1 ms, 1 GB/s); each mount has a budget of 256 MiB,",
+        "and new daemons each time. Late: times that the cache took longer than the source.",
+        "",
+        table(state["results"]),
+        "",
+        bars(state["results"]),
+        "",
+    ])
 
 
 def main():
@@ -131,22 +182,44 @@ def main():
     parser.add_argument("--size", type=int, default=2048, metavar="MIB", help="of the large object")
     parser.add_argument("--only", metavar="WORKLOAD", help="with this in its name")
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="rounds [default: 3]")
+    parser.add_argument("--minutes", type=float, metavar="M",
+                        help="begin nothing after M minutes; --resume continues")
+    parser.add_argument("--resume", action="store_true", help="add to the rounds of runs before")
+    parser.add_argument("--update-docs", action="store_true", help=f"write {PAGE.name} in benches/results")
     args = parser.parse_args()
     prepare.binaries()
     prepare.WORK.mkdir(parents=True, exist_ok=True)
     size = args.size * MIB
-    holds = ["--family", ":".join(map(str, FAMILY)), "--object", f"large={size}"]
+    binary = hashlib.sha256((prepare.TARGET / "release" / "fasts3-mount").read_bytes()).hexdigest()
     chosen = {name: words for name, words in workloads(size).items()
               if not args.only or args.only in name}
-    results = {name: [] for name in chosen}
-    for _ in range(args.repeat):
+    file = prepare.WORK / "shared.json"
+    state = {"binary": binary, "size": size, "results": {}}
+    if args.resume and file.exists():
+        state = json.loads(file.read_text())
+        if (state["binary"], state["size"]) != (binary, size):
+            sys.exit("the results before are of another build or size; start without --resume")
+    state |= {"date": datetime.date.today().isoformat(),
+              "command": f"python3 benches/shared --size {args.size} --repeat {args.repeat}"}
+    holds = ["--family", ":".join(map(str, FAMILY)), "--object", f"large={size}"]
+    until = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
+    for number in range(args.repeat):
         for name, words in chosen.items():
-            found = sample(holds, words, 120)
-            results[name].append(found)
-            for column, result in found.items():
-                print(f"  {name}: {column}: {result['seconds']:.2f} s, {result['get']} GETs, "
-                      f"{result['head']} HEADs", file=sys.stderr, flush=True)
-    print(table(results))
+            samples = state["results"].setdefault(name, [])
+            if len(samples) > number or time.monotonic() > until:
+                continue
+            samples.append(sample(holds, words, 120))
+            file.write_text(json.dumps(state, indent=1))
+            for column, found in samples[-1].items():
+                counts = ", ".join(f"{name.removeprefix('shared_')} {count:,}"
+                                   for name, count in found.items()
+                                   if name.startswith("shared_") and count)
+                print(f"  {name}: {column}: {found['seconds']:.2f} s, {found['get']} GETs, "
+                      f"{found['head']} HEADs; {counts}", file=sys.stderr, flush=True)
+    state["results"] = {name: samples for name, samples in state["results"].items() if samples}
+    print(f"{table(state['results'])}\n\n{bars(state['results'])}")
+    if args.update_docs:
+        PAGE.write_text(page(state))
 
 
 if __name__ == "__main__":

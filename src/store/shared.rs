@@ -33,9 +33,9 @@ mod tests;
 use breaker::{Admits, Breaker};
 use entry::{CLAIM, EntryName, Identity, size};
 pub use entry::{Sealer, SharedOrigin, read_key};
-use fills::{Fill, FillRight, Fills, PartialEntry};
+use fills::{FillRight, Fills, PartialEntry};
 pub use layer::SharedCached;
-use outlook::{LONGEST_PATIENCE, Outlook};
+use outlook::Outlook;
 
 /// An eighth of the memory budget, and at most 64 MiB, is for units on their way to the cache.
 const BUDGET_SHARE: u64 = 8;
@@ -45,6 +45,8 @@ const LEAST_MEMORY: u64 = 4 << 20;
 const STALE: Duration = Duration::from_secs(3);
 /// Mounts that have all waited in vain store what they fetched within this time.
 const SPREAD: Duration = Duration::from_secs(2);
+/// For memory, when a unit has come that others wait for: the cache takes what was there before.
+const FOR_ROOM: Duration = Duration::from_millis(100);
 /// As long as a store's own silence, where it is not asked too soon.
 const WITHOUT_HEDGING: Duration = Duration::from_secs(2);
 /// For one request that stores.
@@ -138,6 +140,12 @@ struct Wanted {
 }
 
 impl Wanted {
+    /// What is wanted of the unit in which a range of an object begins.
+    fn first_of((version, identity): (&ObjectVersion, Identity), range: &Range<u64>) -> Self {
+        let name = EntryName::at(identity, version, range.start);
+        Self { name, range: range.start..range.end.min(name.object_range().end) }
+    }
+
     fn is_whole(&self) -> bool {
         self.range == self.name.object_range()
     }
@@ -162,7 +170,7 @@ impl SharedCache {
 
     /// For a first byte, a block, or a claim.
     fn longest_patience(&self) -> Duration {
-        if self.hedges { LONGEST_PATIENCE } else { WITHOUT_HEDGING }
+        if self.hedges { self.state.lock().outlook.longest_patience() } else { WITHOUT_HEDGING }
     }
 
     fn way(&self) -> Way {
@@ -171,15 +179,18 @@ impl SharedCache {
             Admits::None => Way::Past,
             Admits::Trial => Way::Ask(Duration::ZERO),
             Admits::All if self.hedges => Way::Ask(state.outlook.patience()),
-            Admits::All => Way::Ask(self.longest_patience()),
+            Admits::All => Way::Ask(WITHOUT_HEDGING),
         }
     }
 
-    /// The right to store a unit, if all of it will be fetched, and there is memory for it.
-    fn fill(&self, wanted: &Wanted, right: FillRight) -> Option<Fill> {
-        let may =
-            wanted.is_whole() && self.state.lock().filling.admits(Instant::now()) != Admits::None;
-        may.then(|| self.fills.reserve(self.sealer.entry_bytes(&wanted.name), right))?
+    /// The right to store a unit, if all of it will be fetched, and what was fetched before is
+    /// being stored. It takes no memory until the unit has come: a window of a stream is claimed
+    /// whole, and stored as it arrives.
+    fn right(&self, wanted: &Wanted, right: FillRight) -> Option<FillRight> {
+        let may = wanted.is_whole()
+            && self.fills.has_room()
+            && self.state.lock().filling.admits(Instant::now()) != Admits::None;
+        may.then_some(right)
     }
 
     async fn look(&self, wanted: &Wanted) -> Result<Look, StoreError> {
@@ -232,31 +243,47 @@ impl SharedCache {
         }
     }
 
-    fn was_late(&self) {
+    /// Where the source is late, too, the network or this machine is slow: that is no failure of a
+    /// cache that answers other requests.
+    fn was_late(&self, as_the_source: bool) {
         self.stats.shared_late.add(1);
+        if as_the_source && self.state.lock().reading.answers(Instant::now()) {
+            return;
+        }
         self.failed(&StoreError::TimedOut("the source was faster".to_owned()));
     }
 
-    /// Keeps what was fetched, if there is memory for it.
-    fn keep(
+    /// Keeps what was fetched, if there is memory for it. It is waited for where others wait for
+    /// us; readers have their bytes already.
+    async fn keep(
         self: &Arc<Self>,
         (identity, version): (Identity, &ObjectVersion),
         start: u64,
         bytes: &[u8],
-        mut fill: Option<Fill>,
+        right: Option<FillRight>,
     ) {
-        if fill.is_none() && self.state.lock().filling.is_open() {
+        if right.is_none() && self.state.lock().filling.is_open() {
             return;
         }
+        let mut right = right.unwrap_or(FillRight::IfAbsent);
+        let deadline = Instant::now() + FOR_ROOM;
         let (mut at, end) = (start, start + bytes.len() as u64);
         while at < end {
             let name = EntryName::at(identity, version, at);
             let until = name.object_range().end.min(end);
             let piece = &bytes[size(at - start)..size(until - start)];
-            match self.fills.add(&self.sealer, name, (&(at..until), piece), fill.take()) {
+            let memory = match right {
+                FillRight::Owner => self.fills.room(self.sealer.entry_bytes(&name), deadline).await,
+                FillRight::IfAbsent | FillRight::Late => None,
+            };
+            match self.fills.add(&self.sealer, name, (&(at..until), piece), (right, memory)) {
                 Ok(Some(whole)) => drop(tokio::spawn(self.clone().store(whole))),
                 Ok(None) => {}
                 Err(length) => self.stats.shared_dropped_bytes.add(length),
+            }
+            if right == FillRight::Late {
+                // Nothing is known of the next unit.
+                right = FillRight::IfAbsent;
             }
             at = until;
         }
@@ -264,9 +291,9 @@ impl SharedCache {
 
     /// Stores an entry in the background.
     async fn store(self: Arc<Self>, whole: PartialEntry) {
-        let PartialEntry { name, fill, entry, .. } = whole;
+        let PartialEntry { name, right, entry, .. } = whole;
         let key = name.key();
-        if fill.right == FillRight::Late {
+        if right == FillRight::Late {
             // A thousand mounts that have waited for the same are to store it a few times.
             let share =
                 u32::try_from(name.scatter() ^ u64::from(std::process::id())).unwrap_or_default();
@@ -277,7 +304,7 @@ impl SharedCache {
             }
         }
         let Ok(_place) = self.fills.at_once.acquire().await else { return };
-        let only_if_absent = fill.right == FillRight::IfAbsent;
+        let only_if_absent = right == FillRight::IfAbsent;
         let put = self.entries.put(&key, Bytes::from(entry), only_if_absent);
         let late = |_elapsed| Err(StoreError::TimedOut("an entry was not taken".to_owned()));
         let stored = timeout(FILL_LIMIT, put).await.unwrap_or_else(late);

@@ -124,35 +124,31 @@ fn what_one_node_fetched_the_others_read_from_the_shared_cache() {
     assert!(log.iter().all(|request| request.kind != Kind::Other), "{log:?}");
 }
 
+/// Small files: a debug build of the server takes a second to store 2 MiB; `store::shared` has the
+/// rest.
 #[test]
 fn nodes_that_start_together_fetch_hardly_more_than_one() {
     if !can_mount() {
         return;
     }
     let nodes = Nodes::new();
-    let want = nodes.want();
     nodes.scene.server.set_first_byte_latency(std::time::Duration::from_millis(15));
-    let alone = nodes.scene.folder.path().join("alone");
-    std::fs::create_dir(&alone).unwrap();
-    let mut command = nodes.scene.program();
-    let daemon = Daemon::start(command.arg("data").arg(&alone), &alone);
-    nodes.scene.server.reset();
-    for key in keys() {
-        std::fs::read(alone.join(key)).unwrap();
-    }
-    let once = nodes.scene.server.counts().get;
-    drop(daemon);
+    let small: Vec<_> = keys().into_iter().filter(|key| key != "big").collect();
     let mounts: Vec<_> =
         ["a", "b", "c", "d"].map(|name| nodes.mount(name, &["--shared-cache-trust"])).into();
     nodes.scene.server.reset();
     std::thread::scope(|threads| {
         for node in &mounts {
-            threads.spawn(|| assert_eq!(node.read_all(), want));
+            threads.spawn(|| {
+                for key in &small {
+                    std::fs::read(node.place.join(key)).unwrap();
+                }
+            });
         }
     });
-    let together = nodes.scene.server.counts().get;
-    // On a busy machine all is late; `store::shared` has the figure.
-    assert!(together < 3 * once, "{together} GETs of four mounts, {once} of one");
+    let (gets, once) = (nodes.scene.server.counts().get, small.len() as u64);
+    eprintln!("{gets} GETs of four mounts, {once} of one");
+    assert!(gets < 2 * once, "{gets} GETs of four mounts, {once} of one");
 }
 
 /// Whatever happens to the cache, reads are right.

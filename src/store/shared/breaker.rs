@@ -50,6 +50,12 @@ impl Breaker {
         self.until.is_some()
     }
 
+    /// It is not left alone, and has answered lately.
+    pub(super) fn answers(&mut self, now: Instant) -> bool {
+        self.tick(now);
+        self.until.is_none() && self.answered > 0
+    }
+
     /// True if the cache was left alone until now.
     pub(super) fn worked(&mut self, now: Instant) -> bool {
         if self.until.is_some() && self.tried.is_none() {
@@ -155,6 +161,18 @@ mod tests {
             more += 1;
         }
         assert!((20..60).contains(&more), "{more}");
+    }
+
+    #[test]
+    fn it_answers_until_it_is_left_alone_or_has_been_silent_for_a_while() {
+        let (mut breaker, now) = (Breaker::default(), Instant::now());
+        assert!(!breaker.answers(now));
+        breaker.worked(now);
+        assert!(breaker.answers(now));
+        assert!(!breaker.answers(now + WINDOW));
+        breaker.worked(now + WINDOW);
+        breaker.refused(now + WINDOW);
+        assert!(!breaker.answers(now + WINDOW));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::entry::{EntryName, Sealer, size};
 use crate::base::layout::BLOCK_BYTES;
@@ -21,6 +21,8 @@ const LEAST_PIECE: u64 = 256 << 10;
 const UNFINISHED: usize = 16;
 /// The unit in which memory is charged.
 const CHARGED: u64 = 1 << 10;
+/// An entry of a whole unit, with codes of a key, in [`CHARGED`].
+const LARGEST: usize = (2 << 10) + 1;
 
 #[derive(Debug)]
 pub(super) struct Fills {
@@ -42,18 +44,12 @@ pub(super) enum FillRight {
     Late,
 }
 
-/// The right to store a unit, and the memory for it.
-#[derive(Debug)]
-pub(super) struct Fill {
-    pub(super) right: FillRight,
-    _memory: OwnedSemaphorePermit,
-}
-
 /// An entry, as far as its blocks have come.
 #[derive(Debug)]
 pub(super) struct PartialEntry {
     pub(super) name: EntryName,
-    pub(super) fill: Fill,
+    pub(super) right: FillRight,
+    _memory: OwnedSemaphorePermit,
     pub(super) entry: Vec<u8>,
     /// A bit for each block that is missing.
     missing: u64,
@@ -66,19 +62,36 @@ impl Fills {
         Self { memory, all, at_once: Semaphore::new(AT_ONCE), unfinished: Mutex::default() }
     }
 
+    /// Memory is left for an entry, or can be had.
+    pub(super) fn has_room(&self) -> bool {
+        self.memory.available_permits() >= LARGEST || !self.unfinished.lock().is_empty()
+    }
+
+    /// Memory for an entry, as soon as there is some.
+    pub(super) async fn room(
+        &self,
+        entry_bytes: u64,
+        deadline: Instant,
+    ) -> Option<OwnedSemaphorePermit> {
+        if let Some(memory) = self.reserve(entry_bytes) {
+            return Some(memory);
+        }
+        let charge = u32::try_from(entry_bytes.div_ceil(CHARGED)).ok()?;
+        timeout_at(deadline, self.memory.clone().acquire_many_owned(charge)).await.ok()?.ok()
+    }
+
     /// None if there is no memory for the entry.
-    pub(super) fn reserve(&self, entry_bytes: u64, right: FillRight) -> Option<Fill> {
+    fn reserve(&self, entry_bytes: u64) -> Option<OwnedSemaphorePermit> {
         let charge = u32::try_from(entry_bytes.div_ceil(CHARGED)).ok()?;
         let take = || self.memory.clone().try_acquire_many_owned(charge).ok();
-        let memory = take().or_else(|| {
+        take().or_else(|| {
             let mut unfinished = self.unfinished.lock();
             if unfinished.is_empty() {
                 return None;
             }
             drop(unfinished.remove(0));
             take()
-        })?;
-        Some(Fill { right, _memory: memory })
+        })
     }
 
     /// Adds a piece of a unit, `range` of its object; gives the entry if it is complete. Gives the
@@ -88,18 +101,18 @@ impl Fills {
         sealer: &Sealer,
         name: EntryName,
         (range, bytes): (&Range<u64>, &[u8]),
-        fill: Option<Fill>,
+        (right, memory): (FillRight, Option<OwnedSemaphorePermit>),
     ) -> Result<Option<PartialEntry>, u64> {
         let length = range.end - range.start;
         let entry_bytes = sealer.entry_bytes(&name);
-        let new = |fill: Option<Fill>| {
-            let fill = fill.or_else(|| self.reserve(entry_bytes, FillRight::IfAbsent));
-            let fill = fill.ok_or(length)?;
+        let new = || {
+            let memory = memory.or_else(|| self.reserve(entry_bytes)).ok_or(length)?;
             let missing = (1 << name.blocks_of(&name.object_range()).end) - 1;
-            Ok::<_, u64>(PartialEntry { name, fill, entry: vec![0; size(entry_bytes)], missing })
+            let entry = vec![0; size(entry_bytes)];
+            Ok::<_, u64>(PartialEntry { name, right, _memory: memory, entry, missing })
         };
         if length == name.unit_bytes {
-            let mut whole = new(fill)?;
+            let mut whole = new()?;
             whole.add(sealer, range, bytes);
             return Ok(Some(whole));
         }
@@ -109,7 +122,7 @@ impl Fills {
             if length < LEAST_PIECE && !is_first {
                 return Ok(None);
             }
-            let begun = new(fill)?;
+            let begun = new()?;
             let mut unfinished = self.unfinished.lock();
             // Another piece may have come meanwhile.
             if !unfinished.iter().any(is_known) {
@@ -175,18 +188,25 @@ mod tests {
         let piece = |range: &Range<u64>| object[size(range.start)..size(range.end)].to_vec();
         let unit = UNIT_BYTES..2 * UNIT_BYTES;
         let name = name(&sealer, "k", unit.start);
-        let whole = fills.add(&sealer, name, (&unit, &piece(&unit)), None).unwrap().unwrap();
+        let whole = fills
+            .add(&sealer, name, (&unit, &piece(&unit)), (FillRight::IfAbsent, None))
+            .unwrap()
+            .unwrap();
         let cuts = [0, 512 << 10, 640 << 10, UNIT_BYTES].map(|at| unit.start + at);
         for order in [[0, 1, 2], [2, 0, 1], [1, 2, 0], [0, 2, 1]] {
             let mut made = None;
             for at in order {
                 let range = cuts[at]..cuts[at + 1];
-                made = fills.add(&sealer, name, (&range, &piece(&range)), None).unwrap();
+                made = fills
+                    .add(&sealer, name, (&range, &piece(&range)), (FillRight::IfAbsent, None))
+                    .unwrap();
             }
             if order[0] == 1 {
                 assert!(made.is_none(), "a small piece alone begins nothing");
                 let range = cuts[1]..cuts[2];
-                made = fills.add(&sealer, name, (&range, &piece(&range)), None).unwrap();
+                made = fills
+                    .add(&sealer, name, (&range, &piece(&range)), (FillRight::IfAbsent, None))
+                    .unwrap();
             }
             assert_eq!(made.unwrap().entry, whole.entry, "{order:?}");
         }
@@ -198,17 +218,23 @@ mod tests {
         let (sealer, fills) = (Sealer::without_key(), Fills::new(5 << 20));
         let half = vec![7; size(UNIT_BYTES / 2)];
         let name = |key| name(&sealer, key, 0);
-        let add = |key| fills.add(&sealer, name(key), (&(0..UNIT_BYTES / 2), &half), None);
+        let add = |key| {
+            fills.add(
+                &sealer,
+                name(key),
+                (&(0..UNIT_BYTES / 2), &half),
+                (FillRight::IfAbsent, None),
+            )
+        };
         assert!(matches!((add("a"), add("b")), (Ok(None), Ok(None))));
         assert!(matches!(add("c"), Ok(None)), "in place of the first");
         let kept: Vec<_> = fills.unfinished.lock().iter().map(|kept| kept.name).collect();
         assert_eq!(kept, [name("b"), name("c")]);
         let bytes = sealer.entry_bytes(&name("x"));
-        let held: Vec<_> =
-            (0..2).map(|_| fills.reserve(bytes, FillRight::Owner).unwrap()).collect();
-        assert!(fills.reserve(bytes, FillRight::Owner).is_none());
+        let held: Vec<_> = (0..2).map(|_| fills.reserve(bytes).unwrap()).collect();
+        assert!(fills.reserve(bytes).is_none() && !fills.has_room());
         assert!(matches!(add("d"), Err(length) if length == UNIT_BYTES / 2));
         drop(held);
-        assert!(fills.reserve(bytes, FillRight::Owner).is_some());
+        assert!(fills.has_room() && fills.reserve(bytes).is_some());
     }
 }

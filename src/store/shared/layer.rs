@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::entry::{CLAIM, EntryName, Identity, SharedOrigin, size};
-use super::fills::{Fill, FillRight};
+use super::entry::{CLAIM, Identity, SharedOrigin, size};
+use super::fills::FillRight;
 use super::{Look, Reading, SharedCache, Wanted, Way};
 use crate::store::{
     Class, Destination, ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError,
@@ -24,13 +24,15 @@ const ALLOWED: usize = 1 << 16;
 /// The first pause between two looks for what another mount fetches; each is half as long again.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(4);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// Units that one GET may be for, and that are claimed one after the other before it.
+const CLAIMED_AT_ONCE: usize = 4;
 
 /// What is to be done after the cache was asked for a unit.
 enum Step {
     /// All of it was shown, or more.
     Next,
-    /// The source must be asked for the rest, which may then be stored.
-    Fetch(Option<Fill>),
+    /// The source must be asked for the rest, up to here, which may then be stored.
+    Fetch { right: Option<FillRight>, until: u64 },
 }
 
 /// The layer.
@@ -65,13 +67,14 @@ impl SharedCached {
         into: &mut dyn Destination,
     ) -> Result<Step, StoreError> {
         let cache = &*self.cache;
-        let Way::Ask(patience) = cache.way() else { return Ok(Step::Fetch(None)) };
+        let fetch = |right| Ok(Step::Fetch { right, until: rest.end });
+        let Way::Ask(patience) = cache.way() else { return fetch(None) };
         let (is_alone, is_warm) = {
             let outlook = &mut cache.state.lock().outlook;
             (outlook.is_alone(), outlook.is_warm())
         };
         if is_alone {
-            return Ok(Step::Fetch(cache.fill(wanted, FillRight::IfAbsent)));
+            return fetch(cache.right(wanted, FillRight::IfAbsent));
         }
         let mut rights = JoinSet::new();
         if is_warm {
@@ -81,7 +84,9 @@ impl SharedCached {
             let mut look = pin!(cache.look(wanted));
             match timeout(patience, &mut look).await {
                 Ok(found) => found,
-                Err(_elapsed) => return self.race(object, look, (wanted, rest), into).await,
+                Err(_elapsed) => {
+                    return self.race(object, (look, patience), (wanted, rest), into).await;
+                }
             }
         };
         if found.is_ok() {
@@ -90,64 +95,77 @@ impl SharedCached {
         match found {
             Ok(Look::Entry(reading)) => {
                 cache.state.lock().outlook.shared();
-                self.show_if_allowed(object, wanted, reading, rights, into).await
+                self.show_if_allowed(object, (wanted, rest), reading, rights, into).await
             }
             Ok(Look::Nothing) => {
                 drop(rights);
-                self.claim(object, wanted, patience, into).await
+                self.claim(object, (wanted, rest), patience, into).await
             }
             Ok(Look::Claim { is_stale: false }) if wanted.is_whole() => {
-                self.wait(object, wanted, patience, into).await
+                self.wait(object, (wanted, rest), patience, into).await
             }
-            Ok(Look::Claim { .. }) => Ok(Step::Fetch(cache.fill(wanted, FillRight::Late))),
+            Ok(Look::Claim { .. }) => fetch(cache.right(wanted, FillRight::Late)),
             Err(error) => {
                 cache.failed(&error);
                 // What is wrong is replaced.
                 let is_wrong = error.class() == Class::Nonsense;
-                Ok(Step::Fetch(is_wrong.then(|| cache.fill(wanted, FillRight::Owner)).flatten()))
+                fetch(is_wrong.then(|| cache.right(wanted, FillRight::Owner)).flatten())
             }
         }
     }
 
-    /// Puts a claim in the place of a unit that nobody has stored, to fetch it for all.
+    /// Puts a claim in the place of a unit that nobody has stored, to fetch it for all; and of
+    /// those behind it that are wanted too, for one GET.
     async fn claim(
         &self,
         object: (&ObjectVersion, Identity),
-        wanted: &Wanted,
+        (wanted, rest): (&Wanted, &Range<u64>),
         patience: Duration,
         into: &mut dyn Destination,
     ) -> Result<Step, StoreError> {
         let cache = &*self.cache;
-        let fill = cache.fill(wanted, FillRight::Owner);
-        if fill.is_some() {
-            let key = wanted.name.key();
+        let mut until = wanted.range.start;
+        for _ in 0..CLAIMED_AT_ONCE {
+            if until == rest.end {
+                break;
+            }
+            let next = Wanted::first_of(object, &(until..rest.end));
+            if cache.right(&next, FillRight::Owner).is_none() {
+                break;
+            }
+            let key = next.name.key();
             let put = cache.entries.put(&key, Bytes::from_static(CLAIM), true);
             match timeout(cache.longest_patience(), put).await {
-                Ok(Ok(false)) => return self.wait(object, wanted, patience, into).await,
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) if until > wanted.range.start => break,
+                Ok(Ok(false)) => return self.wait(object, (wanted, rest), patience, into).await,
                 Ok(Err(error)) => {
                     cache.not_stored(&error);
-                    return Ok(Step::Fetch(None));
+                    break;
                 }
-                Ok(Ok(true)) => {}
                 // It may be there, or come: then it is ours.
                 Err(_elapsed) => {
                     cache.not_stored(&StoreError::TimedOut("a claim was not taken".to_owned()));
                 }
             }
+            until = next.range.end;
         }
         cache.state.lock().outlook.unshared();
-        Ok(Step::Fetch(fill))
+        let is_ours = until > wanted.range.start;
+        let right = is_ours.then_some(FillRight::Owner);
+        Ok(Step::Fetch { right, until: if is_ours { until } else { rest.end } })
     }
 
     /// Waits for a mount that fetches the unit.
     async fn wait(
         &self,
         object: (&ObjectVersion, Identity),
-        wanted: &Wanted,
+        (wanted, rest): (&Wanted, &Range<u64>),
         patience: Duration,
         into: &mut dyn Destination,
     ) -> Result<Step, StoreError> {
         let cache = &*self.cache;
+        let fetch = |right| Ok(Step::Fetch { right, until: rest.end });
         cache.stats.shared_waits.add(1);
         let until = {
             let outlook = &mut cache.state.lock().outlook;
@@ -161,21 +179,23 @@ impl SharedCached {
             match timeout(patience, cache.look(wanted)).await {
                 Ok(Ok(Look::Entry(reading))) => {
                     let rights = JoinSet::new();
-                    return self.show_if_allowed(object, wanted, reading, rights, into).await;
+                    return self
+                        .show_if_allowed(object, (wanted, rest), reading, rights, into)
+                        .await;
                 }
                 Ok(Ok(Look::Claim { is_stale: false })) if Instant::now() < until => {}
                 Ok(Ok(Look::Claim { .. } | Look::Nothing)) => {
                     cache.stats.shared_late.add(1);
-                    return Ok(Step::Fetch(cache.fill(wanted, FillRight::Late)));
+                    return fetch(cache.right(wanted, FillRight::Late));
                 }
                 Ok(Err(error)) => {
                     cache.failed(&error);
-                    return Ok(Step::Fetch(None));
+                    return fetch(None);
                 }
                 Err(_elapsed) if Instant::now() < until => {}
                 Err(_elapsed) => {
-                    cache.was_late();
-                    return Ok(Step::Fetch(None));
+                    cache.was_late(false);
+                    return fetch(None);
                 }
             }
         }
@@ -185,7 +205,10 @@ impl SharedCached {
     async fn race(
         &self,
         object: (&ObjectVersion, Identity),
-        mut look: Pin<&mut (impl Future<Output = Result<Look, StoreError>> + Send)>,
+        (mut look, patience): (
+            Pin<&mut (impl Future<Output = Result<Look, StoreError>> + Send)>,
+            Duration,
+        ),
         (wanted, rest): (&Wanted, &Range<u64>),
         into: &mut dyn Destination,
     ) -> Result<Step, StoreError> {
@@ -200,7 +223,7 @@ impl SharedCached {
                     biased;
                     outcome = &mut source => {
                         if looking {
-                            cache.was_late();
+                            cache.was_late(begun.elapsed() >= patience);
                         }
                         outcome?;
                         break None;
@@ -223,9 +246,9 @@ impl SharedCached {
         if let Some(reading) = reading {
             // Behind what the source has given until now.
             let at = rest.start + (into.taken().len() - before) as u64;
-            return Ok(self.show(wanted, at, reading, into).await);
+            return Ok(self.show((wanted, rest), at, reading, into).await);
         }
-        self.fetched(object, rest, begun, &into.taken()[before..], None);
+        self.fetched(object, rest, begun, &into.taken()[before..], None).await;
         Ok(Step::Next)
     }
 
@@ -249,7 +272,7 @@ impl SharedCached {
     async fn show_if_allowed(
         &self,
         object: (&ObjectVersion, Identity),
-        wanted: &Wanted,
+        (wanted, rest): (&Wanted, &Range<u64>),
         reading: Reading,
         mut rights: JoinSet<bool>,
         into: &mut dyn Destination,
@@ -259,17 +282,17 @@ impl SharedCached {
                 self.begin_asking(&mut rights, object);
             }
             if !matches!(rights.join_next().await, Some(Ok(true))) {
-                return Ok(Step::Fetch(None));
+                return Ok(Step::Fetch { right: None, until: rest.end });
             }
             self.allowed.lock().put(object.1, ());
         }
-        Ok(self.show(wanted, wanted.range.start, reading, into).await)
+        Ok(self.show((wanted, rest), wanted.range.start, reading, into).await)
     }
 
     /// Shows what is wanted of an entry, from `at` of the object on.
     async fn show(
         &self,
-        wanted: &Wanted,
+        (wanted, rest): (&Wanted, &Range<u64>),
         mut at: u64,
         mut reading: Reading,
         into: &mut dyn Destination,
@@ -292,33 +315,33 @@ impl SharedCached {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     cache.failed(&error);
-                    return Step::Fetch(None);
+                    return Step::Fetch { right: None, until: rest.end };
                 }
                 Err(_elapsed) => {
-                    cache.was_late();
-                    return Step::Fetch(None);
+                    cache.was_late(false);
+                    return Step::Fetch { right: None, until: rest.end };
                 }
             }
         }
     }
 
     /// The source has given these bytes.
-    fn fetched(
+    async fn fetched(
         &self,
         (version, identity): (&ObjectVersion, Identity),
         range: &Range<u64>,
         begun: Instant,
         bytes: &[u8],
-        fill: Option<Fill>,
+        right: Option<FillRight>,
     ) {
         if !self.cache.trusts {
             self.allowed.lock().put(identity, ());
         }
-        if fill.is_some() {
+        if right.is_some() {
             self.cache.state.lock().outlook.fetched(begun.elapsed());
         }
         self.cache.stats.shared_missed_bytes.add(range.end - range.start);
-        self.cache.keep((identity, version), range.start, bytes, fill);
+        self.cache.keep((identity, version), range.start, bytes, right).await;
     }
 }
 
@@ -356,16 +379,14 @@ impl ObjectStore for SharedCached {
                 return Ok(());
             }
             let rest = start..range.end;
-            let name = EntryName::at(identity, version, start);
-            let wanted = Wanted { name, range: start..range.end.min(name.object_range().end) };
+            let wanted = Wanted::first_of(object, &rest);
             match self.ask(object, &wanted, &rest, &mut *into).await? {
                 Step::Next => {}
-                Step::Fetch(fill) => {
+                Step::Fetch { right, until } => {
                     let (taken, begun) = (into.taken().len(), Instant::now());
-                    let rest = range.start + (taken - before) as u64..range.end;
+                    let rest = range.start + (taken - before) as u64..until;
                     self.source.get_range(version, rest.clone(), &mut *into).await?;
-                    self.fetched(object, &rest, begun, &into.taken()[taken..], fill);
-                    return Ok(());
+                    self.fetched(object, &rest, begun, &into.taken()[taken..], right).await;
                 }
             }
         }

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-/// A cache that takes longer to its first byte, or its next block, is slower than the source.
+/// A cache that takes longer to its first byte, or its next block, is slower than the source,
+/// unless that takes longer for a unit.
 pub(super) const LONGEST_PATIENCE: Duration = Duration::from_millis(200);
 /// A busy machine, or one packet that is lost in a fast network.
 const LEAST_PATIENCE: Duration = Duration::from_millis(50);
@@ -48,13 +49,19 @@ impl Outlook {
             let mut sorted = self.first_bytes.clone();
             let at = sorted.len() - 1 - sorted.len() / 20;
             let (_, percentile, _) = sorted.select_nth_unstable(at);
-            self.patience = Some((2 * *percentile).clamp(LEAST_PATIENCE, LONGEST_PATIENCE));
+            let patience = (2 * *percentile).clamp(LEAST_PATIENCE, self.longest_patience());
+            self.patience = Some(patience);
         }
     }
 
     /// The wait for a first byte before the source is asked too: twice the 95th percentile.
     pub(super) fn patience(&self) -> Duration {
         self.patience.unwrap_or(LONGEST_PATIENCE)
+    }
+
+    /// Where the source is slow, too, a cache that is as slow is not late.
+    pub(super) fn longest_patience(&self) -> Duration {
+        self.a_unit().map_or(LONGEST_PATIENCE, |unit| unit.max(LONGEST_PATIENCE))
     }
 
     /// The source took this long for a unit.
@@ -126,6 +133,18 @@ mod tests {
             outlook.answered(ms(if answer % 50 == 0 { 150 } else { 30 }));
         }
         assert_eq!(outlook.patience(), ms(60));
+    }
+
+    #[test]
+    fn a_cache_that_is_no_slower_than_a_slow_source_is_not_late() {
+        let mut outlook = Outlook::default();
+        outlook.fetched(ms(700));
+        for (took, patience) in [(300, 600), (500, 700)] {
+            for _ in 0..RECENT {
+                outlook.answered(ms(took));
+            }
+            assert_eq!(outlook.patience(), ms(patience));
+        }
     }
 
     #[test]

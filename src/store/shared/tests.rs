@@ -164,8 +164,16 @@ impl Site {
     }
 
     fn mount_with(&self, sealer: Sealer, trusts: bool) -> (SharedCached, Arc<Stats>) {
+        self.mount_in(SharedCache::memory_of(512 << 20), sealer, trusts)
+    }
+
+    fn mount_in(
+        &self,
+        memory_bytes: u64,
+        sealer: Sealer,
+        trusts: bool,
+    ) -> (SharedCached, Arc<Stats>) {
         let stats = Arc::new(Stats::default());
-        let memory_bytes = SharedCache::memory_of(512 << 20);
         let policy = SharedPolicy { sealer, trusts, hedges: true, memory_bytes };
         let cache = SharedCache::new(self.shelf.clone(), policy, stats.clone());
         let origin = SharedOrigin::new("AWS", "b");
@@ -287,6 +295,65 @@ async fn eight_mounts_that_start_together_fetch_once() {
     assert!(times.iter().all(|took| *took < 48 * 24 * MS), "{times:?}");
     settle().await;
     assert_eq!(site.shelf.held(), (48, 0));
+}
+
+/// A stream asks for all of its window at once, which is more than there is memory to store.
+#[tokio::test(start_paused = true)]
+async fn a_window_is_claimed_whole_and_stored_as_it_comes() {
+    const UNITS: u64 = 24;
+    let site = Site::new();
+    let (version, want) = site.put("large", UNITS * UNIT_BYTES);
+    let want = Arc::new(want);
+    let mut mounts = JoinSet::new();
+    for number in 0..4 {
+        // For three units.
+        let (mount, _) = site.mount_in(7 << 20, Sealer::without_key(), true);
+        let (mount, version, want) = (Arc::new(mount), version.clone(), want.clone());
+        mounts.spawn(async move {
+            sleep(number * 12 * MS).await;
+            let mut reads = JoinSet::new();
+            for unit in 0..UNITS {
+                let (mount, version, want) = (mount.clone(), version.clone(), want.clone());
+                reads.spawn(async move {
+                    let range = unit * UNIT_BYTES..(unit + 1) * UNIT_BYTES;
+                    let bytes = read(&mount, &version, range.clone()).await.unwrap();
+                    assert!(bytes == want[size(range.start)..size(range.end)]);
+                });
+            }
+            reads.join_all().await;
+        });
+    }
+    mounts.join_all().await;
+    let gets = site.gets();
+    assert!(gets <= 48, "{gets} GETs of four mounts for 24 units");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_get_of_several_units_is_for_all_of_them() {
+    let site = Site::new();
+    let (version, want) = site.put("k", 3 * UNIT_BYTES + 100_000);
+    let mut mounts = JoinSet::new();
+    for number in 0..4 {
+        let ((mount, _), version) = (site.mount(), version.clone());
+        mounts.spawn(async move {
+            sleep(number * 2 * MS).await;
+            read(&mount, &version, 0..version.size_bytes).await.unwrap()
+        });
+    }
+    for bytes in mounts.join_all().await {
+        assert!(bytes == want);
+    }
+    assert_eq!(site.gets(), 1);
+    settle().await;
+    assert_eq!(site.shelf.held(), (4, 0));
+    // What another has is left out.
+    let (version, _) = site.put("other", 3 * UNIT_BYTES);
+    read(&site.mount().0, &version, UNIT_BYTES..2 * UNIT_BYTES).await.unwrap();
+    settle().await;
+    site.gets();
+    let (mount, stats) = site.mount();
+    read(&mount, &version, 0..version.size_bytes).await.unwrap();
+    assert_eq!((site.gets(), stats.shared_hit_bytes.get()), (2, UNIT_BYTES));
 }
 
 #[tokio::test(start_paused = true)]
