@@ -131,6 +131,7 @@ impl World {
             listings_bytes: usize::MAX,
             page_keys,
             pages_at_once: 4,
+            is_unordered: false,
         };
         Self {
             names: Names::new(faults.clone(), config),

@@ -5,6 +5,7 @@ use s3s::auth::{S3Auth, SecretKey};
 use s3s::{S3Result, s3_error};
 
 use crate::service::Service;
+use crate::sessions::SESSION_HEADER;
 use crate::{ACCESS_KEY, SECRET_KEY};
 
 #[async_trait::async_trait]
@@ -29,7 +30,8 @@ impl S3Access for Service {
         };
         let public = self.bucket(name)?.read().public;
         let reads = matches!(context.method().as_str(), "GET" | "HEAD");
-        let allowed = context.credentials().is_some() || (public && reads);
+        let in_session = context.headers().contains_key(SESSION_HEADER);
+        let allowed = context.credentials().is_some() || in_session || (public && reads);
         if allowed { Ok(()) } else { Err(denied()) }
     }
 }

@@ -16,6 +16,7 @@ use crate::ENDPOINT_REGION;
 use crate::bucket::Buckets;
 use crate::counts::{Counters, Kind, LoggedRequest};
 use crate::service::Service;
+use crate::sessions::{SESSION_HEADER, Sessions, is_directory_bucket};
 use crate::settings::Settings;
 use crate::target::{LocalhostDomains, Target};
 
@@ -26,23 +27,25 @@ pub(crate) struct Gate {
     s3: S3Service,
     buckets: Arc<Buckets>,
     counters: Arc<Counters>,
+    sessions: Arc<Sessions>,
     settings: Arc<Settings>,
     requests: AtomicU64,
 }
 
 impl Gate {
     pub(crate) fn new(service: Service, settings: Arc<Settings>) -> Self {
-        let Service { buckets, counters } = service.clone();
+        let Service { buckets, counters, sessions } = service.clone();
         let mut s3 = S3ServiceBuilder::new(service.clone());
         s3.set_auth(service.clone());
         s3.set_access(service);
         s3.set_host(LocalhostDomains);
-        Self { s3: s3.build(), buckets, counters, settings, requests: AtomicU64::new(1) }
+        let requests = AtomicU64::new(1);
+        Self { s3: s3.build(), buckets, counters, sessions, settings, requests }
     }
 
     pub(crate) async fn answer(
         &self,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
     ) -> Result<HttpResponse, HttpError> {
         let id = format!("{:016X}", self.requests.fetch_add(1, Relaxed));
         let logged = LoggedRequest::of(&request);
@@ -61,8 +64,15 @@ impl Gate {
             Delay::new(latency).await;
         }
 
-        let mut response = if !self.settings.admits_request() {
-            let refusal = s3_error!(SlowDown, "Please reduce your request rate.");
+        request.headers_mut().remove(SESSION_HEADER);
+        let is_in_session =
+            if is_directory_bucket(&bucket) { self.sessions.look_at(&mut request) } else { Ok(()) };
+        let admitted = if self.settings.admits_request() {
+            is_in_session
+        } else {
+            Err(s3_error!(SlowDown, "Please reduce your request rate."))
+        };
+        let mut response = if let Err(refusal) = admitted {
             refusal.to_http_response().map_err(|error| HttpError::new(Box::new(error)))?
         } else if let Some(refusal) = self.wrong_region(&request, &bucket) {
             refusal
@@ -125,7 +135,9 @@ pub(crate) fn kind(method: &Method, uri: &Uri, target: &Target) -> Kind {
     match *method {
         Method::GET if target.is_object() => Kind::Get,
         Method::HEAD if target.is_object() => Kind::Head,
-        Method::GET if !target.bucket.is_empty() && !has("location") => Kind::List,
+        Method::GET if !target.bucket.is_empty() && !has("location") && !has("session") => {
+            Kind::List
+        }
         _ => Kind::Other,
     }
 }

@@ -18,8 +18,9 @@
 //! From the bottom up: [`content`] computes bytes; `objects` holds a bucket's objects in key order
 //! and `listing` cuts pages from them, both pure; `bucket`, `settings` and `counts` are what tests
 //! set and read; `body` streams an object; `service` is the S3 operations and `auth` the right to
-//! call them, both for s3s, which does routing, signatures and XML; `gate` stands around s3s, `net`
-//! and `tls` around connections, `log` tells when each wrote, and `server` starts it all.
+//! call them, both for s3s, which does routing, signatures and XML; `sessions` are those of
+//! directory buckets; `gate` stands around s3s, `net` and `tls` around connections, `log` tells
+//! when each wrote, and `server` starts it all.
 //! [`proxy`] stands apart: it breaks answers on their way to the client.
 
 pub mod content;
@@ -37,6 +38,7 @@ mod objects;
 mod pattern;
 mod server;
 mod service;
+mod sessions;
 mod settings;
 mod target;
 mod tls;

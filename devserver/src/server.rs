@@ -16,6 +16,7 @@ use crate::gate::Gate;
 use crate::log::Log;
 use crate::net;
 use crate::service::Service;
+use crate::sessions::Sessions;
 use crate::settings::Settings;
 use crate::tls;
 use crate::{ACCESS_KEY, SECRET_KEY};
@@ -25,6 +26,7 @@ pub struct Server {
     address: SocketAddr,
     buckets: Arc<Buckets>,
     counters: Arc<Counters>,
+    sessions: Arc<Sessions>,
     settings: Arc<Settings>,
     region: Option<String>,
     /// In PEM, if it speaks TLS.
@@ -125,7 +127,12 @@ impl Builder {
         let buckets = Arc::new(Buckets::default());
         let counters = Arc::new(Counters::default());
         let settings = Arc::new(Settings::default());
-        let service = Service { buckets: buckets.clone(), counters: counters.clone() };
+        let sessions = Arc::new(Sessions::default());
+        let service = Service {
+            buckets: buckets.clone(),
+            counters: counters.clone(),
+            sessions: sessions.clone(),
+        };
         let gate = Arc::new(Gate::new(service, settings.clone()));
         let made = self.tls.then(tls::make).transpose()?;
         let (acceptor, certificate) = made.unzip();
@@ -137,6 +144,7 @@ impl Builder {
             address,
             buckets,
             counters,
+            sessions,
             settings,
             region,
             certificate,
@@ -242,6 +250,27 @@ impl Server {
     /// As many as a second allows may come at once. `None` for no limit.
     pub fn set_rate_limit(&self, requests_per_second: Option<u32>) {
         self.settings.set_rate_limit(requests_per_second);
+    }
+
+    /// The sessions of directory buckets that were given so far.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        self.sessions.count()
+    }
+
+    /// How long the next of them live; five minutes unless set.
+    pub fn set_session_life(&self, life: Duration) {
+        self.sessions.set_life(life);
+    }
+
+    /// Denies sessions that may write, as the condition `s3express:SessionMode` does.
+    pub fn set_sessions_read_only(&self, read_only: bool) {
+        self.sessions.set_reads_only(read_only);
+    }
+
+    /// Ends all sessions before their time.
+    pub fn end_sessions(&self) {
+        self.sessions.end();
     }
 }
 

@@ -10,20 +10,22 @@ use http::HeaderMap;
 use http_body_util::BodyExt;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use s3s::dto::{
-    BucketLocationConstraint, CommonPrefix, DeleteObjectInput, DeleteObjectOutput, ETag,
-    ETagCondition, EncodingType, GetBucketLocationInput, GetBucketLocationOutput, GetObjectInput,
-    GetObjectOutput, HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput,
-    ListObjectsInput, ListObjectsOutput, ListObjectsV2Input, ListObjectsV2Output, Object,
-    PutObjectInput, PutObjectOutput, RestoreStatus, StreamingBlob,
+    BucketLocationConstraint, CommonPrefix, CreateSessionInput, CreateSessionOutput,
+    DeleteObjectInput, DeleteObjectOutput, ETag, ETagCondition, EncodingType,
+    GetBucketLocationInput, GetBucketLocationOutput, GetObjectInput, GetObjectOutput,
+    HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListObjectsInput,
+    ListObjectsOutput, ListObjectsV2Input, ListObjectsV2Output, Object, PutObjectInput,
+    PutObjectOutput, RestoreStatus, SessionCredentials, SessionMode, StreamingBlob,
 };
 use s3s::{Body, S3, S3Request, S3Response, S3Result, s3_error};
 
-use crate::ENDPOINT_REGION;
 use crate::body::ContentBody;
 use crate::bucket::{Bucket, Buckets};
 use crate::counts::Counters;
 use crate::listing::{Item, MAX_KEYS, Page, Position, Query};
 use crate::objects;
+use crate::sessions::{Sessions, is_directory_bucket};
+use crate::{ACCESS_KEY, ENDPOINT_REGION, SECRET_KEY};
 
 /// A request header by which the fault proxy asks for answers that only the server can give. It is
 /// not part of any signature.
@@ -50,6 +52,7 @@ const KEPT: &AsciiSet =
 pub(crate) struct Service {
     pub(crate) buckets: Arc<Buckets>,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) sessions: Arc<Sessions>,
 }
 
 /// The parts of a GET or HEAD that are the same for both.
@@ -206,6 +209,14 @@ impl S3 for Service {
             input.start_after = None;
         }
         let encoded = is_encoded(input.encoding_type.as_ref())?;
+        if is_directory_bucket(&input.bucket) {
+            let is_odd = |text: &Option<String>| {
+                text.as_deref().is_some_and(|text| !text.is_empty() && !text.ends_with('/'))
+            };
+            if input.start_after.is_some() || is_odd(&input.prefix) || is_odd(&input.delimiter) {
+                return Err(s3_error!(InvalidArgument, "Not supported by directory buckets"));
+            }
+        }
         let token = match &input.continuation_token {
             None => None,
             Some(token) => Some(Position::from_token(token).ok_or_else(|| {
@@ -227,7 +238,12 @@ impl S3 for Service {
         let page = self.page(&input.bucket, &listing)?;
         let key_count = page.items.len();
         let next = page.next.as_ref().map(Position::to_token);
-        let (mut contents, common_prefixes) = render(page, encoded);
+        let (mut contents, mut common_prefixes) = render(page, encoded);
+        if is_directory_bucket(&input.bucket) {
+            // They list in no order.
+            contents.reverse();
+            common_prefixes.reverse();
+        }
         if input.optional_object_attributes.is_none() {
             for object in &mut contents {
                 object.restore_status = None;
@@ -363,6 +379,29 @@ impl S3 for Service {
         Ok(S3Response::new(PutObjectOutput {
             e_tag: Some(ETag::Strong(etag)),
             ..PutObjectOutput::default()
+        }))
+    }
+
+    /// Of a directory bucket.
+    async fn create_session(
+        &self,
+        request: S3Request<CreateSessionInput>,
+    ) -> S3Result<S3Response<CreateSessionOutput>> {
+        self.bucket(&request.input.bucket)?;
+        let mode = request.input.session_mode.as_ref().map(SessionMode::as_str);
+        let (session_token, life) = self.sessions.begin(mode)?;
+        let credentials = SessionCredentials {
+            access_key_id: ACCESS_KEY.into(),
+            secret_access_key: SECRET_KEY.into(),
+            session_token,
+            expiration: (SystemTime::now() + life).into(),
+        };
+        Ok(S3Response::new(CreateSessionOutput {
+            bucket_key_enabled: None,
+            credentials,
+            ssekms_encryption_context: None,
+            ssekms_key_id: None,
+            server_side_encryption: None,
         }))
     }
 

@@ -15,7 +15,7 @@ use crate::app::environment;
 use crate::base::layout::{BLOCK_BYTES, Layout};
 use crate::disk::DiskConfig;
 use crate::fuse::{Access, MountOptions};
-use crate::store::s3::config::{FirstCredentials, Proxies};
+use crate::store::s3::config::{FirstCredentials, Proxies, SessionAccess};
 use crate::store::s3::{StoreConfig, check_bundle};
 
 pub(crate) mod args;
@@ -261,6 +261,7 @@ fn store_config(args: args::StoreArgs) -> Result<StoreConfig, String> {
         no_verify_tls: args.no_verify_tls,
         hedging: args.hedging,
         proxies: Proxies::of_environment()?,
+        sessions: SessionAccess::Read,
     })
 }
 

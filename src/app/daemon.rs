@@ -21,6 +21,7 @@ use crate::store::ObjectStore;
 use crate::store::joined::{Branch, Joined};
 use crate::store::metered::Metered;
 use crate::store::retry::{RetryPolicy, Retrying};
+use crate::store::s3::is_directory_bucket;
 use crate::store::shared::{SharedCache, SharedCached, SharedOrigin};
 
 mod background;
@@ -271,6 +272,7 @@ pub fn stack(
         listings_bytes: usize::try_from(config.names.budget_bytes).unwrap_or(usize::MAX),
         page_keys: 1000,
         pages_at_once: PAGES_AT_ONCE.min(config.cache.max_connections),
+        is_unordered: config.buckets.iter().any(|bucket| is_directory_bucket(&bucket.name)),
     };
     let ownership = Ownership {
         uid: config.permissions.uid,

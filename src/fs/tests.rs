@@ -69,6 +69,7 @@ fn file_system(
         listings_bytes: usize::MAX,
         page_keys: 1000,
         pages_at_once: 4,
+        is_unordered: false,
     };
     let reading = ReadConfig {
         layout: Layout::within(budget_bytes, None, None),

@@ -39,6 +39,7 @@ fn mount_with(keys: &[&str], adjust: impl FnOnce(&mut NamesConfig)) -> Mount {
         listings_bytes: usize::MAX,
         page_keys: 1000,
         pages_at_once: 4,
+        is_unordered: false,
     };
     adjust(&mut config);
     let names = Names::new(faults.clone(), config);

@@ -34,6 +34,7 @@ mod page;
 mod redirect;
 mod request;
 mod response;
+mod session;
 mod sign;
 mod times;
 mod tls;
@@ -49,6 +50,7 @@ use learnt::{CHECKSUM_MODE, LearntQuirks, OptionalHeader, Quirk, RESTORE_STATUS}
 use redirect::RedirectTarget;
 use request::{RequestFields, RequestTemplate, list_query};
 use response::{About, Refusal};
+pub use session::is_directory_bucket;
 pub use tls::check_bundle;
 
 /// To the head of an answer that is no store's.
@@ -104,8 +106,8 @@ impl S3Store {
 
     /// The same bucket in a region that it has named ([`StoreError::WrongRegion`]).
     pub async fn in_region(self, region: &str) -> Result<Self, StoreError> {
-        let template = self.making.template(region).await?;
-        Ok(Self { template, region: region.to_owned(), ..self })
+        let (template, credentials) = self.making.template(region, &self.wire).await?;
+        Ok(Self { template, credentials, region: region.to_owned(), ..self })
     }
 
     pub fn region(&self) -> &str {

@@ -16,6 +16,7 @@ mod disk;
 mod disk_trouble;
 mod doctor;
 mod expire;
+mod express;
 mod faults;
 mod given;
 mod hints;

@@ -308,9 +308,6 @@ impl FromStr for BucketPrefix {
             return Ok(Self { directory, name: name.to_owned(), prefix });
         }
         let (name, prefix) = path.split_once('/').unwrap_or((path, ""));
-        if name.ends_with("--x-s3") {
-            return Err("directory buckets are not supported".into());
-        }
         // Ceph has tenants, each with its own buckets: `tenant:bucket`.
         let (tenant, bucket) = name.split_once(':').unwrap_or(("", name));
         // The general rules for bucket names, and the letters that old buckets of us-east-1 and
@@ -537,7 +534,7 @@ mod tests {
             ("arn:aws:s3:eu-west-1:1:accesspoint/x:y", None),
             ("arn:aws:s3:::bucket/key", None),
             ("arn:aws:iam:eu-west-1:1:accesspoint/x", None),
-            ("data--use1-az4--x-s3", None),
+            ("data--use1-az4--x-s3/a", Some(("data--use1-az4--x-s3", "a/"))),
         ] {
             let parsed = text.parse::<BucketPrefix>();
             let shown = parsed.as_ref().ok().map(|b| (b.name.as_str(), b.prefix.as_str()));

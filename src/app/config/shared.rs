@@ -9,7 +9,7 @@ use clap::builder::{BoolishValueParser, NonEmptyStringValueParser};
 use super::args::BucketPrefix;
 use super::endpoint_url;
 use crate::store::s3::StoreConfig;
-use crate::store::s3::config::Hedging;
+use crate::store::s3::config::{Hedging, SessionAccess};
 use crate::store::shared::{Sealer, SharedCache, SharedPolicy, read_key};
 
 #[derive(Debug, Group)]
@@ -81,6 +81,7 @@ pub(super) fn config(
         requester_pays: false,
         // The source is the second request.
         hedging: Hedging::Never,
+        sessions: SessionAccess::ReadWrite,
         ..store.clone()
     };
     let memory_bytes = SharedCache::memory_of(memory_budget_bytes);

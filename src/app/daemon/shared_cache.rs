@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use crate::app::config::SharedConfig;
 use crate::stats::Stats;
 use crate::store::StoreError;
-use crate::store::s3::{S3Entries, S3Store};
+use crate::store::s3::{S3Entries, S3Store, is_directory_bucket};
 use crate::store::shared::SharedCache;
 
 /// Its region is not worth a longer start.
@@ -41,7 +41,7 @@ pub(super) async fn open(
 async fn connect(config: &SharedConfig, stats: &Arc<Stats>) -> Result<S3Store, StoreError> {
     let store = S3Store::counted(&config.bucket.name, &config.store, stats).await?;
     let is_elsewhere = store.endpoint().contains("://");
-    if config.has_region || is_elsewhere {
+    if config.has_region || is_elsewhere || is_directory_bucket(&config.bucket.name) {
         return Ok(store);
     }
     let told = timeout(LIMIT, store.bucket_region()).await.ok().flatten();

@@ -36,6 +36,7 @@ impl Rig {
             listings_bytes: usize::MAX,
             page_keys: 1000,
             pages_at_once: 4,
+            is_unordered: false,
         };
         let reading = ReadConfig {
             layout: Layout::within(budget_bytes, None, None),

@@ -37,6 +37,8 @@ pub struct NamesConfig {
     pub page_keys: u16,
     /// Pages of one listing in flight at once; 1 lists sequentially.
     pub pages_at_once: usize,
+    /// The store is known to list in no order.
+    pub is_unordered: bool,
 }
 
 /// A single lookup under way, for all callers that ask for the same key. Its task runs to its end
@@ -130,6 +132,8 @@ impl Names {
         let NamesConfig { listings_bytes, metadata_ttl, .. } = config;
         let root = config.root_prefix.as_str().into();
         let directories = Directories::new(root, listings_bytes, metadata_ttl);
+        let order =
+            if config.is_unordered { ListingOrder::Unordered } else { ListingOrder::Unknown };
         let state = State {
             known: Known {
                 inodes: Inodes::new(&config.root_prefix),
@@ -137,7 +141,7 @@ impl Names {
                 points: LruCache::new(MAX_POINT_ANSWERS),
             },
             lookups: HashMap::new(),
-            order: ListingOrder::Unknown,
+            order,
             flat_denied: false,
         };
         let refreshes = Arc::new(Semaphore::new(MOST_REFRESHES));

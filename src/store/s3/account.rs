@@ -18,7 +18,7 @@ use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_types::os_shim_internal::{Env, Fs};
 
 use super::config::{Keys, StoreConfig};
-use super::credentials::{HELPER_LIMIT, LIMIT, Renewing};
+use super::credentials::{AHEAD, HELPER_LIMIT, LIMIT, Renewing};
 use crate::base::text::innermost;
 use crate::store::StoreError;
 
@@ -64,7 +64,7 @@ impl AwsAccount {
         let sdk = maker.loader().no_credentials().load().await;
         let credentials = (!config.no_sign_request).then(|| {
             let limit = if has_helper(&profiles) { HELPER_LIMIT } else { LIMIT };
-            Renewing::new(limit, move || {
+            Renewing::new(limit, AHEAD, move || {
                 let maker = maker.clone();
                 Box::pin(async move { maker.chain().await })
             })

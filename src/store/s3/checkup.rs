@@ -13,7 +13,7 @@ use crate::store::StoreError;
 impl S3Store {
     /// The SDK's name of the provider that gave the credentials; `None` when requests are unsigned.
     pub async fn credentials_from(&self) -> Option<String> {
-        let credentials = self.credentials.as_ref()?.current().await.ok()?;
+        let credentials = self.making.account.as_ref()?.current().await.ok()?;
         Some(provider_of(&credentials))
     }
 

@@ -21,6 +21,16 @@ pub struct StoreConfig {
     pub no_verify_tls: bool,
     pub hedging: Hedging,
     pub proxies: Proxies,
+    pub sessions: SessionAccess,
+}
+
+/// What the sessions of a directory bucket are asked to allow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SessionAccess {
+    #[default]
+    Read,
+    /// Only reading, where this is denied.
+    ReadWrite,
 }
 
 /// When there must be credentials.

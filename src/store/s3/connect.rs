@@ -11,14 +11,16 @@ use aws_types::service_config::ServiceConfigKey;
 
 use super::account::AwsAccount;
 use super::clock::Clock;
-use super::config::{FirstCredentials, Keys, PathStyle, StoreConfig};
+use super::config::{FirstCredentials, Keys, PathStyle, SessionAccess, StoreConfig};
 use super::credentials::{self, Renewing};
 use super::learnt::LearntQuirks;
 use super::request::RequestTemplate;
+use super::session::{Sessions, is_directory_bucket, region_of_zone};
 use super::tls::{self, Trust};
 use super::{S3Store, StoreError};
 use crate::base::text::innermost;
 use crate::stats::Stats;
+use crate::store::wire::Wire;
 
 /// The instance metadata service answers at once on EC2.
 const IMDS_REGION_TIMEOUT: Duration = Duration::from_secs(1);
@@ -43,8 +45,9 @@ pub(super) async fn connect(
     let AwsAccount { sdk, region, credentials } =
         AwsAccount::find(config, keys, client, FIRST_REGION).await?;
     let endpoint = config.endpoint_url.clone().or_else(|| configured_endpoint(&sdk));
-    let region = match (region_of_arn(bucket), region) {
-        (Some(region), _) => region.to_owned(),
+    let named = region_of_arn(bucket).map(str::to_owned).or_else(|| region_of_zone(bucket));
+    let region = match (named, region) {
+        (Some(region), _) => region,
         (None, Some(region)) => region.to_string(),
         (None, None) => guess_region(endpoint.as_deref()).await,
     };
@@ -71,9 +74,10 @@ pub(super) async fn connect(
         rules,
         user_agent,
         headers: config.requester_pays.then_some(payer).into_iter().collect(),
-        is_signed: credentials.is_some(),
+        account: credentials,
+        access: config.sessions,
     };
-    let template = making.template(&region).await?;
+    let (template, credentials) = making.template(&region, &wire).await?;
     let (clock, learnt) = (Clock::default(), LearntQuirks::default());
     Ok(S3Store { wire, template, making, credentials, clock, region, endpoint, path_style, learnt })
 }
@@ -85,14 +89,35 @@ pub(super) struct Making {
     pub(super) user_agent: String,
     /// Sent and signed with every request; names in lower case.
     pub(super) headers: Vec<(String, String)>,
-    pub(super) is_signed: bool,
+    /// None when requests are not signed.
+    pub(super) account: Option<Renewing>,
+    pub(super) access: SessionAccess,
 }
 
 impl Making {
-    pub(super) async fn template(&self, region: &str) -> Result<RequestTemplate, StoreError> {
-        let found = self.rules.resolve(region).await?;
+    /// Also the credentials to sign with: those of sessions, where the bucket gives some.
+    pub(super) async fn template(
+        &self,
+        region: &str,
+        wire: &Arc<Wire>,
+    ) -> Result<(RequestTemplate, Option<Renewing>), StoreError> {
+        let plain = self.filled(region, false).await?;
+        let account = self.account.clone();
+        let Some(account) = account.filter(|_| is_directory_bucket(&self.rules.bucket)) else {
+            return Ok((plain, self.account.clone()));
+        };
+        let sessions = Sessions::new(Arc::clone(wire), plain, account, self.access);
+        Ok((self.filled(region, true).await?, Some(sessions.renewing())))
+    }
+
+    pub(super) async fn filled(
+        &self,
+        region: &str,
+        in_session: bool,
+    ) -> Result<RequestTemplate, StoreError> {
+        let found = self.rules.resolve(region, in_session).await?;
         let (user_agent, headers) = (self.user_agent.clone(), self.headers.clone());
-        RequestTemplate::new(&found, user_agent, headers, self.is_signed)
+        RequestTemplate::new(&found, user_agent, headers, self.account.is_some())
     }
 }
 
@@ -122,7 +147,7 @@ impl EndpointRules {
         }
     }
 
-    async fn resolve(&self, region: &str) -> Result<Endpoint, StoreError> {
+    async fn resolve(&self, region: &str, in_session: bool) -> Result<Endpoint, StoreError> {
         let none = |cause: &dyn std::fmt::Display| {
             StoreError::nonsense(format!("no request could be made: {cause}"))
         };
@@ -135,8 +160,8 @@ impl EndpointRules {
             .set_use_dual_stack(self.dual_stack)
             // An ARN says where it is.
             .use_arn_region(true)
-            // Requests are signed with the credentials themselves, not with those of a session.
-            .disable_s3_express_session_auth(true)
+            // A request for a session is signed with the account's credentials.
+            .disable_s3_express_session_auth(!in_session)
             .build()
             .map_err(|error| none(&error))?;
         let found = DefaultResolver::new().resolve_endpoint(&params).await;

@@ -4,6 +4,7 @@
 //! files and tokens are read again, a credential process runs again. It is a task of its own, so
 //! that it ends well although those that wait for it give up.
 
+use std::error::Error as _;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use crate::store::StoreError;
 
 /// The renewal begins this long before they expire, as in the AWS SDKs: time for a provider to
 /// fail.
-const AHEAD: Duration = Duration::from_mins(5);
+pub(super) const AHEAD: Duration = Duration::from_mins(5);
 /// Requests wait for the renewal when less is left: the store may check a request that late.
 const LAST: Duration = Duration::from_secs(10);
 /// A provider that has failed, or gave the same credentials again, is not asked again before this.
@@ -51,6 +52,8 @@ struct Inner {
     kept: Mutex<Kept>,
     /// The longest answer of a provider.
     limit: Duration,
+    /// From the beginning of a renewal to their end.
+    ahead: Duration,
     /// Held by the one renewal for all, while the provider is asked (up to `limit`).
     turn: Arc<tokio::sync::Mutex<()>>,
 }
@@ -80,9 +83,13 @@ impl fmt::Debug for Renewing {
 
 impl Renewing {
     /// A provider that takes longer than `limit` has failed.
-    pub(super) fn new(limit: Duration, chain: impl Fn() -> Chain + Send + Sync + 'static) -> Self {
+    pub(super) fn new(
+        limit: Duration,
+        ahead: Duration,
+        chain: impl Fn() -> Chain + Send + Sync + 'static,
+    ) -> Self {
         let (kept, turn) = (Mutex::default(), Arc::default());
-        Self(Arc::new(Inner { chain: Box::new(chain), kept, limit, turn }))
+        Self(Arc::new(Inner { chain: Box::new(chain), kept, limit, ahead, turn }))
     }
 
     /// The store has refused the signature of a request that began at `begun`. Credentials of
@@ -122,7 +129,9 @@ impl Renewing {
         let left = credentials.expiry().map(until);
         match left {
             Some(left) if left <= LAST => Need::Now,
-            Some(left) if left <= AHEAD && since.elapsed() >= YOUNGEST => Need::Soon(credentials),
+            Some(left) if left <= self.0.ahead && since.elapsed() >= YOUNGEST => {
+                Need::Soon(credentials)
+            }
             _ => Need::Nothing(credentials),
         }
     }
@@ -219,6 +228,10 @@ fn checked(credentials: Credentials) -> provider::Result {
 
 /// The meaning of a chain of providers without credentials.
 pub(super) fn failure(error: &CredentialsError) -> StoreError {
+    if let Some(error) = error.source().and_then(|source| source.downcast_ref::<StoreError>()) {
+        // The store's own answer to the question for a session.
+        return error.clone();
+    }
     let cause = innermost(error);
     let cause = cause.trim_end_matches('.');
     match error {
@@ -290,7 +303,7 @@ mod tests {
         fn new(lives: impl Into<Vec<Option<Life>>>) -> (Self, Renewing) {
             let scripted = Self(Arc::new((AtomicUsize::new(0), lives.into())));
             let provider = SharedCredentialsProvider::new(scripted.clone());
-            let renewing = Renewing::new(LIMIT, move || {
+            let renewing = Renewing::new(LIMIT, AHEAD, move || {
                 let provider = provider.clone();
                 Box::pin(async move { Some(provider) })
             });
@@ -422,7 +435,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_provider_that_hangs_has_failed() {
-        let renewing = Renewing::new(LIMIT, || Box::pin(std::future::pending()));
+        let renewing = Renewing::new(LIMIT, AHEAD, || Box::pin(std::future::pending()));
         let start = Instant::now();
         assert!(id(&renewing).await.is_err());
         assert_eq!(start.elapsed(), LIMIT);

@@ -33,7 +33,18 @@ impl S3Entries {
 
     /// The head of an answer that is a success, and its body; `None` for 404, 412 and 416, and for
     /// 409, which says that another such request is on its way.
+    /// It is signed anew once if its signature is refused.
     async fn ask(
+        &self,
+        fields: &RequestFields<'_>,
+    ) -> Result<Option<(HeaderMap, Body)>, StoreError> {
+        match self.ask_once(fields).await {
+            Err(StoreError::SignatureRefused(_)) => self.ask_once(fields).await,
+            answer => answer,
+        }
+    }
+
+    async fn ask_once(
         &self,
         fields: &RequestFields<'_>,
     ) -> Result<Option<(HeaderMap, Body)>, StoreError> {

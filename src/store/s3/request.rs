@@ -24,6 +24,10 @@ const KEY: &AsciiSet =
 /// The same in a query, where a slash is encoded.
 const QUERY: &AsciiSet = &KEY.add(b'/');
 
+/// Signatures by the endpoint rules, and the header that carries the token of each.
+const TOKENS: [(&str, &str); 2] =
+    [("sigv4", "x-amz-security-token"), ("sigv4-s3express", "x-amz-s3session-token")];
+
 #[derive(Debug)]
 pub(super) struct RequestTemplate {
     origin: Arc<Origin>,
@@ -62,12 +66,15 @@ impl RequestTemplate {
             headers.extend(values.map(|value| (name.to_ascii_lowercase(), value.to_owned())));
         }
         let signer = if is_signed {
-            let scheme = endpoint.auth_schemes().iter().find(|scheme| scheme.name() == "sigv4");
-            let scheme = scheme.ok_or_else(|| odd("an unknown signature"))?;
+            let schemes = endpoint.auth_schemes();
+            let found = TOKENS.into_iter().find_map(|(name, header)| {
+                Some((schemes.iter().find(|scheme| scheme.name() == name)?, header))
+            });
+            let (scheme, token_header) = found.ok_or_else(|| odd("an unknown signature"))?;
             let text = |name| scheme.get(name).and_then(|value| value.as_string());
             let region = text("signingRegion").ok_or_else(|| odd("a signature for no region"))?;
             let service = text("signingName").unwrap_or("s3");
-            Some(Signer::new(region.to_owned(), service.to_owned()))
+            Some(Signer::new(region.to_owned(), service.to_owned(), token_header))
         } else {
             None
         };
@@ -115,7 +122,10 @@ impl RequestTemplate {
             let token = credentials.session_token();
             headers.extend(token.map(|token| (signer.token_header, token)));
             headers.sort_unstable_by_key(|(name, _)| *name);
-            let line = (method, &*path, query);
+            // A parameter without a value is signed with one that is empty.
+            let is_bare = !query.is_empty() && !query.contains('=');
+            let valued = is_bare.then(|| format!("{query}="));
+            let line = (method, &*path, valued.as_deref().unwrap_or(query));
             signer.authorization(line, payload, &headers, (time, &date), credentials)
         });
         headers.extend(authorization.as_deref().map(|value| ("authorization", value)));

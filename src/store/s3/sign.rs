@@ -44,8 +44,7 @@ impl std::fmt::Debug for SigningKey {
 }
 
 impl Signer {
-    pub(super) fn new(region: String, service: String) -> Self {
-        let token_header = "x-amz-security-token";
+    pub(super) fn new(region: String, service: String, token_header: &'static str) -> Self {
         Self { region, service, token_header, key: Mutex::default() }
     }
 

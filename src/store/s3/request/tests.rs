@@ -11,7 +11,7 @@ use aws_sdk_s3::config::{
     BehaviorVersion, ConfigBag, Intercept, Region, RequestChecksumCalculation,
     ResponseChecksumValidation, RuntimeComponents,
 };
-use aws_sdk_s3::types::{EncodingType, OptionalObjectAttributes, RequestPayer};
+use aws_sdk_s3::types::{EncodingType, OptionalObjectAttributes, RequestPayer, SessionMode};
 use aws_sigv4::http_request::{
     PayloadChecksumKind, PercentEncodingMode, SignableBody, SignableRequest, SigningSettings,
     UriPathNormalizationMode, sign,
@@ -26,10 +26,11 @@ use tokio::net::TcpListener;
 
 use super::super::S3Store;
 use super::super::clock::Clock;
-use super::super::config::StoreConfig;
+use super::super::config::{SessionAccess, StoreConfig};
 use super::super::connect::{EndpointRules, Making};
 use super::super::credentials::Renewing;
 use super::super::learnt::{LearntQuirks, RESTORE_STATUS};
+use super::super::session::READ_ONLY;
 use super::super::tls::{self, Trust};
 use super::*;
 use crate::store::wire::Wire;
@@ -45,6 +46,7 @@ fn credentials(token: Option<&str>) -> Credentials {
 
 /// The same bucket by the SDK and by us.
 struct Bucket {
+    name: &'static str,
     sdk: Client,
     payer: Option<RequestPayer>,
     template: RequestTemplate,
@@ -53,22 +55,20 @@ struct Bucket {
 
 impl Bucket {
     async fn new(endpoint: &str, path_style: bool, payer: bool, keys: Option<Credentials>) -> Self {
-        let builder = aws_sdk_s3::Config::builder()
-            .behavior_version(BehaviorVersion::latest())
-            .http_client(tls::client(anybody()))
-            .region(Region::new("eu-west-1"))
-            .endpoint_url(endpoint)
-            .retry_config(RetryConfig::disabled())
-            .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
-            .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
-            .force_path_style(path_style);
-        let builder = match keys.clone() {
-            Some(keys) => builder.credentials_provider(keys),
-            None => builder.allow_no_auth(),
-        };
         let template = template(endpoint, path_style, payer, keys.is_some()).await;
+        let sdk = sdk(endpoint, path_style, keys.clone());
         let payer = payer.then_some(RequestPayer::Requester);
-        Self { sdk: Client::from_conf(builder.build()), payer, template, credentials: keys }
+        Self { name: "bucket", sdk, payer, template, credentials: keys }
+    }
+
+    /// In a session with these credentials, or to ask for one.
+    async fn express(endpoint: &str, keys: Credentials, in_session: bool) -> Self {
+        let account = renewing(SharedCredentialsProvider::new(keys.clone()));
+        let mut making = making(endpoint, false, false, Some(account));
+        EXPRESS.clone_into(&mut making.rules.bucket);
+        let template = making.filled("eu-west-1", in_session).await.unwrap();
+        let sdk = sdk(endpoint, false, Some(keys.clone()));
+        Self { name: EXPRESS, sdk, payer: None, template, credentials: Some(keys) }
     }
 
     /// Method, URL and headers of our request.
@@ -81,14 +81,19 @@ impl Bucket {
         let (noted, payer) = (Noted::default(), self.payer.clone());
         match asked {
             Asked::Get(key) => {
-                let get = self.sdk.get_object().bucket("bucket").key(*key);
+                let get = self.sdk.get_object().bucket(self.name).key(*key);
                 let get = get.range("bytes=2-5").if_match("\"e\"").set_request_payer(payer);
                 let _stopped = get.customize().interceptor(noted.clone()).send().await;
             }
             Asked::Head(key) => {
-                let head = self.sdk.head_object().bucket("bucket").key(*key);
+                let head = self.sdk.head_object().bucket(self.name).key(*key);
                 let head = head.set_request_payer(payer).customize();
                 let _stopped = head.interceptor(noted.clone()).send().await;
+            }
+            Asked::Session(mode) => {
+                let begin = self.sdk.create_session().bucket(self.name);
+                let begin = begin.set_session_mode(mode.clone()).customize();
+                let _stopped = begin.interceptor(noted.clone()).send().await;
             }
             Asked::List(request) => {
                 let (after, token) = match &request.from {
@@ -96,7 +101,7 @@ impl Bucket {
                     ListFrom::After(key) => (Some(key.clone()), None),
                     ListFrom::Token { token, .. } => (None, Some(token.clone())),
                 };
-                let list = self.sdk.list_objects_v2().bucket("bucket").prefix(&request.prefix);
+                let list = self.sdk.list_objects_v2().bucket(self.name).prefix(&request.prefix);
                 let list = list
                     .set_delimiter(request.delimited.then(|| "/".to_owned()))
                     .set_start_after(after)
@@ -113,22 +118,52 @@ impl Bucket {
     }
 }
 
+/// A directory bucket.
+const EXPRESS: &str = "bucket--euw1-az1--x-s3";
+
+fn sdk(endpoint: &str, path_style: bool, keys: Option<Credentials>) -> Client {
+    let builder = aws_sdk_s3::Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .http_client(tls::client(anybody()))
+        .region(Region::new("eu-west-1"))
+        .endpoint_url(endpoint)
+        .retry_config(RetryConfig::disabled())
+        .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+        .force_path_style(path_style);
+    let builder = match keys {
+        Some(keys) => builder.credentials_provider(keys.clone()).express_credentials_provider(keys),
+        None => builder.allow_no_auth(),
+    };
+    Client::from_conf(builder.build())
+}
+
 enum Asked<'a> {
+    Session(Option<SessionMode>),
     Get(&'a str),
     Head(&'a str),
     List(&'a ListRequest),
 }
 
 async fn template(endpoint: &str, path_style: bool, payer: bool, signed: bool) -> RequestTemplate {
-    making(endpoint, path_style, payer, signed).template("eu-west-1").await.unwrap()
+    let account = signed.then(|| renewing(SharedCredentialsProvider::new(credentials(None))));
+    making(endpoint, path_style, payer, account).filled("eu-west-1", false).await.unwrap()
 }
 
-fn making(endpoint: &str, path_style: bool, payer: bool, is_signed: bool) -> Making {
+fn renewing(provider: SharedCredentialsProvider) -> Renewing {
+    let second = Duration::from_secs(1);
+    Renewing::new(5 * second, 300 * second, move || {
+        let provider = provider.clone();
+        Box::pin(async move { Some(provider) })
+    })
+}
+
+fn making(endpoint: &str, path_style: bool, payer: bool, account: Option<Renewing>) -> Making {
     let (bucket, url) = ("bucket".to_owned(), Some(endpoint.to_owned()));
     let rules = EndpointRules { bucket, url, path_style, fips: None, dual_stack: None };
     let payer = payer.then(|| ("x-amz-request-payer".to_owned(), "requester".to_owned()));
     let (user_agent, headers) = ("fasts3-mount/0".to_owned(), payer.into_iter().collect());
-    Making { rules, user_agent, headers, is_signed }
+    Making { rules, user_agent, headers, account, access: SessionAccess::Read }
 }
 
 fn anybody() -> Arc<Wire> {
@@ -138,15 +173,10 @@ fn anybody() -> Arc<Wire> {
 /// A store with credentials of this provider.
 async fn store(endpoint: &str, provider: Option<SharedCredentialsProvider>) -> S3Store {
     let template = template(endpoint, true, false, provider.is_some()).await;
-    let credentials = provider.map(|provider| {
-        Renewing::new(Duration::from_secs(5), move || {
-            let provider = provider.clone();
-            Box::pin(async move { Some(provider) })
-        })
-    });
+    let credentials = provider.map(renewing);
     S3Store {
         wire: anybody(),
-        making: making(endpoint, true, false, credentials.is_some()),
+        making: making(endpoint, true, false, credentials.clone()),
         template,
         credentials,
         clock: Clock::default(),
@@ -223,24 +253,42 @@ fn seconds(headers: &mut HeaderMap) -> i64 {
 
 /// The `Authorization` that aws-sigv4 finds for a request with these headers, at their time.
 fn by_the_book(method: &str, url: &str, headers: &HeaderMap, credentials: Credentials) -> String {
+    by_the_book_for("s3", method, url, headers, credentials)
+}
+
+fn by_the_book_for(
+    service: &str,
+    method: &str,
+    url: &str,
+    headers: &HeaderMap,
+    credentials: Credentials,
+) -> String {
     let text = |name: &str| headers[name].to_str().unwrap();
     let mut settings = SigningSettings::default();
     settings.percent_encoding_mode = PercentEncodingMode::Single;
     settings.uri_path_normalization_mode = UriPathNormalizationMode::Disabled;
     settings.payload_checksum_kind = PayloadChecksumKind::XAmzSha256;
+    settings.session_token_name_override =
+        headers.contains_key("x-amz-s3session-token").then_some("x-amz-s3session-token");
     let date = text("x-amz-date");
     let seconds = seconds_of(date);
     let identity = credentials.into();
     let params = v4::SigningParams::builder()
         .identity(&identity)
         .region("eu-west-1")
-        .name("s3")
+        .name(service)
         .time(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.try_into().unwrap()))
         .settings(settings)
         .build()
         .unwrap()
         .into();
-    let given = ["range", "if-match", "x-amz-request-payer", "x-amz-optional-object-attributes"];
+    let given = [
+        "range",
+        "if-match",
+        "x-amz-request-payer",
+        "x-amz-optional-object-attributes",
+        "x-amz-create-session-mode",
+    ];
     let given = given.iter().filter_map(|name| Some((*name, headers.get(*name)?.to_str().ok()?)));
     let request = SignableRequest::new(method, url, given, SignableBody::empty()).unwrap();
     let (instructions, _) = sign(request, &params).unwrap().into_parts();
@@ -312,6 +360,64 @@ async fn a_get_and_a_head_are_what_the_sdk_would_send() {
                     }
                     assert_eq!(headers, want, "{url}");
                 }
+            }
+        }
+    }
+}
+
+/// S3 Express One Zone: a session, and requests in it.
+#[tokio::test]
+async fn a_directory_bucket_is_asked_as_the_sdk_asks_it() {
+    let request = ListRequest {
+        prefix: "a b/ä/".to_owned(),
+        delimited: true,
+        from: ListFrom::Token { token: "1/a+b==&".to_owned(), last: "k".to_owned() },
+        max_keys: 1000,
+        any_order: true,
+    };
+    let query = list_query(&request);
+    let list = RequestFields { kind: Kind::List, query: &query, headers: &[], ..get("") };
+    let list = RequestFields { optional: Some(RESTORE_STATUS), ..list };
+    let head = RequestFields { kind: Kind::Head, headers: &[], ..get("a b+ä/k~") };
+    let reads = RequestFields { query: "session", headers: &READ_ONLY, ..get("") };
+    let writes = RequestFields { query: "session", headers: &[], ..get("") };
+    let got = get("a b+ä/k~");
+    for endpoint in ["http://127.0.0.1:9000", "https://s3express-euw1-az1.example.com"] {
+        for (fields, asked, in_session) in [
+            (&got, Asked::Get("a b+ä/k~"), true),
+            (&head, Asked::Head("a b+ä/k~"), true),
+            (&list, Asked::List(&request), true),
+            (&reads, Asked::Session(Some(SessionMode::ReadOnly)), false),
+            (&writes, Asked::Session(None), false),
+        ] {
+            for token in [None, Some("a+token/=")].into_iter().skip(usize::from(in_session)) {
+                let keys = credentials(token);
+                let bucket = Bucket::express(endpoint, keys.clone(), in_session).await;
+                let (theirs, mut want) = bucket.by_sdk(&asked).await;
+                let (method, url, mut headers) = bucket.ours(fields);
+                let sorted = |url: &str| {
+                    let (path, query) = url.split_once('?').unwrap_or((url, ""));
+                    let mut pairs: Vec<_> = query.split('&').map(str::to_owned).collect();
+                    pairs.retain(|pair| pair != "x-id=GetObject");
+                    pairs.sort_unstable();
+                    format!("{path}?{}", pairs.join("&"))
+                };
+                assert_eq!(sorted(&url), sorted(&theirs));
+                assert!(url.contains(EXPRESS), "{url}");
+                only_ours(&mut headers, &mut want);
+                let book = by_the_book_for("s3express", &method, &url, &headers, keys);
+                assert_eq!(headers.remove("authorization").unwrap(), book, "{url}");
+                let theirs = want.remove("authorization").unwrap();
+                for text in [&book, theirs.to_str().unwrap()] {
+                    assert!(text.contains("/eu-west-1/s3express/aws4_request, "), "{text}");
+                }
+                let signed = |text: &str| text.split_once("SignedHeaders=").unwrap().1.to_owned();
+                if !matches!(asked, Asked::Session(_)) {
+                    assert!(signed(&book).contains("x-amz-s3session-token"), "{book}");
+                }
+                let [ours, theirs] = [&mut headers, &mut want].map(seconds);
+                assert!(ours + 1 >= theirs, "{url}");
+                assert_eq!(headers, want, "{url}");
             }
         }
     }
@@ -423,8 +529,9 @@ async fn regions_options_and_kinds_of_buckets_are_told_by_the_endpoint_rules() {
         let bucket = bucket.to_owned();
         let rules = EndpointRules { bucket, url: None, path_style: false, fips, dual_stack };
         let (user_agent, headers) = (String::new(), Vec::new());
-        let making = Making { rules, user_agent, headers, is_signed: true };
-        let template = making.template("us-east-2").await.unwrap();
+        let account = Some(renewing(SharedCredentialsProvider::new(credentials(None))));
+        let making = Making { rules, user_agent, headers, account, access: SessionAccess::Read };
+        let template = making.filled("us-east-2", false).await.unwrap();
         let (_, url, headers) = filled(&template, &get("k"), Some(&credentials(None)));
         assert_eq!(url, format!("https://{host}/k"));
         let scope = format!("/{scope}/aws4_request");
@@ -560,9 +667,10 @@ async fn a_store_that_calls_the_clock_wrong_is_asked_at_its_own_time_then() {
 /// Ceph's tenants: the colon is encoded, and signed so.
 #[tokio::test]
 async fn a_bucket_of_a_tenant_is_signed_for_as_it_is_sent() {
-    let mut making = making("http://h:1/", true, false, true);
+    let account = renewing(SharedCredentialsProvider::new(credentials(None)));
+    let mut making = making("http://h:1/", true, false, Some(account));
     "tenant:bucket".clone_into(&mut making.rules.bucket);
-    let template = making.template("eu-west-1").await.unwrap();
+    let template = making.filled("eu-west-1", false).await.unwrap();
     let keys = credentials(None);
     let (_, url, headers) = filled(&template, &get("k"), Some(&keys));
     assert_eq!(url, "http://h:1/tenant%3Abucket/k");
