@@ -43,6 +43,7 @@ pub(crate) use disk_cache::open_alone as open_disk;
 use logging::Logs;
 use outlive::keeper::Keeper;
 use served::{BeforeThis, End, ServedMount};
+pub(crate) use shared_cache::entries as open_entries;
 use signals::Signals;
 
 /// The exit code that means to mount(8) that the mount failed.

@@ -1,6 +1,6 @@
 //! `fasts3-mount doctor`: tests a store and a machine as the mount would use them, with the
 //! daemon's own checks where it has them. It mounts nothing, writes nothing but a file for a moment
-//! in `--cache-dir`, and ends within a minute.
+//! in `--cache-dir` and an entry in `--shared-cache`, and ends within a minute.
 //!
 //! [`machine`] tests the kernel, [`connection`] the network and the credentials, [`examine`] the
 //! store through the mount's own trait. The findings are a [`Diagnosis`].
@@ -21,6 +21,7 @@ mod examine;
 mod machine;
 mod measurements;
 mod requests;
+mod shared;
 
 use diagnosis::Diagnosis;
 
@@ -52,6 +53,7 @@ pub(crate) async fn run(config: &Config, quick: bool) -> Diagnosis {
     if let Some(version) = readable {
         connection::condition(&store, &version.key, &mut report).await;
     }
+    shared::measure(config, &scope, &mut report).await;
     for quirk in store.quirks() {
         report.slow("store", quirk);
     }
@@ -65,6 +67,12 @@ pub(crate) async fn run(config: &Config, quick: bool) -> Diagnosis {
         report.command = Some(command(config, &report.source, endpoint.as_deref(), region, wanted));
     }
     report
+}
+
+/// The address of the shared cache, where it is not that of the bucket.
+fn shared_endpoint(config: &Config) -> Option<String> {
+    let shared = config.shared.as_ref()?.store.endpoint_url.clone();
+    shared.filter(|url| config.store.endpoint_url.as_ref() != Some(url))
 }
 
 /// The command that mounts the bucket, with the options that were found to be needed.
@@ -85,6 +93,8 @@ fn command(
         ("--region", region.map(str::to_owned)),
         ("--profile", store.profile.clone()),
         ("--ca-bundle", ca_bundle.map(|path| path.display().to_string())),
+        ("--shared-cache", config.shared.as_ref().map(|shared| shared.bucket.url())),
+        ("--shared-cache-endpoint-url", shared_endpoint(config)),
         ("--cache-dir", config.disk.as_ref().map(|disk| disk.path.display().to_string())),
         ("--max-connections", connections.map(|number| number.to_string())),
     ] {

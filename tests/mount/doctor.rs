@@ -99,6 +99,35 @@ fn a_healthy_store_is_told_from_a_sick_one_by_the_exit_code() {
     assert_eq!(said.stderr, b"");
 }
 
+#[test]
+fn a_shared_cache_is_priced_beside_the_bucket() {
+    if !has_fuse() {
+        return;
+    }
+    let scene = filled(Scene::new());
+    // So far that no busy machine makes the cache as slow.
+    scene.server.set_first_byte_latency(Duration::from_millis(400));
+    let cache = Server::builder().start_blocking().unwrap();
+    let bucket = cache.bucket("cache");
+    let endpoint = format!("--shared-cache-endpoint-url={}", cache.endpoint_url());
+    let options = ["--shared-cache=s3://cache/of/nodes", &endpoint];
+    let report = doctor(&scene, &options);
+    report.assert("shared cache", "ok", "it is worth having for ");
+    assert_eq!(bucket.keys(), ["of/nodes/doctor"]);
+    let measured = &report.json["measured"]["shared_cache"];
+    for number in ["first_byte_seconds", "bytes_per_second", "fill_seconds"] {
+        assert!(measured[number].as_f64().unwrap() > 0.0, "{measured}");
+    }
+    let command = report.json["command"].as_str().unwrap();
+    assert!(command.contains(" --shared-cache s3://cache/of/nodes/ "), "{command}");
+    assert!(command.contains(&endpoint.replace('=', " ")), "{command}");
+    // No trouble of it keeps a mount from working.
+    let nowhere = ["--shared-cache=s3://cache", "--shared-cache-endpoint-url=http://127.0.0.1:9"];
+    let report = doctor(&scene, &nowhere);
+    report.assert("shared cache", "slow", "does not work");
+    assert_eq!(report.code, Some(0), "{:#}", report.json);
+}
+
 /// What a store, or what stands between it and this machine, may do; where it is seen; what is said
 /// of it. A topic that is `WRONG` ends the doctor with 76 unless `code` says otherwise.
 struct Case {

@@ -22,19 +22,26 @@ pub(super) async fn open(
 ) -> Option<Arc<SharedCache>> {
     let config = config?;
     let shown = config.bucket.url();
-    match connect(config, stats).await {
-        Ok(store) => {
-            let at = store.endpoint();
+    match entries(config, stats).await {
+        Ok((entries, at)) => {
             tracing::info!("the shared cache is {shown} at {at}");
-            let prefix = config.bucket.prefix.clone();
-            let entries = Arc::new(S3Entries::new(store, prefix));
-            Some(SharedCache::new(entries, config.policy.clone(), stats.clone()))
+            Some(SharedCache::new(Arc::new(entries), config.policy.clone(), stats.clone()))
         }
         Err(error) => {
             tracing::warn!("the shared cache {shown} is not used: {error}");
             None
         }
     }
+}
+
+/// What holds the entries, and where that is.
+pub(crate) async fn entries(
+    config: &SharedConfig,
+    stats: &Arc<Stats>,
+) -> Result<(S3Entries, String), StoreError> {
+    let store = connect(config, stats).await?;
+    let at = store.endpoint();
+    Ok((S3Entries::new(store, config.bucket.prefix.clone()), at))
 }
 
 /// Sends nothing but a question for the region.

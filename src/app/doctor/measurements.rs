@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::shared::SharedMeasured;
 use crate::base::text::bytes;
 
 /// More connections than were tried may be worth it if the last step multiplied the bandwidth by
@@ -25,6 +26,7 @@ pub(super) struct Measurements {
     pub(super) keys_per_second: Option<f64>,
     /// The number of connections at which the store began to throttle.
     pub(super) throttled_at: Option<usize>,
+    pub(super) shared_cache: Option<SharedMeasured>,
 }
 
 /// All connections together.

@@ -51,7 +51,7 @@ fn totals_of(rates: &Rates) -> Paragraph<'static> {
             Span::raw(format!("amplification {}", rates.amplified())),
         ]),
         Line::from(format!(
-            "hits {:<8}first byte {:<11}waiting: {}",
+            "hits {:<7} first byte {:<11}waiting: {}",
             rates.hits(),
             time(rates.first_byte_seconds),
             rates.waiting(),

@@ -25,6 +25,9 @@ pub(super) struct Rates {
     pub(super) served_bytes_per_second: f64,
     /// The share of reads that did not wait, 0 to 1; absent if nothing was read.
     pub(super) hit_ratio: Option<f64>,
+    /// The share of bytes that the shared cache had of those it was asked for, 0 to 1; absent if it
+    /// was asked for none.
+    pub(super) shared_hit_ratio: Option<f64>,
     /// Bytes fetched for each byte served; absent if nothing was served.
     pub(super) amplification: Option<f64>,
     pub(super) memory_used_bytes: u64,
@@ -76,6 +79,8 @@ impl Rates {
         let [served, fetched, reads, waited] =
             [done.bytes_served, done.from_store(), done.reads, done.reads_waited]
                 .map(|count| count as f64);
+        let shared_hit = done.shared_hit_bytes as f64;
+        let shared_asked = shared_hit + done.shared_missed_bytes as f64;
         let nothing = Durations::default();
         let call = |name: &String, in_flight, before: Option<&Durations>, now: &Durations| {
             let added = now.since(before.unwrap_or(&nothing));
@@ -104,6 +109,7 @@ impl Rates {
             served_bytes_per_second: served / seconds,
             // A read may be counted as waiting before the interval in which it ends.
             hit_ratio: (reads > 0.0).then(|| (1.0 - waited / reads).max(0.0)),
+            shared_hit_ratio: (shared_asked > 0.0).then(|| shared_hit / shared_asked),
             amplification: (served > 0.0).then(|| fetched / served),
             memory_used_bytes: now.totals.memory_used_bytes,
             memory_budget_bytes: now.settings.memory_budget_bytes,
@@ -133,7 +139,11 @@ impl Rates {
     }
 
     pub(super) fn hits(&self) -> String {
-        self.hit_ratio.map_or("-".to_owned(), |ratio| format!("{:.0} %", ratio * 100.0))
+        let hits = self.hit_ratio.map_or("-".to_owned(), |ratio| format!("{:.0} %", ratio * 100.0));
+        match self.shared_hit_ratio {
+            None => hits,
+            Some(ratio) => format!("{hits} (shared cache {:.0} %)", ratio * 100.0),
+        }
     }
 
     pub(super) fn amplified(&self) -> String {
@@ -267,6 +277,7 @@ pub(super) mod tests {
             fetched_bytes_per_second: 1.2e9,
             served_bytes_per_second: 0.6e9,
             hit_ratio: Some(0.25),
+            shared_hit_ratio: None,
             amplification: Some(2.0),
             memory_used_bytes: 1 << 30,
             memory_budget_bytes: 4 << 30,
@@ -285,5 +296,7 @@ pub(super) mod tests {
         let want = "store 1.2 GB/s, programs 600.0 MB/s, hits 25 %, amplification 2.00, 120 GET/s \
                     of 15.2 ms; waiting: 3 read, 3 readdirplus on 17 GET; trouble: 4 GET throttled";
         assert_eq!(text, want);
+        let text = Rates { shared_hit_ratio: Some(0.99), ..look() }.text();
+        assert!(text.contains(", hits 25 % (shared cache 99 %), amplification"), "{text}");
     }
 }
