@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::asking::shared::{Names, now, shut_down};
 use super::entries::{Ino, Inode, Listing, ROOT};
 use super::known::Progress;
+use super::rules::parent_and_name;
 use crate::errno::FsError;
 
 impl Names {
@@ -35,7 +36,8 @@ impl Names {
         }
     }
 
-    /// All entries of a directory: the listing that is believed, or one that is made now.
+    /// All entries of a directory: the listing that is believed, or one that is made now, unless it
+    /// is known that the directory does not exist.
     pub(crate) async fn listing(
         self: &Arc<Self>,
         prefix: &Arc<str>,
@@ -44,6 +46,13 @@ impl Names {
             let (mut state, now) = (self.state.lock(), now());
             if let Some((listing, _)) = state.known.directories.believed_listing(prefix, now) {
                 return Ok(listing);
+            }
+            if **prefix != *self.config.root_prefix
+                && let Some((parent, name)) = parent_and_name(prefix)
+                && let Some(answer) = state.known.directories.answer(parent, name.as_bytes(), now)
+                && !matches!(answer.found, Some((_, Inode::Directory(_))))
+            {
+                return Err(FsError::NotFound { ttl: answer.ttl });
             }
             self.listing_under_way(&mut state, prefix, now)
         };

@@ -283,3 +283,16 @@ async fn what_was_recorded_once_is_there_the_next_time() {
     let stats = &second.fs.stats;
     assert_eq!((second.store.counts().heads, stats.reads_waited.get()), (0, 0));
 }
+
+/// A profile of a time when the directories had other names.
+#[tokio::test(start_paused = true)]
+async fn directories_that_are_known_not_to_exist_cost_no_request() {
+    let rig = Rig::new(256 << 20);
+    rig.tell([Touch::Names(String::new())], 1).await;
+    rig.rest().await;
+    let before = rig.store.counts().lists;
+    let none = (0..1000).map(|number| Touch::Names(format!("none{number}")));
+    let told = rig.tell(none.chain([Touch::Names("d".to_owned())]), 1).await;
+    assert_eq!((told.directories, told.missing), (1, 1000));
+    assert_eq!(rig.store.counts().lists - before, 1);
+}
