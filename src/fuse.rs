@@ -15,7 +15,7 @@ mod takeover;
 mod waiter;
 
 pub use mount::{Access, Existing, HandedOver, MountOptions, Mounted, mount};
-pub(crate) use mount::{unmount, unmount_by_helper};
+pub(crate) use mount::{free, unmount_by_helper};
 pub use notify::Expired;
 pub use opens::Passthrough;
 pub use takeover::{Agreement, TakenOver};

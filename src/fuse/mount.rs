@@ -308,10 +308,8 @@ impl Drop for Mounted {
 }
 
 /// Unmounts what is on this path, lazily while files are open; nothing, if another file system is.
-pub(crate) fn unmount(mountpoint: &Path, device_number: &str) -> io::Result<()> {
-    let mounts = std::fs::read("/proc/self/mountinfo")?;
-    let there = mountinfo::topmost(&mounts, mountpoint);
-    if there.is_none_or(|mount| mount.device != *device_number) {
+fn unmount(mountpoint: &Path, device_number: &str) -> io::Result<()> {
+    if !is_topmost(mountpoint, device_number)? {
         return Ok(());
     }
     let unmounted = match umount2(mountpoint, MntFlags::empty()) {
@@ -327,6 +325,22 @@ pub(crate) fn unmount(mountpoint: &Path, device_number: &str) -> io::Result<()> 
         Err(Errno::EPERM) => unmount_by_helper(mountpoint),
         Err(error) => Err(error.into()),
     }
+}
+
+/// The same for a mount that nobody serves: also ends the connection, whoever has its descriptor.
+/// Programs that wait get an error.
+pub(crate) fn free(mountpoint: &Path, device_number: &str) -> io::Result<()> {
+    if is_topmost(mountpoint, device_number)? {
+        // It ends the connection of a mount that is in use, too. Ordinary users may not.
+        let _ = umount2(mountpoint, MntFlags::MNT_FORCE);
+    }
+    unmount(mountpoint, device_number)
+}
+
+fn is_topmost(mountpoint: &Path, device_number: &str) -> io::Result<bool> {
+    let mounts = std::fs::read("/proc/self/mountinfo")?;
+    let there = mountinfo::topmost(&mounts, mountpoint);
+    Ok(there.is_some_and(|mount| mount.device == device_number))
 }
 
 /// Unmounts lazily with fusermount3, which has also made the mounts of ordinary users.

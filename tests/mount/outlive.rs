@@ -299,6 +299,37 @@ fn a_mount_goes_on_without_a_disk_cache_that_is_not_safe_any_more() {
 }
 
 #[test]
+fn a_daemon_that_waits_for_the_kernel_when_it_is_killed_is_followed_by_another() {
+    if !can_outlive() {
+        return;
+    }
+    let (scene, _) = filled();
+    let want = scene.bucket().bytes("large", 0..24 << 20);
+    let mount = held(scene);
+    assert_eq!(mount.names("").len(), 2);
+    mount.scene.server.set_first_byte_latency(Duration::from_mins(10));
+    let path = mount.path("large");
+    let reader = std::thread::spawn(move || std::fs::read(path));
+    eventually("the request", || mount.counts().get > 0);
+    // Before it drops pages, the kernel waits for the read of them, and the daemon for the kernel.
+    let mut command = mount.scene.program();
+    let command = command.arg("drop").arg(mount.scene.mountpoint());
+    let mut drop = command.stderr(Stdio::null()).spawn().unwrap();
+    let threads = format!("/proc/{}/task", mount.daemon_pid());
+    eventually("a thread that waits", || {
+        std::fs::read_dir(&threads).unwrap().flatten().any(|thread| {
+            let status = std::fs::read_to_string(thread.path().join("status"));
+            status.is_ok_and(|status| status.contains("\nState:\tD"))
+        })
+    });
+    mount.signal_daemon(Signal::KILL);
+    mount.scene.server.set_first_byte_latency(Duration::ZERO);
+    eventually("an answer", || reader.is_finished());
+    assert!(reader.join().unwrap().unwrap() == want[..], "the right bytes");
+    drop.wait().unwrap();
+}
+
+#[test]
 fn without_its_holder_a_daemon_serves_on_and_ends_with_its_mount() {
     if !can_outlive() {
         return;
@@ -671,6 +702,36 @@ fn what_cannot_be_gone_on_with_is_freed_and_mounted_anew() {
         assert_eq!(there, 1, "{says}");
         assert_eq!(manager.stored.len(), 2, "{says}: the new one is stored");
     }
+}
+
+#[test]
+fn who_waits_for_a_mount_that_is_freed_gets_an_error_whoever_has_its_descriptor() {
+    if !can_outlive() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.bucket().put_synthetic("object", 1 << 20);
+    let mut manager = Manager::new(scene);
+    let daemon = manager.start(&[]);
+    let mountpoint = manager.scene.mountpoint();
+    assert_eq!(std::fs::read_dir(&mountpoint).unwrap().count(), 1);
+    let server = &manager.scene.server;
+    server.set_first_byte_latency(Duration::from_mins(10));
+    let mut reader = Command::new("cat");
+    let mut reader = reader.arg(mountpoint.join("object")).stderr(Stdio::null()).spawn().unwrap();
+    eventually("the request", || server.counts().get > 0);
+    daemon.end_and_leave(Signal::KILL);
+    server.set_first_byte_latency(Duration::ZERO);
+    manager.table().set_len(0).unwrap();
+    let descriptor = manager.stored[0].1.try_clone().unwrap();
+    let daemon = manager.start(&[]);
+    let mut ended = None;
+    eventually("the reader's end", || {
+        ended = reader.try_wait().unwrap();
+        ended.is_some()
+    });
+    assert_eq!(ended.unwrap().code(), Some(1));
+    drop((daemon, descriptor));
 }
 
 #[test]

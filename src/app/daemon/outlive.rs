@@ -124,14 +124,14 @@ pub(super) fn is_connected(device: &OwnedFd) -> bool {
     answered.is_ok() && !asked[0].revents().contains(PollFlags::ERR)
 }
 
-/// Unmounts every mount of ours with this device number. Programs that have files open get errors
-/// when the last descriptor of the connection is closed.
+/// Unmounts every mount of ours with this device number, and ends its connection: programs that
+/// have files open get errors.
 pub(super) fn free(device_number: &str) {
     let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
     let ours = mountinfo::mounts(&mounts)
         .filter(|mount| mount.device == *device_number && mount.is_ours());
     for mount in ours {
-        if let Err(error) = fuse::unmount(&mount.path, device_number) {
+        if let Err(error) = fuse::free(&mount.path, device_number) {
             let shown = mount.path.display();
             tracing::warn!("the stale mount on {shown} could not be freed: {error}");
         }

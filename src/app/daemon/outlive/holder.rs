@@ -16,6 +16,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
@@ -37,6 +38,9 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// The same after the first daemon that did not come to serve, and twice as long after each further
 /// one: what it lacks may be there again.
 const FAILED_PAUSE: Duration = Duration::from_millis(500);
+
+/// How often it is looked whether the daemon is dying; nobody tells that.
+const LOOK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// What the holder passes on.
 const SIGNALS: [Signal; 6] = [
@@ -143,12 +147,11 @@ impl Holder {
                 Err(error) => return Err(error.into()),
             };
             let (listening, waiting) = (sender.clone(), sender.clone());
-            // Messages first, and then the end: nothing that was said is missed.
             std::thread::spawn(move || {
-                while let Ok(Some((word, with))) = descriptors::receive(socket.as_fd()) {
+                let status = listen(&socket, pid, |word, with| {
                     let _ = listening.send(Event::Said(word, with));
-                }
-                let _ = waiting.send(Event::Ended(wait_for(pid)));
+                });
+                let _ = waiting.send(Event::Ended(status));
             });
             let status = self.until_its_end(pid, &mut events).await?;
             let Some(left) = &self.left else { return ended(status, self.is_ready) };
@@ -255,6 +258,31 @@ impl Holder {
             free(&number);
         }
     }
+}
+
+/// Returns when the daemon has ended. Messages come first: nothing that was said is missed.
+///
+/// One that was killed while a thread waits for the kernel, and the kernel for an answer to a
+/// program's request, does not end before the next daemon gives that answer.
+fn listen(socket: &OwnedFd, pid: Pid, said: impl Fn(Vec<u8>, Vec<OwnedFd>)) -> WaitStatus {
+    let mut is_dying = false;
+    loop {
+        match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&LOOK)) {
+            Err(_interrupted) => {}
+            Ok(0) if is_dying => return WaitStatus::Signaled(pid, Signal::SIGKILL, false),
+            Ok(0) => is_dying = has_no_first_thread(pid),
+            Ok(_) => match descriptors::receive(socket.as_fd()) {
+                Ok(Some((word, with))) => said(word, with),
+                _ => return wait_for(pid),
+            },
+        }
+    }
+}
+
+/// What a process is while only others of its threads are left.
+fn has_no_first_thread(pid: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, fields)| fields.starts_with(" Z"))
 }
 
 /// Reaps every child: the first process of a container has those of others.
