@@ -6,6 +6,7 @@
 //! is an object of the same directory that is listed there under the next number.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use serde::Deserialize;
 
@@ -165,14 +166,16 @@ impl Tensors {
             .then(|| Self { begin, ends: ranges.iter().map(|&(_, end)| begin + end).collect() })
     }
 
-    /// The number of the tensor in which an offset lies; in the header, of the first one.
+    /// The number of the tensor in which an offset lies; before the first one, or behind the last,
+    /// of that.
     pub(super) fn index(&self, at: u64) -> usize {
-        self.ends.partition_point(|&end| end <= at)
+        self.ends.partition_point(|&end| end <= at).min(self.ends.len().saturating_sub(1))
     }
 
-    /// Where that tensor ends.
-    pub(super) fn end(&self, at: u64) -> Option<u64> {
-        self.ends.get(self.index(at)).copied()
+    /// The bytes from one tensor to another, with the header before the first.
+    pub(super) fn range(&self, (from, to): (usize, usize)) -> Option<Range<u64>> {
+        let start = from.checked_sub(1).map_or(0, |before| self.ends[before]);
+        Some(start..*self.ends.get(to)?)
     }
 }
 
@@ -253,10 +256,13 @@ mod tests {
         let found = tensors(json, 30).unwrap();
         let begin = json.len() as u64 + 8;
         assert_eq!(found.begin, begin);
-        for (at, index, end) in [(0, 0, 10), (begin + 9, 0, 10), (begin + 10, 1, 30)] {
-            assert_eq!((found.index(at), found.end(at)), (index, Some(begin + end)), "{at}");
+        for (at, index) in [(0, 0), (begin + 9, 0), (begin + 10, 1), (begin + 30, 2), (u64::MAX, 2)]
+        {
+            assert_eq!(found.index(at), index, "{at}");
         }
-        assert_eq!(found.end(begin + 30), None);
+        assert_eq!(found.range((0, 0)), Some(0..begin + 10));
+        assert_eq!(found.range((1, 2)), Some(begin + 10..begin + 30));
+        assert_eq!(tensors("{}", 30).unwrap().range((0, 0)), None);
         for (wrong, size) in [
             (json, 29),
             (r#"{"a":{"data_offsets":[0,10]},"b":{"data_offsets":[9,20]}}"#, 30),

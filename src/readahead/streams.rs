@@ -163,20 +163,22 @@ impl Streams {
         }
         let most = self.window(active(&objects, now).max(1), pace);
         let runs = objects.get_mut(&id).expect("found above, under the same lock");
-        let tensor_end = runs.whole.tensor_end(&runs.streams[index]);
+        let tensor = runs.whole.tensor(&runs.streams[index]);
         if is_regular && joined.is_none() {
             let mut ahead = runs.ask_in_strides(index, begins, length, size, most);
-            ahead.retain(|range| tensor_end.is_none_or(|end| range.start < end));
+            if let Some(tensor) = tensor {
+                ahead.retain(|range| range.start < tensor.end && tensor.start < range.end);
+            }
             return ReadPlan { ahead: runs.marks.unread_of(ahead), ..no_ahead };
         }
         let stream = &mut runs.streams[index];
         // Of a checkpoint that is read whole, all of the tensor.
-        let window = match tensor_end.filter(|_| runs.whole.is_read()) {
-            Some(end) => end.saturating_sub(stream.position),
-            None => stream.window(),
+        let window = match &tensor {
+            Some(tensor) if runs.whole.is_read() => tensor.end.saturating_sub(stream.position),
+            _ => stream.window(),
         };
         let window = window.min(most);
-        let size = tensor_end.unwrap_or(size);
+        let size = tensor.map_or(size, |tensor| tensor.end);
         let piece = (window / PIECES)
             .next_power_of_two()
             .max(if begins { FIRST_PIECE_BYTES } else { LEAST_PIECE_BYTES })

@@ -82,8 +82,8 @@ pub(super) struct Merged {
 pub(super) struct ReadStream {
     /// Where it begins.
     pub(super) begun: u64,
-    /// The middle of its first read, where the program's page is: the kernel reads around that.
-    pub(super) touched: u64,
+    /// Its first read. The program's page lies in it: the kernel reads around that.
+    pub(super) first: Range<u64>,
     /// Its first read was a large one at the object's beginning.
     pub(super) is_bulk: bool,
     /// The length that those before it make likely.
@@ -129,7 +129,7 @@ impl Runs {
         self.whole.places += u64::from(want.start > 0);
         self.streams.push(ReadStream {
             begun: want.start,
-            touched: if want.start == 0 { 0 } else { want.start.midpoint(want.end) },
+            first: want.clone(),
             is_bulk: want.start == 0 && want.end >= BULK_BYTES,
             expected: expected.unwrap_or(0),
             reads: 0,
@@ -204,6 +204,11 @@ impl Runs {
 impl ReadStream {
     pub(super) fn is_active(&self, now: Instant) -> bool {
         now.duration_since(self.used) <= ACTIVE
+    }
+
+    /// The end of the program's page in the first read: the kernel reads around it.
+    pub(super) fn page(&self) -> u64 {
+        if self.begun == 0 { 0 } else { self.first.start.midpoint(self.first.end) | 0xfff }
     }
 
     pub(super) fn length(&self) -> u64 {

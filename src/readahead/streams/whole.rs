@@ -33,8 +33,9 @@ enum Verdict {
     #[default]
     Unknown,
     No,
-    /// It will be when a program touches a tensor besides this one.
-    OneTensor(Option<usize>),
+    /// It will be when a program touches a tensor besides the one that it has touched, which is
+    /// between these two.
+    OneTensor(Option<(usize, usize)>),
     /// Everything before this offset was requested, or read.
     Yes {
         asked: u64,
@@ -75,11 +76,14 @@ impl Whole {
         matches!(self.verdict, Verdict::Yes { .. })
     }
 
-    /// Where the tensor ends in which a stream has begun, unless the program has read on from
-    /// there.
-    pub(super) fn tensor_end(&self, stream: &ReadStream) -> Option<u64> {
-        let end = self.tensors.as_ref()?.end(stream.touched)?;
-        (stream.position <= end + KERNEL_AHEAD_BYTES).then_some(end)
+    /// The tensor in which a stream has begun, unless the program has read on from there.
+    pub(super) fn tensor(&self, stream: &ReadStream) -> Option<Range<u64>> {
+        let tensors = self.tensors.as_ref()?;
+        let found = match self.verdict {
+            Verdict::OneTensor(Some(one)) => one,
+            _ => (tensors.index(stream.page()), tensors.index(stream.page())),
+        };
+        tensors.range(found).filter(|tensor| stream.position <= tensor.end + KERNEL_AHEAD_BYTES)
     }
 
     /// Notes in which tensor a stream reads.
@@ -87,12 +91,18 @@ impl Whole {
         let (Some(tensors), Verdict::OneTensor(one)) = (&self.tensors, &mut self.verdict) else {
             return;
         };
+        let is_first = stream.begun == 0;
         // The header is not one.
-        if stream.touched < tensors.begin && stream.position <= tensors.begin + KERNEL_AHEAD_BYTES {
+        if is_first && stream.position <= tensors.begin + KERNEL_AHEAD_BYTES {
             return;
         }
-        let touched = tensors.index(stream.touched);
-        if *one.get_or_insert(touched) != touched || self.tensor_end(stream).is_none() {
+        let ReadStream { first, .. } = stream;
+        // The program's page may be anywhere in the first read.
+        let touched =
+            (tensors.index(first.start), tensors.index(if is_first { 0 } else { first.end - 1 }));
+        let (from, to) = one.get_or_insert(touched);
+        (*from, *to) = ((*from).max(touched.0), (*to).min(touched.1));
+        if *from > *to || self.tensor(stream).is_none() {
             self.verdict = Verdict::Yes { asked: 0 };
         }
     }
