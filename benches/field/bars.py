@@ -152,6 +152,8 @@ IMPORTS = [
       for wanted in ({"most": seconds, "unit": "s"},
                      {"most": requests, "figure": "requests", "unit": "requests"},
                      {"most": megabytes, "figure": "fetched_mb", "unit": "MB"})),
+    Bar("s3", imports.profiled("import numpy"), most=0.6, unit="s"),
+    Bar("s3", imports.profiled("boto3 and a client"), most=1.2, unit="s"),
     *(Bar("s3", imports.name_of(program, bytecode, again=True), **wanted)
       for program in imports.PROGRAMS for bytecode in imports.FOLDERS
       for wanted in ({"most": 0, "figure": "requests", "unit": "requests"}, {"most": 2, "of": LOCAL})),

@@ -22,6 +22,10 @@ def name_of(program, bytecode="", again=False):
     return program + " again" * again + bytecode
 
 
+def profiled(program):
+    return f"{program}, by a profile"
+
+
 def of_imports():
     for bytecode, folder in FOLDERS.items():
         yield Workload([
@@ -29,3 +33,7 @@ def of_imports():
                   {"key": folder, "code": code, "count": 1}, 256 * MIB)
             for again in (False, True) for program, code in PROGRAMS.items()
         ])
+    for program, code in PROGRAMS.items():
+        phase = Phase(profiled(program), "s", "start_by_profile",
+                      {"key": FOLDERS[""], "code": code, "count": 1}, 256 * MIB)
+        yield Workload([phase], only_ours=True)

@@ -34,7 +34,8 @@ def models(quick):
     holds = [word for key, size in sizes.items()
              for word in ("--object", f"{key}={size}", "--head", f"{key}={prepare.HEADS[key]}")]
     workloads = [model for budget in BUDGETS for model in of_model(shards, tensor, budget)]
-    return Subject(by_name(workloads), holds, copies=sizes, quick_seconds=(8, 30, 3))
+    return Subject(by_name(workloads), holds, copies=sizes, seconds=(60, 180, 60),
+                   quick_seconds=(8, 30, 3))
 
 
 def of_model(shards, tensor, budget):

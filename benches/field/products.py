@@ -143,7 +143,7 @@ def open_product(name, server, local_folder, workload):
 
 
 class Client:
-    folder, pid, last_words = "", None, ""
+    folder, pid, last_words, tool = "", None, "", ""
 
     def __init__(self, how):
         self.how = how
@@ -175,6 +175,7 @@ class Mount:
         self.process = None
         try:
             words = command(server, mountpoint, self.scratch, options)
+            self.tool = str(words[0])
             self.process = processes.start(
                 words, env=server.environ(), stdout=self.log, stderr=subprocess.STDOUT
             )
@@ -216,7 +217,7 @@ class Mount:
 class Several:
     """Mounts of the same bucket, as the folders 0, 1 … of one; nobody asks what their daemons use."""
 
-    how, pid = "files", None
+    how, pid, tool = "files", None, ""
 
     def __init__(self, mounts):
         self.mounts = mounts

@@ -14,6 +14,7 @@ import random
 import resource
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -209,12 +210,31 @@ def several_by_client(meter, args):
 
 def start(meter, args):
     """A Python that finds its packages in a folder, and nowhere else."""
+    meter.begin()
+    run(args, *program(args))
+    meter.count(1)
+
+
+def start_by_profile(meter, args):
+    """The same, when a profile of it was recorded, and everything dropped since."""
+    folder = args["folder"]
+    with tempfile.NamedTemporaryFile() as profile:
+        run(args, args["tool"], "record", folder, "-o", profile.name, "--", *program(args))
+        run(args, args["tool"], "drop", folder)
+        meter.begin()
+        run(args, args["tool"], "warm", "--profile", profile.name, folder)
+        run(args, *program(args))
+    meter.count(1)
+
+
+def program(args):
+    return sys.executable, "-S", "-c", args["code"]
+
+
+def run(args, *command):
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environ |= {"PYTHONPATH": path(args), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-S", "-c", args["code"]]
-    meter.begin()
     subprocess.run(command, env=environ, check=True, stdout=subprocess.DEVNULL)
-    meter.count(1)
 
 
 def regions(meter, args):

@@ -65,7 +65,7 @@ class Limits:
 def measure(server, product, phase, limits):
     """One phase on an open product. TimeoutExpired if it hangs."""
     args = phase.args | {"program": phase.program, "how": product.how, "folder": product.folder,
-                         "limit_seconds": limits.loop_seconds}
+                         "tool": product.tool, "limit_seconds": limits.loop_seconds}
     reader = processes.start(
         [prepare.PYTHON, prepare.HERE / "reader.py", json.dumps(args)], env=server.environ(),
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
