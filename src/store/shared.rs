@@ -262,7 +262,12 @@ impl SharedCache {
         bytes: &[u8],
         right: Option<FillRight>,
     ) {
-        if right.is_none() && self.state.lock().filling.is_open() {
+        let is_left_alone = || {
+            let state = self.state.lock();
+            state.filling.is_open() || state.reading.is_open()
+        };
+        // Nor is it known what is there while nothing is read.
+        if right.is_none() && is_left_alone() {
             return;
         }
         let mut right = right.unwrap_or(FillRight::IfAbsent);
