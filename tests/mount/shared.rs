@@ -132,7 +132,8 @@ fn nodes_that_start_together_fetch_hardly_more_than_one() {
         return;
     }
     let nodes = Nodes::new();
-    nodes.scene.server.set_first_byte_latency(std::time::Duration::from_millis(15));
+    // Mounts wait for one another in proportion to it; on a busy machine all else is late, too.
+    nodes.scene.server.set_first_byte_latency(std::time::Duration::from_millis(400));
     let small: Vec<_> = keys().into_iter().filter(|key| key != "big").collect();
     let mounts: Vec<_> =
         ["a", "b", "c", "d"].map(|name| nodes.mount(name, &["--shared-cache-trust"])).into();
@@ -147,7 +148,6 @@ fn nodes_that_start_together_fetch_hardly_more_than_one() {
         }
     });
     let (gets, once) = (nodes.scene.server.counts().get, small.len() as u64);
-    eprintln!("{gets} GETs of four mounts, {once} of one");
     assert!(gets < 2 * once, "{gets} GETs of four mounts, {once} of one");
 }
 
