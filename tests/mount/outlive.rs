@@ -527,7 +527,8 @@ fn a_daemon_may_be_killed_before_its_mount_is_usable() {
         if ended.is_none() {
             assert_eq!(std::fs::read(mountpoint.join("file")).unwrap(), b"bytes");
             unmount(&mountpoint);
-            assert!(holder.wait().unwrap().success());
+            // It may have come before the daemon was ready, which is then a start that has failed.
+            holder.wait().unwrap();
             continue;
         }
         let output = holder.wait_with_output().unwrap();
