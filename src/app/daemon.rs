@@ -51,10 +51,10 @@ const MOUNT_FAILED: u8 = 32;
 
 /// The whole program: from its arguments (its own name first) to its exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    if let Some(code) = service::look() {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if let Some(code) = service::look(&arguments) {
         return code;
     }
-    let arguments: Vec<OsString> = arguments.into_iter().collect();
     let (outcome, is_helper) = match config::mount_call(&arguments) {
         None => (execute(&arguments, false), false),
         Some(Ok(call)) => (execute(&call.arguments, call.fake), true),

@@ -2,6 +2,7 @@
 //!
 //! Without `NOTIFY_SOCKET` in the environment there is no manager, and nothing here has an effect.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
@@ -19,8 +20,8 @@ use crate::base::mountinfo;
 use crate::fs::BucketFs;
 use crate::stats::Snapshot;
 
-/// Of [`answers`] for the process that it starts: the path.
-const LOOKS_AT: &str = "FASTS3_MOUNT_LOOKS_AT";
+/// Of [`answers`] for the process that it starts, whose argument is the path.
+const LOOKS: &str = "FASTS3_MOUNT_LOOKS";
 /// During the start, which `bucket::open` bounds, the manager is told at this interval that it may
 /// take [`STARTING_FOR`] more.
 const STARTING_PAUSE: Duration = Duration::from_secs(2);
@@ -105,7 +106,7 @@ pub(super) fn watched(mountpoint: Option<PathBuf>) -> Option<Task> {
 /// thread waits.
 pub(super) async fn answers(mountpoint: &Path) -> io::Result<()> {
     let mut looking = Command::new("/proc/self/exe");
-    looking.env_clear().env(LOOKS_AT, mountpoint).kill_on_drop(true);
+    looking.arg(mountpoint).env_clear().env(LOOKS, "1").kill_on_drop(true);
     looking.stdin(Stdio::null()).stdout(Stdio::null());
     match looking.status().await?.code() {
         Some(0) => Ok(()),
@@ -115,12 +116,13 @@ pub(super) async fn answers(mountpoint: &Path) -> io::Result<()> {
 }
 
 /// The whole program, where [`answers`] has started it.
-pub(super) fn look() -> Option<ExitCode> {
-    let mountpoint = std::env::var_os(LOOKS_AT)?;
-    let errno = statvfs(Path::new(&mountpoint)).err().map_or(0, |errno| errno as i32);
+pub(super) fn look(arguments: &[OsString]) -> Option<ExitCode> {
+    std::env::var_os(LOOKS)?;
+    let mountpoint = Path::new(arguments.get(1)?);
+    let errno = statvfs(mountpoint).err().map_or(0, |errno| errno as i32);
     // The kernel asks for the mode of the root now. Of a mount that was taken over it takes only
     // the second answer, and would refuse an ordinary user's first access.
-    let _ = std::fs::metadata(&mountpoint);
+    let _ = std::fs::metadata(mountpoint);
     Some(ExitCode::from(u8::try_from(errno).unwrap_or(u8::MAX)))
 }
 
