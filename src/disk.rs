@@ -49,12 +49,12 @@ use state::{DiskState, Stored};
 use threads::Threads;
 use writer::Writer;
 
-/// A local disk answers in a tenth of this, a busy one still within it; the store takes as long.
-const LIMIT: Duration = Duration::from_millis(500);
 /// The directory of a disk that hangs is waited for at the start.
 const LONGEST_OPENING: Duration = Duration::from_secs(1);
-/// What another process fetches is waited for as long as a request is that is late.
-const LONGEST_WAIT: Duration = Duration::from_secs(2);
+/// A local disk answers in a tenth of half a second, a busy one still within it; the store takes as
+/// long. What another process fetches is waited for as long as a request is that is late.
+const PATIENCE: Patience =
+    Patience { answer: Duration::from_millis(500), elsewhere: Duration::from_secs(2) };
 const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(16);
 /// Reads in flight, of which disks need several to be fast.
@@ -109,6 +109,16 @@ pub struct Disk {
     threads: Threads,
     buffers: Arc<Buffers>,
     writer: Writer,
+    patience: Patience,
+}
+
+/// How long a reader waits before it asks the store.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// For an answer of the disk.
+    answer: Duration,
+    /// For what another process fetches, in pauses between looks.
+    elsewhere: Duration,
 }
 
 /// Why a mount must not start.
@@ -154,7 +164,7 @@ impl Disk {
             Ok(_) => {}
             Err(_elapsed) => shared.late(asked, LONGEST_OPENING),
         }
-        Ok(Arc::new(Self { state: shared, threads, buffers, writer }))
+        Ok(Arc::new(Self { state: shared, threads, buffers, writer, patience: PATIENCE }))
     }
 
     /// Bytes that all mounts have stored, and their limit; none while the disk is not there.
@@ -203,11 +213,11 @@ impl Disk {
     /// What the disk tells, or gives free, if it does so in time. A job without an outcome has
     /// panicked.
     async fn in_time<T, E>(&self, answer: impl Future<Output = Result<Option<T>, E>>) -> Option<T> {
-        let asked = Instant::now();
-        match timeout(LIMIT, answer).await {
+        let (asked, limit) = (Instant::now(), self.patience.answer);
+        match timeout(limit, answer).await {
             Ok(answer) => answer.ok().flatten().inspect(|_| self.state.answered()),
             Err(_elapsed) => {
-                self.state.late(asked, LIMIT);
+                self.state.late(asked, limit);
                 None
             }
         }
@@ -307,7 +317,7 @@ impl ObjectStore for DiskCached {
         };
         let (mut start, mut waited) = (range.start, Duration::ZERO);
         while start < range.end {
-            let claiming = waited < LONGEST_WAIT;
+            let claiming = waited < self.disk.patience.elsewhere;
             let found = self.disk.find(name, &(start..range.end), claiming).await;
             start = found.pieces.last().map_or(start, |piece| piece.end);
             self.pass_on((version, &name), found, into).await?;

@@ -36,9 +36,22 @@ impl Process {
         memory: &Arc<MemoryStore>,
         config: DiskConfig,
     ) -> Self {
+        // However busy the machine is.
+        let minute = Duration::from_mins(1);
+        let patience = Patience { answer: minute, elsewhere: minute };
+        Self::as_patient_as(patience, store, memory, config).await
+    }
+
+    async fn as_patient_as(
+        patience: Patience,
+        store: Arc<dyn ObjectStore>,
+        memory: &Arc<MemoryStore>,
+        config: DiskConfig,
+    ) -> Self {
         let (stats, memory) = (Arc::new(Stats::default()), memory.clone());
-        let disk = Disk::start(config, stats.clone()).await.unwrap();
-        // However busy the machine is, nothing is dropped.
+        let mut disk = Disk::start(config, stats.clone()).await.unwrap();
+        Arc::get_mut(&mut disk).unwrap().patience = patience;
+        // Nothing is dropped.
         disk.be_patient(Duration::from_mins(10));
         let cached = DiskCached::new(store, Origin::new("http://s3", "bucket"), disk);
         Self { memory, cached, stats }
@@ -292,7 +305,14 @@ async fn what_another_process_fetches_is_waited_for() {
     let missed = processes.iter().map(|process| process.stats.disk_missed_bytes.get());
     let (missed, all) = (missed.sum::<u64>(), large.size_bytes + 50 * 50_000);
     assert!(missed <= all + all / 10, "{missed} of {all}");
-    // A process that never finishes is not waited for for ever.
+}
+
+#[tokio::test]
+async fn a_process_that_never_finishes_is_not_waited_for_for_ever() {
+    let (memory, folder) = scene();
+    let faults = Arc::new(FaultyStore::new(memory.clone()));
+    let start = || Process::as_patient_as(PATIENCE, faults.clone(), &memory, config(folder.path()));
+    let processes = [start().await, start().await];
     faults.next(Operation::Get, Fault::Hang);
     let more = put(&memory, "more", MIB);
     tokio::select! {
@@ -357,7 +377,9 @@ async fn a_directory_that_is_removed_is_made_anew() {
 async fn a_disk_that_hangs_is_left_alone_after_three_waits_in_vain() {
     let (memory, folder) = scene();
     let objects: Vec<_> = (0..40).map(|n| put(&memory, &format!("{n}"), 20_000)).collect();
-    let process = Process::start(&memory, folder.path()).await;
+    let (config, second) = (config(folder.path()), Duration::from_secs(1));
+    let patience = Patience { answer: second, ..PATIENCE };
+    let process = Process::as_patient_as(patience, memory.clone(), &memory, config).await;
     for object in &objects {
         process.read(object, 0..20_000).await;
     }
@@ -382,7 +404,7 @@ async fn a_disk_that_hangs_is_left_alone_after_three_waits_in_vain() {
     assert_eq!((process.stats.disk_pauses.get(), process.stats.disk_hit_bytes.get()), (1, 0));
     let begun = Instant::now();
     read_all().await;
-    assert!(begun.elapsed() < LIMIT, "nobody waits");
+    assert!(begun.elapsed() < second, "nobody waits");
     drop(tell);
     for job in jobs {
         job.await.unwrap();
@@ -400,7 +422,8 @@ async fn readers_that_wait_for_buffers_do_not_blame_the_disk() {
     let (memory, folder) = scene();
     let objects: Vec<_> = (0..20).map(|n| put(&memory, &format!("{n}"), 20_000)).collect();
     let config = DiskConfig { memory_bytes: 2 * MIB, ..config(folder.path()) };
-    let process = Process::over(memory.clone(), &memory, config).await;
+    let patience = Patience { answer: Duration::from_secs(1), ..PATIENCE };
+    let process = Process::as_patient_as(patience, memory.clone(), &memory, config).await;
     for object in &objects {
         process.read(object, 0..20_000).await;
         process.settle().await;
