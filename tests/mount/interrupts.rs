@@ -33,8 +33,15 @@ print(size, len(heard) > 0)
 /// Nothing ends by itself while a test waits for it: that takes a minute at most.
 const OPTIONS: [&str; 2] = ["--io-timeout=3m", "--metadata-ttl=indefinite"];
 
+/// A program that Ctrl-C ends, even if these tests were started where it does not (`nohup … &`).
+fn program(name: &str) -> Command {
+    let mut command = Command::new("env");
+    command.args(["--default-signal=INT", name]);
+    command
+}
+
 fn python(script: &str) -> Command {
-    let mut command = Command::new("python3");
+    let mut command = program("python3");
     command.args(["-c", script]);
     command
 }
@@ -45,7 +52,7 @@ fn has_python() -> bool {
 }
 
 fn dd() -> Command {
-    let mut command = Command::new("dd");
+    let mut command = program("dd");
     command.args(["iflag=direct", "bs=4096", "count=1", "of=/dev/null"]);
     command
 }
@@ -54,9 +61,9 @@ fn dd() -> Command {
 /// with a code.
 fn programs() -> Vec<(&'static str, Command, String, Option<i32>)> {
     let mut all = vec![
-        ("ls", Command::new("ls"), "{}", None),
-        ("stat", Command::new("stat"), "{}/object", None),
-        ("cat", Command::new("cat"), "{}", None),
+        ("ls", program("ls"), "{}", None),
+        ("stat", program("stat"), "{}/object", None),
+        ("cat", program("cat"), "{}", None),
         ("dd", dd(), "if={}", None),
     ];
     if has_python() {
