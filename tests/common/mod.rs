@@ -2,11 +2,11 @@
 //! in an environment of its own, and a mount that is gone when its test ends, however it ends.
 #![allow(dead_code)] // each test binary uses its part
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use devserver::proxy::{Applied, FaultProxy, Rule};
@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
 /// Limit of waits that take a fraction of a second, for a very busy machine.
-const PATIENCE: Duration = Duration::from_mins(1);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// The program in an environment of its own, so that nothing of the developer's AWS configuration
 /// or machine role is ever asked.
@@ -168,37 +168,36 @@ impl Scene {
 pub(crate) struct Daemon {
     child: Child,
     mountpoint: PathBuf,
-    log: Arc<Mutex<String>>,
-    /// Ends when the daemon has closed its log.
-    logging: Option<std::thread::JoinHandle<()>>,
+    /// A file, in which each line is as soon as it is written.
+    log: File,
+    /// Ends when the daemon, and whoever it has started, has closed its output.
+    closed: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Daemon {
     /// Starts the program and waits until it says that it has mounted.
     pub(crate) fn start(command: &mut Command, mountpoint: &Path) -> Self {
-        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let stderr = child.stderr.take().expect("was piped");
-        let (said, heard) = channel();
-        let log = Arc::new(Mutex::new(String::new()));
-        let heard_log = Arc::clone(&log);
-        let logging = std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                let mut log = heard_log.lock().unwrap();
-                log.push_str(&line);
-                log.push('\n');
-                drop(log);
-                if line.contains("mounted ") && line.contains("s3://") {
-                    let _ = said.send(());
-                }
-            }
-        });
+        let log = tempfile::tempfile().unwrap();
+        command.stdout(Stdio::piped()).stderr(log.try_clone().unwrap());
+        let mut child = command.spawn().unwrap();
+        let mut output = child.stdout.take().expect("was piped");
+        let closed = std::thread::spawn(move || drop(output.read_to_end(&mut Vec::new())));
         let mountpoint = mountpoint.to_owned();
-        let mut daemon = Self { child, mountpoint, log, logging: Some(logging) };
-        if !is_told(&heard) {
-            let _ = daemon.child.kill();
-            panic!("not mounted: {}", daemon.log());
+        let mut daemon = Self { child, mountpoint, log, closed: Some(closed) };
+        let start = Instant::now();
+        while !daemon.has_mounted() {
+            if start.elapsed() > PATIENCE || daemon.child.try_wait().unwrap().is_some() {
+                let _ = daemon.child.kill();
+                panic!("not mounted: {}", daemon.log());
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
         daemon
+    }
+
+    fn has_mounted(&self) -> bool {
+        let log = self.log_so_far();
+        log.lines().any(|line| line.contains("mounted ") && line.contains("s3://"))
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -242,18 +241,17 @@ impl Daemon {
     }
 
     pub(crate) fn log_so_far(&self) -> String {
-        self.log.lock().unwrap().clone()
+        let length = self.log.metadata().unwrap().len();
+        let mut bytes = vec![0; usize::try_from(length).unwrap()];
+        self.log.read_exact_at(&mut bytes, 0).unwrap();
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// The whole log, once.
     fn log(&mut self) -> String {
-        let ended = self.logging.take().map(|logging| logging.join().unwrap());
+        let ended = self.closed.take().map(|closed| closed.join().unwrap());
         ended.map(|()| self.log_so_far()).unwrap_or_default()
     }
-}
-
-fn is_told(heard: &Receiver<()>) -> bool {
-    heard.recv_timeout(PATIENCE).is_ok()
 }
 
 impl Drop for Daemon {
