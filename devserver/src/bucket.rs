@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::content;
 use crate::listing::{Item, MAX_KEYS, Query};
-use crate::objects::{Content, Object, Objects};
+use crate::objects::{Content, Object, Objects, Upload};
 use crate::pattern::Pattern;
 
 /// A bucket. Clones are the same bucket; changes are seen by the next request.
@@ -31,8 +31,8 @@ pub(crate) struct State {
 pub struct ObjectInfo {
     /// Its length in bytes.
     pub size: u64,
-    /// Its `ETag` without the quotes: the MD5 sum of what was uploaded; of a synthetic object the
-    /// `ETag` of an upload in parts, which is none.
+    /// Its `ETag` without the quotes: the MD5 sum of what was uploaded; of more than 64 KiB, as of
+    /// a synthetic object, it looks like that of an upload in parts, which is none.
     pub etag: String,
     /// When it was written: a whole second, the same in every run.
     pub last_modified: SystemTime,
@@ -53,7 +53,8 @@ impl Bucket {
     /// Panics if the key is not 1 to 1024 bytes long, as [`put_synthetic`](Self::put_synthetic).
     #[allow(clippy::must_use_candidate)] // it is the putting that matters
     pub fn put(&self, key: &str, bytes: impl Into<Bytes>) -> ObjectInfo {
-        ObjectInfo::of(&self.write().objects.put(key, bytes.into()))
+        let upload = Upload::from(bytes.into());
+        ObjectInfo::of(&self.write().objects.put(key, upload))
     }
 
     /// Puts an object whose bytes are computed. Overwriting one gives it other bytes.

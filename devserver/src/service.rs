@@ -23,7 +23,7 @@ use crate::body::ContentBody;
 use crate::bucket::{Bucket, Buckets};
 use crate::counts::Counters;
 use crate::listing::{Item, MAX_KEYS, Page, Position, Query};
-use crate::objects;
+use crate::objects::{self, Upload};
 use crate::sessions::{Sessions, is_directory_bucket};
 use crate::{ACCESS_KEY, ENDPOINT_REGION, SECRET_KEY};
 
@@ -348,6 +348,7 @@ impl S3 for Service {
                 read.map_err(broken)?.to_bytes()
             }
         };
+        let upload = Upload::from(bytes);
         let mut state = bucket.write();
         let old = state.objects.get(&input.key);
         let matches = |condition: &ETagCondition| match (condition, &old) {
@@ -363,7 +364,7 @@ impl S3 for Service {
                 "At least one of the pre-conditions you specified did not hold"
             ));
         }
-        let etag = state.objects.put(&input.key, bytes).etag.clone();
+        let etag = state.objects.put(&input.key, upload).etag.clone();
         // Clients compare it with the `Date` of an answer.
         let now = SystemTime::now();
         state.objects.amend(&input.key, |object| {
