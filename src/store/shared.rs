@@ -45,8 +45,10 @@ const LEAST_MEMORY: u64 = 4 << 20;
 const STALE: Duration = Duration::from_secs(3);
 /// Mounts that have all waited in vain store what they fetched within this time.
 const SPREAD: Duration = Duration::from_secs(2);
-/// For memory, when a unit has come that others wait for: the cache takes what was there before.
+/// For memory, when a unit has come: the cache takes what was there before.
 const FOR_ROOM: Duration = Duration::from_millis(100);
+/// The same where other mounts wait for the unit: as long as they do at least.
+const FOR_OTHERS: Duration = Duration::from_millis(500);
 /// As long as a store's own silence, where it is not asked too soon.
 const WITHOUT_HEDGING: Duration = Duration::from_secs(2);
 /// For one request that stores.
@@ -115,6 +117,13 @@ enum Way {
     Ask(Duration),
 }
 
+/// What a cache is for.
+#[derive(Clone, Copy)]
+enum Duty {
+    Read,
+    Store,
+}
+
 /// What is in the place of an entry.
 enum Look {
     Entry(Reading),
@@ -133,6 +142,7 @@ struct Reading {
 }
 
 /// A part of a unit, or all of it.
+#[derive(Clone)]
 struct Wanted {
     name: EntryName,
     /// Of the object.
@@ -175,29 +185,30 @@ impl SharedCache {
 
     fn way(&self) -> Way {
         let mut state = self.state.lock();
-        match state.reading.admits(Instant::now()) {
+        let now = Instant::now();
+        match state.reading.admits(now) {
             Admits::None => Way::Past,
             Admits::Trial => Way::Ask(Duration::ZERO),
-            Admits::All if self.hedges => Way::Ask(state.outlook.patience()),
+            Admits::All if self.hedges => Way::Ask(state.outlook.patience(now)),
             Admits::All => Way::Ask(WITHOUT_HEDGING),
         }
     }
 
-    /// The right to store a unit, if all of it will be fetched, and what was fetched before is
-    /// being stored. It takes no memory until the unit has come: a window of a stream is claimed
-    /// whole, and stored as it arrives.
+    /// The right to store a unit, if all of it will be fetched, and the cache keeps up with what is
+    /// stored. It takes no memory until the unit has come: a window of a stream is claimed whole,
+    /// and stored as it arrives.
     fn right(&self, wanted: &Wanted, right: FillRight) -> Option<FillRight> {
         let may = wanted.is_whole()
-            && self.fills.has_room()
+            && self.fills.keeps_up(Instant::now())
             && self.state.lock().filling.admits(Instant::now()) != Admits::None;
         may.then_some(right)
     }
 
-    async fn look(&self, wanted: &Wanted) -> Result<Look, StoreError> {
+    async fn look(&self, wanted: Wanted) -> Result<Look, StoreError> {
         let Wanted { name, range } = wanted;
-        let blocks = name.blocks_of(range);
+        let blocks = name.blocks_of(&range);
         let begun = Instant::now();
-        let asked = self.entries.get(&name.key(), self.sealer.place(name, &blocks)).await?;
+        let asked = self.entries.get(&name.key(), self.sealer.place(&name, &blocks)).await?;
         let Some(FoundEntry { length, age, mut body }) = asked else { return Ok(Look::Nothing) };
         if length == CLAIM.len() as u64 {
             // To its end, so that the connection can be used again.
@@ -206,11 +217,11 @@ impl SharedCache {
             }
             return Ok(Look::Claim { is_stale: age.is_some_and(|age| age >= STALE) });
         }
-        if length != self.sealer.entry_bytes(name) {
-            self.is_wrong(name);
+        if length != self.sealer.entry_bytes(&name) {
+            self.is_wrong(&name);
             return Err(StoreError::nonsense(format!("an entry of {length} bytes")));
         }
-        let mut reading = Reading { name: *name, body, sealed: Vec::new(), blocks };
+        let mut reading = Reading { name, body, sealed: Vec::new(), blocks };
         reading.next(self).await?;
         self.state.lock().outlook.answered(begun.elapsed());
         Ok(Look::Entry(reading))
@@ -243,46 +254,64 @@ impl SharedCache {
         }
     }
 
-    /// Where the source is late, too, the network or this machine is slow: that is no failure of a
-    /// cache that answers other requests.
-    fn was_late(&self, as_the_source: bool) {
+    /// Where the source is as late, the network or this machine is slow: that is no failure of a
+    /// cache that gives other answers, whole ones.
+    fn was_late(&self, duty: Duty, as_the_source: bool) {
         self.stats.shared_late.add(1);
-        if as_the_source && self.state.lock().reading.answers(Instant::now()) {
+        let answers = {
+            let state = &mut *self.state.lock();
+            let of_duty = match duty {
+                Duty::Read => &mut state.reading,
+                Duty::Store => &mut state.filling,
+            };
+            of_duty.answers(Instant::now())
+        };
+        if as_the_source && answers {
             return;
         }
-        self.failed(&StoreError::TimedOut("the source was faster".to_owned()));
+        let error = StoreError::TimedOut("the source was faster".to_owned());
+        match duty {
+            Duty::Read => self.failed(&error),
+            Duty::Store => self.not_stored(&error),
+        }
     }
 
-    /// Keeps what was fetched, if there is memory for it. It is waited for where others wait for
-    /// us; readers have their bytes already.
+    /// Keeps what was fetched since `begun`, if there is memory for it. It is waited for while the
+    /// cache keeps up; readers have their bytes already.
     async fn keep(
         self: &Arc<Self>,
-        (identity, version): (Identity, &ObjectVersion),
-        start: u64,
-        bytes: &[u8],
+        (version, identity): (&ObjectVersion, Identity),
+        (start, bytes): (u64, &[u8]),
+        begun: Instant,
         right: Option<FillRight>,
     ) {
-        let is_left_alone = || {
+        let now = Instant::now();
+        let (is_left_alone, has_company) = {
             let state = self.state.lock();
-            state.filling.is_open() || state.reading.is_open()
+            let is_left_alone = state.filling.is_open() || state.reading.is_open();
+            (is_left_alone, state.outlook.has_company(now))
         };
         // Nor is it known what is there while nothing is read.
-        if right.is_none() && is_left_alone() {
+        if right.is_none() && is_left_alone {
             return;
         }
-        let mut right = right.unwrap_or(FillRight::IfAbsent);
-        let deadline = Instant::now() + FOR_ROOM;
+        let others_wait = has_company && right == Some(FillRight::Owner);
+        let deadline = now + if others_wait { FOR_OTHERS } else { FOR_ROOM };
+        let (mut right, may_wait) = (right.unwrap_or(FillRight::IfAbsent), right.is_some());
         let (mut at, end) = (start, start + bytes.len() as u64);
         while at < end {
             let name = EntryName::at(identity, version, at);
             let until = name.object_range().end.min(end);
             let piece = &bytes[size(at - start)..size(until - start)];
-            let memory = match right {
-                FillRight::Owner => self.fills.room(self.sealer.entry_bytes(&name), deadline).await,
-                FillRight::IfAbsent | FillRight::Late => None,
+            let entry_bytes = self.sealer.entry_bytes(&name);
+            let is_whole = until - at == name.unit_bytes;
+            let memory = if may_wait && is_whole {
+                self.fills.room(entry_bytes, deadline).await
+            } else {
+                None
             };
             match self.fills.add(&self.sealer, name, (&(at..until), piece), (right, memory)) {
-                Ok(Some(whole)) => drop(tokio::spawn(self.clone().store(whole))),
+                Ok(Some(whole)) => drop(tokio::spawn(self.clone().store(whole, begun))),
                 Ok(None) => {}
                 Err(length) => self.stats.shared_dropped_bytes.add(length),
             }
@@ -294,8 +323,23 @@ impl SharedCache {
         }
     }
 
-    /// Stores an entry in the background.
-    async fn store(self: Arc<Self>, whole: PartialEntry) {
+    /// Puts a claim in the place of an entry, also when that is waited for no longer; `false` if
+    /// there is one, or an entry.
+    async fn claim(self: Arc<Self>, name: EntryName) -> Result<bool, StoreError> {
+        let late = || StoreError::TimedOut("a claim was not taken".to_owned());
+        let claiming = tokio::spawn(async move {
+            let key = name.key();
+            let put = self.entries.put(&key, Bytes::from_static(CLAIM), true);
+            let claimed = timeout(FILL_LIMIT, put).await.map_err(|_elapsed| late())??;
+            self.state.lock().filling.worked(Instant::now());
+            Ok(claimed)
+        });
+        // It ends early with the program only.
+        claiming.await.unwrap_or_else(|_gone| Err(late()))
+    }
+
+    /// Stores an entry, which was begun to be fetched then, in the background.
+    async fn store(self: Arc<Self>, whole: PartialEntry, begun: Instant) {
         let PartialEntry { name, right, entry, .. } = whole;
         let key = name.key();
         if right == FillRight::Late {
@@ -313,6 +357,9 @@ impl SharedCache {
         let put = self.entries.put(&key, Bytes::from(entry), only_if_absent);
         let late = |_elapsed| Err(StoreError::TimedOut("an entry was not taken".to_owned()));
         let stored = timeout(FILL_LIMIT, put).await.unwrap_or_else(late);
+        if right == FillRight::Owner {
+            self.state.lock().outlook.filled(begun.elapsed());
+        }
         self.stored(&name, &stored);
     }
 
@@ -326,7 +373,7 @@ impl SharedCache {
                     self.stats.shared_filled_bytes.add(name.unit_bytes);
                 } else {
                     // Another mount is about.
-                    state.outlook.shared();
+                    state.outlook.met(now);
                 }
             }
             Err(error) => {

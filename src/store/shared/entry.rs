@@ -84,9 +84,12 @@ impl Sealer {
         })
     }
 
-    /// Writes a block of the unit, and its tag, to its place in the entry.
-    pub(super) fn seal(&self, name: &EntryName, in_unit: u64, bytes: &[u8], entry: &mut [u8]) {
+    /// Writes a block of the unit, and its tag, to its place in the entry, which grows to its end.
+    pub(super) fn seal(&self, name: &EntryName, in_unit: u64, bytes: &[u8], entry: &mut Vec<u8>) {
         let place = self.place(name, &(in_unit..in_unit + 1));
+        if entry.len() < size(place.end) {
+            entry.resize(size(place.end), 0);
+        }
         let place = &mut entry[size(place.start)..size(place.end)];
         let (sealed, tag) = place.split_at_mut(bytes.len());
         sealed.copy_from_slice(bytes);
@@ -232,7 +235,7 @@ mod tests {
     }
 
     fn entry(sealer: &Sealer, name: &EntryName, unit: &[u8]) -> Vec<u8> {
-        let mut entry = vec![0; size(sealer.entry_bytes(name))];
+        let mut entry = Vec::new();
         for (block, bytes) in (0..).zip(unit.chunks(size(BLOCK_BYTES))) {
             sealer.seal(name, block, bytes, &mut entry);
         }

@@ -21,8 +21,8 @@ const LEAST_PIECE: u64 = 256 << 10;
 const UNFINISHED: usize = 16;
 /// The unit in which memory is charged.
 const CHARGED: u64 = 1 << 10;
-/// An entry of a whole unit, with codes of a key, in [`CHARGED`].
-const LARGEST: usize = (2 << 10) + 1;
+/// Once memory was waited for in vain, it is not waited for in this time, nor anything claimed.
+const BEHIND: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(super) struct Fills {
@@ -31,6 +31,8 @@ pub(super) struct Fills {
     all: u32,
     pub(super) at_once: Semaphore,
     unfinished: Mutex<Vec<PartialEntry>>,
+    /// Until when the cache counts as slower than what comes.
+    behind: Mutex<Option<Instant>>,
 }
 
 /// Why a unit may be stored, and so how.
@@ -59,12 +61,13 @@ impl Fills {
     pub(super) fn new(memory_bytes: u64) -> Self {
         let all = u32::try_from(memory_bytes / CHARGED).unwrap_or(u32::MAX);
         let memory = Arc::new(Semaphore::new(all as usize));
-        Self { memory, all, at_once: Semaphore::new(AT_ONCE), unfinished: Mutex::default() }
+        let (at_once, behind) = (Semaphore::new(AT_ONCE), Mutex::default());
+        Self { memory, all, at_once, unfinished: Mutex::default(), behind }
     }
 
-    /// Memory is left for an entry, or can be had.
-    pub(super) fn has_room(&self) -> bool {
-        self.memory.available_permits() >= LARGEST || !self.unfinished.lock().is_empty()
+    /// No memory was waited for in vain lately.
+    pub(super) fn keeps_up(&self, now: Instant) -> bool {
+        self.behind.lock().is_none_or(|until| now >= until)
     }
 
     /// Memory for an entry, as soon as there is some.
@@ -77,7 +80,11 @@ impl Fills {
             return Some(memory);
         }
         let charge = u32::try_from(entry_bytes.div_ceil(CHARGED)).ok()?;
-        timeout_at(deadline, self.memory.clone().acquire_many_owned(charge)).await.ok()?.ok()
+        let room = timeout_at(deadline, self.memory.clone().acquire_many_owned(charge)).await;
+        if room.is_err() {
+            *self.behind.lock() = Some(Instant::now() + BEHIND);
+        }
+        room.ok()?.ok()
     }
 
     /// None if there is no memory for the entry.
@@ -108,7 +115,7 @@ impl Fills {
         let new = || {
             let memory = memory.or_else(|| self.reserve(entry_bytes)).ok_or(length)?;
             let missing = (1 << name.blocks_of(&name.object_range()).end) - 1;
-            let entry = vec![0; size(entry_bytes)];
+            let entry = Vec::with_capacity(size(entry_bytes));
             Ok::<_, u64>(PartialEntry { name, right, _memory: memory, entry, missing })
         };
         if length == name.unit_bytes {
@@ -232,9 +239,9 @@ mod tests {
         assert_eq!(kept, [name("b"), name("c")]);
         let bytes = sealer.entry_bytes(&name("x"));
         let held: Vec<_> = (0..2).map(|_| fills.reserve(bytes).unwrap()).collect();
-        assert!(fills.reserve(bytes).is_none() && !fills.has_room());
+        assert!(fills.reserve(bytes).is_none());
         assert!(matches!(add("d"), Err(length) if length == UNIT_BYTES / 2));
         drop(held);
-        assert!(fills.has_room() && fills.reserve(bytes).is_some());
+        assert!(fills.reserve(bytes).is_some());
     }
 }

@@ -6,24 +6,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::entry::{CLAIM, Identity, SharedOrigin, size};
+use super::entry::{Identity, SharedOrigin, UNIT_BYTES, size};
 use super::fills::FillRight;
-use super::{Look, Reading, SharedCache, Wanted, Way};
+use super::{Duty, Look, Reading, SharedCache, Wanted, Way};
 use crate::store::{
     Class, Destination, ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError,
 };
 
 /// Object versions of which it is known that the source lets this mount read them: 80 bytes each.
 const ALLOWED: usize = 1 << 16;
-/// The first pause between two looks for what another mount fetches; each is half as long again.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(4);
-const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// Between two looks for what another mount fetches; each is half as long again as the last.
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 /// Units that one GET may be for, and that are claimed one after the other before it.
 const CLAIMED_AT_ONCE: usize = 4;
 
@@ -32,7 +30,12 @@ enum Step {
     /// All of it was shown, or more.
     Next,
     /// The source must be asked for the rest, up to here, which may then be stored.
-    Fetch { right: Option<FillRight>, until: u64 },
+    Fetch {
+        right: Option<FillRight>,
+        until: u64,
+        /// What the cache has not done, and the time that it had for it.
+        late: Option<(Duty, Duration)>,
+    },
 }
 
 /// The layer.
@@ -42,6 +45,17 @@ pub struct SharedCached {
     cache: Arc<SharedCache>,
     /// What the source has let this mount read.
     allowed: Mutex<LruCache<Identity, ()>>,
+}
+
+/// One question to the cache.
+struct Asking<'a> {
+    layer: &'a SharedCached,
+    object: (&'a ObjectVersion, Identity),
+    /// Of the unit in which the rest begins.
+    wanted: Wanted,
+    /// All that is to come.
+    rest: Range<u64>,
+    into: &'a mut dyn Destination,
 }
 
 impl SharedCached {
@@ -56,200 +70,6 @@ impl SharedCached {
 
     fn is_allowed(&self, identity: Identity) -> bool {
         self.cache.trusts || self.allowed.lock().get(&identity).is_some()
-    }
-
-    /// Asks the cache for a unit, or for a part of it.
-    async fn ask(
-        &self,
-        object: (&ObjectVersion, Identity),
-        wanted: &Wanted,
-        rest: &Range<u64>,
-        into: &mut dyn Destination,
-    ) -> Result<Step, StoreError> {
-        let cache = &*self.cache;
-        let fetch = |right| Ok(Step::Fetch { right, until: rest.end });
-        let Way::Ask(patience) = cache.way() else { return fetch(None) };
-        let (is_alone, is_warm) = {
-            let outlook = &mut cache.state.lock().outlook;
-            (outlook.is_alone(), outlook.is_warm())
-        };
-        if is_alone {
-            return fetch(cache.right(wanted, FillRight::IfAbsent));
-        }
-        let mut rights = JoinSet::new();
-        if is_warm {
-            self.begin_asking(&mut rights, object);
-        }
-        let found = {
-            let mut look = pin!(cache.look(wanted));
-            match timeout(patience, &mut look).await {
-                Ok(found) => found,
-                Err(_elapsed) => {
-                    return self.race(object, (look, patience), (wanted, rest), into).await;
-                }
-            }
-        };
-        if found.is_ok() {
-            cache.worked();
-        }
-        match found {
-            Ok(Look::Entry(reading)) => {
-                cache.state.lock().outlook.shared();
-                self.show_if_allowed(object, (wanted, rest), reading, rights, into).await
-            }
-            Ok(Look::Nothing) => {
-                drop(rights);
-                self.claim(object, (wanted, rest), patience, into).await
-            }
-            Ok(Look::Claim { is_stale: false }) if wanted.is_whole() => {
-                self.wait(object, (wanted, rest), patience, into).await
-            }
-            Ok(Look::Claim { .. }) => fetch(cache.right(wanted, FillRight::Late)),
-            Err(error) => {
-                cache.failed(&error);
-                // What is wrong is replaced.
-                let is_wrong = error.class() == Class::Nonsense;
-                fetch(is_wrong.then(|| cache.right(wanted, FillRight::Owner)).flatten())
-            }
-        }
-    }
-
-    /// Puts a claim in the place of a unit that nobody has stored, to fetch it for all; and of
-    /// those behind it that are wanted too, for one GET.
-    async fn claim(
-        &self,
-        object: (&ObjectVersion, Identity),
-        (wanted, rest): (&Wanted, &Range<u64>),
-        patience: Duration,
-        into: &mut dyn Destination,
-    ) -> Result<Step, StoreError> {
-        let cache = &*self.cache;
-        let mut until = wanted.range.start;
-        for _ in 0..CLAIMED_AT_ONCE {
-            if until == rest.end {
-                break;
-            }
-            let next = Wanted::first_of(object, &(until..rest.end));
-            if cache.right(&next, FillRight::Owner).is_none() {
-                break;
-            }
-            let key = next.name.key();
-            let put = cache.entries.put(&key, Bytes::from_static(CLAIM), true);
-            match timeout(cache.longest_patience(), put).await {
-                Ok(Ok(true)) => {}
-                Ok(Ok(false)) if until > wanted.range.start => break,
-                Ok(Ok(false)) => return self.wait(object, (wanted, rest), patience, into).await,
-                Ok(Err(error)) => {
-                    cache.not_stored(&error);
-                    break;
-                }
-                // It may be there, or come: then it is ours.
-                Err(_elapsed) => {
-                    cache.not_stored(&StoreError::TimedOut("a claim was not taken".to_owned()));
-                }
-            }
-            until = next.range.end;
-        }
-        cache.state.lock().outlook.unshared();
-        let is_ours = until > wanted.range.start;
-        let right = is_ours.then_some(FillRight::Owner);
-        Ok(Step::Fetch { right, until: if is_ours { until } else { rest.end } })
-    }
-
-    /// Waits for a mount that fetches the unit.
-    async fn wait(
-        &self,
-        object: (&ObjectVersion, Identity),
-        (wanted, rest): (&Wanted, &Range<u64>),
-        patience: Duration,
-        into: &mut dyn Destination,
-    ) -> Result<Step, StoreError> {
-        let cache = &*self.cache;
-        let fetch = |right| Ok(Step::Fetch { right, until: rest.end });
-        cache.stats.shared_waits.add(1);
-        let until = {
-            let outlook = &mut cache.state.lock().outlook;
-            outlook.shared();
-            Instant::now() + outlook.longest_wait()
-        };
-        let mut pause = SHORTEST_PAUSE;
-        loop {
-            sleep(pause).await;
-            pause = (pause * 3 / 2).min(LONGEST_PAUSE);
-            match timeout(patience, cache.look(wanted)).await {
-                Ok(Ok(Look::Entry(reading))) => {
-                    let rights = JoinSet::new();
-                    return self
-                        .show_if_allowed(object, (wanted, rest), reading, rights, into)
-                        .await;
-                }
-                Ok(Ok(Look::Claim { is_stale: false })) if Instant::now() < until => {}
-                Ok(Ok(Look::Claim { .. } | Look::Nothing)) => {
-                    cache.stats.shared_late.add(1);
-                    return fetch(cache.right(wanted, FillRight::Late));
-                }
-                Ok(Err(error)) => {
-                    cache.failed(&error);
-                    return fetch(None);
-                }
-                Err(_elapsed) if Instant::now() < until => {}
-                Err(_elapsed) => {
-                    cache.was_late(false);
-                    return fetch(None);
-                }
-            }
-        }
-    }
-
-    /// Asks the source too, because the cache is late: the first one that is right counts.
-    async fn race(
-        &self,
-        object: (&ObjectVersion, Identity),
-        (mut look, patience): (
-            Pin<&mut (impl Future<Output = Result<Look, StoreError>> + Send)>,
-            Duration,
-        ),
-        (wanted, rest): (&Wanted, &Range<u64>),
-        into: &mut dyn Destination,
-    ) -> Result<Step, StoreError> {
-        let cache = &*self.cache;
-        let before = into.taken().len();
-        let begun = Instant::now();
-        let reading = {
-            let mut source = pin!(self.source.get_range(object.0, rest.clone(), &mut *into));
-            let mut looking = true;
-            loop {
-                tokio::select! {
-                    biased;
-                    outcome = &mut source => {
-                        if looking {
-                            cache.was_late(begun.elapsed() >= patience);
-                        }
-                        outcome?;
-                        break None;
-                    }
-                    found = &mut look, if looking => {
-                        looking = false;
-                        match found {
-                            Ok(found) => {
-                                cache.worked();
-                                if let Look::Entry(reading) = found && self.is_allowed(object.1) {
-                                    break Some(reading);
-                                }
-                            }
-                            Err(error) => cache.failed(&error),
-                        }
-                    }
-                }
-            }
-        };
-        if let Some(reading) = reading {
-            // Behind what the source has given until now.
-            let at = rest.start + (into.taken().len() - before) as u64;
-            return Ok(self.show((wanted, rest), at, reading, into).await);
-        }
-        self.fetched(object, rest, begun, &into.taken()[before..], None).await;
-        Ok(Step::Next)
     }
 
     fn begin_asking(
@@ -267,81 +87,252 @@ impl SharedCached {
         });
     }
 
+    /// The source has given these bytes, in the time since `begun`.
+    async fn fetched(
+        &self,
+        object: (&ObjectVersion, Identity),
+        (start, bytes): (u64, &[u8]),
+        begun: Instant,
+        right: Option<FillRight>,
+    ) {
+        if !self.cache.trusts {
+            self.allowed.lock().put(object.1, ());
+        }
+        if bytes.len() as u64 <= UNIT_BYTES {
+            self.cache.state.lock().outlook.fetched(Instant::now(), begun.elapsed());
+        }
+        self.cache.stats.shared_missed_bytes.add(bytes.len() as u64);
+        self.cache.keep(object, (start, bytes), begun, right).await;
+    }
+}
+
+impl Asking<'_> {
+    /// Asks for the unit, or for the part of it that is wanted.
+    async fn step(self) -> Result<Step, StoreError> {
+        let cache = &*self.layer.cache;
+        let Way::Ask(patience) = cache.way() else { return Ok(self.fetch(None)) };
+        let (is_alone, is_warm) = {
+            let outlook = &mut cache.state.lock().outlook;
+            (outlook.is_alone(Instant::now()), outlook.is_warm())
+        };
+        if is_alone {
+            return Ok(self.fetch(cache.right(&self.wanted, FillRight::IfAbsent)));
+        }
+        let mut rights = JoinSet::new();
+        if is_warm {
+            self.layer.begin_asking(&mut rights, self.object);
+        }
+        let found = {
+            let mut look = pin!(cache.look(self.wanted.clone()));
+            match timeout(patience, &mut look).await {
+                Ok(found) => found,
+                Err(_elapsed) => return self.race(look, patience).await,
+            }
+        };
+        match found {
+            Ok(Look::Entry(reading)) => {
+                cache.state.lock().outlook.shared();
+                self.show_if_allowed(reading, rights).await
+            }
+            Ok(Look::Nothing) => {
+                cache.worked();
+                drop(rights);
+                self.claim(patience).await
+            }
+            Ok(Look::Claim { is_stale }) => {
+                cache.worked();
+                if !is_stale && self.wanted.is_whole() {
+                    return self.wait(patience).await;
+                }
+                Ok(self.fetch(cache.right(&self.wanted, FillRight::Late)))
+            }
+            Err(error) => {
+                cache.failed(&error);
+                // What is wrong is replaced.
+                let is_wrong = error.class() == Class::Nonsense;
+                let right = is_wrong.then(|| cache.right(&self.wanted, FillRight::Owner));
+                Ok(self.fetch(right.flatten()))
+            }
+        }
+    }
+
+    fn fetch(&self, right: Option<FillRight>) -> Step {
+        Step::Fetch { right, until: self.rest.end, late: None }
+    }
+
+    /// Puts a claim in the place of a unit that nobody has stored, to fetch it for all; and of
+    /// those behind it that are wanted too, for one GET.
+    async fn claim(self, patience: Duration) -> Result<Step, StoreError> {
+        let cache = &self.layer.cache;
+        let (mut until, mut late) = (self.wanted.range.start, None);
+        for _ in 0..CLAIMED_AT_ONCE {
+            if until == self.rest.end {
+                break;
+            }
+            let next = Wanted::first_of(self.object, &(until..self.rest.end));
+            if cache.right(&next, FillRight::Owner).is_none() {
+                break;
+            }
+            let given = cache.longest_patience();
+            match timeout(given, cache.clone().claim(next.name)).await {
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) if until > self.wanted.range.start => break,
+                Ok(Ok(false)) => return self.wait(patience).await,
+                Ok(Err(error)) => {
+                    cache.not_stored(&error);
+                    break;
+                }
+                // It is on its way: then it is ours.
+                Err(_elapsed) => late = Some((Duty::Store, given)),
+            }
+            until = next.range.end;
+        }
+        cache.state.lock().outlook.unshared();
+        let is_ours = until > self.wanted.range.start;
+        let right = is_ours.then_some(FillRight::Owner);
+        Ok(Step::Fetch { right, until: if is_ours { until } else { self.rest.end }, late })
+    }
+
+    /// Waits for a mount that fetches the unit.
+    async fn wait(self, patience: Duration) -> Result<Step, StoreError> {
+        let cache = &*self.layer.cache;
+        cache.stats.shared_waits.add(1);
+        let (until, mut pause) = {
+            let outlook = &mut cache.state.lock().outlook;
+            let now = Instant::now();
+            outlook.met(now);
+            (now + outlook.longest_wait(), outlook.first_pause())
+        };
+        loop {
+            sleep(pause).await;
+            pause = (pause * 3 / 2).min(LONGEST_PAUSE);
+            match timeout(patience, cache.look(self.wanted.clone())).await {
+                Ok(Ok(Look::Entry(reading))) => {
+                    return self.show_if_allowed(reading, JoinSet::new()).await;
+                }
+                Ok(Ok(Look::Claim { is_stale: false })) if Instant::now() < until => {}
+                Ok(Ok(Look::Claim { .. } | Look::Nothing)) => {
+                    cache.stats.shared_late.add(1);
+                    return Ok(self.fetch(cache.right(&self.wanted, FillRight::Late)));
+                }
+                Ok(Err(error)) => {
+                    cache.failed(&error);
+                    return Ok(self.fetch(None));
+                }
+                Err(_elapsed) if Instant::now() < until => {}
+                Err(_elapsed) => return Ok(self.late(patience)),
+            }
+        }
+    }
+
+    fn late(&self, given: Duration) -> Step {
+        Step::Fetch { right: None, until: self.rest.end, late: Some((Duty::Read, given)) }
+    }
+
+    /// Asks the source too, because the cache is late: the first one that is right counts.
+    async fn race(
+        self,
+        mut look: Pin<&mut (impl Future<Output = Result<Look, StoreError>> + Send)>,
+        patience: Duration,
+    ) -> Result<Step, StoreError> {
+        let (layer, cache) = (self.layer, &*self.layer.cache);
+        let before = self.into.taken().len();
+        let begun = Instant::now();
+        let reading = {
+            let (version, rest) = (self.object.0, self.rest.clone());
+            let mut source = pin!(layer.source.get_range(version, rest, &mut *self.into));
+            let mut looking = true;
+            loop {
+                tokio::select! {
+                    biased;
+                    outcome = &mut source => {
+                        if looking {
+                            let took = begun.elapsed();
+                            cache.state.lock().outlook.answered(patience + took);
+                            cache.was_late(Duty::Read, took >= patience);
+                        }
+                        outcome?;
+                        break None;
+                    }
+                    found = &mut look, if looking => {
+                        looking = false;
+                        if found.is_ok() && !patience.is_zero() {
+                            let now = Instant::now();
+                            let outlook = &mut cache.state.lock().outlook;
+                            outlook.was_first(now, patience + begun.elapsed());
+                        }
+                        match found {
+                            Ok(Look::Entry(reading)) if layer.is_allowed(self.object.1) => {
+                                break Some(reading);
+                            }
+                            Ok(_) => cache.worked(),
+                            Err(error) => cache.failed(&error),
+                        }
+                    }
+                }
+            }
+        };
+        let Self { object, rest, into, .. } = &self;
+        let bytes = &into.taken()[before..];
+        let at = rest.start + bytes.len() as u64;
+        if let Some(reading) = reading {
+            // Behind what the source has given until now.
+            return self.show(at, reading).await;
+        }
+        layer.fetched(*object, (rest.start, bytes), begun, None).await;
+        Ok(Step::Next)
+    }
+
     /// Shows an entry when the source has said, once for each version, that this mount may read it.
     /// If it may not, or the source has another version, the GET of the source says why.
     async fn show_if_allowed(
-        &self,
-        object: (&ObjectVersion, Identity),
-        (wanted, rest): (&Wanted, &Range<u64>),
+        self,
         reading: Reading,
         mut rights: JoinSet<bool>,
-        into: &mut dyn Destination,
     ) -> Result<Step, StoreError> {
-        if !self.is_allowed(object.1) {
+        let (layer, identity) = (self.layer, self.object.1);
+        if !layer.is_allowed(identity) {
             if rights.is_empty() {
-                self.begin_asking(&mut rights, object);
+                layer.begin_asking(&mut rights, self.object);
             }
             if !matches!(rights.join_next().await, Some(Ok(true))) {
-                return Ok(Step::Fetch { right: None, until: rest.end });
+                layer.cache.worked();
+                return Ok(self.fetch(None));
             }
-            self.allowed.lock().put(object.1, ());
+            layer.allowed.lock().put(identity, ());
         }
-        Ok(self.show((wanted, rest), wanted.range.start, reading, into).await)
+        let start = self.wanted.range.start;
+        self.show(start, reading).await
     }
 
     /// Shows what is wanted of an entry, from `at` of the object on.
-    async fn show(
-        &self,
-        (wanted, rest): (&Wanted, &Range<u64>),
-        mut at: u64,
-        mut reading: Reading,
-        into: &mut dyn Destination,
-    ) -> Step {
-        let cache = &*self.cache;
-        let deadline = Instant::now() + cache.state.lock().outlook.longest_body();
+    async fn show(self, mut at: u64, mut reading: Reading) -> Result<Step, StoreError> {
+        let cache = &*self.layer.cache;
+        let begun = Instant::now();
+        let deadline = begun + cache.state.lock().outlook.longest_body();
         loop {
             let (start, bytes) = reading.bytes(cache);
-            let end = (start + bytes.len() as u64).min(wanted.range.end);
+            let end = (start + bytes.len() as u64).min(self.wanted.range.end);
             if at < end {
-                into.put_slice(&bytes[size(at - start)..size(end - start)]);
+                self.into.put_slice(&bytes[size(at - start)..size(end - start)]);
                 cache.stats.shared_hit_bytes.add(end - at);
                 at = end;
             }
-            if at >= wanted.range.end {
-                return Step::Next;
+            if at >= self.wanted.range.end {
+                cache.worked();
+                return Ok(Step::Next);
             }
-            let silent = Instant::now() + cache.longest_patience();
+            let patience = cache.longest_patience();
+            let silent = Instant::now() + patience;
             match timeout_at(deadline.min(silent), reading.next(cache)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     cache.failed(&error);
-                    return Step::Fetch { right: None, until: rest.end };
+                    return Ok(self.fetch(None));
                 }
-                Err(_elapsed) => {
-                    cache.was_late(false);
-                    return Step::Fetch { right: None, until: rest.end };
-                }
+                Err(_elapsed) => return Ok(self.late(patience)),
             }
         }
-    }
-
-    /// The source has given these bytes.
-    async fn fetched(
-        &self,
-        (version, identity): (&ObjectVersion, Identity),
-        range: &Range<u64>,
-        begun: Instant,
-        bytes: &[u8],
-        right: Option<FillRight>,
-    ) {
-        if !self.cache.trusts {
-            self.allowed.lock().put(identity, ());
-        }
-        if right.is_some() {
-            self.cache.state.lock().outlook.fetched(begun.elapsed());
-        }
-        self.cache.stats.shared_missed_bytes.add(range.end - range.start);
-        self.cache.keep((identity, version), range.start, bytes, right).await;
     }
 }
 
@@ -380,15 +371,15 @@ impl ObjectStore for SharedCached {
             }
             let rest = start..range.end;
             let wanted = Wanted::first_of(object, &rest);
-            match self.ask(object, &wanted, &rest, &mut *into).await? {
-                Step::Next => {}
-                Step::Fetch { right, until } => {
-                    let (taken, begun) = (into.taken().len(), Instant::now());
-                    let rest = range.start + (taken - before) as u64..until;
-                    self.source.get_range(version, rest.clone(), &mut *into).await?;
-                    self.fetched(object, &rest, begun, &into.taken()[taken..], right).await;
-                }
+            let asking = Asking { layer: self, object, wanted, rest, into: &mut *into };
+            let Step::Fetch { right, until, late } = asking.step().await? else { continue };
+            let (taken, begun) = (into.taken().len(), Instant::now());
+            let start = range.start + (taken - before) as u64;
+            self.source.get_range(version, start..until, &mut *into).await?;
+            if let Some((duty, given)) = late {
+                self.cache.was_late(duty, begun.elapsed() >= given);
             }
+            self.fetched(object, (start, &into.taken()[taken..]), begun, right).await;
         }
     }
 }

@@ -1,90 +1,155 @@
 //! What the shared cache and the source are expected to do next, by what they did: how long each
-//! takes, and whether other mounts are about. Pure.
+//! takes, and whether other mounts are about. Pure: time is an argument.
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
+use super::STALE;
+
 /// A cache that takes longer to its first byte, or its next block, is slower than the source,
-/// unless that takes longer for a unit.
+/// unless that takes longer for a unit at present: with this machine's load, for both have it.
 pub(super) const LONGEST_PATIENCE: Duration = Duration::from_millis(200);
 /// A busy machine, or one packet that is lost in a fast network.
 const LEAST_PATIENCE: Duration = Duration::from_millis(50);
-/// The percentile is computed anew after this number of answers, from as many twice.
-const EVERY: usize = 32;
-const RECENT: usize = 64;
-/// The mount is alone after so many units in a row that nobody had stored or claimed.
-const ALONE: u32 = 32;
+/// What a unit takes from the source, until it has given one.
+const A_UNIT: Duration = Duration::from_millis(500);
+/// What the source has taken counts for this long.
+const MEMORY: Duration = Duration::from_secs(10);
+/// The mount is alone after so many units in a row that nobody had stored or claimed: two windows
+/// of a stream, because those who begin at the same time are a little behind.
+const ALONE: u32 = 64;
+/// Not for this long after it has met another, which may be behind again.
+const COMPANY: Duration = Duration::from_mins(1);
 /// Of those then, one in so many is asked for nevertheless.
 const ASKED: u32 = 16;
-/// Weight of a new value in a mean.
-const WEIGHT: f64 = 0.1;
-/// What another mount fetches is waited for no longer than this, and at least as long: its machine
-/// may be busy. A mount that has died keeps others waiting for [`super::STALE`] in all.
-const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// What another mount fetches is waited for at least this long: its machine may be busy. A mount
+/// that has died keeps others waiting for [`STALE`] in all.
 const LEAST_WAIT: Duration = Duration::from_millis(500);
-/// To the last byte of a unit, where nothing is known of the source.
-const LONGEST_UNIT: Duration = Duration::from_secs(1);
+/// Between two looks for what another mount fetches, at first.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(4);
+const LONGEST_FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Default)]
 pub(super) struct Outlook {
-    /// To the first byte of an entry, in no order.
-    first_bytes: Vec<Duration>,
-    answers: usize,
+    /// To the first byte of an entry.
+    first_bytes: LastTimes<64>,
     patience: Option<Duration>,
-    /// Mean time of a unit from the source, in seconds.
-    source: Option<f64>,
+    /// A unit from the source, and when it was measured.
+    source: LastTimes<9>,
+    measured: Option<Instant>,
+    /// A unit that this mount has claimed, until it was stored.
+    filling: LastTimes<9>,
     /// Units in a row that this mount was the first to ask for.
     unshared: u32,
+    /// When another mount was met.
+    met: Option<Instant>,
     last_was_there: bool,
 }
 
-impl Outlook {
-    pub(super) fn answered(&mut self, took: Duration) {
-        if self.first_bytes.len() < RECENT {
-            self.first_bytes.push(took);
+/// The last times of one kind, in no order.
+#[derive(Debug, Default)]
+struct LastTimes<const MOST: usize> {
+    took: Vec<Duration>,
+    count: usize,
+}
+
+impl<const MOST: usize> LastTimes<MOST> {
+    fn add(&mut self, took: Duration) {
+        if self.took.len() < MOST {
+            self.took.push(took);
         } else {
-            self.first_bytes[self.answers % RECENT] = took;
+            self.took[self.count % MOST] = took;
         }
-        self.answers += 1;
-        if self.answers.is_multiple_of(EVERY) {
-            let mut sorted = self.first_bytes.clone();
-            let at = sorted.len() - 1 - sorted.len() / 20;
-            let (_, percentile, _) = sorted.select_nth_unstable(at);
-            let patience = (2 * *percentile).clamp(LEAST_PATIENCE, self.longest_patience());
-            self.patience = Some(patience);
+        self.count += 1;
+    }
+
+    /// The time that one in so many exceeds, of two the median.
+    fn exceeded_by_one_in(&self, number: usize) -> Option<Duration> {
+        let mut sorted = self.took.clone();
+        let at = sorted.len().checked_sub(1 + sorted.len() / number)?;
+        Some(*sorted.select_nth_unstable(at).1)
+    }
+}
+
+impl Outlook {
+    /// The first byte of an entry took this long, or it was not waited for any longer.
+    pub(super) fn answered(&mut self, took: Duration) {
+        self.first_bytes.add(took);
+        // As often as half of them are others.
+        if self.first_bytes.count.is_multiple_of(32) {
+            self.patience = self.first_bytes.exceeded_by_one_in(20).map(|late| 2 * late);
         }
     }
 
-    /// The wait for a first byte before the source is asked too: twice the 95th percentile.
-    pub(super) fn patience(&self) -> Duration {
-        self.patience.unwrap_or(LONGEST_PATIENCE)
+    /// The wait for a first byte before the source is asked too: twice the 95th percentile, and no
+    /// less than the source would have taken. It may be fast again, which nobody sees who does not
+    /// ask it: so once in a while it is measured.
+    pub(super) fn patience(&mut self, now: Instant) -> Duration {
+        if self.measured.is_some_and(|at| now >= at + MEMORY) {
+            self.source.took.clear();
+            self.measured = Some(now);
+            return self
+                .patience
+                .unwrap_or(LONGEST_PATIENCE)
+                .clamp(LEAST_PATIENCE, LONGEST_PATIENCE);
+        }
+        let (longest, unit) = (self.longest_patience(), self.source.exceeded_by_one_in(2));
+        let least = unit.unwrap_or_default().max(LEAST_PATIENCE);
+        self.patience.map_or(longest, |patience| patience.clamp(least, longest))
     }
 
-    /// Where the source is slow, too, a cache that is as slow is not late.
+    /// Where the source is slow, too, a cache that is about as slow is not late.
     pub(super) fn longest_patience(&self) -> Duration {
-        self.a_unit().map_or(LONGEST_PATIENCE, |unit| unit.max(LONGEST_PATIENCE))
+        (self.a_unit() * 3 / 2).max(LONGEST_PATIENCE)
     }
 
-    /// The source took this long for a unit.
-    pub(super) fn fetched(&mut self, took: Duration) {
-        let took = took.as_secs_f64();
-        self.source = Some(self.source.map_or(took, |mean| mean + WEIGHT * (took - mean)));
+    /// The source took this long for a unit, or a part of one.
+    pub(super) fn fetched(&mut self, now: Instant, took: Duration) {
+        self.source.add(took);
+        self.measured = Some(now);
+    }
+
+    /// The cache was late, and answered after this time, before the source which was asked then: so
+    /// that is no faster.
+    pub(super) fn was_first(&mut self, now: Instant, took: Duration) {
+        self.fetched(now, took);
+    }
+
+    /// A unit that this mount had claimed was stored this long after it was asked for.
+    pub(super) fn filled(&mut self, took: Duration) {
+        self.filling.add(took);
     }
 
     /// From the first byte of an entry to its last: with more, the source had been faster.
     pub(super) fn longest_body(&self) -> Duration {
-        self.a_unit().map_or(LONGEST_UNIT, |unit| (2 * unit).max(LONGEST_PATIENCE))
+        (2 * self.a_unit()).max(LONGEST_PATIENCE)
     }
 
-    /// The wait for what another mount fetches: it is stored some time after it was fetched.
+    /// The wait for what another mount fetches, by what this one takes at present to fetch, and to
+    /// store.
     pub(super) fn longest_wait(&self) -> Duration {
-        self.a_unit().map_or(LONGEST_WAIT, |unit| (4 * unit).clamp(LEAST_WAIT, LONGEST_WAIT))
+        let filling = self.filling.exceeded_by_one_in(2).unwrap_or_default();
+        (4 * self.a_unit()).max(2 * filling).clamp(LEAST_WAIT, STALE)
     }
 
-    fn a_unit(&self) -> Option<Duration> {
-        self.source.map(Duration::from_secs_f64)
+    /// Before the first look for it: each look is a request.
+    pub(super) fn first_pause(&self) -> Duration {
+        let filling = self.filling.exceeded_by_one_in(2).unwrap_or_default();
+        (filling / 4).clamp(SHORTEST_PAUSE, LONGEST_FIRST_PAUSE)
     }
 
-    /// An entry or a claim of another mount was there.
+    fn a_unit(&self) -> Duration {
+        self.source.exceeded_by_one_in(2).unwrap_or(A_UNIT)
+    }
+
+    /// Another mount fetches what this one wants or has fetched.
+    pub(super) fn met(&mut self, now: Instant) {
+        self.met = Some(now);
+        self.shared();
+    }
+
+    /// An entry was there.
     pub(super) fn shared(&mut self) {
         (self.unshared, self.last_was_there) = (0, true);
     }
@@ -96,12 +161,17 @@ impl Outlook {
     }
 
     /// Nobody else has been about: to ask would cost time, and find nothing.
-    pub(super) fn is_alone(&mut self) -> bool {
-        if self.unshared < ALONE {
+    pub(super) fn is_alone(&mut self, now: Instant) -> bool {
+        if self.has_company(now) {
             return false;
         }
         self.unshared += 1;
         !self.unshared.is_multiple_of(ASKED)
+    }
+
+    /// Others may wait for what this mount fetches.
+    pub(super) fn has_company(&self, now: Instant) -> bool {
+        self.unshared < ALONE || self.met.is_some_and(|at| now < at + COMPANY)
     }
 
     /// An entry may be expected.
@@ -120,55 +190,97 @@ mod tests {
 
     #[test]
     fn patience_follows_the_cache_between_50_and_200_ms() {
-        let mut outlook = Outlook::default();
-        assert_eq!(outlook.patience(), ms(200));
+        let (mut outlook, now) = (Outlook::default(), Instant::now());
+        assert_eq!(outlook.patience(now), ms(750), "nothing is known");
+        outlook.fetched(now, ms(15));
+        assert_eq!(outlook.patience(now), ms(200));
         for (took, patience) in [(1, 50), (40, 80), (500, 200)] {
-            for _ in 0..RECENT {
+            for _ in 0..64 {
                 outlook.answered(ms(took));
             }
-            assert_eq!(outlook.patience(), ms(patience));
+            assert_eq!(outlook.patience(now), ms(patience));
         }
         // One in fifty is late: not waited for.
-        for answer in 0..2 * RECENT as u64 {
+        for answer in 0..128 {
             outlook.answered(ms(if answer % 50 == 0 { 150 } else { 30 }));
         }
-        assert_eq!(outlook.patience(), ms(60));
+        assert_eq!(outlook.patience(now), ms(60));
     }
 
     #[test]
     fn a_cache_that_is_no_slower_than_a_slow_source_is_not_late() {
-        let mut outlook = Outlook::default();
-        outlook.fetched(ms(700));
-        for (took, patience) in [(300, 600), (500, 700)] {
-            for _ in 0..RECENT {
+        let (mut outlook, now) = (Outlook::default(), Instant::now());
+        for (source, took, patience) in
+            [(700, 500, 1000), (700, 1, 700), (120, 1, 120), (120, 80, 160), (15, 1, 50)]
+        {
+            // Five of the last nine tell what the source takes at present.
+            for _ in 0..5 {
+                outlook.fetched(now, ms(source));
+            }
+            for _ in 0..64 {
                 outlook.answered(ms(took));
             }
-            assert_eq!(outlook.patience(), ms(patience));
+            assert_eq!(outlook.patience(now), ms(patience), "{source} {took}");
         }
+    }
+
+    #[test]
+    fn what_the_source_takes_is_forgotten_and_measured_anew() {
+        let (mut outlook, now) = (Outlook::default(), Instant::now());
+        for _ in 0..64 {
+            outlook.answered(ms(300));
+            outlook.fetched(now, ms(400));
+        }
+        assert_eq!(outlook.patience(now), ms(600));
+        let later = now + MEMORY;
+        let patience = [(); 3].map(|()| outlook.patience(later).as_millis());
+        assert_eq!(patience, [200, 600, 600], "one is to measure it");
+        outlook.fetched(later, ms(15));
+        assert_eq!(outlook.patience(later), ms(200));
     }
 
     #[test]
     fn the_source_bounds_what_the_cache_may_take() {
-        let mut outlook = Outlook::default();
-        assert_eq!((outlook.longest_body(), outlook.longest_wait()), (ms(1000), ms(1000)));
-        outlook.fetched(ms(40));
+        let (mut outlook, now) = (Outlook::default(), Instant::now());
+        assert_eq!((outlook.longest_body(), outlook.longest_wait()), (ms(1000), ms(2000)));
+        outlook.fetched(now, ms(40));
         assert_eq!((outlook.longest_body(), outlook.longest_wait()), (ms(200), ms(500)));
-        for _ in 0..200 {
-            outlook.fetched(ms(2000));
+        for _ in 0..5 {
+            outlook.fetched(now, ms(2000));
         }
-        assert!(outlook.longest_body() > ms(3900) && outlook.longest_wait() == LONGEST_WAIT);
+        assert_eq!((outlook.longest_body(), outlook.longest_wait()), (ms(4000), STALE));
+        assert_eq!(outlook.patience(now), ms(3000));
+    }
+
+    #[test]
+    fn others_are_waited_for_as_long_as_this_mount_takes_itself() {
+        let mut outlook = Outlook::default();
+        outlook.fetched(Instant::now(), ms(40));
+        assert_eq!(outlook.first_pause(), SHORTEST_PAUSE);
+        for (filling, pause, wait) in [(60, 15, 500), (800, 100, 1600), (9000, 100, 3000)] {
+            for _ in 0..5 {
+                outlook.filled(ms(filling));
+            }
+            assert_eq!((outlook.first_pause(), outlook.longest_wait()), (ms(pause), ms(wait)));
+        }
     }
 
     #[test]
     fn a_mount_that_finds_nobody_asks_seldom_until_it_finds_somebody() {
-        let mut outlook = Outlook::default();
+        let (mut outlook, now) = (Outlook::default(), Instant::now());
         for _ in 0..ALONE {
-            assert!(!outlook.is_alone());
+            assert!(!outlook.is_alone(now) && outlook.has_company(now));
             outlook.unshared();
         }
-        let asked = (0..160).filter(|_| !outlook.is_alone()).count();
-        assert_eq!(asked, 10);
+        let asked = (0..160).filter(|_| !outlook.is_alone(now)).count();
+        assert!(asked == 10 && !outlook.has_company(now));
         outlook.shared();
-        assert!(!outlook.is_alone() && outlook.is_warm());
+        assert!(!outlook.is_alone(now) && outlook.is_warm());
+        // One that was met may be a little behind.
+        outlook.met(now);
+        for _ in 0..2 * ALONE {
+            outlook.unshared();
+        }
+        assert!(!outlook.is_alone(now) && outlook.is_alone(now + COMPANY));
     }
 }
