@@ -11,6 +11,7 @@ import datetime
 import hashlib
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -30,7 +31,9 @@ MOUNTS = 8
 BUDGET = ["--memory-budget", "256MiB"]
 ALONE, COLD, SECOND = "alone, no cache", "cold cache", "second mount"
 EIGHT, EIGHT_COLD, EIGHT_FULL = "8, no cache", "8, cold cache", "8, full cache"
-PAGE = prepare.ROOT / "benches/results/shared.md"
+CPU = ("source", "cache", "mounts")
+OVERVIEW = prepare.ROOT / "docs/performance.md"
+PAGE_END = "<!-- the end of what benches/shared writes -->"
 
 
 def workloads(size):
@@ -59,20 +62,24 @@ def totals(mount):
     return {name: count for name, count in told["totals"].items() if name.startswith("shared_")}
 
 
-def read(source, mounts, args, seconds):
-    """All mounts at once: the mean of their seconds, GETs and bytes at the source, and what their
-    daemons counted."""
+def read(nodes, args, seconds):
+    """All mounts at once: the mean of their seconds, GETs and bytes at the source, what their daemons
+    counted, and the CPU time of each."""
+    source, mounts = nodes.source, nodes.mounts
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3")
     readers = [reader(source, mount.folder, args, seconds) for mount in mounts]
-    before = source.counts()
+    before, cpu, machine = source.counts(), nodes.cpu_seconds(), processes.machine_cpu_seconds()
     for process in readers:
         process.stdin.write(b"go\n")
     results = [json.loads(process.communicate(timeout=400)[0]) for process in readers]
+    busy, all_cores = (now - then for now, then in zip(processes.machine_cpu_seconds(), machine))
     # Some requests may have been sent for nobody.
     time.sleep(0.2)
     after = source.counts()
     found = {name: after[name] - before[name] for name in ("get", "head", "body_bytes")}
+    found |= {name: now - then for name, now, then in zip(CPU, nodes.cpu_seconds(), cpu)}
+    found["busy"] = busy / max(all_cores, 0.01)
     for mount in mounts:
         for name, count in totals(mount).items():
             found[name] = found.get(name, 0) + count
@@ -98,6 +105,10 @@ class Nodes:
         return ["--shared-cache", f"s3://{servers.BUCKET}/cache", "--shared-cache-endpoint-url",
                 self.cache.endpoint, "--shared-cache-trust", *options]
 
+    def cpu_seconds(self):
+        mounts = sum(processes.cpu_seconds(mount.pid) for mount in self.mounts)
+        return self.source.cpu_seconds(), self.cache.cpu_seconds(), mounts
+
     def close_mounts(self):
         for mount in self.mounts:
             mount.close()
@@ -117,8 +128,8 @@ def sample(holds, args, seconds):
         nodes = Nodes(holds)
         try:
             for column, count, with_cache in columns:
-                mounts = nodes.mount(count, *(nodes.shared() if with_cache else []))
-                found[column] = read(nodes.source, mounts, args, seconds)
+                nodes.mount(count, *(nodes.shared() if with_cache else []))
+                found[column] = read(nodes, args, seconds)
         finally:
             nodes.close()
     return found
@@ -131,15 +142,18 @@ def middles(samples):
 
 
 def table(results):
-    lines = ["| workload | mounts | seconds | GETs at the source | of those of one | bytes there | late | pauses |",
-             "|---|---|---|---|---|---|---|---|"]
+    lines = ["| workload | mounts | seconds | GETs at the source | of those of one | bytes there | not stored | late | pauses "
+             "| CPU s: source | cache | mounts | cores busy |",
+             "|---|---|---|---|---|---|---|---|---|---|---|---|---|"]
     for name, samples in results.items():
         middle = middles(samples)
         for column, found in middle.items():
             late, pauses = found.get("shared_late", 0), found.get("shared_pauses", 0)
             lines.append(f"| {name} | {column} | {found['seconds']:.2f} | {found['get']:,.0f} | "
                          f"{found['get'] / middle[ALONE]['get']:.2f} | "
-                         f"{found['body_bytes'] / 1e6:,.0f} MB | {late:.0f} | {pauses:.0f} |")
+                         f"{found['body_bytes'] / 1e6:,.0f} MB | "
+                         f"{found.get('shared_dropped_bytes', 0) / 1e6:,.0f} MB | {late:.0f} | {pauses:.0f} | "
+                         f"{' | '.join(f'{found[name]:.2f}' for name in CPU)} | {100 * found['busy']:.0f} % |")
     return "\n".join(lines)
 
 
@@ -162,19 +176,33 @@ def bars(results):
 def page(state):
     rounds = ", ".join(f"{len(samples)} of {name}" for name, samples in state["results"].items())
     return "\n".join([
-        "<!-- Written by `benches/shared --update-docs`. Do not edit. -->",
-        "# A cache that nodes share",
+        f"# A cache that nodes share, {state['date']}",
         "",
-        f"`{state['command']}` on {state['date']}; {os.cpu_count()} cores, on which servers, mounts and",
+        f"Written by `benches/shared --update-docs`; {os.cpu_count()} cores, on which servers, mounts and",
         f"readers ran together. Medians; rounds: {rounds}. The bucket is as far as S3 (15 ms, 90 MB/s",
         "a connection), the cache as near as flash (1 ms, 1 GB/s); each mount has a budget of 256 MiB,",
-        "and new daemons each time. Late: times that the cache took longer than the source.",
+        "and new daemons each time. Late: times that the cache took longer than the source. Not stored:",
+        "what was fetched and found no memory on its way to the cache.",
+        "",
+        f"    {state['command']}",
         "",
         table(state["results"]),
         "",
         bars(state["results"]),
         "",
     ])
+
+
+def write_docs(state):
+    folder = prepare.ROOT / "benches/results"
+    name = f"{state['date']}-shared.md"
+    for old in folder.glob("*-shared.md"):
+        old.unlink()
+    (folder / name).write_text(page(state))
+    text = re.sub(r"\d{4}-\d\d-\d\d-shared\.md", name, OVERVIEW.read_text())
+    begin = text.index("| workload | bar", text.index("## The cache that nodes share"))
+    end = text.index(PAGE_END)
+    OVERVIEW.write_text(f"{text[:begin]}{bars(state['results'])}\n\n{text[end:]}")
 
 
 def main():
@@ -185,7 +213,9 @@ def main():
     parser.add_argument("--minutes", type=float, metavar="M",
                         help="begin nothing after M minutes; --resume continues")
     parser.add_argument("--resume", action="store_true", help="add to the rounds of runs before")
-    parser.add_argument("--update-docs", action="store_true", help=f"write {PAGE.name} in benches/results")
+    parser.add_argument("--report", action="store_true", help="measure nothing: show those results")
+    parser.add_argument("--update-docs", action="store_true",
+                        help="write the page of benches/results and the table in docs/performance.md")
     args = parser.parse_args()
     prepare.binaries()
     prepare.WORK.mkdir(parents=True, exist_ok=True)
@@ -195,15 +225,16 @@ def main():
               if not args.only or args.only in name}
     file = prepare.WORK / "shared.json"
     state = {"binary": binary, "size": size, "results": {}}
-    if args.resume and file.exists():
+    if (args.resume or args.report) and file.exists():
         state = json.loads(file.read_text())
-        if (state["binary"], state["size"]) != (binary, size):
+        if not args.report and (state["binary"], state["size"]) != (binary, size):
             sys.exit("the results before are of another build or size; start without --resume")
-    state |= {"date": datetime.date.today().isoformat(),
-              "command": f"python3 benches/shared --size {args.size} --repeat {args.repeat}"}
+    if not args.report:
+        state |= {"date": datetime.date.today().isoformat(),
+                  "command": f"python3 benches/shared --size {args.size} --repeat {args.repeat}"}
     holds = ["--family", ":".join(map(str, FAMILY)), "--object", f"large={size}"]
     until = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
-    for number in range(args.repeat):
+    for number in range(0 if args.report else args.repeat):
         for name, words in chosen.items():
             samples = state["results"].setdefault(name, [])
             if len(samples) > number or time.monotonic() > until:
@@ -219,7 +250,7 @@ def main():
     state["results"] = {name: samples for name, samples in state["results"].items() if samples}
     print(f"{table(state['results'])}\n\n{bars(state['results'])}")
     if args.update_docs:
-        PAGE.write_text(page(state))
+        write_docs(state)
 
 
 if __name__ == "__main__":
