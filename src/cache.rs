@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::{MutexGuard, Notify};
+use tokio::sync::MutexGuard;
 use tokio::time::sleep;
 
 use self::arena::{Arena, BlockWriter};
@@ -108,8 +108,6 @@ pub(crate) struct ChunkCache {
     keeps_small: bool,
     arena: Arc<Arena>,
     chunks: Mutex<Queues>,
-    /// Notified when a chunk may have become evictable, or a charge has ended.
-    freed: Notify,
     /// Held by the one reader that waits for room; the others queue for it.
     turn: tokio::sync::Mutex<()>,
     gate: Arc<Gate>,
@@ -134,7 +132,6 @@ impl ChunkCache {
             keeps_small,
             arena: Arena::reserve(layout, memory_budget_bytes)?,
             chunks: Mutex::new(Queues::new()),
-            freed: Notify::new(),
             turn: tokio::sync::Mutex::new(()),
             gate: Gate::new(max_connections),
             populator: Populator::start()?,
@@ -170,7 +167,7 @@ impl ChunkCache {
         let mut chunks = self.chunks.lock();
         while self.evict(&mut chunks, Purpose::Demand).is_ok() {}
         drop(chunks);
-        self.freed.notify_waiters();
+        self.arena.freed.notify_waiters();
     }
 
     /// A chunk of the object is in the cache, or on its way there.
@@ -265,7 +262,7 @@ impl ChunkCache {
         let blocks = span.blocks();
         let mut turn = None;
         loop {
-            let mut freed = pin!(self.freed.notified());
+            let mut freed = pin!(self.arena.freed.notified());
             freed.as_mut().enable();
             if let Ok(lease) = self.lease(source, span.chunk, Purpose::Demand) {
                 match self.wait_for_blocks(&lease, &blocks, &mut turn).await {

@@ -61,9 +61,11 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(16);
 const READERS: usize = 16;
 /// Units that one GET reads ahead of what it has passed on.
 const AHEAD: usize = 4;
-/// An eighth of the memory budget, and at most 64 MiB, is for units that are read or written.
+/// An eighth of the memory budget, and at most 64 MiB, is for units that are read.
 const BUDGET_SHARE: u64 = 8;
 const MOST_BUFFERS: u64 = 64;
+/// A quarter of the budget: more than parts bring that end together, and streams go on in the rest.
+const WAITING_SHARE: u64 = 4;
 
 #[derive(Clone, Debug)]
 pub struct DiskConfig {
@@ -71,8 +73,10 @@ pub struct DiskConfig {
     /// [default: 80 % of what is free]
     pub size_bytes: Option<u64>,
     pub reserve: Reserve,
-    /// Memory for bytes on their way from and to the disk.
+    /// Memory for bytes on their way from the disk.
     pub memory_bytes: u64,
+    /// Of what was fetched, so much may stay where it is until it is written.
+    pub waiting_bytes: u64,
 }
 
 /// Space that is left to others.
@@ -87,6 +91,11 @@ impl DiskConfig {
     /// The share of a memory budget that is not left for the cache in memory.
     pub fn memory_of(budget_bytes: u64) -> u64 {
         ((budget_bytes / BUDGET_SHARE) >> 20).clamp(2, MOST_BUFFERS) << 20
+    }
+
+    /// The share of a memory budget that may wait for the disk.
+    pub fn waiting_of(budget_bytes: u64) -> u64 {
+        budget_bytes / WAITING_SHARE
     }
 
     fn limits(&self, used: u64) -> std::io::Result<Limits> {
@@ -150,12 +159,13 @@ impl Disk {
     /// later; one that others could write to is refused.
     pub async fn start(config: DiskConfig, stats: Arc<Stats>) -> Result<Arc<Self>, DiskRefused> {
         let buffers = usize::try_from(config.memory_bytes >> 20).unwrap_or(usize::MAX).max(2);
+        let most_waiting = config.waiting_bytes;
         let threads = Threads::start(READERS).map_err(DiskRefused::Threads)?;
         let shared = Arc::new(DiskState::new(config, stats));
         let (tell, opened) = oneshot::channel();
-        let both = [buffers - buffers / 2, buffers / 2].map(Buffers::new);
-        let (buffers, asked) = (both[0].clone(), Instant::now());
-        let writer = Writer::start(shared.clone(), both, tell).map_err(DiskRefused::Threads)?;
+        let (buffers, asked) = (Buffers::new(buffers), Instant::now());
+        let writer = Writer::start(shared.clone(), most_waiting, buffers.clone(), tell)
+            .map_err(DiskRefused::Threads)?;
         match timeout(LONGEST_OPENING, opened).await {
             Ok(Ok(Err(FolderError::Unsafe(sentence)))) => {
                 return Err(DiskRefused::Unsafe(sentence));
@@ -184,9 +194,9 @@ impl Disk {
     }
 
     /// For this time readers wait until the disk takes what was fetched: nothing is dropped because
-    /// it lags.
-    pub fn be_patient(&self, time: Duration) {
-        self.writer.be_patient(time);
+    /// it lags. True if some was dropped since the last call.
+    pub fn be_patient(&self, time: Duration) -> bool {
+        self.writer.be_patient(time)
     }
 
     async fn find(&self, version: VersionName, range: &Range<u64>, claiming: bool) -> Stored {
@@ -201,7 +211,11 @@ impl Disk {
     }
 
     async fn buffer(&self) -> Option<UnitBuffer> {
-        self.in_time(async { Ok::<_, Infallible>(self.buffers.take().await) }).await
+        match self.buffers.try_take() {
+            // It says nothing about the disk.
+            Some(buffer) => Some(buffer),
+            None => self.in_time(async { Ok::<_, Infallible>(self.buffers.take().await) }).await,
+        }
     }
 
     /// Begins to read a piece; it ends with `None` if that fails.
@@ -291,7 +305,7 @@ impl DiskCached {
         let (start, before) = (range.start, into.taken().len());
         self.disk.state.stats.disk_missed_bytes.add(range.end - range.start);
         self.store.get_range(version, range, into).await?;
-        self.disk.writer.keep(name, start, &into.taken()[before..], claim).await;
+        self.disk.writer.keep(name, start, into.share(before), claim).await;
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
-use bytes::BufMut;
+use bytes::{BufMut, Bytes};
 
 mod error;
 mod flow;
@@ -64,6 +64,11 @@ pub trait LocalCopy: Send + Sync {
 pub trait Destination: BufMut + Send {
     /// All that it has taken so far.
     fn taken(&self) -> &[u8];
+
+    /// What it has taken from this place on, for whoever needs it longer than this lives.
+    fn share(&self, from: usize) -> Bytes {
+        Bytes::copy_from_slice(&self.taken()[from..])
+    }
 
     /// Takes bytes that were on this machine: they say nothing about the network.
     fn put_local(&mut self, bytes: &[u8]);

@@ -184,7 +184,10 @@ async fn answer(connection: UnixStream, target: &Target) -> std::io::Result<()> 
         Ok(Command::Unmount) => Reply::Unmounting,
         Ok(Command::ToDisk) => match &target.disk {
             Some(disk) if disk.usage().is_some() => {
-                disk.be_patient(PATIENCE);
+                if disk.be_patient(PATIENCE) {
+                    // What the disk did not take would be read from memory, and not kept.
+                    target.fs.drop_bytes();
+                }
                 disk.settle(PATIENCE / 4).await;
                 Reply::Patient
             }

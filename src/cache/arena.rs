@@ -21,8 +21,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::BufMut;
 use bytes::buf::UninitSlice;
+use bytes::{BufMut, Bytes};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -49,6 +49,8 @@ pub(super) struct Arena {
     received: AtomicU64,
     /// Bytes of blocks that have a writer.
     awaited: AtomicU64,
+    /// Notified when a chunk may have become evictable, or a charge has ended.
+    pub(super) freed: Notify,
 }
 
 // SAFETY: the pointer is to a mapping that lives as long as the arena and is not tied to a
@@ -103,6 +105,7 @@ impl Arena {
             slots: Mutex::new(slots),
             received: AtomicU64::new(0),
             awaited: AtomicU64::new(0),
+            freed: Notify::new(),
         }))
     }
 
@@ -410,10 +413,43 @@ impl Destination for BlockWriter {
         unsafe { std::slice::from_raw_parts(self.memory.pointer(self.bytes.start), self.written()) }
     }
 
+    fn share(&self, from: usize) -> Bytes {
+        let bytes = self.bytes.start + from..self.at;
+        match self.memory.bytes(bytes.clone()) {
+            Some(_) => Bytes::from_owner(Shared { memory: Some(self.memory.clone()), bytes }),
+            None => Bytes::copy_from_slice(&self.taken()[from..]),
+        }
+    }
+
     fn put_local(&mut self, bytes: &[u8]) {
         self.is_local = true;
         self.put_slice(bytes);
         self.memory.arena.received.fetch_sub(bytes.len() as u64, Ordering::Relaxed);
+    }
+}
+
+/// Bytes of blocks that are ready, and so stay as they are.
+struct Shared {
+    /// `None` only in `drop`.
+    memory: Option<Arc<Memory>>,
+    bytes: Range<usize>,
+}
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        let bytes = self.memory.as_ref().and_then(|memory| memory.bytes(self.bytes.clone()));
+        bytes.expect("they are ready")
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Some(memory) = self.memory.take() {
+            let arena = memory.arena.clone();
+            // Its chunk may have been evicted before.
+            drop(memory);
+            arena.freed.notify_waiters();
+        }
     }
 }
 
@@ -459,8 +495,29 @@ mod tests {
         assert_eq!(writers[0].taken(), b"abcde");
         assert_eq!(memory.bytes(0..4), Some(&b"abcd"[..]));
         assert_eq!(memory.bytes(0..5), None);
+        let shared = writers[0].share(1);
         writers[1].put_slice(b"xy");
         assert_eq!(memory.bytes(8..10), Some(&b"xy"[..]), "the last block is short");
+        writers[0].put_slice(b"fgh");
+        let whole = writers[0].share(4);
+        drop((writers, memory));
+        assert_eq!((&shared[..], &whole[..]), (&b"bcde"[..], &b"efgh"[..]));
+    }
+
+    #[test]
+    fn readers_that_wait_for_room_are_told_when_shared_bytes_end() {
+        let arena = arena(8);
+        let memory = arena.memory(8).unwrap();
+        let mut writer = memory.claim(0..2).unwrap().remove(0);
+        writer.put_slice(b"abcdefgh");
+        let shared = writer.share(0);
+        drop((writer, memory));
+        assert_eq!((&shared[..], arena.usage().used), (&b"abcdefgh"[..], 8));
+        let mut freed = std::pin::pin!(arena.freed.notified());
+        freed.as_mut().enable();
+        drop(shared);
+        assert_eq!(arena.usage().used, 0);
+        assert!(futures_util::FutureExt::now_or_never(freed).is_some());
     }
 
     #[test]

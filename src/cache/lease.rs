@@ -56,7 +56,7 @@ impl Deref for Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if self.chunk.take().is_some() {
-            self.cache.freed.notify_waiters();
+            self.cache.arena.freed.notify_waiters();
         }
     }
 }

@@ -92,7 +92,8 @@ async fn bytes_from_the_disk_say_nothing_about_the_network() {
         let stats = Arc::new(Stats::default());
         let (path, size_bytes) = (folder.path().to_owned(), Some(64 << 20));
         let reserve = Reserve::Bytes(0);
-        let config = DiskConfig { path, size_bytes, reserve, memory_bytes: 4 << 20 };
+        let (memory_bytes, waiting_bytes) = (4 << 20, 4 << 20);
+        let config = DiskConfig { path, size_bytes, reserve, memory_bytes, waiting_bytes };
         let disk = Disk::start(config, stats.clone()).await.unwrap();
         let origin = Origin::new("http://s3", "bucket");
         let store = Arc::new(DiskCached::new(memory.clone(), origin, disk.clone()));

@@ -13,7 +13,6 @@ use super::format::UNIT;
 pub(super) struct Buffers {
     free: Mutex<Free>,
     permits: Arc<Semaphore>,
-    count: usize,
 }
 
 #[derive(Debug, Default)]
@@ -36,16 +35,12 @@ impl Buffers {
     pub(super) fn new(count: usize) -> Arc<Self> {
         let count = count.clamp(1, Semaphore::MAX_PERMITS);
         let permits = Arc::new(Semaphore::new(count));
-        Arc::new(Self { free: Mutex::default(), permits, count })
+        Arc::new(Self { free: Mutex::default(), permits })
     }
 
     /// `None` if all are in use, or if the system has no memory.
     pub(super) fn try_take(self: &Arc<Self>) -> Option<UnitBuffer> {
         self.with(self.permits.clone().try_acquire_owned().ok()?)
-    }
-
-    pub(super) fn are_half_free(&self) -> bool {
-        self.permits.available_permits() >= self.count / 2
     }
 
     /// `None` if the system has no memory.

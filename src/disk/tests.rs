@@ -23,7 +23,8 @@ struct Process {
 
 fn config(path: &Path) -> DiskConfig {
     let (path, size_bytes) = (path.to_owned(), Some(64 * MIB));
-    DiskConfig { path, size_bytes, reserve: Reserve::Bytes(0), memory_bytes: 16 * MIB }
+    let (reserve, memory_bytes, waiting_bytes) = (Reserve::Bytes(0), 16 * MIB, 32 * MIB);
+    DiskConfig { path, size_bytes, reserve, memory_bytes, waiting_bytes }
 }
 
 impl Process {
@@ -328,14 +329,14 @@ async fn a_process_that_never_finishes_is_not_waited_for_for_ever() {
 #[tokio::test]
 async fn a_disk_that_lags_drops_bytes_and_delays_nobody() {
     let (memory, folder) = scene();
-    let object = put(&memory, "object", 40 * MIB);
+    let object = put(&memory, "object", 60 * MIB);
     let process = Process::start(&memory, folder.path()).await;
     process.cached.disk.be_patient(Duration::ZERO);
     let lock = std::fs::File::open(folder.path().join(folder::NAME).join("lock")).unwrap();
     lock.lock().unwrap();
     process.read(&object, 0..object.size_bytes).await;
     let dropped = process.stats.disk_dropped_bytes.get();
-    assert!(dropped >= 24 * MIB, "there are 8 buffers: {dropped}");
+    assert!(dropped >= 24 * MIB, "32 MiB may wait: {dropped}");
     lock.unlock().unwrap();
     // It may be left alone for a while.
     let written = || process.stats.disk_written_bytes.get();
@@ -345,9 +346,26 @@ async fn a_disk_that_lags_drops_bytes_and_delays_nobody() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let dropped = process.stats.disk_dropped_bytes.get();
-    process.cached.disk.be_patient(Duration::from_mins(1));
+    assert!(process.cached.disk.be_patient(Duration::from_mins(1)), "it tells that some was");
+    assert!(!process.cached.disk.be_patient(Duration::from_mins(1)), "and tells it once");
     process.read(&object, 0..object.size_bytes).await;
     assert_eq!(process.stats.disk_dropped_bytes.get(), dropped, "each waits for the disk");
+}
+
+/// What ends together, as the parts of a window do, waits in memory.
+#[tokio::test]
+async fn what_comes_while_the_disk_stands_still_is_kept() {
+    let (memory, folder) = scene();
+    let objects: Vec<_> = (0..7).map(|n| put(&memory, &format!("{n}"), 4 * MIB)).collect();
+    let process = Process::start(&memory, folder.path()).await;
+    process.cached.disk.be_patient(Duration::ZERO);
+    let lock = std::fs::File::open(folder.path().join(folder::NAME).join("lock")).unwrap();
+    lock.lock().unwrap();
+    for object in &objects {
+        process.read(object, 0..object.size_bytes).await;
+    }
+    assert_eq!(process.stats.disk_dropped_bytes.get(), 0);
+    lock.unlock().unwrap();
 }
 
 #[tokio::test]
@@ -429,7 +447,7 @@ async fn readers_that_wait_for_buffers_do_not_blame_the_disk() {
         process.settle().await;
     }
     let disk = &process.cached.disk;
-    let held = disk.buffers.take().await;
+    let held = (disk.buffers.take().await, disk.buffers.take().await);
     for _ in 0..4 {
         let reads = objects.iter().map(|object| process.read(object, 0..20_000));
         let answered = async {

@@ -157,10 +157,12 @@ impl OwnSegment {
         extent.segment = self.number;
         extent.page = u32::try_from(at / PAGE_BYTES).map_err(|_| ErrorKind::FileTooLarge)?;
         extent.sum_up(bytes);
-        let (pages, rest) = bytes.split_at(bytes.len() / PAGE * PAGE);
+        // Direct I/O is for pages: with a part of one, the file would be longer than the object.
+        let is_aligned = bytes.as_ptr().addr().is_multiple_of(PAGE);
+        let whole = if is_aligned { bytes.len() / PAGE * PAGE } else { 0 };
+        let (pages, rest) = bytes.split_at(whole);
         self.file.write_all_at(pages, at)?;
         if !rest.is_empty() {
-            // Direct I/O would write the whole page: the file would be longer than the object.
             let file = open(OpenOptions::new().write(true), &folder.path_of(self.number))?;
             file.write_all_at(rest, at + pages.len() as u64)?;
         }

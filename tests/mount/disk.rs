@@ -1,6 +1,6 @@
 //! The cache on a local disk, through real mounts of real daemons.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
@@ -238,6 +238,34 @@ fn the_cache_commands_survey_verify_and_clear_while_it_is_used() {
     let (code, none) = run("status");
     assert_eq!(code, Some(66), "{none}");
     assert_eq!(read_all(&mounted), want);
+}
+
+/// What the disk did not take is in memory only.
+#[test]
+fn warm_to_disk_puts_there_what_the_disk_did_not_take() {
+    if !can_mount() {
+        return;
+    }
+    let mounted = mount(filled(), &[]);
+    // The thread that writes waits for it, in vain.
+    let lock = std::fs::File::open(place(&mounted.scene).join("fasts3-cache-1/lock")).unwrap();
+    lock.lock().unwrap();
+    let file = std::fs::File::open(mounted.path("big")).unwrap();
+    for chunk in 0..5 {
+        // A chunk of which not all was read stays in memory.
+        file.read_exact_at(&mut [0; 4096], (chunk << 22) + (1 << 20)).unwrap();
+    }
+    eventually("the disk does not take it", || {
+        status(&mounted)["totals"]["disk_dropped_bytes"].as_u64() > Some(0)
+    });
+    lock.unlock().unwrap();
+    eventually("all of it was taken", || {
+        let mut command = mounted.scene.program();
+        command.args(["warm", "--to-disk"]).arg(mounted.path("big")).status().unwrap().success()
+    });
+    let again = again(mounted, Signal::TERM);
+    again.read("big").unwrap();
+    assert_eq!(again.counts().get, 0);
 }
 
 /// Files that are in the page cache already, too.

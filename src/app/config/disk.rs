@@ -65,7 +65,9 @@ pub(super) fn config(
         return Err(format!("--cache-size must be at least {}", super::size(MIN_DISK_BYTES)));
     }
     let memory_bytes = DiskConfig::memory_of(memory_budget_bytes);
-    Ok(Some((DiskConfig { path, size_bytes, reserve, memory_bytes }, passthrough)))
+    let waiting_bytes = DiskConfig::waiting_of(memory_budget_bytes);
+    let disk = DiskConfig { path, size_bytes, reserve, memory_bytes, waiting_bytes };
+    Ok(Some((disk, passthrough)))
 }
 
 fn reserve(text: &str) -> Result<Reserve, String> {
