@@ -24,6 +24,8 @@ const _: () = assert!(UNIT_BYTES == UNIT_BLOCKS as u64 * BLOCK_BYTES);
 pub(super) const EXTENT_BYTES: usize = 80;
 /// Under this unit, which no object has, the index names an object's own segment.
 pub(super) const OWN_UNIT: u32 = u32::MAX - 1;
+/// In place of the checksums of [`OWN_UNIT`]: the segment was not seen whole.
+pub(super) const NO_SEAL: [u32; UNIT_BLOCKS] = [0; UNIT_BLOCKS];
 /// The number of a segment that is none: of bytes that were not worth a write. The rest of it is
 /// the next number at that time.
 pub(super) const PASSED_OVER: u64 = 1 << 63;

@@ -243,7 +243,7 @@ impl DiskState {
         let (folder, extent, asked) = (self.folder()?, piece.extent?, Instant::now());
         match read_blocks(&folder, &extent, &piece.range(), &mut buffer) {
             Ok(bytes) => bytes.map(|bytes| {
-                folder.proofs.add(&extent, &piece.range());
+                folder.prove(&extent, &piece.range());
                 UnitRead { buffer, bytes }
             }),
             Err(error) if error.kind() == ErrorKind::InvalidData => {
@@ -336,6 +336,8 @@ pub(super) fn read_blocks(
         }
     }
     if !extent.is_right(&blocks, &into[..length]) {
+        // Another time breaks the seal.
+        let _ = file.set_modified(file.metadata()?.modified()? + Duration::from_nanos(1));
         return Err(wrong());
     }
     folder.was_read(extent.segment, &file, length as u64);

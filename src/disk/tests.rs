@@ -368,6 +368,46 @@ async fn what_comes_while_the_disk_stands_still_is_kept() {
     lock.unlock().unwrap();
 }
 
+/// As long as nobody has written to it, and the machine was not started anew.
+#[tokio::test]
+async fn a_file_that_one_process_has_seen_whole_is_whole_for_the_next() {
+    let (memory, folder) = scene();
+    let object = put(&memory, "object", 16 * MIB);
+    let first = Process::start(&memory, folder.path()).await;
+    let is_whole = async |process: &Process| {
+        let copy = process.cached.local_copy(&object).unwrap();
+        copy.file().await.is_some()
+    };
+    first.read(&object, 0..15 * MIB).await;
+    first.settle().await;
+    assert!(!is_whole(&Process::start(&memory, folder.path()).await).await, "some is missing");
+    first.read(&object, 15 * MIB..16 * MIB).await;
+    first.settle().await;
+    let mut gets = memory.counts().gets;
+    let second = Process::start(&memory, folder.path()).await;
+    assert!(is_whole(&second).await && second.stats.disk_hit_bytes.get() == 0);
+    // A mark of eviction is no write.
+    let fresh = std::fs::Permissions::from_mode(0o600);
+    std::fs::set_permissions(&files(folder.path())[0], fresh).unwrap();
+    assert!(is_whole(&Process::start(&memory, folder.path()).await).await);
+    let file = std::fs::File::options().write(true).open(&files(folder.path())[0]).unwrap();
+    let written = file.metadata().unwrap().modified().unwrap();
+    file.write_all_at(&[1, 2, 3], 5 * MIB).unwrap();
+    let third = Process::start(&memory, folder.path()).await;
+    assert!(!is_whole(&third).await, "somebody has written to it");
+    // Even if the kernel says that nobody has, as of bytes that the disk has lost.
+    file.set_modified(written).unwrap();
+    third.read(&object, 0..object.size_bytes).await;
+    assert_eq!(third.stats.disk_wrong.get(), 1);
+    assert!(!is_whole(&Process::start(&memory, folder.path()).await).await, "one has found it");
+    third.settle().await;
+    assert_eq!(third.gets(&mut gets), 1);
+    assert!(!is_whole(&third).await, "all of it is compared anew");
+    third.read(&object, 0..object.size_bytes).await;
+    assert!(is_whole(&third).await);
+    assert!(is_whole(&Process::start(&memory, folder.path()).await).await);
+}
+
 #[tokio::test]
 async fn a_directory_that_is_removed_is_made_anew() {
     let (memory, folder) = scene();

@@ -5,27 +5,29 @@
 //! - The index names that segment: an extent without bytes, [`OWN_UNIT`] of the object. Any process
 //!   may write to it at any time, because at one place there is one right content.
 //! - Where the kernel reads, nobody compares checksums. So the file is given out only when this
-//!   process has compared, or written, each of its blocks. Whoever writes or reads it has a shared
-//!   lock on it, so that nobody gives it up meanwhile.
+//!   process has compared, or written, each of its blocks, or another one has since the machine was
+//!   started: that one has left a seal in the index, which any write to the file breaks. Whoever
+//!   writes or reads it has a shared lock on it, so that nobody gives it up meanwhile.
 
 use std::collections::{HashSet, VecDeque};
-use std::fs::{File, OpenOptions, Permissions};
+use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{Error, ErrorKind};
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use lru::LruCache;
 use nix::fcntl::{FallocateFlags, fallocate};
 use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
 use super::buffers::Buffers;
 use super::files::{open, open_directly};
 use super::folder::{FRESH, Folder, READ_AGAIN, Segment, lockable};
-use super::format::{Extent, OWN_UNIT, PAGE, PAGE_BYTES, Piece, UNIT_BYTES, VersionName};
+use super::format::{Extent, NO_SEAL, OWN_UNIT, PAGE, PAGE_BYTES, Piece, UNIT_BYTES, VersionName};
 use super::state::DiskState;
 use crate::base::layout::BLOCK_BYTES;
 
@@ -61,17 +63,29 @@ pub(super) struct OwnSegment {
 }
 
 impl Folder {
-    /// The object's own segment, if it is there.
-    pub(super) fn own(&self, version: &VersionName) -> std::io::Result<Option<u64>> {
-        let named = self.index.find(version, OWN_UNIT..OWN_UNIT + 1)?;
-        let mut numbers: Vec<u64> = named.iter().map(|extent| extent.segment).collect();
-        numbers.sort_unstable();
-        while let Some(newest) = numbers.pop() {
-            if self.segment(newest)?.is_some() {
+    /// What names the object's own segment, if that is there.
+    fn own(&self, version: &VersionName) -> std::io::Result<Option<Extent>> {
+        let mut named = self.index.find(version, OWN_UNIT..OWN_UNIT + 1)?;
+        named.sort_unstable_by_key(|extent| extent.segment);
+        while let Some(newest) = named.pop() {
+            if self.segment(newest.segment)?.is_some() {
                 return Ok(Some(newest));
             }
         }
         Ok(None)
+    }
+
+    /// These blocks of an extent are right. When all of an own segment are, it is sealed.
+    pub(super) fn prove(&self, extent: &Extent, range: &Range<u64>) {
+        if self.proofs.add(extent, range) {
+            // The next process compares all that was not sealed.
+            let _ = self.seal(&extent.name, extent.segment);
+        }
+    }
+
+    fn seal(&self, name: &[u8; 16], number: u64) -> std::io::Result<()> {
+        let Some(sums) = seal(&self.path_of(number).metadata()?) else { return Ok(()) };
+        self.index.insert(&own_extent(name, number, sums), |number| self.is_live(number))
     }
 
     /// The object's own segment, to write to; makes it if it is missing.
@@ -81,7 +95,7 @@ impl Folder {
         mut gave_up: impl FnMut(u64),
     ) -> std::io::Result<OwnSegment> {
         self.alone(|| {
-            if let Some(number) = self.own(version)? {
+            if let Some(Extent { segment: number, .. }) = self.own(version)? {
                 let (path, options) = (self.path_of(number), lockable());
                 let opened = open_directly(&options, &path).or_else(|error| {
                     if error.kind() != ErrorKind::PermissionDenied {
@@ -104,17 +118,19 @@ impl Folder {
             // Nobody looks for it before it is in the index.
             file.lock_shared()?;
             file.set_len(version.size_bytes)?;
-            let (name, first, page, sums) = (version.name, 0, 0, [0; 8]);
-            let named =
-                Extent { name, unit: OWN_UNIT, first, length: 1, segment: number, page, sums };
+            let named = own_extent(&version.name, number, NO_SEAL);
             self.index.insert(&named, |number| self.is_live(number))?;
             Ok(OwnSegment { number, file, room: self.segment_bytes, taken: HashSet::new() })
         })
     }
 
-    /// The object's own segment, to be read by others while it is open; `None` if it is not there
+    /// An object's own segment, to be read by others while it is open; `None` if it is not there
     /// as it should be.
-    fn hold(&self, number: u64, size_bytes: u64) -> std::io::Result<Option<File>> {
+    fn hold(
+        &self,
+        number: u64,
+        is_right: impl FnOnce(&Metadata) -> bool,
+    ) -> std::io::Result<Option<File>> {
         let file = match open(OpenOptions::new().read(true), &self.path_of(number)) {
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) => {
                 return Ok(None);
@@ -124,12 +140,35 @@ impl Folder {
         // It fails while it is being given up.
         let is_held = file.try_lock_shared().is_ok();
         let metadata = file.metadata()?;
-        if !is_held || metadata.nlink() == 0 || metadata.len() != size_bytes {
+        if !is_held || metadata.nlink() == 0 || !is_right(&metadata) {
             return Ok(None);
         }
         file.set_permissions(Permissions::from_mode(READ_AGAIN))?;
         Ok(Some(file))
     }
+}
+
+/// An extent that names an object's own segment.
+fn own_extent(name: &[u8; 16], segment: u64, sums: [u32; 8]) -> Extent {
+    Extent { name: *name, unit: OWN_UNIT, first: 0, length: 1, segment, page: 0, sums }
+}
+
+/// Tells whether a file is the one that was right, and was not written to since: by its inode, its
+/// last change, and the run of the kernel, without whose end nothing that was written is lost.
+/// `None` if the kernel does not tell its run.
+fn seal(file: &Metadata) -> Option<[u32; 8]> {
+    static RUN: LazyLock<Option<String>> =
+        LazyLock::new(|| std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok());
+    let mut hash = Sha256::new().chain_update((*RUN).as_ref()?);
+    for number in [file.dev(), file.ino(), file.len()] {
+        hash = hash.chain_update(number.to_le_bytes());
+    }
+    for number in [file.mtime(), file.mtime_nsec()] {
+        hash = hash.chain_update(number.to_le_bytes());
+    }
+    let hash: [u8; 32] = hash.finalize().into();
+    let (numbers, _) = hash.as_chunks();
+    Some(std::array::from_fn(|at| u32::from_le_bytes(numbers[at])))
 }
 
 impl OwnSegment {
@@ -202,15 +241,15 @@ impl Proofs {
         }
     }
 
-    /// The whole blocks in `range` of an extent are right.
-    pub(super) fn add(&self, extent: &Extent, range: &Range<u64>) {
+    /// The whole blocks in `range` of an extent are right. True if that makes the segment whole.
+    fn add(&self, extent: &Extent, range: &Range<u64>) -> bool {
         if !extent.is_in_place() {
-            return;
+            return false;
         }
         let mut of = self.of.lock();
-        let Some(proof) = of.get_mut(&extent.name) else { return };
+        let Some(proof) = of.get_mut(&extent.name) else { return false };
         if proof.segment != extent.segment {
-            return;
+            return false;
         }
         if let Some(bits) = proof.blocks.get_mut(extent.unit as usize) {
             let new = bits_of(extent.unit, &extent.whole_blocks(range)) & !*bits;
@@ -218,7 +257,16 @@ impl Proofs {
             proof.left -= u64::from(new.count_ones());
             if proof.left == 0 {
                 proof.blocks = Vec::new();
+                return true;
             }
+        }
+        false
+    }
+
+    /// All of a segment is right.
+    fn trust(&self, version: &VersionName) {
+        if let Some(proof) = self.of.lock().get_mut(&version.name) {
+            (proof.blocks, proof.left) = (Vec::new(), 0);
         }
     }
 
@@ -286,13 +334,20 @@ impl DiskState {
     /// The file of a whole object that was proved.
     pub(super) fn whole_file(&self, version: &VersionName) -> Option<File> {
         let (folder, asked) = (self.folder()?, Instant::now());
-        let file = folder.own(version).and_then(|number| {
-            let Some(number) = number else { return Ok(None) };
+        let file = folder.own(version).and_then(|named| {
+            let Some(Extent { segment: number, sums, .. }) = named else { return Ok(None) };
             folder.proofs.begin(version, number);
-            if !folder.proofs.is_whole(version, number) {
+            let is_whole = folder.proofs.is_whole(version, number);
+            if !is_whole && sums == NO_SEAL {
                 return Ok(None);
             }
-            folder.hold(number, version.size_bytes)
+            let file = folder.hold(number, |there| {
+                there.len() == version.size_bytes && (is_whole || seal(there) == Some(sums))
+            })?;
+            if file.is_some() {
+                folder.proofs.trust(version);
+            }
+            Ok(file)
         });
         file.inspect_err(|error| self.failed_to_read(asked, error)).ok().flatten()
     }

@@ -414,7 +414,7 @@ impl Writing {
         for (extent, at) in extents {
             own.write(folder, extent, &bytes[at.clone()], gave_up)?;
             folder.index.insert(extent, |number| folder.is_live(number))?;
-            folder.proofs.add(extent, &extent.object_range());
+            folder.prove(extent, &extent.object_range());
         }
         Ok(())
     }

@@ -79,7 +79,9 @@ fn a_second_mount_reads_all_from_the_disk_and_sends_no_get() {
     let status = status(&warm);
     let total = |name: &str| status["totals"][name].as_u64().unwrap();
     let all: usize = want.iter().map(Vec::len).sum();
-    assert!(total("disk_hit_bytes") >= all as u64);
+    // Large files may be read by the kernel alone (R9).
+    let small: usize = want.iter().map(Vec::len).filter(|&length| length < 16 << 20).sum();
+    assert!(total("disk_hit_bytes") >= small as u64);
     assert_eq!((total("disk_missed_bytes"), total("disk_wrong")), (0, 0));
     assert!(total("disk_used_bytes") >= all as u64);
     // Nobody else reads it.

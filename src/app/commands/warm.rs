@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+use memmap2::MmapMut;
 use parking_lot::Mutex;
 use ratatui::crossterm::terminal;
 use serde::Serialize;
@@ -242,7 +243,11 @@ fn walk(path: &Path, found: &SyncSender<PathBuf>, tally: &Tally) {
 }
 
 fn read_all(files: &Mutex<Receiver<PathBuf>>, tally: &Tally) {
-    let mut buffer = vec![0; READ_BYTES];
+    // Aligned, as direct I/O of a file that is passed through wants it.
+    let mut buffer = match MmapMut::map_anon(READ_BYTES) {
+        Ok(buffer) => buffer,
+        Err(error) => return tally.failed(Path::new("no memory"), &error),
+    };
     loop {
         let next = files.lock().recv();
         let Ok(path) = next else { return };
