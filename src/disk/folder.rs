@@ -31,7 +31,6 @@ use super::whole::Proofs;
 pub(super) const NAME: &str = "fasts3-cache-1";
 const SEGMENTS: &str = "segments";
 const INDEX: &str = "index";
-const LARGER_INDEX: &str = "index.new";
 const CLAIMS: &str = "claims";
 const LOCK: &str = "lock";
 /// The places of the numbers in it.
@@ -292,20 +291,9 @@ impl Folder {
         tidied
     }
 
-    /// Makes the index larger if this cache is to become larger than the one that it was made for.
-    /// All processes then find that it was changed.
+    /// Makes the index larger if that is needed.
     pub(super) fn grow_index(&self) -> std::io::Result<()> {
-        let Some(pages) = self.index.pages_for(self.limits.size_bytes) else { return Ok(()) };
-        self.alone(|| {
-            let [path, larger] = [INDEX, LARGER_INDEX].map(|name| self.path.join(name));
-            if !(self.index.is_whole() && self.index.is_at(&path)) {
-                return Ok(());
-            }
-            // A process that was killed meanwhile has left it.
-            discard(&larger)?;
-            self.index.copy_to(&Index::make(&larger, pages)?)?;
-            std::fs::rename(larger, path)
-        })
+        if self.index.is_crowded() { self.alone(|| self.index.grow()) } else { Ok(()) }
     }
 
     pub(super) fn make_room(

@@ -4,22 +4,33 @@
 //! That is right because each extent proves itself: a torn one has no right checksum, one that was
 //! overwritten by another process is only not found, and one whose segment is gone, or holds
 //! something else after a crash, does not pass the checksums of its blocks.
+//!
+//! It begins small and is doubled as it fills: so a page holds many extents, and few pages are to
+//! be read. The extents of a page then belong to it or to its twin in the new half, and those that
+//! have moved are left in the old one as garbage.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Error, ErrorKind};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use super::files;
 use super::format::{EXTENT_BYTES, Extent, PAGE, PAGE_BYTES, PASSED_OVER, VersionName, place};
 
 /// The first page: this, and the number of pages that follow.
 const MAGIC: &[u8; 24] = b"fasts3-mount disk cache\n";
+const PAGES_AT: u64 = MAGIC.len() as u64;
 const EXTENTS_PER_PAGE: u64 = PAGE_BYTES / EXTENT_BYTES as u64;
-/// One extent for each 32 KiB of cache. Small files have one each, of 110 KiB on average in
-/// `ImageNet`. Pages that were never written take no space.
+/// At most one extent for each 32 KiB of cache. Small files have one each, of 110 KiB on average in
+/// `ImageNet`.
 const BYTES_PER_EXTENT: u64 = 32 << 10;
+/// Of a new index, at most.
+const FIRST_PAGES: u64 = 64;
+/// A page with fewer free places makes the index grow: half of all are taken then, as names are
+/// scattered by chance.
+const FEWEST_FREE: usize = 12;
 /// Consecutive units of an object share a page, so that a stream reads one for 8 MiB.
 const UNITS_TOGETHER: u32 = 8;
 
@@ -32,7 +43,11 @@ fn options() -> OpenOptions {
 #[derive(Debug)]
 pub(super) struct Index {
     file: File,
-    pages: u64,
+    /// As they were last seen.
+    pages: AtomicU64,
+    /// Of the largest cache that this process has opened it for.
+    most_pages: u64,
+    crowded: AtomicBool,
 }
 
 impl Index {
@@ -43,42 +58,78 @@ impl Index {
         file.read_exact_at(&mut head, 0).map_err(|_| not_an_index())?;
         let (magic, pages) = head.split_at(24);
         let pages = pages.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-        let length = pages.checked_add(1).and_then(|pages| pages.checked_mul(PAGE_BYTES));
-        if magic != MAGIC || pages == 0 || length != Some(file.metadata()?.len()) {
+        if magic != MAGIC || !has_pages(&file, pages) {
             return Err(not_an_index());
         }
-        Ok(Self { file, pages })
+        let (most_pages, crowded) = Default::default();
+        Ok(Self { file, pages: pages.into(), most_pages, crowded })
     }
 
-    /// The same, or makes one for a cache of `size_bytes`.
+    /// The same, or makes one, for a cache of `size_bytes`.
     pub(super) fn open(path: &Path, size_bytes: u64) -> std::io::Result<Self> {
-        match Self::existing(path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                Self::make(path, pages_of(size_bytes))
-            }
+        let most_pages = (size_bytes / BYTES_PER_EXTENT).div_ceil(EXTENTS_PER_PAGE).max(16);
+        let opened = match Self::existing(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Self::make(path, most_pages),
             existing => existing,
+        };
+        Ok(Self { most_pages, ..opened? })
+    }
+
+    fn make(path: &Path, most_pages: u64) -> std::io::Result<Self> {
+        let file = files::open(options().create_new(true), path)?;
+        let mut pages = most_pages;
+        while pages > FIRST_PAGES {
+            pages /= 2;
+        }
+        file.set_len((pages + 1) * PAGE_BYTES)?;
+        file.write_all_at(MAGIC, 0)?;
+        file.write_all_at(&pages.to_le_bytes(), PAGES_AT)?;
+        Ok(Self { file, pages: pages.into(), most_pages, crowded: AtomicBool::new(false) })
+    }
+
+    /// Another process may have doubled them.
+    fn pages(&self) -> u64 {
+        let (mut told, known) = ([0; 8], self.pages.load(Relaxed));
+        let told = self.file.read_exact_at(&mut told, PAGES_AT).map(|()| u64::from_le_bytes(told));
+        // What somebody has damaged is made anew soon.
+        match told {
+            Ok(told) if told != known && has_pages(&self.file, told) => {
+                self.pages.store(told, Relaxed);
+                self.crowded.store(false, Relaxed);
+                told
+            }
+            _ => known,
         }
     }
 
-    pub(super) fn make(path: &Path, pages: u64) -> std::io::Result<Self> {
-        let file = files::open(options().create_new(true), path)?;
-        let mut head = [0; 32];
-        head[..24].copy_from_slice(MAGIC);
-        head[24..].copy_from_slice(&pages.to_le_bytes());
-        file.set_len((pages + 1) * PAGE_BYTES)?;
-        file.write_all_at(&head, 0)?;
-        Ok(Self { file, pages })
+    /// It should be doubled.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.crowded.load(Relaxed)
     }
 
-    /// The pages that it should have for a cache of `size_bytes`, if those are many more.
-    pub(super) fn pages_for(&self, size_bytes: u64) -> Option<u64> {
-        let pages = pages_of(size_bytes);
-        // What is free, and so the size, is a little different at each start.
-        (pages / 3 > self.pages / 2).then_some(pages)
-    }
-
-    pub(super) fn copy_to(&self, other: &Self) -> std::io::Result<()> {
-        self.each(|extent| other.insert(extent, |_| true).map(|()| true))
+    /// Doubles it, if it is crowded. No other process may do so meanwhile; what one inserts may be
+    /// lost.
+    pub(super) fn grow(&self) -> std::io::Result<()> {
+        let pages = self.pages();
+        if !self.crowded.swap(false, Relaxed) {
+            return Ok(());
+        }
+        // Of a process that was killed here, something may be left.
+        self.file.set_len((pages + 1) * PAGE_BYTES)?;
+        self.file.set_len((2 * pages + 1) * PAGE_BYTES)?;
+        let mut number = 0;
+        while let Some(next) = self.next_written(number, pages)? {
+            let mut twin = self.read(next)?;
+            for slot in twin.chunks_exact_mut(EXTENT_BYTES) {
+                let moves = |extent: Extent| place_of(&extent.name, extent.unit) % (2 * pages);
+                if Extent::decode(slot).map(moves) != Some(next + pages) {
+                    slot.fill(0);
+                }
+            }
+            self.file.write_all_at(&twin, offset(next + pages, 0))?;
+            number = next + 1;
+        }
+        self.file.write_all_at(&(2 * pages).to_le_bytes(), PAGES_AT)
     }
 
     /// False after somebody has removed the file, or has put another one there.
@@ -88,8 +139,7 @@ impl Index {
 
     /// False after somebody has cut the file.
     pub(super) fn is_whole(&self) -> bool {
-        let length = self.file.metadata().map(|metadata| metadata.len());
-        length.is_ok_and(|length| length == (self.pages + 1) * PAGE_BYTES)
+        has_pages(&self.file, self.pages())
     }
 
     /// All extents of these units of a version.
@@ -99,10 +149,10 @@ impl Index {
         units: Range<u32>,
     ) -> std::io::Result<Vec<Extent>> {
         let mut found = Vec::new();
-        let mut unit = units.start;
+        let (mut unit, pages) = (units.start, self.pages());
         while unit < units.end {
             let together = unit / UNITS_TOGETHER;
-            let page = self.read(self.page_of(&version.name, unit))?;
+            let page = self.read(place_of(&version.name, unit) % pages)?;
             let is_ours = |extent: &Extent| {
                 extent.name == version.name
                     && units.contains(&extent.unit)
@@ -116,7 +166,7 @@ impl Index {
 
     /// The number at which some of these bytes were last stored or passed over.
     pub(super) fn last_number(&self, of: &Extent) -> std::io::Result<Option<u64>> {
-        let (page, range) = (self.read(self.page_of(&of.name, of.unit))?, of.object_range());
+        let (page, range) = (self.read(self.page_of(of))?, of.object_range());
         let overlaps = |extent: &Extent| {
             let other = extent.object_range();
             extent.name == of.name && other.start < range.end && range.start < other.end
@@ -132,9 +182,18 @@ impl Index {
         extent: &Extent,
         is_live: impl Fn(u64) -> bool,
     ) -> std::io::Result<()> {
-        let number = self.page_of(&extent.name, extent.unit);
+        let pages = self.pages();
+        let page_of = |extent: &Extent| place_of(&extent.name, extent.unit) % pages;
+        let number = page_of(extent);
         let page = self.read(number)?;
-        let slots: Vec<_> = page.chunks_exact(EXTENT_BYTES).map(Extent::decode).collect();
+        let slots = page.chunks_exact(EXTENT_BYTES).map(Extent::decode);
+        let slots: Vec<_> =
+            slots.map(|slot| slot.filter(|extent| page_of(extent) == number)).collect();
+        let is_free =
+            |slot: &&Option<Extent>| slot.as_ref().is_none_or(|extent| !is_live(extent.segment));
+        if 2 * pages <= self.most_pages && slots.iter().filter(is_free).count() < FEWEST_FREE {
+            self.crowded.store(true, Relaxed);
+        }
         // Without this the blocks of consecutive units, read one by one, would be more than a page
         // has places for.
         let (mut whole, mut parts) = (*extent, Vec::new());
@@ -170,7 +229,7 @@ impl Index {
 
     /// Forgets an extent, if it is still there.
     pub(super) fn remove(&self, extent: &Extent) -> std::io::Result<()> {
-        let number = self.page_of(&extent.name, extent.unit);
+        let number = self.page_of(extent);
         let page = self.read(number)?;
         for (at, _) in extents(&page).filter(|(_, found)| found == extent) {
             self.file.write_all_at(&[0; EXTENT_BYTES], offset(number, at))?;
@@ -183,10 +242,11 @@ impl Index {
         &self,
         mut see: impl FnMut(&Extent) -> std::io::Result<bool>,
     ) -> std::io::Result<()> {
-        let mut number = 0;
-        while let Some(next) = self.next_written(number)? {
+        let (mut number, pages) = (0, self.pages());
+        while let Some(next) = self.next_written(number, pages)? {
             for (at, extent) in extents(&self.read(next)?) {
-                if !see(&extent)? {
+                let is_garbage = place_of(&extent.name, extent.unit) % pages != next;
+                if !is_garbage && !see(&extent)? {
                     self.file.write_all_at(&[0; EXTENT_BYTES], offset(next, at))?;
                 }
             }
@@ -195,27 +255,25 @@ impl Index {
         Ok(())
     }
 
-    /// The first page from `number` on that is no hole of the file.
-    fn next_written(&self, number: u64) -> std::io::Result<Option<u64>> {
+    /// The first page from `number` on, of so many, that is no hole of the file.
+    fn next_written(&self, number: u64, pages: u64) -> std::io::Result<Option<u64>> {
         use nix::unistd::{Whence, lseek};
-        if number >= self.pages {
+        if number >= pages {
             return Ok(None);
         }
         let from = i64::try_from((number + 1) * PAGE_BYTES).unwrap_or(i64::MAX);
         match lseek(&self.file, from, Whence::SeekData) {
             Ok(at) => {
                 let page = u64::try_from(at).unwrap_or_default() / PAGE_BYTES;
-                Ok(page.checked_sub(1).filter(|&page| page < self.pages))
+                Ok(page.checked_sub(1).filter(|&page| page < pages))
             }
             Err(nix::errno::Errno::ENXIO) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
-    fn page_of(&self, name: &[u8; 16], unit: u32) -> u64 {
-        // The golden ratio scatters consecutive numbers.
-        let group = u64::from(unit / UNITS_TOGETHER).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        place(name).wrapping_add(group) % self.pages
+    fn page_of(&self, extent: &Extent) -> u64 {
+        place_of(&extent.name, extent.unit) % self.pages()
     }
 
     fn read(&self, number: u64) -> std::io::Result<[u8; PAGE]> {
@@ -228,8 +286,18 @@ impl Index {
     }
 }
 
-fn pages_of(size_bytes: u64) -> u64 {
-    (size_bytes / BYTES_PER_EXTENT).div_ceil(EXTENTS_PER_PAGE).max(16)
+/// The rest of this, divided by the number of pages, is the page.
+fn place_of(name: &[u8; 16], unit: u32) -> u64 {
+    // The golden ratio scatters consecutive numbers.
+    let group = u64::from(unit / UNITS_TOGETHER).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    place(name).wrapping_add(group)
+}
+
+/// The file is that long; longer after a process was killed that doubled it.
+fn has_pages(file: &File, pages: u64) -> bool {
+    let least = pages.checked_add(1).and_then(|pages| pages.checked_mul(PAGE_BYTES));
+    let length = file.metadata().map(|metadata| metadata.len());
+    pages > 0 && least.zip(length.ok()).is_some_and(|(least, length)| length >= least)
 }
 
 fn not_an_index() -> Error {
@@ -264,7 +332,7 @@ mod tests {
         let path = folder.path().join("index");
         let index = Index::open(&path, 64 << 20).unwrap();
         let other = Index::open(&path, 1 << 40).unwrap();
-        assert_eq!(index.pages, other.pages, "as large as it was made");
+        assert_eq!(index.pages(), other.pages(), "as large as it was made");
         let kept = [of(1, extent(7, 0, 8)), of(1, extent(8, 0, 4)), of(1, extent(8, 6, 2))];
         for extent in &kept {
             index.insert(extent, |_| true).unwrap();
@@ -358,24 +426,46 @@ mod tests {
     }
 
     #[test]
-    fn a_larger_index_holds_what_the_smaller_one_did() {
+    fn an_index_that_fills_is_doubled_and_holds_all_for_everybody() {
         let folder = tempfile::tempdir().unwrap();
-        let [path, larger] = ["index", "larger"].map(|name| folder.path().join(name));
-        let index = Index::open(&path, 64 << 20).unwrap();
-        let extents: Vec<_> = (1..200).map(|name| of(name, extent(0, 0, 8))).collect();
-        for extent in &extents {
-            index.insert(extent, |_| true).unwrap();
+        let path = folder.path().join("index");
+        let [index, other] = [(); 2].map(|()| Index::open(&path, 256 << 20).unwrap());
+        assert!(index.pages() <= FIRST_PAGES && index.most_pages > 2 * FIRST_PAGES);
+        let numbered = |number: u64| {
+            let mut extent = extent(0, 0, 8);
+            extent.name[..8].copy_from_slice(&(number.wrapping_mul(0x9e37_79b9)).to_le_bytes());
+            extent
+        };
+        for number in 0..2_000 {
+            index.insert(&numbered(number), |_| true).unwrap();
+            if index.is_crowded() {
+                // One was killed before it came to the end.
+                let file = OpenOptions::new().write(true).open(&path).unwrap();
+                file.write_all_at(&[7; PAGE], offset(2 * index.pages(), 0)).unwrap();
+                index.grow().unwrap();
+            }
         }
-        assert_eq!(index.pages_for(64 << 20), None);
-        assert_eq!(index.pages_for(80 << 20), None, "not for a little");
-        let pages = index.pages_for(1 << 30).unwrap();
-        let larger = Index::make(&larger, pages).unwrap();
-        index.copy_to(&larger).unwrap();
-        for extent in &extents {
-            let name = VersionName { name: extent.name, size_bytes: 1 << 30 };
-            assert_eq!(larger.find(&name, 0..1).unwrap(), [*extent]);
+        let pages = other.pages();
+        assert!(pages >= 80, "{pages} of {}", index.most_pages);
+        for number in 0..2_000 {
+            let wanted = numbered(number);
+            let name = VersionName { name: wanted.name, size_bytes: 1 << 30 };
+            assert_eq!(other.find(&name, 0..1).unwrap(), [wanted]);
         }
-        assert_eq!(larger.pages_for(1 << 30), None);
+        let mut all = 0;
+        let count = |_: &Extent| {
+            all += 1;
+            Ok(true)
+        };
+        other.each(count).unwrap();
+        assert_eq!(all, 2_000, "none is counted twice");
+        // No larger than the cache may need.
+        for number in 2_000..6_000 {
+            index.insert(&numbered(number), |_| true).unwrap();
+            index.grow().unwrap();
+        }
+        assert_eq!((index.pages(), index.most_pages), (160, 161));
+        assert!(Index::open(&path, 256 << 20).unwrap().is_whole());
     }
 
     #[test]

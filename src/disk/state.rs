@@ -117,11 +117,7 @@ impl DiskState {
             return;
         }
         let gave_up = |bytes| self.stats.disk_evicted_bytes.add(bytes);
-        let tidied = folder.tidy(self.passed(), gave_up).and_then(|()| folder.grow_index());
-        // Also if the index has grown just now.
-        if !self.reopened(&folder)
-            && let Err(error) = tidied
-        {
+        if let Err(error) = folder.tidy(self.passed(), gave_up) {
             self.ill(&self.writing, Failing::of(&error), Instant::now(), &error);
         }
     }

@@ -295,7 +295,8 @@ impl Writing {
             let outcome = match large {
                 Some(version) => self.put_in_place(&folder, version, bytes, parts),
                 None => self.append(&folder, bytes, parts),
-            };
+            }
+            .and_then(|()| folder.grow_index());
             if outcome.is_err() {
                 // What was written of it is used nevertheless.
                 self.open = None;
