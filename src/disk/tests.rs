@@ -368,6 +368,21 @@ async fn what_comes_while_the_disk_stands_still_is_kept() {
     lock.unlock().unwrap();
 }
 
+/// A segment that a process writes is not given up: its own must not be in its own way.
+#[tokio::test]
+async fn large_objects_that_come_fast_take_the_place_of_each_other() {
+    let (memory, folder) = scene();
+    let objects: Vec<_> = (0..6).map(|n| put(&memory, &format!("{n}"), 16 * MIB)).collect();
+    let process = Process::start(&memory, folder.path()).await;
+    for object in &objects {
+        process.read(object, 0..object.size_bytes).await;
+    }
+    process.settle().await;
+    assert_eq!(process.stats.disk_pauses.get(), 0);
+    assert_eq!(process.stats.disk_dropped_bytes.get(), 0);
+    assert!(process.stats.disk_evicted_bytes.get() >= 32 * MIB);
+}
+
 /// As long as nobody has written to it, and the machine was not started anew.
 #[tokio::test]
 async fn a_file_that_one_process_has_seen_whole_is_whole_for_the_next() {

@@ -2,6 +2,7 @@
 //! then it stays in the memory that it was fetched into, so nobody waits for the disk. When more
 //! waits than may, because the disk lags, bytes are not kept.
 
+use std::io::ErrorKind;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
@@ -106,8 +107,8 @@ impl Writer {
             let _ = opened.send(house.writing.state.open_folder());
             house.run();
         })?;
-        let (waiting, told_dropped) = Default::default();
-        Ok(Self { state, waiting, most_waiting, told_dropped, patient_until, queue })
+        let (all, told_dropped) = Default::default();
+        Ok(Self { state, waiting: all, most_waiting, told_dropped, patient_until, queue })
     }
 
     /// Keeps the whole blocks of `bytes`, which begin at `start` of the object, unless too many
@@ -292,15 +293,16 @@ impl Writing {
             return;
         };
         let outcome = self.pass_over(&folder, large.is_some(), parts).and_then(|as_read| {
-            let outcome = match large {
-                Some(version) => self.put_in_place(&folder, version, bytes, parts),
-                None => self.append(&folder, bytes, parts),
-            }
-            .and_then(|()| folder.grow_index());
-            if outcome.is_err() {
-                // What was written of it is used nevertheless.
+            let mut outcome = self.put(&folder, large, bytes, parts);
+            if let Err(error) = &outcome {
+                // What was written of it is used nevertheless. What this process has open nobody
+                // gives up: without that, there may be room.
+                let again = error.kind() == ErrorKind::StorageFull && !self.own.is_empty();
                 self.open = None;
                 self.own.clear();
+                if again {
+                    outcome = self.put(&folder, large, bytes, parts);
+                }
             }
             if let Some(OpenSegment { segment: Segment { number, file }, .. }) = &self.open
                 && large.is_none()
@@ -312,6 +314,20 @@ impl Writing {
         let written = self.state.wrote(&folder, outcome);
         if written { &stats.disk_written_bytes } else { &stats.disk_dropped_bytes }
             .add(bytes_of(parts));
+    }
+
+    fn put(
+        &mut self,
+        folder: &Arc<Folder>,
+        large: Option<&VersionName>,
+        bytes: &[u8],
+        parts: &mut [Part],
+    ) -> std::io::Result<()> {
+        match large {
+            Some(version) => self.put_in_place(folder, version, bytes, parts),
+            None => self.append(folder, bytes, parts),
+        }?;
+        folder.grow_index()
     }
 
     /// When the cache is full: takes out what is not worth a write, and has the index remember it.
