@@ -352,22 +352,6 @@ async fn a_disk_that_lags_drops_bytes_and_delays_nobody() {
     assert_eq!(process.stats.disk_dropped_bytes.get(), dropped, "each waits for the disk");
 }
 
-/// What ends together, as the parts of a window do, waits in memory.
-#[tokio::test]
-async fn what_comes_while_the_disk_stands_still_is_kept() {
-    let (memory, folder) = scene();
-    let objects: Vec<_> = (0..7).map(|n| put(&memory, &format!("{n}"), 4 * MIB)).collect();
-    let process = Process::start(&memory, folder.path()).await;
-    process.cached.disk.be_patient(Duration::ZERO);
-    let lock = std::fs::File::open(folder.path().join(folder::NAME).join("lock")).unwrap();
-    lock.lock().unwrap();
-    for object in &objects {
-        process.read(object, 0..object.size_bytes).await;
-    }
-    assert_eq!(process.stats.disk_dropped_bytes.get(), 0);
-    lock.unlock().unwrap();
-}
-
 /// A segment that a process writes is not given up: its own must not be in its own way.
 #[tokio::test]
 async fn large_objects_that_come_fast_take_the_place_of_each_other() {

@@ -458,3 +458,30 @@ impl Drop for OpenSegment {
         let _ = self.segment.file.set_len(self.used);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::{DiskConfig, Reserve};
+
+    /// The thread that writes stands still: nothing takes what waits.
+    #[tokio::test]
+    async fn as_much_waits_as_may_and_what_was_written_leaves_room() {
+        let (path, size_bytes) = ("/nowhere".into(), Some(1 << 30));
+        let (reserve, memory_bytes, waiting_bytes) = (Reserve::Bytes(0), 1 << 20, 10);
+        let config = DiskConfig { path, size_bytes, reserve, memory_bytes, waiting_bytes };
+        let state = Arc::new(DiskState::new(config, Arc::default()));
+        let ((waiting, told_dropped, patient_until), (queue, tasks)) =
+            (Default::default(), channel());
+        let most_waiting = waiting_bytes;
+        let writer = Writer { state, waiting, most_waiting, told_dropped, patient_until, queue };
+        let version = VersionName { name: [0; 16], size_bytes: 1 << 20 };
+        let keep = async |length| {
+            writer.keep(&version, 0, vec![0; length].into(), None).await;
+            writer.state.stats.disk_dropped_bytes.get()
+        };
+        assert_eq!([keep(6).await, keep(4).await, keep(1).await], [0, 0, 1]);
+        drop(tasks.recv().unwrap());
+        assert_eq!([keep(5).await, keep(1).await, keep(7).await], [1, 1, 8]);
+    }
+}
