@@ -1,15 +1,15 @@
 //! Hints by inode number or by path: from what a program names to the objects that are queued.
 
+use std::collections::BTreeSet;
 use std::ops::{AddAssign, Range};
 use std::pin::pin;
 use std::sync::Arc;
 
-use futures_util::{FutureExt as _, Stream, StreamExt as _};
+use futures_util::{FutureExt as _, Stream, StreamExt as _, stream};
 use serde::{Deserialize, Serialize};
 
 use super::BucketFs;
 use crate::cache::Source;
-use crate::errno::FsError;
 use crate::names::{Ino, Inode, Names};
 use crate::readahead::hints::{Hints, TellerId};
 use crate::store::{ObjectMeta, ObjectStore};
@@ -17,6 +17,9 @@ use crate::store::{ObjectMeta, ObjectStore};
 /// Touches that are looked up at once: a round trip for each level of a tree whose directories are
 /// listed together.
 const LOOKED_UP_AT_ONCE: usize = 64;
+
+/// Touches of which the directories are listed together, before the files are looked up.
+const TAKEN_AT_ONCE: usize = 4096;
 
 /// What a program touched, or will touch. Paths are below the root of the mount, without a slash at
 /// their ends.
@@ -65,7 +68,7 @@ impl BucketFs {
         format!("{files:>6} {bytes:>20}")
     }
 
-    /// Has the names of directories listed, and queues files, in the order of the list. Waits for
+    /// Has the names of directories listed, and queues files in the order of the list. Waits for
     /// names, and for no byte of a file.
     pub async fn prefetch_all(
         &self,
@@ -73,25 +76,30 @@ impl BucketFs {
         teller: TellerId,
     ) -> Hinted {
         let (names, told) = (&self.names, &Hinting::new(self, teller));
-        let look_up = |touch| async move {
-            match touch {
-                Touch::Names(path) => {
-                    let listed = names.listing(&names.prefix_of(&path)).await;
-                    listed.map(|_| (None, None))
-                }
-                Touch::Bytes(path, range) => Ok((Some(names.find_path(&path).await?), Some(range))),
-                Touch::Whole(path) => Ok((Some(names.find_path(&path).await?), None)),
-            }
-        };
-        let mut found = pin!(touches.map(look_up).buffered(LOOKED_UP_AT_ONCE));
+        let mut taken = pin!(touches.chunks(TAKEN_AT_ONCE));
         let mut all = Hinted::default();
-        while let Some(found) = found.next().await {
-            let one = match found {
-                Ok((None, _)) => Hinted { directories: 1, ..Hinted::default() },
-                Ok((Some(found), range)) => told.hint(found, range).await,
-                Err::<_, FsError>(_) => Hinted { missing: 1, ..Hinted::default() },
+        while let Some(touches) = taken.next().await {
+            let (mut directories, mut files) = (BTreeSet::new(), Vec::new());
+            for touch in touches {
+                match touch {
+                    Touch::Names(path) => _ = directories.insert(names.prefix_of(&path)),
+                    Touch::Bytes(path, range) => files.push((path, Some(range))),
+                    Touch::Whole(path) => files.push((path, None)),
+                }
+            }
+            let wanted = directories.len() as u64;
+            let directories = names.list_all(directories).await;
+            all += Hinted { directories, missing: wanted - directories, ..Hinted::default() };
+            let look_up = |(path, range): (String, _)| async move {
+                names.find_path(&path).await.map(|found| (found, range))
             };
-            all += one;
+            let mut found = pin!(stream::iter(files).map(look_up).buffered(LOOKED_UP_AT_ONCE));
+            while let Some(found) = found.next().await {
+                all += match found {
+                    Ok((found, range)) => told.hint(found, range).await,
+                    Err(_) => Hinted { missing: 1, ..Hinted::default() },
+                };
+            }
         }
         self.stats.hints_missing.add(all.missing);
         all

@@ -212,6 +212,43 @@ fn a_recorded_start_is_there_before_the_next_one() {
     assert_eq!(code, Some(64), "{error}");
 }
 
+/// H4: a start that looks for a file in each of many directories, as botocore does.
+#[test]
+fn a_profile_of_many_directories_costs_few_requests() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    for number in 0..200 {
+        for file in ["2014-01-01/service.json", "2020-02-02/paginators.json"] {
+            scene.bucket().put_synthetic(&format!("data/{number:03}/{file}"), 100);
+        }
+    }
+    let mount = scene.mount(&["--metadata-ttl=1h"]);
+    let root = mount.path("");
+    let root = root.to_str().unwrap().trim_end_matches('/');
+    let profile = mount.scene.folder.path().join("profile");
+    let profile = profile.to_str().unwrap();
+    let program = format!(
+        "ls {root} >/dev/null; cd {root}/data; for d in *; do test -e $d/2014-01-01/service.json || exit 1; done"
+    );
+    let program = ["sh", "-c", &program];
+    let (code, _, error) =
+        said(&mount, &[&["record", root, "-o", profile, "--"], &program[..]].concat(), b"");
+    assert_eq!(code, Some(0), "{error}");
+    let text = std::fs::read_to_string(profile).unwrap();
+    assert!(text.lines().filter(|line| line.starts_with("names data/")).count() >= 400, "{text}");
+
+    said(&mount, &["drop", root], b"");
+    mount.forget_counts();
+    let (code, out, error) = said(&mount, &["warm", "--profile", profile, root], b"");
+    assert!(code == Some(0) && out.contains("402 directories"), "{out}{error}");
+    let counts = mount.counts();
+    assert!(counts.list <= 8, "{counts:?}");
+    assert!(Command::new(program[0]).args(&program[1..]).status().unwrap().success());
+    assert_eq!(mount.counts(), counts);
+}
+
 /// H4: without a program, until Ctrl-C; one recording at a time.
 #[test]
 fn a_recording_ends_with_ctrl_c() {

@@ -296,3 +296,44 @@ async fn directories_that_are_known_not_to_exist_cost_no_request() {
     assert_eq!((told.directories, told.missing), (1, 1000));
     assert_eq!(rig.store.counts().lists - before, 1);
 }
+
+/// H4: a start that looks into hundreds of directories beside each other.
+#[tokio::test(start_paused = true)]
+async fn many_directories_of_one_parent_are_listed_together_with_those_below_them() {
+    let rig = Rig::new(256 << 20);
+    for number in 0..300 {
+        for file in ["v1/a.json", "v1/b.json", "v2/a.json"] {
+            rig.store.put(&format!("data/{number:03}/{file}"), "{}");
+        }
+    }
+    // In the middle of a run, and too large for it.
+    for number in 0..9000 {
+        rig.store.put(&format!("data/200-large/{number:04}"), "");
+    }
+    let names = Touch::Names;
+    let wanted = || {
+        let below = (0..300).map(|number| names(format!("data/{number:03}/v1")));
+        // No order is needed.
+        let some = below.chain((0..300).rev().map(|number| names(format!("data/{number:03}"))));
+        let none = (0..50).map(|number| names(format!("data/none{number}")));
+        some.chain(none).chain([names("data".to_owned())])
+    };
+    let told = rig.tell(wanted(), 1).await;
+    assert_eq!((told.directories, told.missing), (601, 50));
+    let counts = rig.store.counts();
+    // It and three runs; one of them comes to the large directory, and goes on behind it.
+    assert!((4..=8).contains(&counts.lists) && counts.heads == 0, "{counts:?}");
+    for number in 0..300 {
+        rig.ino(&format!("data/{number:03}/v1/b.json")).await;
+    }
+    // The root's names were not asked for.
+    let asked = rig.store.counts().lists - counts.lists;
+    assert!(asked <= 5, "{asked}");
+    let before = rig.store.counts().lists;
+    let told = rig.tell(wanted(), 1).await;
+    assert_eq!((told.directories, rig.store.counts().lists), (601, before), "all of it is known");
+    // As many in directories of their own need a request each.
+    let apart = (0..20).map(|number| names(format!("apart{number}/x")));
+    assert_eq!(rig.tell(apart, 1).await.missing, 20);
+    assert_eq!(rig.store.counts().lists - before, 20);
+}
