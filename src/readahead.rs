@@ -13,9 +13,11 @@ use self::checkpoints::Content;
 use self::hints::Hints;
 use self::siblings::{Listed, SiblingLimits, Siblings, SmallRead};
 use self::streams::{Judged, StreamLimits, Streams, WholeAhead};
+use crate::base::layout::Layout;
 use crate::cache::{ChunkCache, Purpose, ReadConfig, Source};
 use crate::names::{Ino, Inode, Names, SiblingPosition};
 use crate::stats::Stats;
+use crate::store::ObjectVersion;
 
 mod bits;
 mod checkpoints;
@@ -32,8 +34,7 @@ pub(crate) struct Readahead {
     streams: Streams,
     siblings: Siblings,
     pub(crate) hints: Arc<Hints>,
-    /// Small files are fetched in GETs of this size: one for each.
-    largest_part_bytes: u64,
+    layout: Layout,
     stats: Arc<Stats>,
 }
 
@@ -65,7 +66,7 @@ impl Readahead {
             hints,
             streams: Streams::new(streams),
             siblings: Siblings::new(siblings, stats.clone()),
-            largest_part_bytes: layout.largest_part_bytes,
+            layout,
             stats,
         }
     }
@@ -109,12 +110,19 @@ impl Readahead {
     /// Fetches the bytes that the read waits for, and those that its stream will read next. True if
     /// the object is a checkpoint that is read whole.
     fn fetch_stream(&self, source: &Source, want: Range<u64>) -> bool {
-        let size_bytes = source.meta.version.size_bytes;
-        let plan = self.streams.plan(source.id, size_bytes, want, self.cache.network_pace());
+        let ObjectVersion { key, size_bytes, .. } = &source.meta.version;
+        // Behind a header that tells where its tensors lie, any of them may be read.
+        let may_be_header = want.start == 0 && checkpoints::has_header(key);
+        let plan = self.streams.plan(source.id, *size_bytes, want, self.cache.network_pace());
+        let withholds = may_be_header && matches!(plan.judged, Judged::NotYet { .. });
         let _ = self.cache.fetch(source, plan.now, plan.now_piece_bytes, Purpose::Demand);
         for ahead in plan.ahead {
             let until = ahead.end;
-            let reached = self.cache.fetch(source, ahead, plan.ahead_piece_bytes, Purpose::Ahead);
+            let reached = if withholds {
+                ahead.start
+            } else {
+                self.cache.fetch(source, ahead, plan.ahead_piece_bytes, Purpose::Ahead)
+            };
             if reached < until {
                 self.streams.fell_short(source.id, reached, until);
                 break;
@@ -134,7 +142,8 @@ impl Readahead {
     fn judge(&self, source: &Source, places: u64) -> Option<bool> {
         let meta = &source.meta.version;
         let beginning = |bytes| self.beginning(source, bytes);
-        let content = Content::of(&meta.key, meta.size_bytes, places, beginning)?;
+        let longest = self.layout.chunk_bytes;
+        let content = Content::of(&meta.key, meta.size_bytes, places, longest, beginning)?;
         if let Content::Tensors(tensors) = content {
             return Some(self.streams.has_tensors(source.id, tensors));
         }
@@ -148,7 +157,7 @@ impl Readahead {
         let found = self.cache.beginning(source.id, bytes);
         if found.is_none() {
             let range = 0..bytes as u64;
-            self.cache.fetch(source, range, self.largest_part_bytes, Purpose::Ahead);
+            self.cache.fetch(source, range, self.layout.largest_part_bytes, Purpose::Ahead);
         }
         found
     }
@@ -201,8 +210,9 @@ impl Readahead {
         }
         let size_bytes = meta.version.size_bytes;
         let source = Source { id, meta };
-        let range = 0..size_bytes;
-        if self.cache.fetch(&source, range, self.largest_part_bytes, Purpose::Ahead) == 0 {
+        // In one GET.
+        let (range, part_bytes) = (0..size_bytes, self.layout.largest_part_bytes);
+        if self.cache.fetch(&source, range, part_bytes, Purpose::Ahead) == 0 {
             return false;
         }
         self.stats.siblings_ahead.add(1);

@@ -38,12 +38,13 @@ pub(super) enum Content {
 
 impl Content {
     /// Of an object of `size` bytes that programs began to read in so many places. `beginning`
-    /// gives so many of its first bytes, or fewer, if they are here. `None` as long as it cannot
-    /// be told.
+    /// gives so many of its first bytes, at most `longest`, if they are here. `None` as long as it
+    /// cannot be told.
     pub(super) fn of(
         key: &str,
         size: u64,
         places: u64,
+        longest: u64,
         beginning: impl Fn(usize) -> Option<Vec<u8>>,
     ) -> Option<Self> {
         let Some(kind) = Kind::of_name(key) else { return Some(Self::Other) };
@@ -55,16 +56,18 @@ impl Content {
         if !kind.begins_so(&head, size) {
             return Some(Self::Other);
         }
-        let length = Tensors::header_bytes(&head).filter(|_| kind == Kind::Safetensors);
-        if let Some(length) = length {
-            let header = beginning(length)?;
-            if header.len() == length {
-                let tensors = Tensors::of_header(&header, size);
-                return Some(tensors.map_or(Self::Other, Self::Tensors));
-            }
+        let length = Tensors::header_bytes(&head).filter(|&length| length as u64 <= longest);
+        if let Some(length) = length.filter(|_| kind == Kind::Safetensors) {
+            let tensors = Tensors::of_header(&beginning(length)?, size);
+            return Some(tensors.map_or(Self::Other, Self::Tensors));
         }
         is_whole.then_some(Self::Whole)
     }
+}
+
+/// The object may begin with a header that tells where its tensors lie.
+pub(super) fn has_header(key: &str) -> bool {
+    Kind::of_name(key) == Some(Kind::Safetensors)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -283,6 +286,24 @@ mod tests {
         assert_eq!(Tensors::header_bytes(&long), None);
         assert_eq!(Tensors::header_bytes(&u64::MAX.to_le_bytes()), None);
         assert_eq!(Tensors::of_header(&long[..7], 30), None);
+    }
+
+    #[test]
+    fn a_header_is_read_once_and_only_if_it_can_be() {
+        let json = format!("{{{}}}", " ".repeat(200_000));
+        let header = [&(json.len() as u64).to_le_bytes(), json.as_bytes()].concat();
+        let (asked, length) = (std::cell::Cell::new(0), header.len() as u64);
+        let content = |places, longest| {
+            Content::of("m.safetensors", 1 << 30, places, longest, |bytes| {
+                asked.set(asked.get() + bytes);
+                Some(header[..bytes].to_vec())
+            })
+        };
+        assert!(matches!(content(0, length), Some(Content::Tensors(_))));
+        assert_eq!(asked.replace(0), HEAD_BYTES + header.len());
+        assert!(content(2, length - 1).is_none());
+        assert!(matches!(content(3, length - 1), Some(Content::Whole)));
+        assert_eq!(asked.get(), 2 * HEAD_BYTES);
     }
 
     #[test]

@@ -167,7 +167,10 @@ impl Streams {
         if is_regular && joined.is_none() {
             let mut ahead = runs.ask_in_strides(index, begins, length, size, most);
             if let Some(tensor) = tensor {
-                ahead.retain(|range| range.start < tensor.end && tensor.start < range.end);
+                for range in &mut ahead {
+                    *range = range.start.max(tensor.start)..range.end.min(tensor.end);
+                }
+                ahead.retain(|range| !range.is_empty());
             }
             return ReadPlan { ahead: runs.marks.unread_of(ahead), ..no_ahead };
         }

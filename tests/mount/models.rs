@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 
-use crate::common::{Mount, Scene, can_mount, eventually};
+use crate::common::{Mount, Scene, can_mount, eventually, is_root};
 
 const MIB: u64 = 1 << 20;
 const TENSOR: u64 = 2 * MIB;
@@ -90,6 +90,26 @@ fn a_checkpoint_is_fetched_whole_and_once_and_then_the_next_one() {
         let asked = asked(&mount, key);
         assert!((size..=size + size / 50).contains(&asked), "{asked} of {size} bytes of {key}");
     }
+}
+
+/// R10: to open a file is to map it and look at its header, for which the kernel asks for 1 MiB.
+#[test]
+fn a_header_alone_costs_what_the_kernel_asks_for() {
+    // Others cannot set the kernel's readahead.
+    if !can_mount() || !is_root() {
+        return;
+    }
+    let key = "one.safetensors";
+    let mount = scene_of(&[(key, safetensors())]).mount(&["--metadata-ttl=1h"]);
+    let file = File::open(mount.path(key)).unwrap();
+    // One request, as that of a fault is.
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random).unwrap();
+    let mut bytes = vec![0; usize::try_from(MIB).unwrap()];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    assert!(mount.bucket().bytes(key, 0..MIB) == bytes);
+    let log = mount.scene.server.log();
+    let gets = log.iter().filter(|request| request.key == key);
+    assert_eq!(gets.filter_map(|get| Some(get.bytes()?.end)).max(), Some(MIB));
 }
 
 /// R10: what is fetched beyond a tensor is the kernel's own readahead, twice 1 MiB.

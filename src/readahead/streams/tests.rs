@@ -443,6 +443,26 @@ async fn one_tensor_costs_its_own_bytes_and_the_second_one_all() {
     }
 }
 
+/// As large copies do it: the kernel reads around the last page first, and then what is before.
+#[tokio::test(start_paused = true)]
+async fn one_tensor_that_is_read_backwards_costs_its_own_bytes() {
+    for one in [20, 40, 63] {
+        let (mut fetched, size) = with_tensors();
+        let readers = readers();
+        fetched.read(&readers, size, 0..MIB);
+        let header = fetched.bytes;
+        let (start, end) = (6002 + one * 8 * MIB, 6002 + (one + 1) * 8 * MIB);
+        fetched.read(&readers, size, end - MIB / 2..(end + MIB / 2).min(size));
+        for part in (0..15).rev() {
+            fetched.read(&readers, size, start + part * MIB / 2..start + (part + 1) * MIB / 2);
+        }
+        // The kernel has read beyond it, and two reads are no pattern yet.
+        let cost = fetched.bytes - header;
+        assert!(cost <= 11 * MIB, "tensor {one}: {cost}");
+        assert!(fetched.waits <= 8, "{}", fetched.waits);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_tensor_is_fetched_whole_at_its_first_read_if_the_checkpoint_is() {
     let (mut fetched, size) = with_tensors();
