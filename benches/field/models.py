@@ -16,6 +16,8 @@ LAYERS = {ranks: f"layers, {ranks} process{'es' * (ranks > 1)}" for ranks in (1,
 ONE, HEADERS = "one tensor", "headers"
 # Loaders from packages, by the program of reader.py.
 TORCH_FILES, TORCH_LOAD, GGUF_READER = "safetensors.torch", "torch.load, mmap", "GGUFReader"
+# The others wait for work in a loop, on the cores that the daemon needs.
+TORCH_THREAD = "safetensors.torch, 1 thread"
 RUNAI = "runai-model-streamer"
 
 
@@ -34,8 +36,8 @@ def models(quick):
     holds = [word for key, size in sizes.items()
              for word in ("--object", f"{key}={size}", "--head", f"{key}={prepare.HEADS[key]}")]
     workloads = [model for budget in BUDGETS for model in of_model(shards, tensor, budget)]
-    return Subject(by_name(workloads), holds, copies=sizes, seconds=(60, 180, 60),
-                   quick_seconds=(8, 30, 3))
+    return Subject(by_name(workloads), holds, local_folder=prepare.local_files(shards), copies=sizes,
+                   seconds=(60, 180, 60), quick_seconds=(8, 30, 3))
 
 
 def of_model(shards, tensor, budget):
@@ -44,7 +46,9 @@ def of_model(shards, tensor, budget):
 
     def one(name, program, rate="MB", clients=(), **more):
         phase = Phase(name_of(name, budget), rate, program, args | more, 2 * size)
-        return of_budget([phase], budget, clients=clients, no_local=True)
+        # What a loader takes that waits for nothing: of torch, most of its time.
+        is_local = rate == "MB" and "key" not in more
+        return of_budget([phase], budget, clients=clients, no_local=not is_local)
 
     yield one(CAT, "cat", clients=("boto3 download",))
     for ranks, name in LAYERS.items():
@@ -53,6 +57,7 @@ def of_model(shards, tensor, budget):
     yield one(SHUFFLED, "shuffled_tensors")
     if not budget:
         yield one(TORCH_FILES, "torch_files")
+        yield one(TORCH_THREAD, "torch_files", threads=1)
         yield one(RUNAI, "runai", clients=("runai, from S3",))
         yield one(TORCH_LOAD, "torch_load", keys=[], key=TORCH)
         yield one(GGUF_READER, "gguf", keys=[], key=GGUF)

@@ -216,15 +216,19 @@ def start(meter, args):
 
 
 def start_by_profile(meter, args):
-    """The same, when a profile of it was recorded, and everything dropped since."""
-    folder = args["folder"]
-    with tempfile.NamedTemporaryFile() as profile:
-        run(args, args["tool"], "record", folder, "-o", profile.name, "--", *program(args))
-        run(args, args["tool"], "drop", folder)
-        meter.begin()
-        run(args, args["tool"], "warm", "--profile", profile.name, folder)
-        run(args, *program(args))
+    """The same, by the profile of record_start."""
+    meter.begin()
+    run(args, args["tool"], "warm", "--profile", args["profile"].name, args["folder"])
+    run(args, *program(args))
     meter.count(1)
+
+
+def record_start(args):
+    """A profile of it, after which everything is dropped."""
+    args["profile"] = tempfile.NamedTemporaryFile()
+    folder, name = args["folder"], args["profile"].name
+    run(args, args["tool"], "record", folder, "-o", name, "--", *program(args))
+    run(args, args["tool"], "drop", folder)
 
 
 def program(args):
@@ -438,7 +442,10 @@ def copied(meter, tensors):
 
 def torch_files(meter, args):
     import safetensors.torch
+    import torch
 
+    if "threads" in args:
+        torch.set_num_threads(args["threads"])
     for key in args["keys"]:
         copied(meter, safetensors.torch.load_file(os.path.join(args["folder"], key)).values())
 
@@ -711,6 +718,8 @@ def main():
         __import__(module)
     if args.get("known") and args["how"] == "files":
         os.stat(path(args))  # the lookup of the name is not what is measured
+    if program == "start_by_profile":
+        record_start(args)
     print("ready", flush=True)
     sys.stdin.readline()
     cpu = cpu_seconds()
