@@ -84,11 +84,13 @@ fn what_fails_for_ever_is_an_error_at_the_time_limit() {
     }
     let mount = scene.mount(&["--io-timeout=4s"]);
     assert_eq!(mount.names("").len(), faults.len());
+    // Before the first read: with the second, all of them are read ahead.
+    let faults =
+        faults.map(|(key, fault, expected)| (key, mount.add(Rule::on_get(key, fault)), expected));
     std::thread::scope(|threads| {
-        for (key, fault, expected) in faults {
+        for (key, hit, expected) in faults {
             let mount = &mount;
             threads.spawn(move || {
-                let hit = mount.add(Rule::on_get(key, fault));
                 let start = Instant::now();
                 // With O_DIRECT the errno is the daemon's; the page cache makes EIO of all.
                 let read = open_directly(&mount.path(key)).read_at(&mut [0; 4096], 0);
@@ -213,11 +215,12 @@ fn answers_that_contradict_the_question_are_neither_believed_nor_asked_for_witho
     }
     let mount = scene.mount(&[]);
     assert_eq!(mount.names("").len(), faults.len());
+    // Before the first read: with the second, all of them are read ahead.
+    let faults = faults.map(|(key, fault)| (key, mount.add(Rule::on_get(key, fault))));
     std::thread::scope(|threads| {
-        for (key, fault) in faults {
+        for (key, hit) in faults {
             let mount = &mount;
             threads.spawn(move || {
-                let hit = mount.add(Rule::on_get(key, fault));
                 let start = Instant::now();
                 assert_eq!(errno(mount.read(key)), Some(libc::EIO), "{key}");
                 assert!(hit.hits() <= 10, "{key}: {} requests", hit.hits());
