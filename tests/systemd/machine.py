@@ -17,8 +17,10 @@ PACKAGES = ("systemd,systemd-sysv,dbus,fuse3,ca-certificates,procps,psmisc,kmod,
             "python3-minimal")
 TOOLS = {"mmdebstrap": "mmdebstrap", "systemd-nspawn": "systemd-container", "dpkg-deb": "dpkg"}
 
-# Bounds, not expectations: the machine may be busy with a build.
-MAKING, BOOTING, ENDING = 600, 120, 60
+# Bounds, not expectations: the machine may be busy with a build. systemd gives what does not end 90 s
+# before it kills it, and as long again.
+MAKING, BOOTING, ENDING = 600, 120, 240
+LONG_FOR_AN_END = 30
 
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -139,6 +141,10 @@ class Machine:
         def is_down():
             # Without a service manager of its own, nspawn leaves the next boot to us.
             return self.process.poll() is not None or not os.path.exists(f"/proc/{old}")
+        with contextlib.suppress(Failed):
+            wait_for("the machine to go down", is_down, LONG_FOR_AN_END)
+        if not is_down():
+            print(f"== the machine is not down after {LONG_FOR_AN_END} s:", *processes_of(old), sep="\n")
         wait_for("the machine to go down", is_down, ENDING)
         while_down()
         if not os.path.isdir("/run/systemd/system"):
@@ -257,6 +263,19 @@ def remove_control_groups():
             for folder, _, _ in os.walk(f"{hierarchy}/{name}", topdown=False):
                 with contextlib.suppress(OSError):
                     os.rmdir(folder)
+
+
+def processes_of(leader):
+    """A line for each thread of the container: what it is, and where in the kernel it waits."""
+    with contextlib.suppress(OSError):
+        inside = os.readlink(f"/proc/{leader}/ns/pid")
+        for thread in Path("/proc").glob("[0-9]*/task/[0-9]*"):
+            with contextlib.suppress(OSError):
+                if os.readlink(thread / "ns/pid") == inside:
+                    status = (thread / "status").read_text().splitlines()
+                    told = [line for line in status if re.match("(Name|State|Pid|PPid):", line)]
+                    where = (thread / "wchan").read_text()
+                    yield " ".join(" ".join(told).split() + [where])
 
 
 def wait_for(what, is_so, seconds):
