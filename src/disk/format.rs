@@ -102,6 +102,23 @@ impl Extent {
         start..bytes.end.next_multiple_of(BLOCK_BYTES).min(self.object_range().end)
     }
 
+    /// What it holds besides these of its whole blocks.
+    pub(super) fn without(&self, range: &Range<u64>) -> impl Iterator<Item = Self> + use<> {
+        let extent = *self;
+        let Range { start, end } = self.object_range();
+        let parts = [start..range.start, range.end..end].into_iter();
+        parts.filter(|part| !part.is_empty()).filter_map(move |part| {
+            let skipped = (part.start - start) / BLOCK_BYTES;
+            let pages = u32::try_from(skipped * (BLOCK_BYTES / PAGE_BYTES)).ok()?;
+            let length = u32::try_from(part.end - part.start).ok()?;
+            let (first, page) = (extent.first + u8::try_from(skipped).ok()?, extent.page + pages);
+            let mut sums = [0; 8];
+            let kept = extent.sums.iter().skip(usize::try_from(skipped).ok()?);
+            sums.iter_mut().zip(kept).for_each(|(into, sum)| *into = *sum);
+            Some(Self { first, length, page, sums, ..extent })
+        })
+    }
+
     /// It lies at its place in the object.
     pub(super) fn is_in_place(&self) -> bool {
         u64::from(self.page) * PAGE_BYTES == self.object_range().start
@@ -333,6 +350,26 @@ pub(super) mod tests {
         assert!(!Extent { name: [8; 16], ..extent }.is_right(&whole, &bytes), "another object");
         bytes[2 * block_len() + 17] ^= 4;
         assert!(!extent.is_right(&whole, &bytes));
+    }
+
+    #[test]
+    fn blocks_that_leave_an_extent_leave_their_neighbours_right() {
+        let mut extent = extent(5, 2, 4);
+        let bytes: Vec<u8> = (0..4 * block_len()).map(|at| (at % 251).to_le_bytes()[0]).collect();
+        extent.sum_up(&bytes);
+        let Range { start, end } = extent.object_range();
+        let second = start + BLOCK_BYTES..start + 2 * BLOCK_BYTES;
+        let rest: Vec<_> = extent.without(&second).collect();
+        let ranges = [start..second.start, second.end..end];
+        assert_eq!(rest.iter().map(Extent::object_range).collect::<Vec<_>>(), ranges);
+        for (part, range) in rest.iter().zip(ranges) {
+            let [from, to] = [range.start, range.end].map(|at| at - start);
+            let held = &bytes[usize::try_from(from).unwrap()..usize::try_from(to).unwrap()];
+            assert!(part.is_right(&range, held));
+            let page = u64::from(part.page - extent.page);
+            assert_eq!(page * PAGE_BYTES, from);
+        }
+        assert_eq!(extent.without(&(start..end)).count(), 0);
     }
 
     #[test]

@@ -247,7 +247,12 @@ impl DiskState {
                 let segment = format!("{:016x}", extent.segment);
                 tracing::warn!(segment, "the disk cache held wrong bytes: they are fetched again");
                 folder.proofs.withdraw(&extent.name);
-                if let Err(error) = folder.index.remove(&extent) {
+                // Its other blocks have checksums of their own.
+                let mut rest = extent.without(&extent.whole_blocks(&piece.range()));
+                let forgotten = folder.index.remove(&extent).and_then(|()| {
+                    rest.try_for_each(|kept| folder.index.insert(&kept, |of| folder.is_live(of)))
+                });
+                if let Err(error) = forgotten {
                     self.ill(&self.writing, Failing::of(&error), asked, &error);
                 }
                 None
