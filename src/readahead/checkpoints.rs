@@ -20,6 +20,9 @@ const MOST_HEADER_BYTES: u64 = 100_000_000;
 /// Parsing takes 5 ms for each MB, once.
 const MOST_PARSED_BYTES: u64 = 512 << 10;
 
+/// Shorter tensors are fetched with those that lie behind them: requests have their price too.
+const LEAST_STRETCH_BYTES: u64 = 1 << 20;
+
 /// More tensors, or more values, than any model has.
 const MOST_ITEMS: u64 = 1 << 24;
 
@@ -136,6 +139,16 @@ pub(super) struct Tensors {
     pub(super) begin: u64,
     /// In the order of the file.
     ends: Box<[u64]>,
+    /// The header and the tensors, in the order in which programs read them.
+    stretches: Box<[Stretch]>,
+}
+
+/// Bytes of a file that are read one behind the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Stretch {
+    start: u64,
+    /// The bytes of this stretch and of those before it in the order.
+    until: u64,
 }
 
 #[derive(Deserialize)]
@@ -156,17 +169,50 @@ impl Tensors {
         let begin = header.len() as u64;
         let entries: BTreeMap<String, HeaderEntry> =
             serde_json::from_slice(header.get(8..)?).ok()?;
-        let mut ranges: Vec<_> = entries.values().filter_map(|entry| entry.data_offsets).collect();
-        ranges.sort_unstable();
+        let mut tensors: Vec<_> = entries
+            .iter()
+            .filter_map(|(name, entry)| Some((entry.data_offsets?, name.as_str())))
+            .collect();
+        tensors.sort_unstable();
         let mut last = 0;
-        for &(start, end) in &ranges {
+        for &((start, end), _) in &tensors {
             if start < last || end < start {
                 return None;
             }
             last = end;
         }
-        (last <= size.checked_sub(begin)?)
-            .then(|| Self { begin, ends: ranges.iter().map(|&(_, end)| begin + end).collect() })
+        (last <= size.checked_sub(begin)?).then(|| {
+            let ends = tensors.iter().map(|&((_, end), name)| (begin + end, name));
+            let stretches = in_order_of_names(begin, ends.clone());
+            Self { begin, ends: ends.map(|(end, _)| end).collect(), stretches }
+        })
+    }
+
+    /// What programs read next of a file of `size` bytes, when they have read so many in order.
+    pub(super) fn next(&self, read: u64, size: u64) -> Range<u64> {
+        let index = self.stretches.partition_point(|stretch| stretch.until <= read);
+        match self.stretches.get(index) {
+            Some(&Stretch { start, until }) => {
+                let before = self.before(index);
+                start + read - before..start + until - before
+            }
+            None => read..size,
+        }
+    }
+
+    /// The bytes that programs read in order before they come to an offset.
+    pub(super) fn come(&self, at: u64) -> u64 {
+        let stretches = self.stretches.iter().enumerate();
+        let mut places = stretches.map(|(index, &Stretch { start, until })| {
+            let before = self.before(index);
+            (start..start + until - before).contains(&at).then(|| before + at - start)
+        });
+        places.find_map(|place| place).unwrap_or(at)
+    }
+
+    /// The bytes of the stretches before this one.
+    fn before(&self, index: usize) -> u64 {
+        index.checked_sub(1).map_or(0, |before| self.stretches[before].until)
     }
 
     /// The number of the tensor in which an offset lies; before the first one, or behind the last,
@@ -180,6 +226,49 @@ impl Tensors {
         let start = from.checked_sub(1).map_or(0, |before| self.ends[before]);
         Some(start..*self.ends.get(to)?)
     }
+}
+
+/// The header, and the tensors by their names: layer 10 comes behind layer 9. Neighbours in both
+/// orders are one stretch; so are short ones and what lies behind them, under the longest one's
+/// name.
+fn in_order_of_names<'a>(
+    begin: u64,
+    ends: impl Iterator<Item = (u64, &'a str)>,
+) -> Box<[Stretch]> {
+    let mut named: Vec<(Range<u64>, u64, &str)> = Vec::new();
+    let mut start = begin;
+    for (end, name) in ends {
+        let length = end - start;
+        match named.last_mut() {
+            Some((stretch, longest, its_name))
+                if stretch.end - stretch.start < LEAST_STRETCH_BYTES =>
+            {
+                stretch.end = end;
+                if *longest < length {
+                    (*longest, *its_name) = (length, name);
+                }
+            }
+            _ => named.push((start..end, length, name)),
+        }
+        start = end;
+    }
+    named.sort_by_cached_key(|(stretch, _, name)| (by_numbers(name), stretch.start));
+    let mut stretches = vec![Stretch { start: 0, until: begin }];
+    let (mut end, mut until) = (begin, begin);
+    for (stretch, ..) in named {
+        until += stretch.end - stretch.start;
+        match stretches.last_mut() {
+            Some(last) if stretch.start == end => last.until = until,
+            _ => stretches.push(Stretch { start: stretch.start, until }),
+        }
+        end = stretch.end;
+    }
+    stretches.into()
+}
+
+/// A name between whose dots numbers count as such.
+fn by_numbers(name: &str) -> Vec<(u64, &str)> {
+    name.split('.').map(|part| part.parse().map_or((u64::MAX, part), |n| (n, ""))).collect()
 }
 
 fn number(head: &[u8], at: usize) -> Option<u64> {
@@ -266,6 +355,10 @@ mod tests {
         assert_eq!(found.range((0, 0)), Some(0..begin + 10));
         assert_eq!(found.range((1, 2)), Some(begin + 10..begin + 30));
         assert_eq!(tensors("{}", 30).unwrap().range((0, 0)), None);
+        for (at, next) in [(0, 0..begin + 30), (begin + 7, begin + 7..begin + 30)] {
+            assert_eq!(found.next(at, begin + 31), next);
+        }
+        assert_eq!(found.next(begin + 30, begin + 31), begin + 30..begin + 31);
         for (wrong, size) in [
             (json, 29),
             (r#"{"a":{"data_offsets":[0,10]},"b":{"data_offsets":[9,20]}}"#, 30),
@@ -286,6 +379,48 @@ mod tests {
         assert_eq!(Tensors::header_bytes(&long), None);
         assert_eq!(Tensors::header_bytes(&u64::MAX.to_le_bytes()), None);
         assert_eq!(Tensors::of_header(&long[..7], 30), None);
+    }
+
+    #[test]
+    fn programs_read_tensors_in_the_order_of_their_names() {
+        const MIB: u64 = 1 << 20;
+        let mut at = 0;
+        let mut entries: Vec<String> = Vec::new();
+        for (name, bytes) in [
+            ("h.10.w", MIB),
+            // Short ones go with what is behind them.
+            ("h.9.norm", 10),
+            ("h.2.w", 2 * MIB),
+            ("a.bias", 5),
+            ("h.1.v", MIB),
+            ("h.1.w", MIB),
+            ("norm", 7),
+        ] {
+            entries.push(format!(r#""{name}":{{"data_offsets":[{at},{}]}}"#, at + bytes));
+            at += bytes;
+        }
+        let json = format!("{{{}}}", entries.join(","));
+        let header = [&(json.len() as u64).to_le_bytes(), json.as_bytes()].concat();
+        let (begin, size) = (header.len() as u64, header.len() as u64 + at + 3);
+        let tensors = Tensors::of_header(&header, size).unwrap();
+        let (mut read, mut order) = (0, Vec::new());
+        while read < size {
+            let next = tensors.next(read, size);
+            for inside in [next.start, next.end - 1] {
+                assert_eq!(tensors.come(inside), read + inside - next.start);
+            }
+            read += next.end - next.start;
+            order.push(next);
+        }
+        let layer = |start, end| begin + start..begin + end;
+        assert_eq!(order, [
+            0..begin,
+            layer(3 * MIB + 10, 5 * MIB + 15),
+            layer(MIB, 3 * MIB + 10),
+            layer(0, MIB),
+            layer(5 * MIB + 15, 5 * MIB + 22),
+            layer(5 * MIB + 22, 5 * MIB + 25),
+        ]);
     }
 
     #[test]

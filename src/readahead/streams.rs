@@ -23,7 +23,8 @@
 //! - A first read, or a random one: nothing, unless the runs before it were longer. It fetches the
 //!   bytes that were requested, in whole blocks.
 //! - An object that is probably read whole, in whatever order ([`Streams::read_whole`]): all of it,
-//!   from its beginning, beside what its streams are fetched ahead.
+//!   from its beginning, or in the order in which its tensors are named, beside what its streams are
+//!   fetched ahead.
 
 use std::ops::Range;
 
@@ -60,8 +61,8 @@ const LEAST_PIECE_BYTES: u64 = 1 << 20;
 /// Pieces of the window that a first read opens: the next read comes 1 ms after its bytes.
 const FIRST_PIECE_BYTES: u64 = 512 << 10;
 
-/// Objects whose streams are remembered: mostly some 300 bytes each; 40 KiB at most, and 8 bytes
-/// for each tensor of a checkpoint.
+/// Objects whose streams are remembered: mostly some 300 bytes each; 40 KiB at most, and 8 to
+/// 24 bytes for each tensor of a checkpoint.
 const OBJECTS: usize = 1024;
 
 /// The access patterns of all objects.

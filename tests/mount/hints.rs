@@ -99,7 +99,10 @@ fn a_list_is_queued_and_what_is_not_there_is_counted() {
     let paths: Vec<_> = (0..150).map(|number| mount.path(&format!("d/{number:03}"))).collect();
     let missing = ["d/none", "none/x"].map(|path| mount.path(path));
     let list: Vec<_> = paths.iter().chain(&missing).map(|path| path.to_str().unwrap()).collect();
-    let told = json(&mount, &["warm", "--queue", "--json"], list.join("\n").as_bytes());
+    let (code, told, error) =
+        said(&mount, &["warm", "--queue", "--json"], list.join("\n").as_bytes());
+    assert_eq!(code, Some(74), "two lead to nothing: {told}{error}");
+    let told: Value = serde_json::from_str(&told).unwrap();
     assert_eq!(
         (&told["files"], &told["missing"], &told["refused"]),
         (&150.into(), &2.into(), &0.into()),
@@ -115,6 +118,8 @@ fn a_list_is_queued_and_what_is_not_there_is_counted() {
     let status = json(&mount, &["status", mount.path("").to_str().unwrap(), "--json"], b"");
     let counters = &status["totals"];
     assert_eq!((&counters["hints_queued"], &counters["hints_missing"]), (&150.into(), &2.into()));
+    let (code, _, error) = said(&mount, &["warm", "--queue", paths[0].to_str().unwrap()], b"");
+    assert_eq!(code, Some(0), "{error}");
 }
 
 /// H2: whoever sends nonsense at the control socket is refused, and the mount goes on.

@@ -244,6 +244,8 @@ struct Fetched {
     is_checkpoint: bool,
     /// And where its tensors lie.
     tensors: Option<Tensors>,
+    /// Of the network, if it is not [`PACE`].
+    pace: Option<NetworkPace>,
 }
 
 impl Fetched {
@@ -251,14 +253,15 @@ impl Fetched {
     fn read(&mut self, readers: &Streams, size: u64, want: Range<u64>) {
         let blocks = |range: &Range<u64>| range.start / 131_072..range.end.div_ceil(131_072);
         self.waits += u64::from(!blocks(&want).all(|block| self.blocks.contains(&block)));
-        let plan = readers.plan(2, size, want.clone(), PACE);
+        let pace = self.pace.unwrap_or(PACE);
+        let plan = readers.plan(2, size, want.clone(), pace);
         if matches!(plan.judged, Judged::NotYet { places: 3.., .. }) {
             readers.read_whole(2, self.is_checkpoint);
         }
         if let (Judged::NotYet { .. }, Some(tensors)) = (plan.judged, self.tensors.take()) {
             readers.has_tensors(2, tensors);
         }
-        let front = readers.front(2, size, PACE, Use::default());
+        let front = readers.front(2, size, pace, Use::default());
         let front = front.into_iter().flat_map(|front| front.ahead);
         for range in std::iter::once(plan.now).chain(plan.ahead).chain(front) {
             let new = blocks(&range).filter(|&block| self.blocks.insert(block)).count();
@@ -397,9 +400,15 @@ async fn its_header_and_one_or_two_tensors_cost_what_they_would_of_another_file(
 
 /// A checkpoint of 64 tensors of 8 MiB that tells where they are, and its size.
 fn with_tensors() -> (Fetched, u64) {
+    with_named_tensors(0..64)
+}
+
+/// The same, with names in the order of the file.
+fn with_named_tensors(names: impl IntoIterator<Item = u64>) -> (Fetched, u64) {
     let offsets = |number: u64| (number * 8 * MIB, (number + 1) * 8 * MIB);
     let entries: Vec<_> = (0..64)
-        .map(|number| format!(r#""{number}":{{"data_offsets":{:?}}}"#, offsets(number)))
+        .zip(names)
+        .map(|(number, name)| format!(r#""h.{name}":{{"data_offsets":{:?}}}"#, offsets(number)))
         .collect();
     let json = format!("{{{}}}", entries.join(",")).replace('(', "[").replace(')', "]");
     let header = [&5994_u64.to_le_bytes(), format!("{json:5994}").as_bytes()].concat();
@@ -477,6 +486,28 @@ async fn a_tensor_is_fetched_whole_at_its_first_read_if_the_checkpoint_is() {
         fetched.read(&readers, size, want);
     }
     assert!(50 * fetched.bytes <= 51 * size, "{}", fetched.bytes);
+}
+
+#[tokio::test(start_paused = true)]
+async fn tensors_are_fetched_in_the_order_of_their_names() {
+    let mut names = [0; 64];
+    for (name, at) in (0..).zip(layers()) {
+        names[usize::try_from(at).unwrap()] = name;
+    }
+    // Twice as fast as the program.
+    let pace = NetworkPace { part_bytes: MIB, in_flight_bytes: 2 * MIB };
+    let waits = [names, std::array::from_fn(|at| at as u64)].map(|names| {
+        let (mut fetched, size) = with_named_tensors(names);
+        let readers = readers();
+        fetched.pace = Some(pace);
+        fetched.read(&readers, size, 0..16_384);
+        for want in tensors(layers()) {
+            fetched.read(&readers, size, want);
+        }
+        assert!(50 * fetched.bytes <= 51 * size, "{}", fetched.bytes);
+        fetched.waits
+    });
+    assert!(waits[0] <= 12 && waits[1] >= 3 * waits[0], "{waits:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,4 +1,5 @@
-//! Objects that are read whole, in whatever order: fetched from the beginning to the end.
+//! Objects that are read whole, in whatever order: fetched from the beginning to the end, tensors
+//! in the order of their names.
 
 use std::ops::Range;
 
@@ -36,7 +37,7 @@ enum Verdict {
     /// It will be when a program touches a tensor besides the one that it has touched, which is
     /// between these two.
     OneTensor(Option<(usize, usize)>),
-    /// Everything before this offset was requested, or read.
+    /// So many bytes were requested, or read, in the order in which it is fetched.
     Yes {
         asked: u64,
     },
@@ -164,14 +165,16 @@ impl Streams {
             .min((whole.read * MOST_PER_READ).saturating_sub(*asked));
         let mut ahead = Vec::new();
         loop {
-            let start = marks.read_until(*asked);
+            let next = whole.tensors.as_ref().map_or(*asked..size, |all| all.next(*asked, size));
+            let start = marks.read_until(next.start).min(next.end);
             let until = (start + room) / pace.part_bytes * pace.part_bytes;
-            let until = if start + room >= size { size } else { until.max(start) };
+            let until = if start + room >= next.end { next.end } else { until.max(start) };
             let parts = marks.unread(start..until);
             room -= parts.iter().map(|part| part.end - part.start).sum::<u64>().min(room);
             ahead.extend(parts);
-            *asked = until;
-            if until <= start || until == size {
+            *asked += until - next.start;
+            let has_room = until > start || until == next.end;
+            if !has_room || *asked == size {
                 break;
             }
         }
@@ -180,10 +183,10 @@ impl Streams {
 
     /// The cache had room up to `reached` only.
     pub(crate) fn front_fell_short(&self, id: ObjectId, reached: u64) {
-        if let Some(runs) = self.objects.lock().peek_mut(&id)
-            && let Verdict::Yes { asked } = &mut runs.whole.verdict
+        if let Some(Runs { whole, .. }) = self.objects.lock().peek_mut(&id)
+            && let Verdict::Yes { asked } = &mut whole.verdict
         {
-            *asked = reached;
+            *asked = whole.tensors.as_ref().map_or(reached, |tensors| tensors.come(reached));
         }
     }
 }
