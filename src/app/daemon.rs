@@ -100,7 +100,7 @@ fn execute(arguments: &[OsString], fake: bool) -> Result<(), Ended> {
         return Ok(());
     }
     if config.daemon && !background::is_child() && !outlive::keeper::is_held() {
-        return background::start(arguments);
+        return background::start(arguments, &config.mountpoint);
     }
     if outlive::holder::is_wanted(&config) {
         return outlive::holder::run(&config, arguments);

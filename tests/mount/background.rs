@@ -96,6 +96,34 @@ fn a_daemon_returns_when_the_mount_is_usable() {
     unmount(&mountpoint);
 }
 
+/// As flock(1) gives one to the program that it starts.
+#[test]
+fn a_daemon_keeps_no_descriptor_that_it_was_given() {
+    if !can_mount() || !is_root() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.bucket().put("file", "bytes");
+    let mountpoint = scene.mountpoint();
+    let _unmounted = Unmounted(&mountpoint);
+    let lock = scene.folder.path().join("lock");
+    let program = scene.program();
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec 7>\"$0\"; exec \"$@\""]).arg(&lock).arg(program.get_program());
+    command.arg("data").arg(&mountpoint).arg("--daemon").args(program.get_args());
+    command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let holders = std::fs::read_dir("/proc").unwrap().filter_map(|process| {
+        let files = std::fs::read_dir(process.ok()?.path().join("fd")).ok()?;
+        let mut targets = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
+        targets.any(|target| target == lock).then_some(())
+    });
+    assert_eq!(holders.count(), 0);
+    assert_eq!(std::fs::read(mountpoint.join("file")).unwrap(), b"bytes");
+    unmount(&mountpoint);
+}
+
 #[test]
 fn a_daemon_that_cannot_mount_says_why_with_its_exit_code() {
     if !can_mount() {

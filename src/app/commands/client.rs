@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::app::command_error::CommandError;
 use crate::app::config;
-use crate::app::control::paths::{directories, socket_name};
+use crate::app::control::paths::{directories, own_directory, socket_name};
 use crate::app::control::status::Status;
 use crate::app::control::{Command, Reply};
 use crate::app::exit::Exit;
@@ -175,7 +175,8 @@ impl Question {
         CommandError::no_daemon(match (error.kind(), limit) {
             (ErrorKind::WouldBlock | ErrorKind::TimedOut, Some(limit)) => format!(
                 "the daemon of {shown} did not answer within {} s: it hangs; see its log, or end it \
-                 with SIGKILL and free its mount with `umount -l {shown}`",
+                 with SIGKILL, and if no other takes its place, free its mount with `umount -l \
+                 {shown}`",
                 limit.as_secs()
             ),
             _ => format!("the daemon of {shown} did not answer: {error}"),
@@ -198,8 +199,13 @@ fn connect(mountpoint: &Path) -> Result<UnixStream, CommandError> {
         match UnixStream::connect(&path).map_err(|error| error.kind()) {
             Ok(connection) => return Ok(connection),
             Err(ErrorKind::PermissionDenied) => {
-                let sentence =
-                    format!("the mount on {shown} is another user's; ask as that user or as root");
+                let or = match own_directory(|name| std::env::var_os(name)) {
+                    Ok(_) => String::new(),
+                    Err(why) => format!(", or yours, whose socket is not found because {why}"),
+                };
+                let sentence = format!(
+                    "the mount on {shown} is another user's{or}; ask as that user or as root"
+                );
                 none = CommandError::new(Exit::NoPerm, sentence);
             }
             Err(ErrorKind::ConnectionRefused) => {

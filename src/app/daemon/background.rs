@@ -9,13 +9,16 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::unistd::{User, chdir, dup2_stderr, dup2_stdout, getuid, setsid};
 
 use super::Ended;
+use super::descriptors::close_given;
 use super::logging::stderr_is_file;
 use crate::app::command_error::CommandError;
+use crate::app::config::descriptor;
 
 const CHILD: &str = "FASTS3_MOUNT_TELLS_STDOUT";
 const READY: &[u8] = b"ready\n";
@@ -30,7 +33,8 @@ pub(super) fn forget(command: &mut Command) {
 }
 
 /// Returns when the mount is usable. `arguments` are the program's own, its name first.
-pub(super) fn start(arguments: &[OsString]) -> Result<(), Ended> {
+pub(super) fn start(arguments: &[OsString], mountpoint: &Path) -> Result<(), Ended> {
+    close_given(descriptor(mountpoint));
     let internal = |what: &str, error: std::io::Error| {
         CommandError::failed(format!("the daemon cannot be {what}: {error}"))
     };

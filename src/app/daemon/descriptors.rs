@@ -4,6 +4,7 @@ use std::io::{Error, IoSlice, IoSliceMut, Result};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 
+use nix::fcntl::OFlag;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -33,6 +34,27 @@ pub(super) fn taken(number: RawFd) -> Result<OwnedFd> {
     let own = owned(number)?;
     nix::unistd::close(number)?;
     Ok(own)
+}
+
+/// Closes what this process was given beside the standard streams and one more: who waits for the
+/// end of a pipe, or for a lock (flock(1)), must not wait for a daemon.
+pub(super) fn close_given(kept: Option<RawFd>) {
+    let Ok(entries) = std::fs::read_dir("/proc/self/fdinfo") else { return };
+    let numbers: Vec<RawFd> =
+        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    for number in numbers {
+        if number > 2 && Some(number) != kept && is_given(number).unwrap_or(false) {
+            let _ = nix::unistd::close(number);
+        }
+    }
+}
+
+/// What a process opens by itself is closed on exec.
+fn is_given(number: RawFd) -> Option<bool> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).ok()?;
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
+    let flags = i32::from_str_radix(flags.trim(), 8).ok()?;
+    Some(flags & OFlag::O_CLOEXEC.bits() == 0)
 }
 
 pub(super) fn send(
