@@ -231,10 +231,7 @@ impl Tensors {
 /// The header, and the tensors by their names: layer 10 comes behind layer 9. Neighbours in both
 /// orders are one stretch; so are short ones and what lies behind them, under the longest one's
 /// name.
-fn in_order_of_names<'a>(
-    begin: u64,
-    ends: impl Iterator<Item = (u64, &'a str)>,
-) -> Box<[Stretch]> {
+fn in_order_of_names<'a>(begin: u64, ends: impl Iterator<Item = (u64, &'a str)>) -> Box<[Stretch]> {
     let mut named: Vec<(Range<u64>, u64, &str)> = Vec::new();
     let mut start = begin;
     for (end, name) in ends {
@@ -413,14 +410,17 @@ mod tests {
             order.push(next);
         }
         let layer = |start, end| begin + start..begin + end;
-        assert_eq!(order, [
-            0..begin,
-            layer(3 * MIB + 10, 5 * MIB + 15),
-            layer(MIB, 3 * MIB + 10),
-            layer(0, MIB),
-            layer(5 * MIB + 15, 5 * MIB + 22),
-            layer(5 * MIB + 22, 5 * MIB + 25),
-        ]);
+        assert_eq!(
+            order,
+            [
+                0..begin,
+                layer(3 * MIB + 10, 5 * MIB + 15),
+                layer(MIB, 3 * MIB + 10),
+                layer(0, MIB),
+                layer(5 * MIB + 15, 5 * MIB + 22),
+                layer(5 * MIB + 22, 5 * MIB + 25),
+            ]
+        );
     }
 
     #[test]

@@ -179,7 +179,7 @@ impl Streams {
         // Of a checkpoint that is read whole, all of the tensor.
         let window = match &tensor {
             Some(tensor) if runs.whole.is_read() => tensor.end.saturating_sub(stream.position),
-            _ => stream.window(),
+            _ => stream.window(tensor.is_some() && stream.position > stream.first.end),
         };
         let window = window.min(most);
         let size = tensor.map_or(size, |tensor| tensor.end);

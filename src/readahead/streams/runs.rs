@@ -240,8 +240,8 @@ impl ReadStream {
         self.asked = self.asked.max(want.end);
     }
 
-    /// The window that the bytes read so far justify.
-    pub(super) fn window(&self) -> u64 {
+    /// The window that the bytes read so far justify; more if it is known where the stream ends.
+    pub(super) fn window(&self, has_end: bool) -> u64 {
         let come = self.come();
         if come < self.expected {
             return self.expected - come;
@@ -257,6 +257,7 @@ impl ReadStream {
         let per_read = match (self.is_bulk, self.reads) {
             (true, 1) => WINDOW_PER_FIRST_READ,
             (true, _) => WINDOW_PER_BULK_READ,
+            (false, _) if has_end => MOST_WINDOW_PER_READ,
             (false, _) => (read / READ_PER_WINDOW).clamp(1, MOST_WINDOW_PER_READ),
         };
         read * per_read
