@@ -35,6 +35,7 @@ import prepare  # noqa: E402
 import processes  # noqa: E402
 import products  # noqa: E402
 import servers  # noqa: E402
+import workloads  # noqa: E402
 from report import columns  # noqa: E402
 
 MIB = 1 << 20
@@ -107,7 +108,8 @@ def traced(args, keys, log):
         if args.binary:
             products.compare_with(args.binary)
         name = products.BEFORE if args.binary else products.OURS
-        product = products.open_product(name, server, "", args.options)
+        workload = workloads.Workload([], options=args.options)
+        product = products.open_product(name, server, "", workload)
         script = [sys.executable, HERE / "reader.py"]
         for key in keys:
             words = [*script, Path(product.folder) / key, args.piece, args.most or args.size]
