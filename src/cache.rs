@@ -146,8 +146,7 @@ impl ChunkCache {
     }
 
     pub(crate) fn network_pace(&self) -> NetworkPace {
-        let Layout { least_part_bytes, largest_part_bytes, .. } = self.layout;
-        self.gate.network_pace(least_part_bytes, largest_part_bytes)
+        self.gate.network_pace(self.layout.part_bytes)
     }
 
     pub(crate) fn used_bytes(&self) -> u64 {
@@ -332,7 +331,7 @@ impl ChunkCache {
         let len = self.layout.chunk_len(source.meta.version.size_bytes, index);
         // The chunk will be where room is made now: in memory that is populated already. If none
         // can be made, none is needed yet.
-        if self.arena.usage().available() < self.layout.largest_part_bytes.min(len as u64) {
+        if self.arena.usage().available() < self.layout.part_bytes.min(len as u64) {
             let _ = self.evict(&mut chunks, purpose);
         }
         let memory = loop {

@@ -52,12 +52,13 @@ impl Readahead {
             window_bytes: WINDOW_BYTES,
             // The other half is for bytes that were read and may be read again.
             ahead_bytes: budget / 2,
+            chunk_bytes: layout.chunk_bytes,
         };
         let siblings = SiblingLimits {
             small_bytes: layout.small_bytes,
             ahead_bytes: budget / 4,
             // The cache keeps room for a part; a quarter is for bytes that are never served.
-            life_bytes: budget.saturating_sub(layout.largest_part_bytes) / 4 * 3,
+            life_bytes: budget.saturating_sub(layout.part_bytes) / 4 * 3,
         };
         // What is hinted will be read; the other half is for what nobody has hinted.
         let hints = Hints::new(cache.clone(), runtime, layout, budget / 2, stats.clone());
@@ -116,12 +117,13 @@ impl Readahead {
         let plan = self.streams.plan(source.id, *size_bytes, want, self.cache.network_pace());
         let withholds = may_be_header && matches!(plan.judged, Judged::NotYet { .. });
         let _ = self.cache.fetch(source, plan.now, plan.now_piece_bytes, Purpose::Demand);
-        for ahead in plan.ahead {
-            let until = ahead.end;
+        let ahead = plan.ahead.into_iter().flat_map(|range| plan.pieces.cut(range));
+        for (range, piece_bytes) in ahead {
+            let until = range.end;
             let reached = if withholds {
-                ahead.start
+                range.start
             } else {
-                self.cache.fetch(source, ahead, plan.ahead_piece_bytes, Purpose::Ahead)
+                self.cache.fetch(source, range, piece_bytes, Purpose::Ahead)
             };
             if reached < until {
                 self.streams.fell_short(source.id, reached, until);
@@ -157,7 +159,7 @@ impl Readahead {
         let found = self.cache.beginning(source.id, bytes);
         if found.is_none() {
             let range = 0..bytes as u64;
-            self.cache.fetch(source, range, self.layout.largest_part_bytes, Purpose::Ahead);
+            self.cache.fetch(source, range, self.layout.part_bytes, Purpose::Ahead);
         }
         found
     }
@@ -211,7 +213,7 @@ impl Readahead {
         let size_bytes = meta.version.size_bytes;
         let source = Source { id, meta };
         // In one GET.
-        let (range, part_bytes) = (0..size_bytes, self.layout.largest_part_bytes);
+        let (range, part_bytes) = (0..size_bytes, self.layout.part_bytes);
         if self.cache.fetch(&source, range, part_bytes, Purpose::Ahead) == 0 {
             return false;
         }

@@ -456,7 +456,7 @@ mod tests {
         let [without, with] =
             [&[budget][..], &[budget, "--cache-dir=/tmp"]].map(|options| config(options).unwrap());
         assert!(with.chunks_budget_bytes() < without.chunks_budget_bytes());
-        assert_eq!(with.layout().least_part_bytes, 2 << 20);
+        assert_eq!(with.layout().part_bytes, 2 << 20);
         assert_eq!(with.layout(), without.layout());
     }
 

@@ -256,7 +256,7 @@ impl Memory {
         }
         let mut writers = Vec::new();
         for stretch in stretches {
-            for part in layout.parts(stretch, layout.largest_part_bytes) {
+            for part in layout.parts(stretch, layout.part_bytes) {
                 self.states.take(part.clone());
                 let bytes = layout.block_bytes(&part, self.len);
                 self.arena.awaited.fetch_add(bytes.len() as u64, Ordering::Relaxed);
@@ -472,13 +472,8 @@ impl Drop for BlockWriter {
 mod tests {
     use super::*;
 
-    const LAYOUT: Layout = Layout {
-        chunk_bytes: 16,
-        block_bytes: 4,
-        least_part_bytes: 8,
-        largest_part_bytes: 8,
-        small_bytes: 8,
-    };
+    const LAYOUT: Layout =
+        Layout { chunk_bytes: 16, block_bytes: 4, part_bytes: 8, small_bytes: 8 };
 
     fn arena(budget: u64) -> Arc<Arena> {
         Arena::reserve(LAYOUT, budget).unwrap()
@@ -570,8 +565,7 @@ mod tests {
         let layout = Layout {
             chunk_bytes: 1 << 20,
             block_bytes: 128 << 10,
-            least_part_bytes: 1 << 20,
-            largest_part_bytes: 1 << 20,
+            part_bytes: 1 << 20,
             small_bytes: 1 << 20,
         };
         let arena = Arena::reserve(layout, 1 << 20).unwrap();

@@ -91,10 +91,14 @@ impl Gate {
         self.inside.lock().pace.add(timing, received, Instant::now());
     }
 
-    pub(super) fn network_pace(&self, least_part: u64, largest_part: u64) -> NetworkPace {
-        let pace = &self.inside.lock().pace;
-        let part_bytes = pace.part_bytes(least_part, largest_part);
-        let needed = pace.needed(part_bytes).max(LEAST_CONNECTIONS).min(self.most_ahead());
+    pub(super) fn network_pace(&self, part_bytes: u64) -> NetworkPace {
+        let needed = self
+            .inside
+            .lock()
+            .pace
+            .needed(part_bytes)
+            .max(LEAST_CONNECTIONS)
+            .min(self.most_ahead());
         NetworkPace { part_bytes, in_flight_bytes: part_bytes * needed as u64 }
     }
 

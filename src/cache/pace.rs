@@ -1,5 +1,5 @@
-//! How many GETs of readahead are worth having in flight, and how large they should be, as
-//! measured. Pure; time comes in as an argument.
+//! How many GETs of readahead are worth having in flight, as measured. Pure; time comes in as an
+//! argument.
 //!
 //! Measured are the least time to a first byte, the highest rate of one connection, and the highest
 //! rate of all together: extremes, as BBR takes them, because a busy moment says nothing about the
@@ -20,14 +20,6 @@ pub(super) const LEAST_CONNECTIONS: usize = 32;
 /// Bytes that are always admitted, however small their GETs: files of 100 KB need every connection.
 const LEAST_BYTES: u64 = 16 << 20;
 
-/// The bytes of a part take once or twice as long as the first one. Longer parts keep a reader
-/// waiting that has caught up with the connection that carries them; shorter ones need more
-/// connections, and CPU time for each request.
-const PART_PER_WAIT: f64 = 1.0;
-
-/// Share of a new body in the mean rate of a connection.
-const MEAN_WEIGHT: f64 = 0.05;
-
 /// The shortest sample of the goodput.
 const SAMPLE: Duration = Duration::from_millis(100);
 
@@ -43,9 +35,6 @@ const MEMORY: Duration = Duration::from_secs(10);
 pub(super) struct Pace {
     first_byte: Best,
     connection: Best,
-    /// Decaying sums over bodies: bytes, and seconds. Unlike the best rate, their quotient is not
-    /// that of a body which had come before it was read.
-    mean: (f64, f64),
     together: Best,
     /// When the current goodput sample began, and the bytes received until then.
     sample: (Instant, u64),
@@ -71,13 +60,7 @@ pub(crate) struct NetworkPace {
 impl Pace {
     pub(super) fn new(now: Instant) -> Self {
         let new = || Best { now: 0.0, before: 0.0, since: now };
-        Self {
-            first_byte: new(),
-            connection: new(),
-            mean: (0.0, 0.0),
-            together: new(),
-            sample: (now, 0),
-        }
+        Self { first_byte: new(), connection: new(), together: new(), sample: (now, 0) }
     }
 
     /// A GET has ended; all together have received `received` bytes. GETs that end at the same time
@@ -87,9 +70,6 @@ impl Pace {
         self.first_byte.add(1.0 / timing.first_byte.as_secs_f64().max(1e-6), now);
         if timing.bytes >= TELLING_BODY_BYTES {
             self.connection.add(per_second(timing.bytes, timing.body), now);
-            let (bytes, seconds) = &mut self.mean;
-            *bytes += MEAN_WEIGHT * (as_f64(timing.bytes) - *bytes);
-            *seconds += MEAN_WEIGHT * (timing.body.as_secs_f64() - *seconds);
         }
         let (begun, before) = self.sample;
         let taken = now - begun;
@@ -114,21 +94,6 @@ impl Pace {
         let Some((wait, rate)) = self.of_a_connection() else { return 0 };
         let one = as_f64(bytes) / (wait + as_f64(bytes) / rate);
         (PROBE * self.together.most() / one).ceil() as usize
-    }
-
-    /// The size of a GET of a stream: `least`, doubled while [`PART_PER_WAIT`] asks for it, but not
-    /// beyond `most`.
-    pub(super) fn part_bytes(&self, least: u64, most: u64) -> u64 {
-        let (bytes, seconds) = self.mean;
-        let Some((wait, _)) = self.of_a_connection().filter(|_| seconds > 0.0) else {
-            return least;
-        };
-        let wanted = PART_PER_WAIT * wait * bytes / seconds;
-        let mut part = least;
-        while as_f64(part) < wanted && 2 * part <= most {
-            part *= 2;
-        }
-        part
     }
 
     /// Seconds to the first byte, and bytes a second, when both are known.

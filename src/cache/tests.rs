@@ -13,13 +13,7 @@ use crate::store::joined::{Branch, Joined};
 use crate::testing::fault::{Fault, FaultyStore, Operation};
 use crate::testing::memory::MemoryStore;
 
-const LAYOUT: Layout = Layout {
-    chunk_bytes: 16,
-    block_bytes: 4,
-    least_part_bytes: 8,
-    largest_part_bytes: 8,
-    small_bytes: 8,
-};
+const LAYOUT: Layout = Layout { chunk_bytes: 16, block_bytes: 4, part_bytes: 8, small_bytes: 8 };
 
 struct Rig {
     memory: Arc<MemoryStore>,

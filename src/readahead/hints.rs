@@ -307,7 +307,7 @@ impl Hints {
         let Some(span) = self.layout.spans(range.clone()).next() else { return true };
         let (key, bytes) = ((source.id, span.chunk), range.end - range.start);
         let held = self.cache.holds(source.id, span.chunk);
-        let part_bytes = self.layout.largest_part_bytes;
+        let part_bytes = self.layout.part_bytes;
         let reached = self.cache.fetch(&source, range.clone(), part_bytes, Purpose::Ahead);
         let mut inside = self.inside.lock();
         if held || reached == range.start {

@@ -23,8 +23,8 @@
 //! - A first read, or a random one: nothing, unless the runs before it were longer. It fetches the
 //!   bytes that were requested, in whole blocks.
 //! - An object that is probably read whole, in whatever order ([`Streams::read_whole`]): all of it,
-//!   from its beginning, or in the order in which its tensors are named, beside what its streams are
-//!   fetched ahead.
+//!   from its beginning, or in the order of its tensors' names, beside what its streams are fetched
+//!   ahead.
 
 use std::ops::Range;
 
@@ -50,16 +50,20 @@ const FIRST_BYTES: u64 = 1 << 20;
 /// MB/s a connection.
 const DEMAND_PIECE_BYTES: u64 = 256 << 10;
 
-/// A window is requested in this many pieces or fewer, each at least [`LEAST_PIECE_BYTES`] and at
-/// most a part. 16 connections of 90 MB/s behind 15 ms move 0.6 GB/s in pieces of 1 MiB, 1.2 GB/s
-/// in pieces of 8 MiB; few large pieces would leave a young stream with few connections.
-const PIECES: u64 = 16;
+/// A GET of a stream has this share of the bytes that come before it. It begins together with those
+/// for these, and a reader is about as many times as fast as a connection: 0.7 to 1 GB/s, 90 MB/s.
+/// So its bytes are there when the reader comes.
+const BEFORE_PER_PIECE: u64 = 8;
 
-/// With smaller ones a connection would wait for first bytes more than half of its time.
+/// The first GETs of a stream: with smaller ones a connection would wait for first bytes for more
+/// than two thirds of its time.
+const FIRST_PIECE_BYTES: u64 = 512 << 10;
+
+/// The least GET of a stream that shares the network with many.
 const LEAST_PIECE_BYTES: u64 = 1 << 20;
 
-/// Pieces of the window that a first read opens: the next read comes 1 ms after its bytes.
-const FIRST_PIECE_BYTES: u64 = 512 << 10;
+/// A window larger than this is that of one stream among few.
+const LARGE_WINDOW_BYTES: u64 = 16 << 20;
 
 /// Objects whose streams are remembered: mostly some 300 bytes each; 40 KiB at most, and 8 to
 /// 24 bytes for each tensor of a checkpoint.
@@ -83,6 +87,16 @@ pub(crate) struct StreamLimits {
     pub(crate) window_bytes: u64,
     /// The most that the windows of all streams may take together.
     pub(crate) ahead_bytes: u64,
+    /// A stream holds one of these, half of it read on average, beside its window.
+    pub(crate) chunk_bytes: u64,
+}
+
+/// The sizes of the GETs that read a stream ahead: they grow with the distance from its beginning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pieces {
+    begun: u64,
+    least_bytes: u64,
+    most_bytes: u64,
 }
 
 /// The ranges to fetch because of one read.
@@ -94,8 +108,7 @@ pub(crate) struct ReadPlan {
     pub(crate) now_piece_bytes: u64,
     /// Ahead of the reader, the most urgent first.
     pub(crate) ahead: Vec<Range<u64>>,
-    /// The size of their GETs.
-    pub(crate) ahead_piece_bytes: u64,
+    pub(crate) pieces: Pieces,
     /// Whether the object is read whole.
     pub(crate) judged: Judged,
 }
@@ -119,7 +132,7 @@ impl Streams {
             now: want.clone(),
             now_piece_bytes: part.min(DEMAND_PIECE_BYTES).max(self.limits.block_bytes),
             ahead: Vec::new(),
-            ahead_piece_bytes: part,
+            pieces: Pieces { begun: 0, least_bytes: part, most_bytes: part },
             judged: Judged::InPart,
         };
         if size <= self.limits.small_bytes {
@@ -183,33 +196,38 @@ impl Streams {
         };
         let window = window.min(most);
         let size = tensor.map_or(size, |tensor| tensor.end);
-        let piece = (window / PIECES)
-            .next_power_of_two()
-            .max(if begins { FIRST_PIECE_BYTES } else { LEAST_PIECE_BYTES })
-            .min(part)
-            .next_multiple_of(self.limits.block_bytes);
+        let is_quick = begins || stream.is_bulk && window > LARGE_WINDOW_BYTES;
+        let least_bytes = if is_quick { FIRST_PIECE_BYTES } else { LEAST_PIECE_BYTES }.min(part);
+        let pieces = Pieces {
+            begun: stream.begun.saturating_sub(stream.credit) / part * part,
+            least_bytes,
+            most_bytes: floor_power_of_two(window / 2).clamp(least_bytes, part),
+        };
         // Whole pieces, for whole GETs; and always all that fit, so that no connection for which
         // the window has room is idle.
         let asked = stream.asked.max(stream.position);
         let reach = stream.position + window;
+        let piece = pieces.at(reach);
         let until = if reach < size { reach / piece * piece } else { size }.max(asked);
         stream.asked = until;
         let mut ahead = Vec::from_iter(gap);
         ahead.push(asked..until);
         let mut ahead = runs.marks.unread_of(ahead);
         ahead.sort_by_key(|range| range.start);
-        ReadPlan { ahead, ahead_piece_bytes: piece, ..no_ahead }
+        ReadPlan { ahead, pieces, ..no_ahead }
     }
 
     /// The longest window of each of `streams` streams. A single one has what the network needs in
     /// flight and half of that for a reader that stops and starts, less the part in which it reads.
-    /// Several share twice as much.
+    /// Several share twice what the network needs.
     fn window(&self, streams: u64, pace: NetworkPace) -> u64 {
         let NetworkPace { part_bytes, in_flight_bytes } = pace;
-        let one = (in_flight_bytes / 2 * 3).min(self.limits.window_bytes).max(in_flight_bytes);
+        let StreamLimits { window_bytes, ahead_bytes, chunk_bytes, .. } = self.limits;
+        let one = (in_flight_bytes / 2 * 3).min(window_bytes).max(in_flight_bytes);
         let one = one.saturating_sub(part_bytes).max(part_bytes);
-        let share = (2 * one / streams).max(part_bytes);
-        one.min(share).min(self.limits.ahead_bytes / streams)
+        let share = (2 * in_flight_bytes / streams).max(part_bytes);
+        let room = ahead_bytes / streams;
+        one.min(share).min(room.saturating_sub(chunk_bytes / 2).max(room / 2))
     }
 
     /// The cache had room for a range ahead up to `reached`, not `until`: plans the rest again.
@@ -224,6 +242,32 @@ impl Streams {
         }
         runs.beginnings.asked = 0;
     }
+}
+
+impl Pieces {
+    /// The size of a GET at this offset.
+    fn at(&self, offset: u64) -> u64 {
+        let before = offset.saturating_sub(self.begun);
+        let grown = floor_power_of_two(before / BEFORE_PER_PIECE);
+        grown.clamp(self.least_bytes, self.most_bytes)
+    }
+
+    /// Cuts a range where the size changes.
+    pub(crate) fn cut(self, range: Range<u64>) -> impl Iterator<Item = (Range<u64>, u64)> {
+        let mut at = range.start;
+        std::iter::from_fn(move || {
+            let piece = self.at(at);
+            let larger = self.begun + 2 * BEFORE_PER_PIECE * floor_power_of_two(piece);
+            let end = if piece < self.most_bytes { larger.min(range.end) } else { range.end };
+            let cut = at..end;
+            at = end;
+            (!cut.is_empty()).then_some((cut, piece))
+        })
+    }
+}
+
+fn floor_power_of_two(bytes: u64) -> u64 {
+    bytes.checked_ilog2().map_or(0, |log| 1 << log)
 }
 
 /// The number of streams with a window that were used lately. Objects come by recency, so this

@@ -88,7 +88,7 @@ impl Settings {
             region: region.to_owned(),
             memory_budget_bytes: config.memory_budget_bytes,
             chunk_bytes: layout.chunk_bytes,
-            part_bytes: layout.largest_part_bytes,
+            part_bytes: layout.part_bytes,
             max_connections: config.cache.max_connections,
             kernel_readahead_bytes: config.cache.kernel_readahead_bytes,
             metadata_ttl_seconds: config.names.metadata_ttl.map(|ttl| ttl.as_secs_f64()),

@@ -199,7 +199,7 @@ impl<'a> ServedMount<'a> {
             region,
             memory_budget = config::size(config.memory_budget_bytes),
             chunk_size = config::size(layout.chunk_bytes),
-            part_size = config::size(layout.largest_part_bytes),
+            part_size = config::size(layout.part_bytes),
             max_connections = config.cache.max_connections,
             metadata_ttl = ttl(config),
             version = crate::VERSION,

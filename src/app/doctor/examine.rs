@@ -37,7 +37,7 @@ impl Scope {
         let time = Duration::from_millis(if quick { 200 } else { 1000 });
         Self {
             prefix: config.first().prefix.clone(),
-            part_bytes: config.layout().least_part_bytes,
+            part_bytes: config.layout().part_bytes,
             max_connections,
             limits: LoadLimits { time, longest: LONGEST_LOAD, requests: MOST_REQUESTS },
         }

@@ -54,28 +54,6 @@ fn small_files_may_use_every_connection_from_the_start() {
 }
 
 #[test]
-fn parts_are_as_long_as_the_wait_is_worth() {
-    let mut now = Instant::now();
-    let mut pace = Pace::new(now);
-    let part = |pace: &Pace| pace.part_bytes(2 * MIB, 16 * MIB);
-    assert_eq!(part(&pace), 2 * MIB);
-    let body = Duration::from_millis(93);
-    let far = Timing { first_byte: Duration::from_millis(60), body, bytes: 8 * MIB };
-    pace.add(far, 0, now);
-    assert_eq!(part(&pace), 8 * MIB, "60 ms x 90 MB/s are 5.4 MB");
-    assert_eq!(pace.part_bytes(2 * MIB, 4 * MIB), 4 * MIB);
-    // The far store is forgotten after a while.
-    for _ in 0..3 {
-        now += MEMORY + SAMPLE;
-        pace.add(Timing { first_byte: Duration::from_millis(15), ..far }, 0, now);
-    }
-    assert_eq!(part(&pace), 2 * MIB, "15 ms x 90 MB/s are 1.4 MB");
-    // A body that had come before it was read says nothing.
-    pace.add(Timing { first_byte: body, body: Duration::from_millis(1), bytes: 2 * MIB }, 0, now);
-    assert_eq!(part(&pace), 2 * MIB);
-}
-
-#[test]
 fn bytes_that_were_counted_before_the_sample_began_are_no_rate() {
     let start = Instant::now();
     let mut pace = Pace::new(start);
