@@ -367,7 +367,10 @@ impl ChunkCache {
 
     fn spawn_fetches(&self, lease: &Lease, writers: Vec<BlockWriter>, purpose: Purpose) {
         for writer in writers {
-            self.runtime.spawn(fetch::fetch(lease.clone(), writer, purpose));
+            let bytes = writer.bytes().len() as u64;
+            // Not in the task: tasks begin in any order, and the nearest bytes are wanted first.
+            let place = self.gate.enter(purpose, bytes, lease.source.id);
+            self.runtime.spawn(fetch::fetch(lease.clone(), writer, purpose, place));
         }
     }
 

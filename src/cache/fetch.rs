@@ -18,14 +18,19 @@ use super::pace::Timing;
 use crate::store::StoreError;
 use crate::store::retry::OVERDUE;
 
-/// Sends one GET into one run of blocks. However it ends, the drop of the writer leaves each block
-/// ready or empty.
-pub(super) async fn fetch(lease: Lease, mut writer: BlockWriter, purpose: Purpose) {
+/// Sends one GET into one run of blocks, when its place in the gate's queue is reached. However it
+/// ends, the drop of the writer leaves each block ready or empty.
+pub(super) async fn fetch(
+    lease: Lease,
+    mut writer: BlockWriter,
+    purpose: Purpose,
+    place: impl Future<Output = Pass>,
+) {
     let (cache, source) = (&lease.cache, &lease.source);
     let bytes = writer.bytes().len() as u64;
     let mut pass = match purpose {
-        Purpose::Demand => cache.gate.enter(purpose, bytes, source.id).await,
-        Purpose::Ahead => pass_ahead(&lease, writer.blocks(), bytes).await,
+        Purpose::Demand => place.await,
+        Purpose::Ahead => pass_ahead(&lease, writer.blocks(), bytes, place).await,
     };
     let mut report = FailureReport {
         chunk: &lease,
@@ -80,10 +85,14 @@ pub(super) async fn fetch(lease: Lease, mut writer: BlockWriter, purpose: Purpos
 
 /// Waits until a GET of readahead is admitted, or until a reader wants its bytes: then it is
 /// admitted as demand.
-async fn pass_ahead(lease: &Lease, blocks: &Range<usize>, bytes: u64) -> Pass {
-    let (gate, id) = (&lease.cache.gate, lease.source.id);
+async fn pass_ahead(
+    lease: &Lease,
+    blocks: &Range<usize>,
+    bytes: u64,
+    place: impl Future<Output = Pass>,
+) -> Pass {
     {
-        let mut pass = pin!(gate.enter(Purpose::Ahead, bytes, id));
+        let mut pass = pin!(place);
         loop {
             let mut wanted = pin!(lease.wanted.notified());
             wanted.as_mut().enable();
@@ -96,7 +105,7 @@ async fn pass_ahead(lease: &Lease, blocks: &Range<usize>, bytes: u64) -> Pass {
             }
         }
     }
-    gate.enter(Purpose::Demand, bytes, id).await
+    lease.cache.gate.enter(Purpose::Demand, bytes, lease.source.id).await
 }
 
 /// Reports to the readers of these blocks why they were not fetched, even if the fetch panics or is

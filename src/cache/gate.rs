@@ -59,31 +59,32 @@ impl Gate {
         Arc::new(Self { inside: Mutex::new(inside), most: most.max(1) })
     }
 
-    pub(super) async fn enter(
+    /// Takes a place in the queue now, and waits for its turn when it is awaited.
+    pub(super) fn enter(
         self: &Arc<Self>,
         purpose: Purpose,
         bytes: u64,
         object: ObjectId,
-    ) -> Pass {
-        let granted = {
-            let mut inside = self.inside.lock();
-            let admitted = match purpose {
-                Purpose::Demand => self.admits_demand(&inside, object),
-                Purpose::Ahead => {
-                    self.admits_ahead(&inside, bytes, object) && inside.readahead.is_empty()
-                }
-            };
-            if admitted && self.first_demand(&inside).is_none() {
-                return self.admit(&mut inside, purpose, object);
+    ) -> impl Future<Output = Pass> + Send + use<> {
+        let mut inside = self.inside.lock();
+        let admitted = match purpose {
+            Purpose::Demand => self.admits_demand(&inside, object),
+            Purpose::Ahead => {
+                self.admits_ahead(&inside, bytes, object) && inside.readahead.is_empty()
             }
-            let (grant, granted) = oneshot::channel();
+        };
+        let (grant, granted) = oneshot::channel();
+        if admitted && self.first_demand(&inside).is_none() {
+            let pass = self.admit(&mut inside, purpose, object);
+            let sent = grant.send(pass);
+            debug_assert!(sent.is_ok(), "its receiver is here");
+        } else {
             match purpose {
                 Purpose::Demand => inside.demand.push_back((object, grant)),
                 Purpose::Ahead => inside.readahead.push_back((bytes, object, grant)),
             }
-            granted
-        };
-        granted.await.expect("the gate lets in all that wait before it is dropped")
+        }
+        async { granted.await.expect("the gate lets in all that wait before it is dropped") }
     }
 
     /// `received`: bytes of all GETs so far.

@@ -127,6 +127,29 @@ async fn reading_twice_costs_no_request() {
     assert_eq!(rig.gets(), gets);
 }
 
+/// One thread, which begins with the task that was spawned last: the order is not that of tasks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn gets_are_sent_in_the_order_in_which_they_were_asked_for() {
+    let sent = tokio::spawn(async {
+        let rig = Rig::new(256, &[160]);
+        let sent = Arc::new(Mutex::new(Vec::new()));
+        let seen = sent.clone();
+        rig.faults.hook(move |call| {
+            seen.lock().push(call.range.start);
+            Fault::None
+        });
+        assert_eq!(rig.cache.fetch(&rig.objects[&0].0, 0..160, 8, Purpose::Ahead), 160);
+        while rig.gets() < 20 {
+            tokio::task::yield_now().await;
+        }
+        std::mem::take(&mut *sent.lock())
+    });
+    let sent = sent.await.unwrap();
+    // Three may be in flight, and which of them comes first is not said.
+    let is_in_turn = |(before, &start): (usize, &u64)| start <= 8 * (before as u64 + 2);
+    assert!(sent.iter().enumerate().all(is_in_turn), "{sent:?}");
+}
+
 /// R5
 #[tokio::test]
 async fn a_random_read_fetches_its_blocks_only() {
