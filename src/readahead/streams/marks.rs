@@ -68,6 +68,11 @@ impl Marks {
         parts
     }
 
+    /// The byte at this offset was read, or there is none.
+    pub(super) fn was_read_at(&self, at: u64) -> bool {
+        at >= self.size || self.places(&(at..at + 1)).all(|place| self.was_read(place))
+    }
+
     /// Where the bytes end that were read from `at` on.
     pub(super) fn read_until(&self, at: u64) -> u64 {
         let places = self.places(&(at..self.size));

@@ -689,6 +689,28 @@ async fn runs_as_long_as_those_before_are_fetched_whole_at_their_first_read() {
     assert!(fetched.bytes < 60 * tensor * 16 / 10, "{}", fetched.bytes / MIB);
 }
 
+/// Eight threads with slices of 4 MiB, mapped: the kernel reads half a MiB before the first page of
+/// a slice, too. What the streams of earlier rounds leave behind takes no part of the window.
+#[tokio::test(start_paused = true)]
+async fn streams_that_have_come_to_where_others_read_take_no_share() {
+    let (readers, size, half) = (readers(), 512 * MIB, MIB / 2);
+    let pace = NetworkPace { part_bytes: 2 * MIB, in_flight_bytes: 64 * MIB };
+    let blocks = |range: &Range<u64>| range.start / 131_072..range.end.div_ceil(131_072);
+    let (mut asked, mut waits) = (BTreeSet::new(), 0);
+    for (round, step) in (0..16).flat_map(|round| (0..4).map(move |step| (round, step))) {
+        for thread in 0..8 {
+            let middle = (4 * (8 * round + thread) + step) * MIB;
+            let want = middle.saturating_sub(half)..middle + half;
+            waits += u64::from(!blocks(&want).all(|block| asked.contains(&block)));
+            let plan = readers.plan(2, size, want, pace);
+            for range in std::iter::once(plan.now).chain(plan.ahead) {
+                asked.extend(blocks(&range));
+            }
+        }
+    }
+    assert!(waits <= 8, "{waits}");
+}
+
 proptest::proptest! {
     #[test]
     fn any_plan_holds_the_read_and_stays_inside_the_object(
