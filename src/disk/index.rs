@@ -87,19 +87,21 @@ impl Index {
         Ok(Self { file, pages: pages.into(), most_pages, crowded: AtomicBool::new(false) })
     }
 
-    /// Another process may have doubled them.
-    fn pages(&self) -> u64 {
-        let (mut told, known) = ([0; 8], self.pages.load(Relaxed));
+    /// Another process has doubled it since it was last looked at: what was not found may be there.
+    pub(super) fn has_grown(&self) -> bool {
+        let mut told = [0; 8];
         let told = self.file.read_exact_at(&mut told, PAGES_AT).map(|()| u64::from_le_bytes(told));
+        let is_new = |told: &u64| *told != self.pages.load(Relaxed) && has_pages(&self.file, *told);
         // What somebody has damaged is made anew soon.
-        match told {
-            Ok(told) if told != known && has_pages(&self.file, told) => {
-                self.pages.store(told, Relaxed);
-                self.crowded.store(false, Relaxed);
-                told
-            }
-            _ => known,
-        }
+        let Some(pages) = told.ok().filter(is_new) else { return false };
+        self.pages.store(pages, Relaxed);
+        self.crowded.store(false, Relaxed);
+        true
+    }
+
+    fn pages(&self) -> u64 {
+        self.has_grown();
+        self.pages.load(Relaxed)
     }
 
     /// It should be doubled.
@@ -142,23 +144,22 @@ impl Index {
         has_pages(&self.file, self.pages())
     }
 
-    /// All extents of these units of a version.
+    /// All extents of these units of a version, by the number of pages that was last seen, so that
+    /// what is there costs one read: whoever misses some asks [`Self::has_grown`], and looks again.
     pub(super) fn find(
         &self,
         version: &VersionName,
         units: Range<u32>,
     ) -> std::io::Result<Vec<Extent>> {
         let mut found = Vec::new();
-        let (mut unit, pages) = (units.start, self.pages());
+        let (mut unit, pages) = (units.start, self.pages.load(Relaxed));
         while unit < units.end {
             let together = unit / UNITS_TOGETHER;
             let page = self.read(place_of(&version.name, unit) % pages)?;
             let is_ours = |extent: &Extent| {
-                extent.name == version.name
-                    && units.contains(&extent.unit)
-                    && extent.unit / UNITS_TOGETHER == together
+                units.contains(&extent.unit) && extent.unit / UNITS_TOGETHER == together
             };
-            found.extend(extents(&page).map(|(_, extent)| extent).filter(is_ours));
+            found.extend(named(&page, &version.name).filter(is_ours));
             unit = (together + 1).saturating_mul(UNITS_TOGETHER);
         }
         Ok(found)
@@ -169,9 +170,9 @@ impl Index {
         let (page, range) = (self.read(self.page_of(of))?, of.object_range());
         let overlaps = |extent: &Extent| {
             let other = extent.object_range();
-            extent.name == of.name && other.start < range.end && range.start < other.end
+            other.start < range.end && range.start < other.end
         };
-        let same = extents(&page).map(|(_, extent)| extent).filter(overlaps);
+        let same = named(&page, &of.name).filter(overlaps);
         Ok(same.map(|extent| extent.segment & !PASSED_OVER).max())
     }
 
@@ -308,6 +309,11 @@ fn offset(page: u64, extent: usize) -> u64 {
     (page + 1) * PAGE_BYTES + (extent * EXTENT_BYTES) as u64
 }
 
+/// The extents of one version, which are found without the checksums of the others.
+fn named(page: &[u8], name: &[u8; 16]) -> impl Iterator<Item = Extent> {
+    page.chunks_exact(EXTENT_BYTES).filter(|slot| slot.starts_with(name)).filter_map(Extent::decode)
+}
+
 fn extents(page: &[u8]) -> impl Iterator<Item = (usize, Extent)> {
     let slots = page.chunks_exact(EXTENT_BYTES).enumerate();
     slots.filter_map(|(at, slot)| Some((at, Extent::decode(slot)?)))
@@ -353,6 +359,25 @@ mod tests {
         };
         index.each(count).unwrap();
         assert_eq!(all, 3);
+    }
+
+    /// Each small file of an epoch is looked for.
+    #[test]
+    fn what_is_there_is_found_by_one_read() {
+        // Read calls of this thread, the few of these among them.
+        let calls = || {
+            let told = std::fs::read_to_string("/proc/thread-self/io").ok()?;
+            told.lines().find_map(|line| line.strip_prefix("syscr: ")?.parse::<u64>().ok())
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let index = Index::open(&folder.path().join("index"), 64 << 20).unwrap();
+        index.insert(&of(1, extent(0, 0, 8)), |_| true).unwrap();
+        let Some(before) = calls() else { return };
+        for _ in 0..100 {
+            assert_eq!(index.find(&version(1), 0..1).unwrap().len(), 1);
+        }
+        let made = calls().unwrap() - before;
+        assert!((100..150).contains(&made), "{made}");
     }
 
     #[test]
@@ -445,12 +470,16 @@ mod tests {
                 index.grow().unwrap();
             }
         }
+        let found = |number| {
+            let name = VersionName { name: numbered(number).name, size_bytes: 1 << 30 };
+            other.find(&name, 0..1).unwrap()
+        };
+        assert!((0..2_000).any(|number| found(number).is_empty()), "where they were before");
+        assert!(other.has_grown() && !other.has_grown());
         let pages = other.pages();
         assert!(pages >= 80, "{pages} of {}", index.most_pages);
         for number in 0..2_000 {
-            let wanted = numbered(number);
-            let name = VersionName { name: wanted.name, size_bytes: 1 << 30 };
-            assert_eq!(other.find(&name, 0..1).unwrap(), [wanted]);
+            assert_eq!(found(number), [numbered(number)]);
         }
         let mut all = 0;
         let count = |_: &Extent| {

@@ -211,9 +211,8 @@ impl DiskState {
         buffer: UnitBuffer,
     ) -> Option<Stored> {
         let (folder, asked) = (self.folder()?, Instant::now());
-        let extents = extents(&folder, version, range);
-        let extents = extents.inspect_err(|error| self.failed_to_read(asked, error)).ok()?;
-        let mut pieces = plan(range, &extents);
+        let pieces = pieces(&folder, version, range);
+        let mut pieces = pieces.inspect_err(|error| self.failed_to_read(asked, error)).ok()?;
         let (mut first, mut claims) = (None, VecDeque::new());
         if let Some(piece) = pieces.first_mut().filter(|piece| piece.extent.is_some()) {
             first = self.read(piece, buffer);
@@ -294,6 +293,19 @@ impl Failing {
             _ => Self::Passing,
         }
     }
+}
+
+/// What there is of a range.
+fn pieces(
+    folder: &Folder,
+    version: &VersionName,
+    range: &Range<u64>,
+) -> std::io::Result<Vec<Piece>> {
+    let pieces = plan(range, &extents(folder, version, range)?);
+    if pieces.iter().any(|piece| piece.extent.is_none()) && folder.index.has_grown() {
+        return Ok(plan(range, &extents(folder, version, range)?));
+    }
+    Ok(pieces)
 }
 
 /// The extents that hold bytes of a range, of those segments that are there.

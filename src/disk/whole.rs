@@ -65,6 +65,8 @@ pub(super) struct OwnSegment {
 impl Folder {
     /// What names the object's own segment, if that is there.
     fn own(&self, version: &VersionName) -> std::io::Result<Option<Extent>> {
+        // Not what was there before, when a page was another one's.
+        self.index.has_grown();
         let mut named = self.index.find(version, OWN_UNIT..OWN_UNIT + 1)?;
         named.sort_unstable_by_key(|extent| extent.segment);
         while let Some(newest) = named.pop() {
@@ -379,6 +381,7 @@ impl DiskState {
     ) -> std::io::Result<()> {
         let Some((segment, mut right)) = folder.proofs.left(version) else { return Ok(()) };
         let units = u32::try_from(right.len()).map_err(|_| Error::from(ErrorKind::FileTooLarge))?;
+        folder.index.has_grown();
         let mut extents = folder.index.find(version, 0..units)?;
         extents.retain(|extent| extent.segment == segment && extent.is_in_place());
         let mut unread = Vec::new();
