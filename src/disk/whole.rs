@@ -174,30 +174,31 @@ fn seal(file: &Metadata) -> Option<[u32; 8]> {
 }
 
 impl OwnSegment {
-    /// Writes the bytes of an extent to their place.
+    /// Writes bytes of the object, from `at` on, to their place.
     pub(super) fn write(
         &mut self,
         folder: &Folder,
-        extent: &mut Extent,
+        at: u64,
         bytes: &[u8],
         gave_up: impl FnMut(u64),
     ) -> std::io::Result<()> {
-        let (at, length) = (extent.object_range().start, bytes.len() as u64);
+        let length = bytes.len() as u64;
         if self.room < length {
-            folder.alone(|| folder.make_room(folder.segment_bytes, gave_up))?;
-            self.room = folder.segment_bytes;
+            let room = folder.segment_bytes.max(length);
+            folder.alone(|| folder.make_room(room, gave_up))?;
+            self.room = room;
         }
         self.room -= length;
         // A stream writes all of such a part, its units in any order: without this, they would lie
         // on the disk in that order. Space is taken even if this fails.
-        if length == UNIT_BYTES && self.taken.insert(at / STEP_BYTES) {
-            let step = (at / STEP_BYTES * STEP_BYTES).cast_signed();
-            let flags = FallocateFlags::FALLOC_FL_KEEP_SIZE;
-            let _ = fallocate(&self.file, flags, step, STEP_BYTES.cast_signed());
+        let steps = at / STEP_BYTES..(at + length).div_ceil(STEP_BYTES);
+        for step in steps.filter(|_| length >= UNIT_BYTES) {
+            if self.taken.insert(step) {
+                let flags = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+                let [from, step] = [step * STEP_BYTES, STEP_BYTES].map(u64::cast_signed);
+                let _ = fallocate(&self.file, flags, from, step);
+            }
         }
-        extent.segment = self.number;
-        extent.page = u32::try_from(at / PAGE_BYTES).map_err(|_| ErrorKind::FileTooLarge)?;
-        extent.sum_up(bytes);
         // Direct I/O is for pages: with a part of one, the file would be longer than the object.
         let is_aligned = bytes.as_ptr().addr().is_multiple_of(PAGE);
         let whole = if is_aligned { bytes.len() / PAGE * PAGE } else { 0 };
@@ -207,6 +208,15 @@ impl OwnSegment {
             let file = open(OpenOptions::new().write(true), &folder.path_of(self.number))?;
             file.write_all_at(rest, at + pages.len() as u64)?;
         }
+        Ok(())
+    }
+
+    /// Describes an extent of which the bytes were written.
+    pub(super) fn describe(&self, extent: &mut Extent, bytes: &[u8]) -> std::io::Result<()> {
+        let page = extent.object_range().start / PAGE_BYTES;
+        extent.segment = self.number;
+        extent.page = u32::try_from(page).map_err(|_| ErrorKind::FileTooLarge)?;
+        extent.sum_up(bytes);
         Ok(())
     }
 }

@@ -428,10 +428,16 @@ impl Writing {
             self.own.put(version.name, (own, folder.clone()));
         }
         let Some((own, _)) = self.own.get_mut(&version.name) else { return Ok(()) };
-        for (extent, at) in extents {
-            own.write(folder, extent, &bytes[at.clone()], gave_up)?;
-            folder.index.insert(extent, |number| folder.is_live(number))?;
-            folder.prove(extent, &extent.object_range());
+        // One write for what lies together.
+        for run in extents.chunk_by_mut(|(_, at), (_, next)| at.end == next.start) {
+            let [Some((first, at)), Some((_, last))] = [run.first(), run.last()] else { continue };
+            let (start, all) = (first.object_range().start, at.start..last.end);
+            own.write(folder, start, &bytes[all], gave_up)?;
+            for (extent, at) in run {
+                own.describe(extent, &bytes[at.clone()])?;
+                folder.index.insert(extent, |number| folder.is_live(number))?;
+                folder.prove(extent, &extent.object_range());
+            }
         }
         Ok(())
     }
@@ -463,6 +469,37 @@ impl Drop for OpenSegment {
 mod tests {
     use super::*;
     use crate::disk::{DiskConfig, Reserve};
+
+    /// A part of four units: a write for all, and one for each in the index.
+    #[test]
+    fn what_lies_together_of_a_large_object_is_one_write() {
+        // Write calls of this thread.
+        let calls = || {
+            let told = std::fs::read_to_string("/proc/thread-self/io").ok()?;
+            told.lines().find_map(|line| line.strip_prefix("syscw: ")?.parse::<u64>().ok())
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let (path, size_bytes) = (folder.path().to_owned(), Some(1 << 30));
+        let (reserve, memory_bytes, waiting_bytes) = (Reserve::Bytes(0), 1 << 20, 1 << 30);
+        let config = DiskConfig { path, size_bytes, reserve, memory_bytes, waiting_bytes };
+        let state = Arc::new(DiskState::new(config, Arc::default()));
+        state.open_folder().unwrap();
+        let (patient_until, open, own) = (Arc::default(), None, LruCache::new(OWN_OPEN));
+        let mut writing = Writing { state, patient_until, open, own, worth: Worth::new() };
+        let (version, bytes) =
+            (VersionName { name: [7; 16], size_bytes: 32 << 20 }, vec![1; 4 << 20]);
+        let mut write = |start| {
+            let parts = cut(start, bytes.len(), version.size_bytes).into_iter();
+            let mut parts: Vec<_> = parts.map(|found| part(found, &version)).collect();
+            let before = calls();
+            writing.write(Some(&version), &bytes, &mut parts);
+            calls().zip(before).map(|(after, before)| after - before)
+        };
+        // The first one makes the segment. Room is made once more, which writes the hand.
+        write(0);
+        assert!(write(4 << 20).is_none_or(|calls| calls <= 6));
+        assert_eq!(writing.state.stats.disk_written_bytes.get(), 8 << 20);
+    }
 
     /// The thread that writes stands still: nothing takes what waits.
     #[tokio::test]
