@@ -11,7 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::content;
 use crate::counts::Counters;
-use crate::objects::{Content, Object};
+use crate::objects::{self, Content, Object};
 
 pub(crate) struct ContentBody {
     object: Arc<Object>,
@@ -31,10 +31,7 @@ impl ContentBody {
             return None;
         }
         let piece = match &self.object.content {
-            Content::Stored(bytes) => {
-                let index = |offset| usize::try_from(offset).expect("it is in memory");
-                bytes.slice(index(self.left.start)..index(self.left.end))
-            }
+            Content::Stored(pieces) => objects::slice(pieces, self.left.clone()),
             Content::Synthetic { seed, head, .. } => {
                 let Range { start, end } = self.left;
                 let head_left = usize::try_from(start).ok().and_then(|at| head.get(at..));

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::content;
 use crate::listing::{Item, MAX_KEYS, Query};
-use crate::objects::{Content, Object, Objects, Upload};
+use crate::objects::{self, Content, Object, Objects, Upload};
 use crate::pattern::Pattern;
 
 /// A bucket. Clones are the same bucket; changes are seen by the next request.
@@ -122,7 +122,7 @@ impl Bucket {
         assert!(range.start <= range.end && range.end <= object.size(), "{range:?} of {key}");
         let index = |offset| usize::try_from(offset).expect("a range that fits into memory");
         match &object.content {
-            Content::Stored(bytes) => bytes.slice(index(range.start)..index(range.end)),
+            Content::Stored(pieces) => objects::slice(&[pieces.concat().into()], range),
             Content::Synthetic { seed, head, .. } => {
                 let mut bytes = vec![0; index(range.end - range.start)];
                 content::fill(*seed, range.start, &mut bytes);

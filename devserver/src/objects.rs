@@ -7,7 +7,7 @@ use std::collections::btree_map;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::iter::Peekable;
-use std::ops::Bound;
+use std::ops::{Bound, Range};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -55,13 +55,10 @@ impl Family {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Content {
-    Stored(Bytes),
+    /// In the pieces in which it came.
+    Stored(Vec<Bytes>),
     /// The first bytes are `head`, which may be empty; the others are computed.
-    Synthetic {
-        seed: u64,
-        size: u64,
-        head: Bytes,
-    },
+    Synthetic { seed: u64, size: u64, head: Bytes },
 }
 
 #[derive(Clone, Debug)]
@@ -84,7 +81,7 @@ pub(crate) struct Object {
 impl Object {
     pub(crate) fn size(&self) -> u64 {
         match &self.content {
-            Content::Stored(bytes) => bytes.len() as u64,
+            Content::Stored(pieces) => pieces.iter().map(|piece| piece.len() as u64).sum(),
             Content::Synthetic { size, .. } => *size,
         }
     }
@@ -97,9 +94,8 @@ impl Object {
     /// CRC-64/NVME in base64, as S3 has it of what was uploaded without another checksum. Synthetic
     /// bytes have none, because they were not uploaded.
     pub(crate) fn checksum(&self) -> Option<String> {
-        let Content::Stored(bytes) = &self.content else { return None };
-        let sum = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, bytes);
-        Some(base64_simd::STANDARD.encode_to_string(sum.to_be_bytes()))
+        let Content::Stored(pieces) = &self.content else { return None };
+        Some(base64_simd::STANDARD.encode_to_string(sum(pieces).to_be_bytes()))
     }
 
     fn new(content: Content, etag: String, last_modified: SystemTime, version: u64) -> Self {
@@ -131,22 +127,55 @@ impl Object {
 
 /// Bytes that are to be an object, and its `ETag`: it takes time, which nobody else is to wait for.
 pub(crate) struct Upload {
-    bytes: Bytes,
+    pieces: Vec<Bytes>,
     etag: String,
 }
 
 impl From<Bytes> for Upload {
     fn from(bytes: Bytes) -> Self {
+        vec![bytes].into()
+    }
+}
+
+impl From<Vec<Bytes>> for Upload {
+    fn from(mut pieces: Vec<Bytes>) -> Self {
         let mut etag = String::new();
-        let written = if bytes.len() > MOST_MD5_BYTES {
-            let sum = crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &bytes);
-            write!(etag, "{sum:016x}{:016x}-1", bytes.len())
+        let length = pieces.iter().map(Bytes::len).sum::<usize>();
+        let written = if length > MOST_MD5_BYTES {
+            write!(etag, "{:016x}{length:016x}-1", sum(&pieces))
         } else {
-            Md5::digest(&bytes).iter().try_for_each(|byte| write!(etag, "{byte:02x}"))
+            // A small piece may hold a large buffer.
+            let bytes = pieces.concat();
+            let written =
+                Md5::digest(&bytes).iter().try_for_each(|byte| write!(etag, "{byte:02x}"));
+            pieces = vec![bytes.into()];
+            written
         };
         written.expect("writing to a string does not fail");
-        Self { bytes, etag }
+        Self { pieces, etag }
     }
+}
+
+fn sum(pieces: &[Bytes]) -> u64 {
+    let mut digest = crc_fast::Digest::new(CrcAlgorithm::Crc64Nvme);
+    for piece in pieces {
+        digest.update(piece);
+    }
+    digest.finalize()
+}
+
+/// The beginning of a range of these pieces, as far as one piece goes; empty if they have none.
+pub(crate) fn slice(pieces: &[Bytes], range: Range<u64>) -> Bytes {
+    let mut start = 0;
+    for piece in pieces {
+        let end = start + piece.len() as u64;
+        if range.start < end {
+            let index = |offset: u64| usize::try_from(offset - start).expect("it is in memory");
+            return piece.slice(index(range.start)..index(range.end.min(end)));
+        }
+        start = end;
+    }
+    Bytes::new()
 }
 
 /// The objects of one bucket.
@@ -168,9 +197,9 @@ impl Objects {
         self.member(key)
     }
 
-    pub(crate) fn put(&mut self, key: &str, Upload { bytes, etag }: Upload) -> Arc<Object> {
+    pub(crate) fn put(&mut self, key: &str, Upload { pieces, etag }: Upload) -> Arc<Object> {
         let version = self.next_version(key);
-        let object = Object::new(Content::Stored(bytes), etag, self.tick(), version);
+        let object = Object::new(Content::Stored(pieces), etag, self.tick(), version);
         self.insert(key, object)
     }
 
@@ -334,6 +363,27 @@ mod tests {
         assert!(objects.get("f03").is_none());
         assert!(objects.get("f11").is_none());
         assert_eq!(objects.get("f10").unwrap().size(), 3);
+    }
+
+    #[test]
+    fn pieces_are_the_object_that_their_bytes_make() {
+        let bytes: Vec<u8> = (0..200_000_u32).map(|at| (at / 100).to_le_bytes()[0]).collect();
+        let whole = Upload::from(Bytes::from(bytes.clone()));
+        let pieces: Vec<Bytes> = bytes.chunks(70_000).map(Bytes::copy_from_slice).collect();
+        let cut = Upload::from(pieces.clone());
+        assert_eq!(cut.etag, whole.etag);
+        for start in [0, 1, 69_999, 70_000, 139_999, 140_000, 199_999] {
+            let mut at = start;
+            while at < 200_000 {
+                let piece = slice(&pieces, at as u64..200_000);
+                assert!(!piece.is_empty() && piece == bytes[at..at + piece.len()], "{at}");
+                at += piece.len();
+            }
+        }
+        assert!(slice(&pieces, 200_000..200_000).is_empty());
+        // A piece that was cut from a large buffer is none that is kept.
+        let small = Upload::from(vec![pieces[0].slice(..3), pieces[1].slice(..4)]);
+        assert_eq!(small.pieces, [[&bytes[..3], &bytes[70_000..70_004]].concat()]);
     }
 
     #[test]

@@ -5,7 +5,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
 use http::HeaderMap;
 use http_body_util::BodyExt;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -340,15 +339,13 @@ impl S3 for Service {
     ) -> S3Result<S3Response<PutObjectOutput>> {
         let input = request.input;
         let bucket = self.bucket(&input.bucket)?;
-        let bytes = match input.body {
-            None => Bytes::new(),
-            Some(body) => {
-                let read = Body::from(body).collect().await;
-                let broken = |_| s3_error!(IncompleteBody, "The body ended early");
-                read.map_err(broken)?.to_bytes()
-            }
-        };
-        let upload = Upload::from(bytes);
+        let mut body = input.body.map(Body::from).unwrap_or_default();
+        let mut pieces = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let broken = |_| s3_error!(IncompleteBody, "The body ended early");
+            pieces.extend(frame.map_err(broken)?.into_data());
+        }
+        let upload = Upload::from(pieces);
         let mut state = bucket.write();
         let old = state.objects.get(&input.key);
         let matches = |condition: &ETagCondition| match (condition, &old) {
