@@ -85,6 +85,8 @@ pub struct ReadConfig {
     pub max_connections: usize,
     /// Small objects that were read stay while there is room: no disk has them.
     pub keeps_small: bool,
+    /// Streams are fetched in whole multiples of this, as a shared cache keeps them; 0 for any.
+    pub unit_bytes: u64,
 }
 
 /// The cache's memory at a moment.
@@ -125,7 +127,7 @@ impl ChunkCache {
         runtime: Handle,
         stats: Arc<Stats>,
     ) -> std::io::Result<Arc<Self>> {
-        let ReadConfig { layout, memory_budget_bytes, max_connections, keeps_small } = config;
+        let ReadConfig { layout, memory_budget_bytes, max_connections, keeps_small, .. } = config;
         Ok(Arc::new(Self {
             store,
             layout,

@@ -45,10 +45,11 @@ impl Readahead {
         runtime: Handle,
         stats: Arc<Stats>,
     ) -> Self {
-        let ReadConfig { layout, memory_budget_bytes: budget, .. } = *config;
+        let ReadConfig { layout, memory_budget_bytes: budget, unit_bytes, .. } = *config;
         let streams = StreamLimits {
             block_bytes: layout.block_bytes,
             small_bytes: layout.small_bytes,
+            unit_bytes,
             window_bytes: WINDOW_BYTES,
             // The other half is for bytes that were read and may be read again.
             ahead_bytes: budget / 2,

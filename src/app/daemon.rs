@@ -286,6 +286,7 @@ pub fn stack(
         memory_budget_bytes: config.chunks_budget_bytes(),
         max_connections: config.cache.max_connections,
         keeps_small: config.disk.is_none(),
+        unit_bytes: tiers.shared.as_ref().map_or(0, |_| SharedCache::UNIT_BYTES),
     };
     let config = FsConfig { ownership, names, reading };
     BucketFs::new(store, config, Handle::current(), stats)

@@ -42,7 +42,9 @@ impl Rig {
         let stats = Arc::new(Stats::default());
         let runtime = Handle::current();
         let (layout, memory_budget_bytes, max_connections) = (LAYOUT, budget, 4);
-        let config = ReadConfig { layout, memory_budget_bytes, max_connections, keeps_small };
+        let unit_bytes = 0;
+        let config =
+            ReadConfig { layout, memory_budget_bytes, max_connections, keeps_small, unit_bytes };
         let cache = ChunkCache::new(faults.clone(), config, runtime, stats).unwrap();
         Self { memory, faults, cache, objects }
     }
@@ -94,7 +96,9 @@ async fn bytes_from_the_disk_say_nothing_about_the_network() {
         let (directory, prefix, counts) = ("a/".to_owned(), String::new(), Arc::default());
         let joined = Joined::new(vec![Branch { directory, prefix, store, counts }]);
         let (layout, memory_budget_bytes, max_connections, keeps_small) = (LAYOUT, 64, 4, false);
-        let config = ReadConfig { layout, memory_budget_bytes, max_connections, keeps_small };
+        let unit_bytes = 0;
+        let config =
+            ReadConfig { layout, memory_budget_bytes, max_connections, keeps_small, unit_bytes };
         let runtime = Handle::current();
         let cache = ChunkCache::new(Arc::new(joined), config, runtime, stats.clone()).unwrap();
         let data = cache.read(&source, 0..8, ReadKind::Direct).await.unwrap();

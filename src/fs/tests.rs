@@ -76,6 +76,7 @@ fn file_system(
         memory_budget_bytes: budget_bytes,
         max_connections: 128,
         keeps_small: true,
+        unit_bytes: 0,
     };
     let config = FsConfig { ownership, names, reading };
     BucketFs::new(store, config, Handle::current(), Arc::default()).unwrap()

@@ -83,6 +83,8 @@ pub(crate) struct StreamLimits {
     pub(crate) block_bytes: u64,
     /// Objects up to this size are fetched whole.
     pub(crate) small_bytes: u64,
+    /// From an object's beginning on, streams are fetched in GETs of whole multiples of this.
+    pub(crate) unit_bytes: u64,
     /// The longest window of one stream, unless the network needs more in flight.
     pub(crate) window_bytes: u64,
     /// The most that the windows of all streams may take together.
@@ -154,9 +156,15 @@ impl Streams {
         stream.pass(&want);
         runs.whole.touch(stream);
         let no_ahead = ReadPlan { judged: runs.whole.judged(), ..no_ahead };
+        let unit = self.limits.unit_bytes;
+        let no_ahead = if is_new && want.start == 0 && (!stream.is_bulk || unit > FIRST_BYTES) {
+            stream.asked = want.end.max(FIRST_BYTES.max(unit).min(size));
+            ReadPlan { now: 0..stream.asked, now_piece_bytes: part, ..no_ahead }
+        } else {
+            no_ahead
+        };
         if is_new && want.start == 0 && !stream.is_bulk {
-            stream.asked = want.end.max(FIRST_BYTES.min(size));
-            return ReadPlan { now: 0..stream.asked, now_piece_bytes: part, ..no_ahead };
+            return no_ahead;
         }
         let pattern = if begins { &runs.beginnings } else { &stream.reads_at };
         let is_regular = pattern.is_regular(length);
@@ -197,7 +205,8 @@ impl Streams {
         let window = window.min(most);
         let size = tensor.map_or(size, |tensor| tensor.end);
         let is_quick = begins || stream.is_bulk && window > LARGE_WINDOW_BYTES;
-        let least_bytes = if is_quick { FIRST_PIECE_BYTES } else { LEAST_PIECE_BYTES }.min(part);
+        let least_bytes = if is_quick { FIRST_PIECE_BYTES } else { LEAST_PIECE_BYTES };
+        let least_bytes = least_bytes.max(unit).min(part);
         let pieces = Pieces {
             begun: stream.begun.saturating_sub(stream.credit) / part * part,
             least_bytes,

@@ -162,6 +162,9 @@ impl Wanted {
 }
 
 impl SharedCache {
+    /// What is claimed and stored as one, if one GET asks for all of it.
+    pub const UNIT_BYTES: u64 = entry::UNIT_BYTES;
+
     pub fn new(entries: Arc<dyn EntryStore>, policy: SharedPolicy, stats: Arc<Stats>) -> Arc<Self> {
         let SharedPolicy { sealer, trusts, hedges, memory_bytes } = policy;
         let fills = Fills::new(memory_bytes);

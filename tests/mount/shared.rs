@@ -131,6 +131,36 @@ fn what_one_node_fetched_the_others_read_from_the_shared_cache() {
     assert!(log.iter().all(|request| request.kind != Kind::Other), "{log:?}");
 }
 
+/// Units are what nodes claim and store, so a stream asks for whole ones from the beginning on.
+#[test]
+fn a_stream_asks_for_whole_units_from_the_beginning_on() {
+    if !can_mount() {
+        return;
+    }
+    let nodes = Nodes::new();
+    let keys: Vec<_> = (0..10).map(|number| format!("streams/{number}")).collect();
+    for key in &keys {
+        nodes.scene.bucket().put_synthetic(key, 6 << 20);
+    }
+    let node = nodes.mount("one", &["--shared-cache-trust"]);
+    nodes.scene.server.reset();
+    for key in &keys {
+        std::fs::read(node.place.join(key)).unwrap();
+    }
+    let log = nodes.scene.server.log();
+    let is_whole = |range: &Option<String>| {
+        let (first, last) = range.as_ref()?.strip_prefix("bytes=")?.split_once('-')?;
+        let (first, end) = (first.parse::<u64>().ok()?, last.parse::<u64>().ok()? + 1);
+        Some(first % (2 << 20) == 0 && end % (2 << 20) == 0)
+    };
+    let in_units = |key: &&String| {
+        let mut gets = log.iter().filter(|got| got.kind == Kind::Get && got.key == **key);
+        gets.all(|got| is_whole(&got.range) == Some(true))
+    };
+    // The kernel may send the first two requests for a file in the other order.
+    assert!(keys.iter().any(|key| in_units(&key)), "{log:?}");
+}
+
 /// Small files, which are all claimed whole; `store::shared` has the rest.
 #[test]
 fn nodes_that_start_together_wait_for_one_another() {

@@ -43,6 +43,7 @@ impl Rig {
             memory_budget_bytes: budget_bytes,
             max_connections: 128,
             keeps_small: true,
+            unit_bytes: 0,
         };
         let config = FsConfig { ownership, names, reading };
         let fs = BucketFs::new(store.clone(), config, Handle::current(), Arc::default()).unwrap();

@@ -15,6 +15,7 @@ fn readers() -> Streams {
     Streams::new(StreamLimits {
         block_bytes: 131_072,
         small_bytes: 4 * MIB,
+        unit_bytes: 0,
         window_bytes: 128 * MIB,
         ahead_bytes: 512 * MIB,
         chunk_bytes: 2 * MIB,
@@ -39,6 +40,31 @@ fn ahead_bytes(plans: &[ReadPlan]) -> u64 {
 
 fn bytes_ahead(plan: &ReadPlan) -> u64 {
     plan.ahead.iter().map(|range| range.end - range.start).sum()
+}
+
+#[tokio::test]
+async fn a_stream_from_the_beginning_is_fetched_in_the_units_that_a_shared_cache_keeps() {
+    const UNIT: u64 = 2 * MIB;
+    let pace = NetworkPace { part_bytes: UNIT, in_flight_bytes: 32 * UNIT };
+    for step in [131_072, MIB] {
+        let readers = Streams::new(StreamLimits { unit_bytes: UNIT, ..readers().limits });
+        let mut fetched = 0;
+        for start in (0..64 * MIB).step_by(usize::try_from(step).unwrap()) {
+            let plan = readers.plan(2, SIZE, start..start + step, pace);
+            let ahead = plan.ahead.into_iter().flat_map(|range| plan.pieces.cut(range));
+            for (range, piece) in std::iter::once((plan.now, plan.now_piece_bytes)).chain(ahead) {
+                if range.end > fetched {
+                    assert_eq!(
+                        (range.start, range.end % UNIT, piece),
+                        (fetched, 0, UNIT),
+                        "{step}"
+                    );
+                    fetched = range.end;
+                }
+            }
+        }
+        assert!(fetched > 64 * MIB, "{fetched}");
+    }
 }
 
 /// R3
@@ -722,10 +748,17 @@ proptest::proptest! {
         let block_bytes = 131_072;
         let part_bytes = part_blocks * block_bytes;
         let window_bytes = part_bytes * 4;
+        let unit_bytes = part_blocks % 2 * 2 * MIB;
         let small_bytes = part_bytes.min(4 * MIB);
         let (chunk_bytes, ahead_bytes) = (part_bytes, budget);
-        let limits =
-            StreamLimits { block_bytes, small_bytes, window_bytes, ahead_bytes, chunk_bytes };
+        let limits = StreamLimits {
+            block_bytes,
+            small_bytes,
+            unit_bytes,
+            window_bytes,
+            ahead_bytes,
+            chunk_bytes,
+        };
         let pace = NetworkPace { part_bytes, in_flight_bytes: part_bytes };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let _context = runtime.enter();
