@@ -8,9 +8,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::BufMut as _;
+use bytes::{BufMut as _, Bytes};
 use fasts3_mount::store::retry::{RetryPolicy, Retrying};
-use fasts3_mount::store::s3::{Keys, S3Store, StoreConfig};
+use fasts3_mount::store::s3::{Keys, S3Entries, S3Store, StoreConfig};
+use fasts3_mount::store::shared::EntryStore as _;
 use fasts3_mount::store::{
     Destination, ListEntry, ListFrom, ListPage, ListRequest, Nonsense, ObjectStore, ObjectVersion,
     StoreError, check_page,
@@ -231,6 +232,23 @@ impl Writer for Memory {
     }
 }
 
+/// What a shared cache needs of the store that holds its entries: a PUT that one of several mounts
+/// succeeds with, in several pieces; and how old it is.
+async fn entries(store: S3Store) {
+    let entries = S3Entries::new(store, "of/nodes/".to_owned());
+    assert!(entries.get("k", 0..100).await.unwrap().is_none());
+    let claim = [Bytes::from_static(b"clai"), Bytes::from_static(b"med")];
+    assert!(entries.put("k", &claim, true).await.unwrap());
+    assert!(!entries.put("k", &[Bytes::from_static(b"others'")], true).await.unwrap());
+    let mut found = entries.get("k", 0..100).await.unwrap().unwrap();
+    let mut bytes = Vec::new();
+    found.body.take(7, &mut bytes).await.unwrap();
+    assert_eq!((found.length, &*bytes), (7, &b"claimed"[..]));
+    assert!(found.age.is_some_and(|age| age.as_secs() < 3600), "{:?}", found.age);
+    assert!(entries.put("k", &[Bytes::from_static(b"the entry")], false).await.unwrap());
+    assert_eq!(entries.get("k", 4..7).await.unwrap().unwrap().length, 9);
+}
+
 #[async_trait]
 impl Writer for devserver::Bucket {
     async fn put(&self, key: &str, bytes: &[u8]) {
@@ -268,6 +286,7 @@ async fn s3_over_http_keeps_the_contract() {
     let store = S3Store::connect_with("contract", &config, &keys(&server)).await.unwrap();
     contract(Arc::new(store), bucket).await;
     assert!(server.counts().requests() > 100, "the requests went over HTTP");
+    entries(S3Store::connect_with("contract", &config, &keys(&server)).await.unwrap()).await;
 }
 
 #[tokio::test]
@@ -740,6 +759,7 @@ async fn s3_keeps_the_contract_on_a_server_that_others_wrote() {
     let client = aws_sdk_s3::Client::from_conf(sdk);
     client.create_bucket().bucket("contract").send().await.unwrap();
     let store = S3Store::connect_with("contract", &config(&endpoint), &keys).await.unwrap();
+    entries(S3Store::connect_with("contract", &config(&endpoint), &keys).await.unwrap()).await;
     // moto's web framework routes by a decoded path, and finds no route across a line's end.
     contract_but(&["tab\tnew\nline"], Arc::new(store), Sdk { client }).await;
 }

@@ -79,11 +79,9 @@ impl Config {
     }
 
     /// The part of the memory budget that is for chunks: the rest is for what goes to or comes from
-    /// the disk, and goes to the shared cache.
+    /// the disk.
     pub(crate) fn chunks_budget_bytes(&self) -> u64 {
-        let disk = self.disk.as_ref().map_or(0, |disk| disk.memory_bytes);
-        let shared = self.shared.as_ref().map_or(0, |shared| shared.policy.memory_bytes);
-        self.memory_budget_bytes - disk - shared
+        self.memory_budget_bytes - self.disk.as_ref().map_or(0, |disk| disk.memory_bytes)
     }
 
     /// A mount on this path: that of a mount that was handed over is known late.

@@ -294,14 +294,8 @@ impl S3Store {
     }
 }
 
-const HEAD_BUCKET: RequestFields<'_> = RequestFields {
-    kind: Kind::Head,
-    key: "",
-    query: "",
-    headers: &[],
-    optional: None,
-    body: None,
-};
+const HEAD_BUCKET: RequestFields<'_> =
+    RequestFields { kind: Kind::Head, key: "", query: "", headers: &[], optional: None, body: &[] };
 
 fn one_key(prefix: &str) -> ListRequest {
     ListRequest {
@@ -373,7 +367,7 @@ impl ObjectStore for S3Store {
             query: "",
             headers: &headers,
             optional: is_checked.then_some(CHECKSUM_MODE),
-            body: None,
+            body: &[],
         };
         let (headers, body) = match self.ask(About::Key, &fields).await {
             Err(StoreError::Changed) if is_conditional => return Err(self.mismatch(version).await),

@@ -41,16 +41,15 @@ use outlook::Outlook;
 const BUDGET_SHARE: u64 = 8;
 const MOST_MEMORY: u64 = 64 << 20;
 const LEAST_MEMORY: u64 = 4 << 20;
-/// A claim is older only if its mount has died, or stores nothing: most units take a tenth.
+/// Ages are told in whole seconds: an older claim is older than any wait for it on a machine that
+/// is not busy.
 const STALE: Duration = Duration::from_secs(3);
 /// Mounts that have all waited in vain store what they fetched within this time.
 const SPREAD: Duration = Duration::from_secs(2);
-/// For memory, when a unit has come: the cache takes what was there before.
-const FOR_ROOM: Duration = Duration::from_millis(100);
-/// The same where other mounts wait for the unit: as long as they do at least.
-const FOR_OTHERS: Duration = Duration::from_millis(500);
 /// As long as a store's own silence, where it is not asked too soon.
 const WITHOUT_HEDGING: Duration = Duration::from_secs(2);
+/// Blocks of an entry that are received and proved together: each time costs a switch of tasks.
+const BLOCKS_AT_ONCE: u64 = 4;
 /// For one request that stores.
 const FILL_LIMIT: Duration = Duration::from_secs(10);
 
@@ -60,8 +59,13 @@ pub trait EntryStore: Send + Sync + 'static {
     /// A range of an entry; `None` if there is no entry, or it has no such bytes.
     async fn get(&self, key: &str, range: Range<u64>) -> Result<Option<FoundEntry>, StoreError>;
 
-    /// Stores an entry; `false` if it must be absent, and is not.
-    async fn put(&self, key: &str, entry: Bytes, only_if_absent: bool) -> Result<bool, StoreError>;
+    /// Stores an entry, of these pieces; `false` if it must be absent, and is not.
+    async fn put(
+        &self,
+        key: &str,
+        entry: &[Bytes],
+        only_if_absent: bool,
+    ) -> Result<bool, StoreError>;
 }
 
 /// The range of an entry that was asked for, or what there is of it.
@@ -87,7 +91,7 @@ pub struct SharedPolicy {
     pub trusts: bool,
     /// The source is asked too as soon as the cache is later than usual.
     pub hedges: bool,
-    /// Memory for what is on its way to the cache.
+    /// Memory of chunks, as long as it is on its way to the cache.
     pub memory_bytes: u64,
 }
 
@@ -128,17 +132,28 @@ enum Duty {
 enum Look {
     Entry(Reading),
     Nothing,
-    Claim { is_stale: bool },
+    /// For so long, as far as the store tells.
+    Claim(Option<Duration>),
+}
+
+/// What was late: for how long it was waited for, and since when.
+#[derive(Clone, Copy)]
+struct Late {
+    duty: Duty,
+    given: Duration,
+    asked: Instant,
 }
 
 /// An entry whose first block has come, and is right.
 struct Reading {
     name: EntryName,
     body: Box<dyn EntryBody>,
-    /// A block and its tag.
+    /// Blocks that are right, each with its tag behind it.
     sealed: Vec<u8>,
-    /// Those that are still to come, counted from the unit's beginning.
-    blocks: Range<u64>,
+    /// Which these are, counted from the unit's beginning.
+    here: Range<u64>,
+    /// The end of those that are wanted.
+    end: u64,
 }
 
 /// A part of a unit, or all of it.
@@ -183,7 +198,11 @@ impl SharedCache {
 
     /// For a first byte, a block, or a claim.
     fn longest_patience(&self) -> Duration {
-        if self.hedges { self.state.lock().outlook.longest_patience() } else { WITHOUT_HEDGING }
+        if self.hedges {
+            self.state.lock().outlook.longest_patience(Instant::now())
+        } else {
+            WITHOUT_HEDGING
+        }
     }
 
     fn way(&self) -> Way {
@@ -218,13 +237,14 @@ impl SharedCache {
             if blocks.start == 0 {
                 body.take(length, &mut Vec::new()).await?;
             }
-            return Ok(Look::Claim { is_stale: age.is_some_and(|age| age >= STALE) });
+            return Ok(Look::Claim(age));
         }
         if length != self.sealer.entry_bytes(&name) {
             self.is_wrong(&name);
             return Err(StoreError::nonsense(format!("an entry of {length} bytes")));
         }
-        let mut reading = Reading { name, body, sealed: Vec::new(), blocks };
+        let Range { start, end } = blocks;
+        let mut reading = Reading { name, body, sealed: Vec::new(), here: start..start, end };
         reading.next(self).await?;
         self.state.lock().outlook.answered(begun.elapsed());
         Ok(Look::Entry(reading))
@@ -259,17 +279,19 @@ impl SharedCache {
 
     /// Where the source is as late, the network or this machine is slow: that is no failure of a
     /// cache that gives other answers, whole ones.
-    fn was_late(&self, duty: Duty, as_the_source: bool) {
+    fn was_late(&self, Late { duty, given, asked }: Late, source_took: Duration) {
         self.stats.shared_late.add(1);
-        let answers = {
+        let now = Instant::now();
+        let is_accident = {
             let state = &mut *self.state.lock();
             let of_duty = match duty {
                 Duty::Read => &mut state.reading,
                 Duty::Store => &mut state.filling,
             };
-            of_duty.answers(Instant::now())
+            let is_known = !of_duty.is_late_anew(asked, now);
+            (is_known || source_took >= given) && of_duty.answers(now)
         };
-        if as_the_source && answers {
+        if is_accident {
             return;
         }
         let error = StoreError::TimedOut("the source was faster".to_owned());
@@ -279,41 +301,39 @@ impl SharedCache {
         }
     }
 
-    /// Keeps what was fetched since `begun`, if there is memory for it. It is waited for while the
-    /// cache keeps up; readers have their bytes already.
+    /// Keeps what was fetched since `begun`, if it finds room. That is waited for where others may
+    /// wait for the unit: the readers have their bytes already, but their next ones wait for the
+    /// place of this GET.
     async fn keep(
         self: &Arc<Self>,
         (version, identity): (&ObjectVersion, Identity),
-        (start, bytes): (u64, &[u8]),
+        (start, bytes): (u64, Bytes),
         begun: Instant,
         right: Option<FillRight>,
     ) {
         let now = Instant::now();
-        let (is_left_alone, has_company) = {
-            let state = self.state.lock();
-            let is_left_alone = state.filling.is_open() || state.reading.is_open();
-            (is_left_alone, state.outlook.has_company(now))
+        let (is_left_alone, patience) = {
+            let CacheState { reading, filling, outlook } = &*self.state.lock();
+            let patience = (right == Some(FillRight::Owner)).then(|| outlook.for_room(now));
+            (filling.is_open() || reading.is_open(), patience)
         };
         // Nor is it known what is there while nothing is read.
         if right.is_none() && is_left_alone {
             return;
         }
-        let others_wait = has_company && right == Some(FillRight::Owner);
-        let deadline = now + if others_wait { FOR_OTHERS } else { FOR_ROOM };
-        let (mut right, may_wait) = (right.unwrap_or(FillRight::IfAbsent), right.is_some());
+        let mut right = right.unwrap_or(FillRight::IfAbsent);
         let (mut at, end) = (start, start + bytes.len() as u64);
         while at < end {
             let name = EntryName::at(identity, version, at);
             let until = name.object_range().end.min(end);
-            let piece = &bytes[size(at - start)..size(until - start)];
-            let entry_bytes = self.sealer.entry_bytes(&name);
-            let is_whole = until - at == name.unit_bytes;
-            let memory = if may_wait && is_whole {
-                self.fills.room(entry_bytes, deadline).await
-            } else {
-                None
+            let piece = bytes.slice(size(at - start)..size(until - start));
+            let memory = match patience {
+                Some(patience) if until - at == name.unit_bytes => {
+                    self.fills.room(name.unit_bytes, now + patience).await
+                }
+                _ => None,
             };
-            match self.fills.add(&self.sealer, name, (&(at..until), piece), (right, memory)) {
+            match self.fills.add(name, (&(at..until), &piece), (right, memory)) {
                 Ok(Some(whole)) => drop(tokio::spawn(self.clone().store(whole, begun))),
                 Ok(None) => {}
                 Err(length) => self.stats.shared_dropped_bytes.add(length),
@@ -326,13 +346,22 @@ impl SharedCache {
         }
     }
 
-    /// Puts a claim in the place of an entry, also when that is waited for no longer; `false` if
-    /// there is one, or an entry.
-    async fn claim(self: Arc<Self>, name: EntryName) -> Result<bool, StoreError> {
+    /// Puts a claim in the place of an entry, or beside one that is as old as this, also when that
+    /// is waited for no longer; `false` if there is another.
+    async fn claim(
+        self: Arc<Self>,
+        name: EntryName,
+        beside: Option<Duration>,
+    ) -> Result<bool, StoreError> {
         let late = || StoreError::TimedOut("a claim was not taken".to_owned());
         let claiming = tokio::spawn(async move {
-            let key = name.key();
-            let put = self.entries.put(&key, Bytes::from_static(CLAIM), true);
+            // Of those beside another, one in each such time.
+            let key = match beside {
+                None => name.key(),
+                Some(age) => format!("{}-{}", name.key(), age.as_secs() / STALE.as_secs()),
+            };
+            let claim = [Bytes::from_static(CLAIM)];
+            let put = self.entries.put(&key, &claim, true);
             let claimed = timeout(FILL_LIMIT, put).await.map_err(|_elapsed| late())??;
             self.state.lock().filling.worked(Instant::now());
             Ok(claimed)
@@ -343,7 +372,7 @@ impl SharedCache {
 
     /// Stores an entry, which was begun to be fetched then, in the background.
     async fn store(self: Arc<Self>, whole: PartialEntry, begun: Instant) {
-        let PartialEntry { name, right, entry, .. } = whole;
+        let PartialEntry { name, right, .. } = whole;
         let key = name.key();
         if right == FillRight::Late {
             // A thousand mounts that have waited for the same are to store it a few times.
@@ -351,13 +380,14 @@ impl SharedCache {
                 u32::try_from(name.scatter() ^ u64::from(std::process::id())).unwrap_or_default();
             sleep(SPREAD * (share % 1024) / 1024).await;
             let found = timeout(FILL_LIMIT, self.entries.get(&key, 0..1)).await;
-            if matches!(found, Ok(Ok(Some(found))) if found.length == entry.len() as u64) {
+            let whole = self.sealer.entry_bytes(&name);
+            if matches!(found, Ok(Ok(Some(found))) if found.length == whole) {
                 return;
             }
         }
         let Ok(_place) = self.fills.at_once.acquire().await else { return };
-        let only_if_absent = right == FillRight::IfAbsent;
-        let put = self.entries.put(&key, Bytes::from(entry), only_if_absent);
+        let (entry, _memory) = whole.sealed(&self.sealer);
+        let put = self.entries.put(&key, &entry, right == FillRight::IfAbsent);
         let late = |_elapsed| Err(StoreError::TimedOut("an entry was not taken".to_owned()));
         let stored = timeout(FILL_LIMIT, put).await.unwrap_or_else(late);
         if right == FillRight::Owner {
@@ -401,24 +431,32 @@ impl SharedCache {
 }
 
 impl Reading {
-    /// Receives a block, and proves it.
+    /// Receives blocks, at first one, and proves them.
     async fn next(&mut self, cache: &SharedCache) -> Result<(), StoreError> {
-        let block = self.blocks.start;
-        let place = cache.sealer.place(&self.name, &(block..block + 1));
+        let start = self.here.end;
+        let count = (2 * (start - self.here.start)).clamp(1, BLOCKS_AT_ONCE);
+        self.here = start..self.end.min(start + count);
+        let place = cache.sealer.place(&self.name, &self.here);
         self.sealed.clear();
         self.body.take(place.end - place.start, &mut self.sealed).await?;
-        self.blocks.start += 1;
-        if cache.sealer.open(&self.name, self.name.block(block), &self.sealed).is_none() {
-            cache.is_wrong(&self.name);
-            return Err(StoreError::nonsense("an entry with a block that is not right"));
+        let sealed = self.sealed.chunks(size(cache.sealer.sealed_block_bytes()));
+        for (block, sealed) in self.here.clone().zip(sealed) {
+            if cache.sealer.open(&self.name, self.name.block(block), sealed).is_none() {
+                cache.is_wrong(&self.name);
+                return Err(StoreError::nonsense("an entry with a block that is not right"));
+            }
         }
         Ok(())
     }
 
-    /// The block that was received last, and where it begins in the object.
-    fn bytes(&self, cache: &SharedCache) -> (u64, &[u8]) {
-        let start = self.name.object_range().start + (self.blocks.start - 1) * BLOCK_BYTES;
-        (start, &self.sealed[..self.sealed.len() - cache.sealer.tag_bytes()])
+    /// The blocks that were received last, and where each begins in the object.
+    fn blocks(&self, sealer: &Sealer) -> impl Iterator<Item = (u64, &[u8])> {
+        let tag_bytes = sealer.tag_bytes();
+        let each = self.sealed.chunks(size(sealer.sealed_block_bytes()));
+        self.here.clone().zip(each).map(move |(block, sealed)| {
+            let start = self.name.object_range().start + block * BLOCK_BYTES;
+            (start, &sealed[..sealed.len() - tag_bytes])
+        })
     }
 }
 

@@ -178,15 +178,11 @@ impl Wire {
     ) -> Result<Response<Body>, NoHead> {
         let mut unanswered = true;
         let sent = match &connection.proxy {
-            None => connection.send(&message.text).await,
+            None => connection.send(&message.text, &message.body).await,
             Some(proxy) => {
                 let text = proxy.absolute(&message.text, &message.origin);
-                connection.send(&text).await
+                connection.send(&text, &message.body).await
             }
-        };
-        let sent = match sent {
-            Ok(()) if !message.body.is_empty() => connection.send(&message.body).await,
-            sent => sent,
         };
         sent.map_err(|error| NoHead { error: error.into(), unanswered })?;
         loop {
@@ -214,8 +210,8 @@ impl Wire {
 pub(super) struct Message {
     origin: Arc<Origin>,
     text: Vec<u8>,
-    /// What follows the text.
-    body: Bytes,
+    /// What follows the text, in pieces.
+    body: Vec<Bytes>,
     repeatable: bool,
     /// The response has no body, whatever its head says.
     bodiless: bool,
@@ -225,8 +221,8 @@ pub(super) struct Message {
 
 impl Message {
     /// `text` is the request's line, its headers and the empty line behind them.
-    pub(super) fn new(origin: &Arc<Origin>, text: String, body: Bytes, kind: Kind) -> Self {
-        let (origin, text) = (Arc::clone(origin), text.into_bytes());
+    pub(super) fn new(origin: &Arc<Origin>, text: String, body: &[Bytes], kind: Kind) -> Self {
+        let (origin, text, body) = (Arc::clone(origin), text.into_bytes(), body.to_vec());
         let bodiless = kind == Kind::Head;
         Self { origin, text, body, repeatable: true, bodiless, kind: Some(kind) }
     }
@@ -241,7 +237,7 @@ impl Message {
         let text = head::write(request, &origin);
         let bodiless = request.method() == Method::HEAD;
         let repeatable = bodiless || request.method() == Method::GET;
-        let (origin, body) = (Arc::new(origin), Bytes::new());
+        let (origin, body) = (Arc::new(origin), Vec::new());
         Ok(Self { origin, text, body, repeatable, bodiless, kind: None })
     }
 }

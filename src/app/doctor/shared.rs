@@ -71,9 +71,9 @@ pub(super) async fn measure(config: &Config, scope: &Scope, report: &mut Diagnos
 
 async fn price(entries: &Arc<dyn EntryStore>, scope: &Scope) -> Result<SharedMeasured, StoreError> {
     let late = |_elapsed| StoreError::TimedOut("an entry was not taken".to_owned());
-    let entry = Bytes::from(vec![7; usize::try_from(ENTRY_BYTES).unwrap_or_default()]);
+    let entry = vec![Bytes::from(vec![7; usize::try_from(ENTRY_BYTES).unwrap_or_default()])];
     let begun = Instant::now();
-    timeout(LONGEST, entries.put(KEY, entry, false)).await.map_err(late)??;
+    timeout(LONGEST, entries.put(KEY, &entry, false)).await.map_err(late)??;
     let fill_seconds = begun.elapsed().as_secs_f64();
     let (mut took, all) = (Vec::new(), Instant::now());
     while took.len() < FIRST_BYTES && all.elapsed() < LONGEST {

@@ -89,10 +89,15 @@ impl EntryStore for S3Entries {
         Ok(Some(FoundEntry { length, age, body: Box::new(body) }))
     }
 
-    async fn put(&self, key: &str, entry: Bytes, only_if_absent: bool) -> Result<bool, StoreError> {
+    async fn put(
+        &self,
+        key: &str,
+        entry: &[Bytes],
+        only_if_absent: bool,
+    ) -> Result<bool, StoreError> {
         let key = format!("{}{key}", self.prefix);
         let headers: &[_] = if only_if_absent { &[("if-none-match", "*")] } else { &[] };
-        let fields = RequestFields { key: &key, headers, body: Some(&entry), ..HEAD_BUCKET };
+        let fields = RequestFields { key: &key, headers, body: entry, ..HEAD_BUCKET };
         let answer = self.ask(&RequestFields { kind: Kind::Put, ..fields }).await?;
         let Some((_, body)) = answer else { return Ok(false) };
         body.whole(super::LONGEST_REFUSAL).await?;
@@ -103,6 +108,7 @@ impl EntryStore for S3Entries {
 #[async_trait]
 impl EntryBody for Body {
     async fn take(&mut self, length: u64, into: &mut Vec<u8>) -> Result<(), StoreError> {
-        self.take(length, into).await
+        // Nothing is shown before all of it is proved.
+        self.take(length, length, into).await
     }
 }

@@ -48,7 +48,8 @@ pub(super) struct RequestFields<'a> {
     /// Names in lower case.
     pub(super) headers: &'a [(&'a str, &'a str)],
     pub(super) optional: Option<OptionalHeader>,
-    pub(super) body: Option<&'a Bytes>,
+    /// In pieces; none for none.
+    pub(super) body: &'a [Bytes],
 }
 
 impl RequestTemplate {
@@ -100,7 +101,7 @@ impl RequestTemplate {
             Kind::List | Kind::Get => "GET",
             Kind::Put => "PUT",
         };
-        let payload = if fields.body.is_some() { UNSIGNED } else { NO_BODY };
+        let payload = if fields.body.is_empty() { NO_BODY } else { UNSIGNED };
         let (origin, path, query) = if let Some(place) = place {
             (&place.origin, place.path.clone(), &*place.query)
         } else {
@@ -130,7 +131,8 @@ impl RequestTemplate {
         });
         headers.extend(authorization.as_deref().map(|value| ("authorization", value)));
         // Not signed, because proxies change them.
-        let length = fields.body.map(|body| body.len().to_string());
+        let length = fields.body.iter().map(Bytes::len).sum::<usize>();
+        let length = (length > 0).then(|| length.to_string());
         headers.extend(length.as_deref().map(|length| ("content-length", length)));
         headers.extend([("accept-encoding", "identity"), ("user-agent", &self.user_agent)]);
         // A line's end in a value would begin another header.
@@ -145,7 +147,7 @@ impl RequestTemplate {
             text.extend([name, ": ", value, "\r\n"]);
         }
         text.push_str("\r\n");
-        Ok(Message::new(origin, text, fields.body.cloned().unwrap_or_default(), fields.kind))
+        Ok(Message::new(origin, text, fields.body, fields.kind))
     }
 }
 

@@ -26,6 +26,8 @@ pub(super) struct Breaker {
     until: Option<Instant>,
     pause: Duration,
     tried: Option<Instant>,
+    /// When one was last found to be late.
+    late: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +56,16 @@ impl Breaker {
     pub(super) fn answers(&mut self, now: Instant) -> bool {
         self.tick(now);
         self.until.is_none() && self.answered > 0
+    }
+
+    /// One that was asked for then is late. Those that were on their way together are late
+    /// together: true for the first of them.
+    pub(super) fn is_late_anew(&mut self, asked: Instant, now: Instant) -> bool {
+        let is_known = self.late.is_some_and(|late| asked < late);
+        if !is_known {
+            self.late = Some(now);
+        }
+        !is_known
     }
 
     /// True if the cache was left alone until now.
@@ -161,6 +173,15 @@ mod tests {
             more += 1;
         }
         assert!((20..60).contains(&more), "{more}");
+    }
+
+    #[test]
+    fn those_that_were_asked_together_are_late_once() {
+        let (mut breaker, now) = (Breaker::default(), Instant::now());
+        assert!(breaker.is_late_anew(now, now + SECOND));
+        assert!(!breaker.is_late_anew(now, now + SECOND));
+        assert!(!breaker.is_late_anew(now + SECOND / 2, now + 2 * SECOND));
+        assert!(breaker.is_late_anew(now + SECOND, now + 2 * SECOND));
     }
 
     #[test]

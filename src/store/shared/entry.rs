@@ -7,6 +7,7 @@
 use std::ops::Range;
 use std::path::Path;
 
+use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, Digest};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::{Digest as _, Sha256};
@@ -84,20 +85,13 @@ impl Sealer {
         })
     }
 
-    /// Writes a block of the unit, and its tag, to its place in the entry, which grows to its end.
-    pub(super) fn seal(&self, name: &EntryName, in_unit: u64, bytes: &[u8], entry: &mut Vec<u8>) {
-        let place = self.place(name, &(in_unit..in_unit + 1));
-        if entry.len() < size(place.end) {
-            entry.resize(size(place.end), 0);
-        }
-        let place = &mut entry[size(place.start)..size(place.end)];
-        let (sealed, tag) = place.split_at_mut(bytes.len());
-        sealed.copy_from_slice(bytes);
+    /// What follows a block of the unit in its entry.
+    pub(super) fn tag(&self, name: &EntryName, in_unit: u64, bytes: &[u8]) -> Bytes {
         let block = name.block(in_unit);
         match &self.0 {
-            None => tag.copy_from_slice(&sum(name, block, bytes)),
+            None => Bytes::copy_from_slice(&sum(name, block, bytes)),
             Some(mac) => {
-                tag.copy_from_slice(&code(mac, name, block, bytes).finalize().into_bytes());
+                Bytes::copy_from_slice(&code(mac, name, block, bytes).finalize().into_bytes())
             }
         }
     }
@@ -117,13 +111,18 @@ impl Sealer {
         is_right.then_some(bytes)
     }
 
+    /// Of a whole block and its tag.
+    pub(super) fn sealed_block_bytes(&self) -> u64 {
+        BLOCK_BYTES + self.tag_bytes() as u64
+    }
+
     pub(super) fn entry_bytes(&self, name: &EntryName) -> u64 {
         name.unit_bytes + name.blocks() * self.tag_bytes() as u64
     }
 
     /// Where blocks lie in the entry, their tags included; they are counted from its beginning.
     pub(super) fn place(&self, name: &EntryName, blocks: &Range<u64>) -> Range<u64> {
-        let sealed = BLOCK_BYTES + self.tag_bytes() as u64;
+        let sealed = self.sealed_block_bytes();
         blocks.start * sealed..(blocks.end * sealed).min(self.entry_bytes(name))
     }
 }
@@ -152,7 +151,7 @@ impl EntryName {
         self.unit * (UNIT_BYTES / BLOCK_BYTES)
     }
 
-    fn blocks(&self) -> u64 {
+    pub(super) fn blocks(&self) -> u64 {
         self.unit_bytes.div_ceil(BLOCK_BYTES)
     }
 
@@ -237,7 +236,8 @@ mod tests {
     fn entry(sealer: &Sealer, name: &EntryName, unit: &[u8]) -> Vec<u8> {
         let mut entry = Vec::new();
         for (block, bytes) in (0..).zip(unit.chunks(size(BLOCK_BYTES))) {
-            sealer.seal(name, block, bytes, &mut entry);
+            entry.extend_from_slice(bytes);
+            entry.extend_from_slice(&sealer.tag(name, block, bytes));
         }
         entry
     }

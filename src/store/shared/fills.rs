@@ -1,11 +1,13 @@
 //! What was fetched from the source and is to be stored in the shared cache: put together from the
-//! parts in which it came, and stored in the background. Its memory is bounded; what finds none is
-//! not stored.
+//! parts in which it came, and stored in the background. Until then its bytes stay in the chunks
+//! into which they were fetched, as many as may; what finds no room is not stored.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -13,16 +15,17 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::entry::{EntryName, Sealer, size};
 use crate::base::layout::BLOCK_BYTES;
 
-/// Requests that store, at once: 32 MiB on their way, which a store of 1 GB/s takes in 30 ms.
-const AT_ONCE: usize = 16;
+/// Requests that store, at once: 8 MiB on their way, which a store of 1 GB/s takes in 8 ms. More of
+/// them would compete with the readers of a machine that is busy.
+const AT_ONCE: usize = 4;
 /// Smaller pieces that are not a unit's first are of random reads: the rest of it seldom comes.
 const LEAST_PIECE: u64 = 256 << 10;
 /// Units of which a part has come. The oldest is given up for another.
 const UNFINISHED: usize = 16;
 /// The unit in which memory is charged.
 const CHARGED: u64 = 1 << 10;
-/// Once memory was waited for in vain, it is not waited for in this time, nor anything claimed.
-const BEHIND: Duration = Duration::from_secs(2);
+/// Once room was waited for in vain, it is not waited for in this time, nor anything claimed.
+const BEHIND: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) struct Fills {
@@ -51,10 +54,9 @@ pub(super) enum FillRight {
 pub(super) struct PartialEntry {
     pub(super) name: EntryName,
     pub(super) right: FillRight,
-    _memory: OwnedSemaphorePermit,
-    pub(super) entry: Vec<u8>,
-    /// A bit for each block that is missing.
-    missing: u64,
+    memory: OwnedSemaphorePermit,
+    /// Those that have come.
+    blocks: BTreeMap<u64, Bytes>,
 }
 
 impl Fills {
@@ -65,21 +67,24 @@ impl Fills {
         Self { memory, all, at_once, unfinished: Mutex::default(), behind }
     }
 
-    /// No memory was waited for in vain lately.
+    /// No room was waited for in vain lately.
     pub(super) fn keeps_up(&self, now: Instant) -> bool {
         self.behind.lock().is_none_or(|until| now >= until)
     }
 
-    /// Memory for an entry, as soon as there is some.
+    /// Room for a unit, as soon as there is some.
     pub(super) async fn room(
         &self,
-        entry_bytes: u64,
+        unit_bytes: u64,
         deadline: Instant,
     ) -> Option<OwnedSemaphorePermit> {
-        if let Some(memory) = self.reserve(entry_bytes) {
+        if let Some(memory) = self.reserve(unit_bytes) {
             return Some(memory);
         }
-        let charge = u32::try_from(entry_bytes.div_ceil(CHARGED)).ok()?;
+        if !self.keeps_up(Instant::now()) {
+            return None;
+        }
+        let charge = u32::try_from(unit_bytes.div_ceil(CHARGED)).ok()?;
         let room = timeout_at(deadline, self.memory.clone().acquire_many_owned(charge)).await;
         if room.is_err() {
             *self.behind.lock() = Some(Instant::now() + BEHIND);
@@ -87,9 +92,9 @@ impl Fills {
         room.ok()?.ok()
     }
 
-    /// None if there is no memory for the entry.
-    fn reserve(&self, entry_bytes: u64) -> Option<OwnedSemaphorePermit> {
-        let charge = u32::try_from(entry_bytes.div_ceil(CHARGED)).ok()?;
+    /// None if there is no room for the unit.
+    fn reserve(&self, unit_bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let charge = u32::try_from(unit_bytes.div_ceil(CHARGED)).ok()?;
         let take = || self.memory.clone().try_acquire_many_owned(charge).ok();
         take().or_else(|| {
             let mut unfinished = self.unfinished.lock();
@@ -102,25 +107,21 @@ impl Fills {
     }
 
     /// Adds a piece of a unit, `range` of its object; gives the entry if it is complete. Gives the
-    /// piece's length back as an error if it is not kept for want of memory.
+    /// piece's length back as an error if it is not kept for want of room.
     pub(super) fn add(
         &self,
-        sealer: &Sealer,
         name: EntryName,
-        (range, bytes): (&Range<u64>, &[u8]),
+        (range, bytes): (&Range<u64>, &Bytes),
         (right, memory): (FillRight, Option<OwnedSemaphorePermit>),
     ) -> Result<Option<PartialEntry>, u64> {
         let length = range.end - range.start;
-        let entry_bytes = sealer.entry_bytes(&name);
         let new = || {
-            let memory = memory.or_else(|| self.reserve(entry_bytes)).ok_or(length)?;
-            let missing = (1 << name.blocks_of(&name.object_range()).end) - 1;
-            let entry = Vec::with_capacity(size(entry_bytes));
-            Ok::<_, u64>(PartialEntry { name, right, _memory: memory, entry, missing })
+            let memory = memory.or_else(|| self.reserve(name.unit_bytes)).ok_or(length)?;
+            Ok::<_, u64>(PartialEntry { name, right, memory, blocks: BTreeMap::new() })
         };
         if length == name.unit_bytes {
             let mut whole = new()?;
-            whole.add(sealer, range, bytes);
+            whole.add(range, bytes);
             return Ok(Some(whole));
         }
         let is_first = range.start == name.object_range().start;
@@ -141,8 +142,8 @@ impl Fills {
         }
         let mut unfinished = self.unfinished.lock();
         let Some(at) = unfinished.iter().position(is_known) else { return Ok(None) };
-        unfinished[at].add(sealer, range, bytes);
-        let is_complete = unfinished[at].missing == 0;
+        unfinished[at].add(range, bytes);
+        let is_complete = unfinished[at].blocks.len() as u64 == name.blocks();
         Ok(is_complete.then(|| unfinished.remove(at)))
     }
 
@@ -156,7 +157,7 @@ impl Fills {
 
 impl PartialEntry {
     /// Takes the whole blocks of a piece.
-    fn add(&mut self, sealer: &Sealer, range: &Range<u64>, bytes: &[u8]) {
+    fn add(&mut self, range: &Range<u64>, bytes: &Bytes) {
         let unit = self.name.object_range();
         let mut at = range.start.next_multiple_of(BLOCK_BYTES);
         while at < range.end {
@@ -164,14 +165,20 @@ impl PartialEntry {
             if end > range.end {
                 return;
             }
-            let block = (at - unit.start) / BLOCK_BYTES;
-            if self.missing & (1 << block) != 0 {
-                let bytes = &bytes[size(at - range.start)..size(end - range.start)];
-                sealer.seal(&self.name, block, bytes, &mut self.entry);
-                self.missing &= !(1 << block);
-            }
+            let bytes = || bytes.slice(size(at - range.start)..size(end - range.start));
+            self.blocks.entry((at - unit.start) / BLOCK_BYTES).or_insert_with(bytes);
             at = end;
         }
+    }
+
+    /// The entry in pieces: each block, and its tag. The room for it lasts as long as the permit.
+    pub(super) fn sealed(self, sealer: &Sealer) -> (Vec<Bytes>, OwnedSemaphorePermit) {
+        let Self { name, memory, blocks, .. } = self;
+        let pieces = blocks.into_iter().flat_map(|(block, bytes)| {
+            let tag = sealer.tag(&name, block, &bytes);
+            [bytes, tag]
+        });
+        (pieces.collect(), memory)
     }
 }
 
@@ -192,30 +199,28 @@ mod tests {
     fn pieces_in_any_order_make_the_entry_that_the_whole_unit_makes() {
         let (sealer, fills) = (Sealer::without_key(), Fills::new(8 << 20));
         let object: Vec<u8> = (0..5_u32 << 20).map(|at| (at / 1000).to_le_bytes()[0]).collect();
-        let piece = |range: &Range<u64>| object[size(range.start)..size(range.end)].to_vec();
+        let piece = |range: &Range<u64>| {
+            Bytes::copy_from_slice(&object[size(range.start)..size(range.end)])
+        };
+        let bytes_of = |entry: PartialEntry| entry.sealed(&sealer).0.concat();
         let unit = UNIT_BYTES..2 * UNIT_BYTES;
         let name = name(&sealer, "k", unit.start);
-        let whole = fills
-            .add(&sealer, name, (&unit, &piece(&unit)), (FillRight::IfAbsent, None))
-            .unwrap()
-            .unwrap();
+        let add = |range: &Range<u64>| {
+            fills.add(name, (range, &piece(range)), (FillRight::IfAbsent, None)).unwrap()
+        };
+        let whole = bytes_of(add(&unit).unwrap());
+        assert_eq!(whole.len() as u64, sealer.entry_bytes(&name));
         let cuts = [0, 512 << 10, 640 << 10, UNIT_BYTES].map(|at| unit.start + at);
         for order in [[0, 1, 2], [2, 0, 1], [1, 2, 0], [0, 2, 1]] {
             let mut made = None;
             for at in order {
-                let range = cuts[at]..cuts[at + 1];
-                made = fills
-                    .add(&sealer, name, (&range, &piece(&range)), (FillRight::IfAbsent, None))
-                    .unwrap();
+                made = add(&(cuts[at]..cuts[at + 1]));
             }
             if order[0] == 1 {
                 assert!(made.is_none(), "a small piece alone begins nothing");
-                let range = cuts[1]..cuts[2];
-                made = fills
-                    .add(&sealer, name, (&range, &piece(&range)), (FillRight::IfAbsent, None))
-                    .unwrap();
+                made = add(&(cuts[1]..cuts[2]));
             }
-            assert_eq!(made.unwrap().entry, whole.entry, "{order:?}");
+            assert!(bytes_of(made.unwrap()) == whole, "{order:?}");
         }
         assert!(fills.unfinished.lock().is_empty());
     }
@@ -223,25 +228,20 @@ mod tests {
     #[test]
     fn memory_is_bounded_and_what_is_unfinished_goes_first() {
         let (sealer, fills) = (Sealer::without_key(), Fills::new(5 << 20));
-        let half = vec![7; size(UNIT_BYTES / 2)];
+        let half = Bytes::from(vec![7; size(UNIT_BYTES / 2)]);
         let name = |key| name(&sealer, key, 0);
         let add = |key| {
-            fills.add(
-                &sealer,
-                name(key),
-                (&(0..UNIT_BYTES / 2), &half),
-                (FillRight::IfAbsent, None),
-            )
+            let (piece, right) = ((&(0..UNIT_BYTES / 2), &half), (FillRight::IfAbsent, None));
+            fills.add(name(key), piece, right)
         };
         assert!(matches!((add("a"), add("b")), (Ok(None), Ok(None))));
         assert!(matches!(add("c"), Ok(None)), "in place of the first");
         let kept: Vec<_> = fills.unfinished.lock().iter().map(|kept| kept.name).collect();
         assert_eq!(kept, [name("b"), name("c")]);
-        let bytes = sealer.entry_bytes(&name("x"));
-        let held: Vec<_> = (0..2).map(|_| fills.reserve(bytes).unwrap()).collect();
-        assert!(fills.reserve(bytes).is_none());
+        let held: Vec<_> = (0..2).map(|_| fills.reserve(UNIT_BYTES).unwrap()).collect();
+        assert!(fills.reserve(UNIT_BYTES).is_none());
         assert!(matches!(add("d"), Err(length) if length == UNIT_BYTES / 2));
         drop(held);
-        assert!(fills.reserve(bytes).is_some());
+        assert!(fills.reserve(UNIT_BYTES).is_some());
     }
 }

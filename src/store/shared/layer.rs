@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
@@ -13,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::entry::{Identity, SharedOrigin, UNIT_BYTES, size};
 use super::fills::FillRight;
-use super::{Duty, Look, Reading, SharedCache, Wanted, Way};
+use super::{Duty, Late, Look, Reading, STALE, SharedCache, Wanted, Way};
 use crate::store::{
     Class, Destination, ListPage, ListRequest, ObjectHead, ObjectStore, ObjectVersion, StoreError,
 };
@@ -33,8 +34,8 @@ enum Step {
     Fetch {
         right: Option<FillRight>,
         until: u64,
-        /// What the cache has not done, and the time that it had for it.
-        late: Option<(Duty, Duration)>,
+        /// What the cache has not done.
+        late: Option<Late>,
     },
 }
 
@@ -91,7 +92,7 @@ impl SharedCached {
     async fn fetched(
         &self,
         object: (&ObjectVersion, Identity),
-        (start, bytes): (u64, &[u8]),
+        (start, bytes): (u64, Bytes),
         begun: Instant,
         right: Option<FillRight>,
     ) {
@@ -103,6 +104,39 @@ impl SharedCached {
         }
         self.cache.stats.shared_missed_bytes.add(bytes.len() as u64);
         self.cache.keep(object, (start, bytes), begun, right).await;
+    }
+
+    /// Puts a claim in the place of a unit that nobody has stored, to fetch it for all; and of
+    /// those behind it that are wanted too, for one GET. None if another mount was faster.
+    async fn claim(&self, object: (&ObjectVersion, Identity), wanted: Range<u64>) -> Option<Step> {
+        let cache = &self.cache;
+        let (mut until, mut late) = (wanted.start, None);
+        for _ in 0..CLAIMED_AT_ONCE {
+            if until == wanted.end {
+                break;
+            }
+            let next = Wanted::first_of(object, &(until..wanted.end));
+            if cache.right(&next, FillRight::Owner).is_none() {
+                break;
+            }
+            let (given, asked) = (cache.longest_patience(), Instant::now());
+            match timeout(given, cache.clone().claim(next.name, None)).await {
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) if until > wanted.start => break,
+                Ok(Ok(false)) => return None,
+                Ok(Err(error)) => {
+                    cache.not_stored(&error);
+                    break;
+                }
+                // It is on its way: then it is ours.
+                Err(_elapsed) => late = Some(Late { duty: Duty::Store, given, asked }),
+            }
+            until = next.range.end;
+        }
+        cache.state.lock().outlook.unshared();
+        let is_ours = until > wanted.start;
+        let right = is_ours.then_some(FillRight::Owner);
+        Some(Step::Fetch { right, until: if is_ours { until } else { wanted.end }, late })
     }
 }
 
@@ -137,14 +171,17 @@ impl Asking<'_> {
             Ok(Look::Nothing) => {
                 cache.worked();
                 drop(rights);
-                self.claim(patience).await
+                match self.layer.claim(self.object, self.rest.clone()).await {
+                    Some(fetch) => Ok(fetch),
+                    None => self.wait(patience).await,
+                }
             }
-            Ok(Look::Claim { is_stale }) => {
+            Ok(Look::Claim(_)) => {
                 cache.worked();
-                if !is_stale && self.wanted.is_whole() {
+                if self.wanted.is_whole() {
                     return self.wait(patience).await;
                 }
-                Ok(self.fetch(cache.right(&self.wanted, FillRight::Late)))
+                Ok(self.fetch(None))
             }
             Err(error) => {
                 cache.failed(&error);
@@ -160,73 +197,62 @@ impl Asking<'_> {
         Step::Fetch { right, until: self.rest.end, late: None }
     }
 
-    /// Puts a claim in the place of a unit that nobody has stored, to fetch it for all; and of
-    /// those behind it that are wanted too, for one GET.
-    async fn claim(self, patience: Duration) -> Result<Step, StoreError> {
-        let cache = &self.layer.cache;
-        let (mut until, mut late) = (self.wanted.range.start, None);
-        for _ in 0..CLAIMED_AT_ONCE {
-            if until == self.rest.end {
-                break;
-            }
-            let next = Wanted::first_of(self.object, &(until..self.rest.end));
-            if cache.right(&next, FillRight::Owner).is_none() {
-                break;
-            }
-            let given = cache.longest_patience();
-            match timeout(given, cache.clone().claim(next.name)).await {
-                Ok(Ok(true)) => {}
-                Ok(Ok(false)) if until > self.wanted.range.start => break,
-                Ok(Ok(false)) => return self.wait(patience).await,
-                Ok(Err(error)) => {
-                    cache.not_stored(&error);
-                    break;
-                }
-                // It is on its way: then it is ours.
-                Err(_elapsed) => late = Some((Duty::Store, given)),
-            }
-            until = next.range.end;
-        }
-        cache.state.lock().outlook.unshared();
-        let is_ours = until > self.wanted.range.start;
-        let right = is_ours.then_some(FillRight::Owner);
-        Ok(Step::Fetch { right, until: if is_ours { until } else { self.rest.end }, late })
-    }
-
-    /// Waits for a mount that fetches the unit.
+    /// Waits for a mount that fetches the unit. If it takes too long, one of those that wait claims
+    /// the unit in its place, and the others wait once more.
     async fn wait(self, patience: Duration) -> Result<Step, StoreError> {
-        let cache = &*self.layer.cache;
+        let cache = &self.layer.cache;
         cache.stats.shared_waits.add(1);
-        let (until, mut pause) = {
+        let (limit, mut pause) = {
             let outlook = &mut cache.state.lock().outlook;
-            let now = Instant::now();
-            outlook.met(now);
-            (now + outlook.longest_wait(), outlook.first_pause())
+            outlook.waits(Instant::now());
+            (outlook.longest_wait(), outlook.first_pause())
         };
+        let (mut since, mut waits_again) = (Instant::now(), false);
         loop {
             sleep(pause).await;
             pause = (pause * 3 / 2).min(LONGEST_PAUSE);
-            match timeout(patience, cache.look(self.wanted.clone())).await {
+            let asked = Instant::now();
+            let is_over = asked >= since + limit;
+            let claim = match timeout(patience, cache.look(self.wanted.clone())).await {
                 Ok(Ok(Look::Entry(reading))) => {
                     return self.show_if_allowed(reading, JoinSet::new()).await;
                 }
-                Ok(Ok(Look::Claim { is_stale: false })) if Instant::now() < until => {}
-                Ok(Ok(Look::Claim { .. } | Look::Nothing)) => {
-                    cache.stats.shared_late.add(1);
-                    return Ok(self.fetch(cache.right(&self.wanted, FillRight::Late)));
+                Ok(Ok(Look::Claim(age))) => {
+                    // There is a second one if this mount has waited already.
+                    let is_stale = !waits_again && age.is_some_and(|age| age >= limit.max(STALE));
+                    if !is_over && !is_stale {
+                        continue;
+                    }
+                    Some(age.unwrap_or_default())
                 }
+                // It was deleted.
+                Ok(Ok(Look::Nothing)) => None,
                 Ok(Err(error)) => {
                     cache.failed(&error);
                     return Ok(self.fetch(None));
                 }
-                Err(_elapsed) if Instant::now() < until => {}
-                Err(_elapsed) => return Ok(self.late(patience)),
+                Err(_elapsed) if !is_over => continue,
+                Err(_elapsed) => return Ok(self.late(patience, asked)),
+            };
+            cache.stats.shared_late.add(1);
+            let is_ours = match cache.right(&self.wanted, FillRight::Owner) {
+                None => return Ok(self.fetch(None)),
+                Some(_) => timeout(patience, cache.clone().claim(self.wanted.name, claim)).await,
+            };
+            if matches!(is_ours, Ok(Ok(true))) {
+                let (right, until) = (Some(FillRight::Owner), self.wanted.range.end);
+                return Ok(Step::Fetch { right, until, late: None });
             }
+            if waits_again || !matches!(is_ours, Ok(Ok(false))) {
+                return Ok(self.fetch(cache.right(&self.wanted, FillRight::Late)));
+            }
+            (since, waits_again) = (Instant::now(), true);
         }
     }
 
-    fn late(&self, given: Duration) -> Step {
-        Step::Fetch { right: None, until: self.rest.end, late: Some((Duty::Read, given)) }
+    fn late(&self, given: Duration, asked: Instant) -> Step {
+        let late = Some(Late { duty: Duty::Read, given, asked });
+        Step::Fetch { right: None, until: self.rest.end, late }
     }
 
     /// Asks the source too, because the cache is late: the first one that is right counts.
@@ -249,7 +275,8 @@ impl Asking<'_> {
                         if looking {
                             let took = begun.elapsed();
                             cache.state.lock().outlook.answered(patience + took);
-                            cache.was_late(Duty::Read, took >= patience);
+                            let asked = begun - patience;
+                            cache.was_late(Late { duty: Duty::Read, given: patience, asked }, took);
                         }
                         outcome?;
                         break None;
@@ -273,13 +300,12 @@ impl Asking<'_> {
             }
         };
         let Self { object, rest, into, .. } = &self;
-        let bytes = &into.taken()[before..];
-        let at = rest.start + bytes.len() as u64;
+        let at = rest.start + (into.taken().len() - before) as u64;
         if let Some(reading) = reading {
             // Behind what the source has given until now.
             return self.show(at, reading).await;
         }
-        layer.fetched(*object, (rest.start, bytes), begun, None).await;
+        layer.fetched(*object, (rest.start, into.share(before)), begun, None).await;
         Ok(Step::Next)
     }
 
@@ -309,28 +335,29 @@ impl Asking<'_> {
     async fn show(self, mut at: u64, mut reading: Reading) -> Result<Step, StoreError> {
         let cache = &*self.layer.cache;
         let begun = Instant::now();
-        let deadline = begun + cache.state.lock().outlook.longest_body();
+        let deadline = begun + cache.state.lock().outlook.longest_body(begun);
         loop {
-            let (start, bytes) = reading.bytes(cache);
-            let end = (start + bytes.len() as u64).min(self.wanted.range.end);
-            if at < end {
-                self.into.put_slice(&bytes[size(at - start)..size(end - start)]);
-                cache.stats.shared_hit_bytes.add(end - at);
-                at = end;
+            for (start, bytes) in reading.blocks(&cache.sealer) {
+                let end = (start + bytes.len() as u64).min(self.wanted.range.end);
+                if at < end {
+                    self.into.put_slice(&bytes[size(at - start)..size(end - start)]);
+                    cache.stats.shared_hit_bytes.add(end - at);
+                    at = end;
+                }
             }
             if at >= self.wanted.range.end {
                 cache.worked();
                 return Ok(Step::Next);
             }
-            let patience = cache.longest_patience();
-            let silent = Instant::now() + patience;
+            let (patience, asked) = (cache.longest_patience(), Instant::now());
+            let silent = asked + patience;
             match timeout_at(deadline.min(silent), reading.next(cache)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     cache.failed(&error);
                     return Ok(self.fetch(None));
                 }
-                Err(_elapsed) => return Ok(self.late(patience)),
+                Err(_elapsed) => return Ok(self.late(patience, asked)),
             }
         }
     }
@@ -376,10 +403,10 @@ impl ObjectStore for SharedCached {
             let (taken, begun) = (into.taken().len(), Instant::now());
             let start = range.start + (taken - before) as u64;
             self.source.get_range(version, start..until, &mut *into).await?;
-            if let Some((duty, given)) = late {
-                self.cache.was_late(duty, begun.elapsed() >= given);
+            if let Some(late) = late {
+                self.cache.was_late(late, begun.elapsed());
             }
-            self.fetched(object, (start, &into.taken()[taken..]), begun, right).await;
+            self.fetched(object, (start, into.share(taken)), begun, right).await;
         }
     }
 }

@@ -5,27 +5,35 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::STALE;
-
 /// A cache that takes longer to its first byte, or its next block, is slower than the source,
 /// unless that takes longer for a unit at present: with this machine's load, for both have it.
 pub(super) const LONGEST_PATIENCE: Duration = Duration::from_millis(200);
+/// The same for mounts that ask for the same at the same time, and so make the cache late together:
+/// if each asks the source too then, that is as if there were no cache.
+const LONGEST_TOGETHER: Duration = Duration::from_millis(500);
 /// A busy machine, or one packet that is lost in a fast network.
 const LEAST_PATIENCE: Duration = Duration::from_millis(50);
 /// What a unit takes from the source, until it has given one.
 const A_UNIT: Duration = Duration::from_millis(500);
 /// What the source has taken counts for this long.
 const MEMORY: Duration = Duration::from_secs(10);
-/// The mount is alone after so many units in a row that nobody had stored or claimed: two windows
-/// of a stream, because those who begin at the same time are a little behind.
-const ALONE: u32 = 64;
+/// The mount is alone after so many units in a row that nobody had stored or claimed: a window of a
+/// stream, because those who begin at the same time are a little behind.
+const ALONE: u32 = 32;
 /// Not for this long after it has met another, which may be behind again.
 const COMPANY: Duration = Duration::from_mins(1);
 /// Of those then, one in so many is asked for nevertheless.
 const ASKED: u32 = 16;
-/// What another mount fetches is waited for at least this long: its machine may be busy. A mount
-/// that has died keeps others waiting for [`STALE`] in all.
-const LEAST_WAIT: Duration = Duration::from_millis(500);
+/// What another mount fetches is waited for at least this long: its machine may be busy. Then one
+/// of those that wait claims it in its place.
+const LEAST_WAIT: Duration = Duration::from_secs(1);
+/// Longer, where it takes longer to fetch and to store, but no longer than a request that stores.
+const LONGEST_WAIT: Duration = super::FILL_LIMIT;
+/// For room, when a unit has come that was claimed before it was known whether anybody waits.
+const FOR_ROOM: Duration = Duration::from_millis(500);
+/// The same where somebody may: as many times as long as the source takes for a unit, which is long
+/// where all takes long, and as others wait at least.
+const UNITS_FOR_OTHERS: u32 = 16;
 /// Between two looks for what another mount fetches, at first.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(4);
 const LONGEST_FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -44,6 +52,8 @@ pub(super) struct Outlook {
     unshared: u32,
     /// When another mount was met.
     met: Option<Instant>,
+    /// When it waited for one that fetched the same at the same time.
+    waited: Option<Instant>,
     last_was_there: bool,
 }
 
@@ -62,6 +72,11 @@ impl<const MOST: usize> LastTimes<MOST> {
             self.took[self.count % MOST] = took;
         }
         self.count += 1;
+    }
+
+    /// What they may take: all but one, of the last nine.
+    fn slow(&self) -> Option<Duration> {
+        self.exceeded_by_one_in(MOST)
     }
 
     /// The time that one in so many exceeds, of two the median.
@@ -83,7 +98,7 @@ impl Outlook {
     }
 
     /// The wait for a first byte before the source is asked too: twice the 95th percentile, and no
-    /// less than the source would have taken. It may be fast again, which nobody sees who does not
+    /// less than the source may take. It may be fast again, which nobody sees who does not
     /// ask it: so once in a while it is measured.
     pub(super) fn patience(&mut self, now: Instant) -> Duration {
         if self.measured.is_some_and(|at| now >= at + MEMORY) {
@@ -94,14 +109,16 @@ impl Outlook {
                 .unwrap_or(LONGEST_PATIENCE)
                 .clamp(LEAST_PATIENCE, LONGEST_PATIENCE);
         }
-        let (longest, unit) = (self.longest_patience(), self.source.exceeded_by_one_in(2));
+        let (longest, unit) = (self.longest_patience(now), self.source.slow());
         let least = unit.unwrap_or_default().max(LEAST_PATIENCE);
-        self.patience.map_or(longest, |patience| patience.clamp(least, longest))
+        let times = 1 + u32::from(self.is_together(now));
+        self.patience.map_or(longest, |patience| (times * patience).clamp(least, longest))
     }
 
     /// Where the source is slow, too, a cache that is about as slow is not late.
-    pub(super) fn longest_patience(&self) -> Duration {
-        (self.a_unit() * 3 / 2).max(LONGEST_PATIENCE)
+    pub(super) fn longest_patience(&self, now: Instant) -> Duration {
+        let least = if self.is_together(now) { LONGEST_TOGETHER } else { LONGEST_PATIENCE };
+        (self.a_unit() * 3 / 2).max(least)
     }
 
     /// The source took this long for a unit, or a part of one.
@@ -122,15 +139,24 @@ impl Outlook {
     }
 
     /// From the first byte of an entry to its last: with more, the source had been faster.
-    pub(super) fn longest_body(&self) -> Duration {
-        (2 * self.a_unit()).max(LONGEST_PATIENCE)
+    pub(super) fn longest_body(&self, now: Instant) -> Duration {
+        (2 * self.a_unit()).max(self.longest_patience(now))
     }
 
     /// The wait for what another mount fetches, by what this one takes at present to fetch, and to
     /// store.
     pub(super) fn longest_wait(&self) -> Duration {
-        let filling = self.filling.exceeded_by_one_in(2).unwrap_or_default();
-        (4 * self.a_unit()).max(2 * filling).clamp(LEAST_WAIT, STALE)
+        let filling = self.filling.slow().unwrap_or_default();
+        (4 * self.a_unit().max(filling)).clamp(LEAST_WAIT, LONGEST_WAIT)
+    }
+
+    /// The wait for room for what this mount has claimed.
+    pub(super) fn for_room(&self, now: Instant) -> Duration {
+        if self.has_company(now) {
+            (UNITS_FOR_OTHERS * self.a_unit()).clamp(LEAST_WAIT, LONGEST_WAIT)
+        } else {
+            FOR_ROOM
+        }
     }
 
     /// Before the first look for it: each look is a request.
@@ -139,14 +165,21 @@ impl Outlook {
         (filling / 4).clamp(SHORTEST_PAUSE, LONGEST_FIRST_PAUSE)
     }
 
+    /// What a unit may take from the source.
     fn a_unit(&self) -> Duration {
-        self.source.exceeded_by_one_in(2).unwrap_or(A_UNIT)
+        self.source.slow().unwrap_or(A_UNIT)
     }
 
-    /// Another mount fetches what this one wants or has fetched.
+    /// Another mount wants, or has fetched, what this one has.
     pub(super) fn met(&mut self, now: Instant) {
         self.met = Some(now);
         self.shared();
+    }
+
+    /// Another mount fetches at this moment what this one wants.
+    pub(super) fn waits(&mut self, now: Instant) {
+        self.waited = Some(now);
+        self.met(now);
     }
 
     /// An entry was there.
@@ -162,7 +195,7 @@ impl Outlook {
 
     /// Nobody else has been about: to ask would cost time, and find nothing.
     pub(super) fn is_alone(&mut self, now: Instant) -> bool {
-        if self.has_company(now) {
+        if self.unshared < ALONE || self.has_company(now) {
             return false;
         }
         self.unshared += 1;
@@ -170,8 +203,12 @@ impl Outlook {
     }
 
     /// Others may wait for what this mount fetches.
-    pub(super) fn has_company(&self, now: Instant) -> bool {
-        self.unshared < ALONE || self.met.is_some_and(|at| now < at + COMPANY)
+    fn has_company(&self, now: Instant) -> bool {
+        self.met.is_some_and(|at| now < at + COMPANY)
+    }
+
+    fn is_together(&self, now: Instant) -> bool {
+        self.waited.is_some_and(|at| now < at + COMPANY)
     }
 
     /// An entry may be expected.
@@ -213,14 +250,22 @@ mod tests {
         for (source, took, patience) in
             [(700, 500, 1000), (700, 1, 700), (120, 1, 120), (120, 80, 160), (15, 1, 50)]
         {
-            // Five of the last nine tell what the source takes at present.
-            for _ in 0..5 {
-                outlook.fetched(now, ms(source));
+            // All but one of the last nine tell what the source takes at present.
+            for at in 0..9 {
+                outlook.fetched(now, ms(if at == 4 { 5000 } else { source }));
             }
             for _ in 0..64 {
                 outlook.answered(ms(took));
             }
             assert_eq!(outlook.patience(now), ms(patience), "{source} {took}");
+        }
+        // Nor is one that others ask for the same.
+        outlook.waits(now);
+        for (took, patience) in [(1, 50), (80, 320), (400, 500)] {
+            for _ in 0..64 {
+                outlook.answered(ms(took));
+            }
+            assert_eq!(outlook.patience(now), ms(patience), "{took}");
         }
     }
 
@@ -242,13 +287,13 @@ mod tests {
     #[test]
     fn the_source_bounds_what_the_cache_may_take() {
         let (mut outlook, now) = (Outlook::default(), Instant::now());
-        assert_eq!((outlook.longest_body(), outlook.longest_wait()), (ms(1000), ms(2000)));
+        assert_eq!((outlook.longest_body(now), outlook.longest_wait()), (ms(1000), ms(2000)));
         outlook.fetched(now, ms(40));
-        assert_eq!((outlook.longest_body(), outlook.longest_wait()), (ms(200), ms(500)));
-        for _ in 0..5 {
+        assert_eq!((outlook.longest_body(now), outlook.longest_wait()), (ms(200), ms(1000)));
+        for _ in 0..2 {
             outlook.fetched(now, ms(2000));
         }
-        assert_eq!((outlook.longest_body(), outlook.longest_wait()), (ms(4000), STALE));
+        assert_eq!((outlook.longest_body(now), outlook.longest_wait()), (ms(4000), ms(8000)));
         assert_eq!(outlook.patience(now), ms(3000));
     }
 
@@ -257,8 +302,8 @@ mod tests {
         let mut outlook = Outlook::default();
         outlook.fetched(Instant::now(), ms(40));
         assert_eq!(outlook.first_pause(), SHORTEST_PAUSE);
-        for (filling, pause, wait) in [(60, 15, 500), (800, 100, 1600), (9000, 100, 3000)] {
-            for _ in 0..5 {
+        for (filling, pause, wait) in [(60, 15, 1000), (800, 100, 3200), (9000, 100, 10_000)] {
+            for _ in 0..9 {
                 outlook.filled(ms(filling));
             }
             assert_eq!((outlook.first_pause(), outlook.longest_wait()), (ms(pause), ms(wait)));
@@ -269,15 +314,20 @@ mod tests {
     fn a_mount_that_finds_nobody_asks_seldom_until_it_finds_somebody() {
         let (mut outlook, now) = (Outlook::default(), Instant::now());
         for _ in 0..ALONE {
-            assert!(!outlook.is_alone(now) && outlook.has_company(now));
+            assert!(!outlook.is_alone(now) && !outlook.has_company(now));
             outlook.unshared();
         }
         let asked = (0..160).filter(|_| !outlook.is_alone(now)).count();
         assert!(asked == 10 && !outlook.has_company(now));
         outlook.shared();
         assert!(!outlook.is_alone(now) && outlook.is_warm());
+        assert_eq!(outlook.for_room(now), FOR_ROOM);
         // One that was met may be a little behind.
         outlook.met(now);
+        outlook.fetched(now, ms(15));
+        assert_eq!(outlook.for_room(now), LEAST_WAIT);
+        outlook.fetched(now, ms(200));
+        assert_eq!(outlook.for_room(now), ms(3200));
         for _ in 0..2 * ALONE {
             outlook.unshared();
         }

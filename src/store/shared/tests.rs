@@ -71,11 +71,16 @@ impl Shelf {
         *self.trouble.lock() = (gets, puts);
     }
 
-    /// Entries, and claims.
+    /// Entries, and claims in place of one.
     fn held(&self) -> (usize, usize) {
         let entries = self.entries.lock();
-        let claims = entries.values().filter(|(bytes, _)| bytes == CLAIM).count();
-        (entries.len() - claims, claims)
+        let is_beside =
+            |key: &str| key.rsplit_once('/').is_some_and(|(_, unit)| unit.contains('-'));
+        let mut held = (0, 0);
+        for (_, (bytes, _)) in entries.iter().filter(|(key, _)| !is_beside(key)) {
+            *if bytes == CLAIM { &mut held.1 } else { &mut held.0 } += 1;
+        }
+        held
     }
 }
 
@@ -110,7 +115,13 @@ impl EntryStore for Shelf {
         Ok(Some(FoundEntry { length, age: Some(stored.elapsed()), body }))
     }
 
-    async fn put(&self, key: &str, entry: Bytes, only_if_absent: bool) -> Result<bool, StoreError> {
+    async fn put(
+        &self,
+        key: &str,
+        entry: &[Bytes],
+        only_if_absent: bool,
+    ) -> Result<bool, StoreError> {
+        let entry = entry.concat();
         let trouble = self.trouble.lock().1.clone();
         meet(&trouble).await?;
         if let Trouble::Slow(time) = trouble
@@ -122,7 +133,7 @@ impl EntryStore for Shelf {
         if only_if_absent && entries.contains_key(key) {
             return Ok(false);
         }
-        entries.insert(key.to_owned(), (entry.to_vec(), Instant::now()));
+        entries.insert(key.to_owned(), (entry, Instant::now()));
         Ok(true)
     }
 }
@@ -373,9 +384,9 @@ async fn a_stream_is_stored_whole_where_the_cache_takes_as_much_as_comes() {
     const UNITS: u64 = 96;
     let site = Site::new();
     let (version, _) = site.put("large", UNITS * UNIT_BYTES);
-    // There is memory for three units, which are stored in 12 ms; four come in 15 ms.
+    // There is room for four units, which are stored in 12 ms; four come in 15 ms.
     site.shelf.troubles(Trouble::None, Trouble::Slow(10 * MS));
-    let (mount, stats) = site.mount_in(7 << 20, Sealer::without_key(), true);
+    let (mount, stats) = site.mount_in(8 << 20, Sealer::without_key(), true);
     let took = stream(&Arc::new(mount), &version).await;
     settle().await;
     assert_eq!(site.shelf.held(), (96, 0));
@@ -384,21 +395,64 @@ async fn a_stream_is_stored_whole_where_the_cache_takes_as_much_as_comes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cache_that_takes_less_than_comes_hardly_slows_a_stream() {
-    const UNITS: u64 = 40;
+async fn a_mount_that_is_alone_waits_once_for_a_cache_that_takes_less_than_comes() {
+    const UNITS: u64 = 400;
     let site = Site::new();
     // Three units a second, and 266 come.
     site.shelf.troubles(Trouble::None, Trouble::Slow(Duration::from_secs(1)));
     let (mount, stats) = site.mount_in(7 << 20, Sealer::without_key(), true);
-    let (mount, mut took) = (Arc::new(mount), Duration::ZERO);
-    for _ in 0..10 {
-        took += stream(&mount, &site.put("large", UNITS * UNIT_BYTES).0).await;
-    }
-    let alone = 10 * u32::try_from(UNITS / 4).unwrap() * 15 * MS;
-    // Once it is waited for those who may wait.
-    assert!(took < alone * 21 / 20 + FOR_OTHERS + FOR_ROOM, "{took:?} instead of {alone:?}");
+    let took = stream(&Arc::new(mount), &site.put("large", UNITS * UNIT_BYTES).0).await;
+    // Once for room, and it looks and claims before the first 32.
+    let alone = u32::try_from(UNITS / 4).unwrap() * 15 * MS;
+    assert!(took < alone * 21 / 20 + 500 * MS, "{took:?} instead of {alone:?}");
     settle().await;
-    assert!(stats.shared_filled_bytes.get() >= 6 * UNIT_BYTES);
+    assert!(stats.shared_filled_bytes.get() >= 3 * UNIT_BYTES);
+}
+
+/// Where others wait for it, what was claimed is stored, although that is slower than to fetch it.
+#[tokio::test(start_paused = true)]
+async fn mounts_that_have_met_store_what_they_claim() {
+    const UNITS: u64 = 120;
+    let site = Site::new();
+    let (version, _) = site.put("large", UNITS * UNIT_BYTES);
+    // There is room for three units, which are stored in 22 ms; each mount could fetch six then.
+    site.shelf.troubles(Trouble::None, Trouble::Slow(20 * MS));
+    let mut mounts = JoinSet::new();
+    for _ in 0..2 {
+        let ((mount, _), version) =
+            (site.mount_in(7 << 20, Sealer::without_key(), true), version.clone());
+        mounts.spawn(async move { stream(&Arc::new(mount), &version).await });
+    }
+    mounts.join_all().await;
+    let gets = site.gets();
+    assert!(gets <= 144, "{gets} GETs of two mounts for 120 units");
+    settle().await;
+    assert_eq!(site.shelf.held(), (120, 0));
+}
+
+/// A pause of the machine or the network makes everything late that is on its way.
+#[tokio::test(start_paused = true)]
+async fn a_moment_in_which_a_cache_is_late_is_no_reason_to_leave_it_alone() {
+    let site = Site::new();
+    let objects = site.family("k", 200);
+    read_each(&site.mount().0, &objects).await;
+    settle().await;
+    let (mount, stats) = site.mount();
+    let mount = Arc::new(mount);
+    read_each(&mount, &objects[..100]).await;
+    site.gets();
+    site.shelf.troubles(Trouble::Late(3000 * MS), Trouble::None);
+    let mut reads = JoinSet::new();
+    let late = objects[100..140].to_vec();
+    for (version, want) in late {
+        let mount = mount.clone();
+        reads.spawn(async move { read_all(&mount, &version, &want).await });
+    }
+    reads.join_all().await;
+    assert_eq!((site.gets(), stats.shared_pauses.get()), (40, 0), "each was fetched meanwhile");
+    site.shelf.troubles(Trouble::None, Trouble::None);
+    read_each(&mount, &objects[140..]).await;
+    assert_eq!(site.gets(), 0);
 }
 
 /// A machine whose cores are full: what was learnt of the cache before is no measure any more.
@@ -576,6 +630,37 @@ async fn whatever_the_cache_does_reads_are_right_and_hardly_slower() {
             let gets_then = site.gets();
             assert!(gets_then < 12, "{gets:?} {puts:?} {is_filled}: {gets_then}");
         }
+    }
+}
+
+/// One of the mounts that wait takes the place of one that died, lately or a while ago.
+#[tokio::test(start_paused = true)]
+async fn what_a_mount_that_died_had_claimed_is_fetched_once() {
+    const UNITS: u64 = 8;
+    for seconds in [0, 60] {
+        let site = Site::new();
+        let (version, _) = site.put("k", UNITS * UNIT_BYTES);
+        let (dead, _) = site.mount();
+        for start in (0..UNITS * UNIT_BYTES).step_by(size(UNIT_BYTES)) {
+            // It dies with its request.
+            let read = timeout(5 * MS, read(&dead, &version, start..start + UNIT_BYTES)).await;
+            assert!(read.is_err());
+        }
+        sleep(Duration::from_secs(seconds)).await;
+        site.gets();
+        *site.distance.lock() = 400 * MS;
+        let mut mounts = JoinSet::new();
+        for _ in 0..8 {
+            let ((mount, _), version) = (site.mount(), version.clone());
+            mounts.spawn(async move { stream(&Arc::new(mount), &version).await });
+        }
+        let times = mounts.join_all().await;
+        let gets = site.gets();
+        assert!(gets <= 9, "{gets} GETs of eight mounts for 8 units, after {seconds} s");
+        let longest = times.iter().max().unwrap();
+        assert!(*longest < Duration::from_secs(6), "{longest:?}");
+        settle().await;
+        assert_eq!(site.shelf.held(), (8, 0));
     }
 }
 

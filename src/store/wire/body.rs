@@ -65,7 +65,7 @@ impl Body {
         debug_assert!(into.remaining_mut() as u64 >= length, "room for the body");
         match self.length() {
             None => self.receive_to_the_end(length, into).await,
-            Some(told) if told == length => self.take(length, into).await,
+            Some(told) if told == length => self.take(length, SMALLEST_BATCH, into).await,
             Some(told) => Err(StoreError::nonsense(format!("{told} bytes instead of {length}"))),
         }
     }
@@ -94,10 +94,12 @@ impl Body {
         Ok(())
     }
 
-    /// Receives the next bytes of a body that tells its length, and has as many.
+    /// Receives the next bytes of a body that tells its length, and has as many. It wakes for no
+    /// fewer than `batch` of them.
     pub(in crate::store) async fn take(
         &mut self,
         length: u64,
+        batch: u64,
         into: &mut (dyn BufMut + Send),
     ) -> Result<(), StoreError> {
         let Framing::Length(all) = self.framing else {
@@ -117,7 +119,7 @@ impl Body {
             }
             left -= fits as u64;
             while left > 0 {
-                let batch = (length - left).clamp(SMALLEST_BATCH, LARGEST_BATCH);
+                let batch = (length - left).max(batch).min(LARGEST_BATCH);
                 let silence = if left == length { first_silence() } else { SILENCE };
                 let received = batch_of(connection, batch, left, silence, &mut *into).await?;
                 if received == 0 {

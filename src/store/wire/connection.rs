@@ -1,11 +1,11 @@
 //! One connection: a socket, or a TLS session on one, and the bytes received beyond the last head.
 
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::Poll;
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use nix::sys::socket::SetSockOpt as _;
 use nix::{setsockopt_impl, sockopt_impl};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, ReadBuf};
@@ -43,8 +43,19 @@ impl Connection {
         Self { proxy: Some(proxy), ..self }
     }
 
-    pub(super) async fn send(&mut self, message: &[u8]) -> io::Result<()> {
-        self.stream.write_all(message).await?;
+    /// A request's text, and the pieces of its body.
+    pub(super) async fn send(&mut self, text: &[u8], body: &[Bytes]) -> io::Result<()> {
+        let mut slices = Vec::with_capacity(1 + body.len());
+        slices.push(IoSlice::new(text));
+        slices.extend(body.iter().map(|piece| IoSlice::new(piece)));
+        let mut left = &mut slices[..];
+        while !left.is_empty() {
+            let sent = self.stream.write_vectored(left).await?;
+            if sent == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            IoSlice::advance_slices(&mut left, sent);
+        }
         self.stream.flush().await
     }
 

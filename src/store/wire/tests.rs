@@ -303,8 +303,7 @@ async fn a_request_without_a_first_byte_is_sent_a_second_time_and_who_answers_fi
     let (wire, start) = (wire(), Instant::now());
     let url = server.url.parse().unwrap();
     let origin = Arc::new(Origin::of(&url).unwrap());
-    let message =
-        Message::new(&origin, "GET /b/k HTTP/1.1\r\n\r\n".to_owned(), Bytes::new(), Kind::Get);
+    let message = Message::new(&origin, "GET /b/k HTTP/1.1\r\n\r\n".to_owned(), &[], Kind::Get);
     let response = wire.send(&message, LIMIT).await.unwrap();
     let mut target = Vec::new();
     response.into_body().receive(5, &mut target).await.unwrap();

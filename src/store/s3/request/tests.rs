@@ -197,7 +197,7 @@ async fn store(endpoint: &str, provider: Option<SharedCredentialsProvider>) -> S
 
 fn get(key: &str) -> RequestFields<'_> {
     let headers = &[("if-match", "\"e\""), ("range", "bytes=2-5")];
-    RequestFields { kind: Kind::Get, key, query: "", headers, optional: None, body: None }
+    RequestFields { kind: Kind::Get, key, query: "", headers, optional: None, body: &[] }
 }
 
 fn filled(
@@ -393,9 +393,9 @@ async fn a_directory_bucket_is_asked_as_the_sdk_asks_it() {
     let reads = RequestFields { query: "session", headers: &READ_ONLY, ..get("") };
     let writes = RequestFields { query: "session", headers: &[], ..get("") };
     let got = get("a b+ä/k~");
-    let entry = Bytes::from_static(b"entry");
+    let entry = [Bytes::from_static(b"en"), Bytes::from_static(b"try")];
     let headers = &[("if-none-match", "*")];
-    let put = RequestFields { kind: Kind::Put, headers, body: Some(&entry), ..got };
+    let put = RequestFields { kind: Kind::Put, headers, body: &entry, ..got };
     for endpoint in ["http://127.0.0.1:9000", "https://s3express-euw1-az1.example.com"] {
         for (fields, asked, in_session) in [
             (&got, Asked::Get("a b+ä/k~"), true),
