@@ -2,13 +2,15 @@
 
 The bucket is on a server that is as far as S3, the cache on one that is as near as flash; each mount
 stands for a node. One mount without a cache, one with a cold cache, one that finds all of it there,
-and eight that begin together: seconds, and GETs at the source. All run on this machine's cores, the
-servers too, so ratios of time say less than counts. Needs root: the page cache is dropped.
+one whose bucket is on the near server, which no cache can be faster than; and eight that begin
+together: seconds, and GETs at the source. All run on this machine's cores, the servers too, so ratios
+of time say less than counts. Needs root: the page cache is dropped.
 """
 
 import argparse
 import datetime
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -28,10 +30,16 @@ import servers
 MIB = 1 << 20
 FAMILY = ("train/", 5000, 110_000)
 MOUNTS = 8
+BLOCK = 128 << 10
 BUDGET = ["--memory-budget", "256MiB"]
-ALONE, COLD, SECOND = "alone, no cache", "cold cache", "second mount"
+ALONE, COLD, SECOND, NEAR = "alone, no cache", "cold cache", "second mount", "the bucket is near"
 EIGHT, EIGHT_COLD, EIGHT_FULL = "8, no cache", "8, cold cache", "8, full cache"
 CPU = ("source", "cache", "mounts")
+# What is measured at once: mounts one after the other, with the cache that the first has filled.
+PARTS = {
+    "one": ((ALONE, 1, False), (COLD, 1, True), (SECOND, 1, True), (NEAR, 1, False)),
+    "eight": ((EIGHT, MOUNTS, False), (EIGHT_COLD, MOUNTS, True), (EIGHT_FULL, MOUNTS, True)),
+}
 OVERVIEW = prepare.ROOT / "docs/performance.md"
 PAGE_END = "<!-- the end of what benches/shared writes -->"
 
@@ -91,15 +99,36 @@ class Nodes:
     """Servers and mounts of one round."""
 
     def __init__(self, holds):
-        self.source = servers.DevServer("s3", holds)
-        self.cache = servers.DevServer("flash", [])
+        self.log = prepare.WORK / "shared.log"
+        self.log.write_text("")
+        self.source = servers.DevServer("s3", [*holds, "--log", self.log])
+        self.cache = servers.DevServer("flash", holds)
         self.mounts = []
+        self.logged = 0
 
-    def mount(self, count, *options):
+    def mount(self, count, *options, bucket=None):
         self.close_mounts()
         for _ in range(count):
-            self.mounts.append(products.Mount(products.ours, self.source, [*BUDGET, *options]))
-        return self.mounts
+            mount = products.Mount(products.ours, bucket or self.source, [*BUDGET, *options])
+            self.mounts.append(mount)
+
+    def asked_again(self):
+        """GETs of these mounts for what had been asked for before, in whole or in part."""
+        self.close_mounts()
+        # The log of a connection is complete at its end.
+        time.sleep(0.3)
+        lines = self.log.read_text().splitlines()[1:]
+        lines, self.logged = lines[self.logged:], len(lines)
+        fields = sorted((line.split("\t") for line in lines), key=lambda fields: float(fields[2]))
+        asked, again = {}, 0
+        for _, kind, *_, span, key in fields:
+            if kind != "get":
+                continue
+            first, last = map(int, span.removeprefix("bytes=").split("-")) if span else (0, 0)
+            blocks = set(range(first // BLOCK, last // BLOCK + 1))
+            again += not blocks.isdisjoint(asked.setdefault(key, set()))
+            asked[key] |= blocks
+        return again
 
     def shared(self, *options):
         return ["--shared-cache", f"s3://{servers.BUCKET}/cache", "--shared-cache-endpoint-url",
@@ -120,37 +149,38 @@ class Nodes:
         self.cache.close()
 
 
-def sample(holds, args, seconds):
-    """A workload once each way, each time with new daemons; the cache is emptied in between."""
+def sample(holds, columns, args, seconds):
+    """A workload in these ways, each time with new daemons; the cache is empty at first."""
     found = {}
-    for columns in (((ALONE, 1, False), (COLD, 1, True), (SECOND, 1, True)),
-                    ((EIGHT, MOUNTS, False), (EIGHT_COLD, MOUNTS, True), (EIGHT_FULL, MOUNTS, True))):
-        nodes = Nodes(holds)
-        try:
-            for column, count, with_cache in columns:
-                nodes.mount(count, *(nodes.shared() if with_cache else []))
-                found[column] = read(nodes, args, seconds)
-        finally:
-            nodes.close()
+    nodes = Nodes(holds)
+    try:
+        for column, count, with_cache in columns:
+            bucket = nodes.cache if column == NEAR else None
+            nodes.mount(count, *(nodes.shared() if with_cache else []), bucket=bucket)
+            found[column] = read(nodes, args, seconds)
+            found[column]["again"] = nodes.asked_again()
+    finally:
+        nodes.close()
     return found
 
 
-def middles(samples):
+def middles(parts):
     """Medians of what each column gave."""
     return {column: {name: statistics.median(found[column].get(name, 0) for found in samples)
-                     for name in samples[0][column]} for column in samples[0]}
+                     for name in samples[0][column]}
+            for samples in parts.values() for column in samples[0]}
 
 
 def table(results):
-    lines = ["| workload | mounts | seconds | GETs at the source | of those of one | bytes there | not stored | late | pauses "
-             "| CPU s: source | cache | mounts | cores busy |",
-             "|---|---|---|---|---|---|---|---|---|---|---|---|---|"]
-    for name, samples in results.items():
-        middle = middles(samples)
+    lines = ["| workload | mounts | seconds | GETs at the source | of those of one | again | bytes there "
+             "| not stored | late | pauses | CPU s: source | cache | mounts | cores busy |",
+             "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"]
+    for name, parts in results.items():
+        middle = middles(parts)
         for column, found in middle.items():
             late, pauses = found.get("shared_late", 0), found.get("shared_pauses", 0)
             lines.append(f"| {name} | {column} | {found['seconds']:.2f} | {found['get']:,.0f} | "
-                         f"{found['get'] / middle[ALONE]['get']:.2f} | "
+                         f"{found['get'] / middle[ALONE]['get']:.2f} | {found['again']:.0f} | "
                          f"{found['body_bytes'] / 1e6:,.0f} MB | "
                          f"{found.get('shared_dropped_bytes', 0) / 1e6:,.0f} MB | {late:.0f} | {pauses:.0f} | "
                          f"{' | '.join(f'{found[name]:.2f}' for name in CPU)} | {100 * found['busy']:.0f} % |")
@@ -159,30 +189,34 @@ def table(results):
 
 def bars(results):
     lines = ["| workload | bar | found | |", "|---|---|---|---|"]
-    for name, samples in results.items():
-        middle = middles(samples)
+    for name, parts in results.items():
+        middle = middles(parts)
         gets = middle[EIGHT_COLD]["get"] / middle[ALONE]["get"]
         second = middle[ALONE]["seconds"] / middle[SECOND]["seconds"]
         cold = middle[ALONE]["seconds"] / middle[COLD]["seconds"]
+        near = middle[NEAR]["seconds"] / middle[SECOND]["seconds"]
         for bar, value, met in (
             ("GETs of 8 mounts that begin together ≤ 1.2 × those of one", gets, gets <= 1.2),
             ("a later mount ≥ 2 × the speed of the source alone", second, second >= 2),
             ("with a cold cache ≥ 0.95 × the speed without", cold, cold >= 0.95),
+            ("a later mount ÷ one whose bucket is as near as the cache", near, True),
         ):
             lines.append(f"| {name} | {bar} | {value:.2f} | {'' if met else '**missed**'} |")
     return "\n".join(lines)
 
 
 def page(state):
-    rounds = ", ".join(f"{len(samples)} of {name}" for name, samples in state["results"].items())
+    rounds = ", ".join(f"{len(samples)} of {name}, {part}" for name, parts in state["results"].items()
+                       for part, samples in parts.items())
     return "\n".join([
         f"# A cache that nodes share, {state['date']}",
         "",
         f"Written by `benches/shared --update-docs`; {os.cpu_count()} cores, on which servers, mounts and",
         f"readers ran together. Medians; rounds: {rounds}. The bucket is as far as S3 (15 ms, 90 MB/s",
         "a connection), the cache as near as flash (1 ms, 1 GB/s); each mount has a budget of 256 MiB,",
-        "and new daemons each time. Late: times that the cache took longer than the source. Not stored:",
-        "what was fetched and found no memory on its way to the cache.",
+        "and new daemons each time. Again: GETs for what had been asked for before. Late: times that the",
+        "cache took longer than the source. Not stored: what was fetched and found no room on its way to",
+        "the cache.",
         "",
         f"    {state['command']}",
         "",
@@ -211,7 +245,8 @@ def main():
     parser.add_argument("--only", metavar="WORKLOAD", help="with this in its name")
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="rounds [default: 3]")
     parser.add_argument("--minutes", type=float, metavar="M",
-                        help="begin nothing after M minutes; --resume continues")
+                        help="begin nothing after M minutes; --resume continues (one mount, or eight: "
+                             "a minute or two with 2 GiB)")
     parser.add_argument("--resume", action="store_true", help="add to the rounds of runs before")
     parser.add_argument("--report", action="store_true", help="measure nothing: show those results")
     parser.add_argument("--update-docs", action="store_true",
@@ -234,20 +269,22 @@ def main():
                   "command": f"python3 benches/shared --size {args.size} --repeat {args.repeat}"}
     holds = ["--family", ":".join(map(str, FAMILY)), "--object", f"large={size}"]
     until = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
-    for number in range(0 if args.report else args.repeat):
-        for name, words in chosen.items():
-            samples = state["results"].setdefault(name, [])
-            if len(samples) > number or time.monotonic() > until:
-                continue
-            samples.append(sample(holds, words, 120))
-            file.write_text(json.dumps(state, indent=1))
-            for column, found in samples[-1].items():
-                counts = ", ".join(f"{name.removeprefix('shared_')} {count:,}"
-                                   for name, count in found.items()
-                                   if name.startswith("shared_") and count)
-                print(f"  {name}: {column}: {found['seconds']:.2f} s, {found['get']} GETs, "
-                      f"{found['head']} HEADs; {counts}", file=sys.stderr, flush=True)
-    state["results"] = {name: samples for name, samples in state["results"].items() if samples}
+    rounds = range(0 if args.report else args.repeat)
+    for number, (name, words), part in itertools.product(rounds, chosen.items(), PARTS):
+        samples = state["results"].setdefault(name, {}).setdefault(part, [])
+        if len(samples) > number or time.monotonic() > until:
+            continue
+        samples.append(sample(holds, PARTS[part], words, 120))
+        file.write_text(json.dumps(state, indent=1))
+        for column, found in samples[-1].items():
+            counts = ", ".join(f"{name.removeprefix('shared_')} {count:,}"
+                               for name, count in found.items()
+                               if name.startswith("shared_") and count)
+            print(f"  {name}: {column}: {found['seconds']:.2f} s, {found['get']} GETs, "
+                  f"{found['again']} again, {found['head']} HEADs; {counts}",
+                  file=sys.stderr, flush=True)
+    state["results"] = {name: parts for name, parts in state["results"].items()
+                        if len(parts) == len(PARTS) and all(parts.values())}
     print(f"{table(state['results'])}\n\n{bars(state['results'])}")
     if args.update_docs:
         write_docs(state)
