@@ -238,11 +238,14 @@ fn a_profile_of_many_directories_costs_few_requests() {
         "ls {root} >/dev/null; cd {root}/data; for d in *; do test -e $d/2014-01-01/service.json || exit 1; done"
     );
     let program = ["sh", "-c", &program];
-    let (code, _, error) =
-        said(&mount, &[&["record", root, "-o", profile, "--"], &program[..]].concat(), b"");
-    assert_eq!(code, Some(0), "{error}");
-    let text = std::fs::read_to_string(profile).unwrap();
-    assert!(text.lines().filter(|line| line.starts_with("names data/")).count() >= 400, "{text}");
+    // A directory of which a name was found before all of it was listed is left out.
+    eventually("a profile of all directories", || {
+        let arguments = [&["record", root, "-o", profile, "--"], &program[..]].concat();
+        let (code, _, error) = said(&mount, &arguments, b"");
+        assert_eq!(code, Some(0), "{error}");
+        let text = std::fs::read_to_string(profile).unwrap();
+        text.lines().filter(|line| line.starts_with("names data/")).count() >= 400
+    });
 
     said(&mount, &["drop", root], b"");
     mount.forget_counts();
