@@ -93,13 +93,8 @@ impl Gate {
     }
 
     pub(super) fn network_pace(&self, part_bytes: u64) -> NetworkPace {
-        let needed = self
-            .inside
-            .lock()
-            .pace
-            .needed(part_bytes)
-            .max(LEAST_CONNECTIONS)
-            .min(self.most_ahead());
+        let needed = self.inside.lock().pace.needed(part_bytes);
+        let needed = needed.max(LEAST_CONNECTIONS).min(self.most_ahead());
         NetworkPace { part_bytes, in_flight_bytes: part_bytes * needed as u64 }
     }
 

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use rustix::mount::UnmountFlags;
@@ -45,15 +45,21 @@ fn kind(path: &Path) -> String {
     line.split(' ').nth(2).unwrap().to_owned()
 }
 
+/// A bucket, and where it will be mounted.
+fn with_a_file() -> (Scene, PathBuf) {
+    let scene = Scene::new();
+    scene.bucket().put("file", "bytes");
+    let mountpoint = scene.mountpoint();
+    (scene, mountpoint)
+}
+
 /// As the ranks of a job do that each mount what is not mounted.
 #[test]
 fn of_daemons_that_start_at_once_on_one_directory_one_mounts() {
     if !can_mount() || !is_root() {
         return;
     }
-    let scene = Scene::new();
-    scene.bucket().put("file", "bytes");
-    let mountpoint = scene.mountpoint();
+    let (scene, mountpoint) = with_a_file();
     let _unmounted = Unmounted(&mountpoint);
     let start = |_| {
         let mut command = scene.program();
@@ -79,9 +85,7 @@ fn a_daemon_returns_when_the_mount_is_usable() {
     if !can_mount() || !is_root() {
         return;
     }
-    let scene = Scene::new();
-    scene.bucket().put("file", "bytes");
-    let mountpoint = scene.mountpoint();
+    let (scene, mountpoint) = with_a_file();
     let _unmounted = Unmounted(&mountpoint);
     let mut command = scene.program();
     // Relative paths are relative to the caller, although the daemon changes to the root directory.
@@ -102,9 +106,7 @@ fn a_daemon_keeps_no_descriptor_that_it_was_given() {
     if !can_mount() || !is_root() {
         return;
     }
-    let scene = Scene::new();
-    scene.bucket().put("file", "bytes");
-    let mountpoint = scene.mountpoint();
+    let (scene, mountpoint) = with_a_file();
     let _unmounted = Unmounted(&mountpoint);
     let lock = scene.folder.path().join("lock");
     let program = scene.program();
