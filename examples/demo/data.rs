@@ -8,7 +8,6 @@ const CLASSES: [&str; 10] =
     ["airplane", "bird", "boat", "car", "cat", "dog", "frog", "horse", "ship", "truck"];
 const TRAIN_PER_CLASS: u64 = 40;
 const TEST_PER_CLASS: u64 = 10;
-const BIG_BYTES: u64 = 1 << 30;
 const COLUMNS: [&str; 8] =
     ["time", "user", "session", "event", "url", "referrer", "duration", "label"];
 const COLUMN_BYTES: usize = 4 << 20;
@@ -35,8 +34,9 @@ pub(crate) struct Data {
 }
 
 impl Data {
-    /// Fills the bucket. Takes a second or two: the checksums of more than 2 GiB are computed.
-    pub(crate) fn generate(bucket: &Bucket) -> Self {
+    /// Fills the bucket, with two large objects of `large_bytes`. Takes a second or two for a GiB
+    /// each: their checksums are computed.
+    pub(crate) fn generate(bucket: &Bucket, large_bytes: u64) -> Self {
         let images = |set: &str, per_class| {
             let keys = CLASSES.into_iter().flat_map(move |class| {
                 (0..per_class).map(move |number| format!("images/{set}/{class}/{number:04}.jpg"))
@@ -48,8 +48,8 @@ impl Data {
         let columns = put_table(bucket);
         // A thread for each of the two big ones.
         let (near, far) = std::thread::scope(|scope| {
-            let near = scope.spawn(|| synthetic(bucket, NEAR_KEY, BIG_BYTES));
-            let far = synthetic(bucket, FAR_KEY, BIG_BYTES);
+            let near = scope.spawn(|| synthetic(bucket, NEAR_KEY, large_bytes));
+            let far = synthetic(bucket, FAR_KEY, large_bytes);
             (near.join().expect("computing a checksum does not panic"), far)
         });
         Self {

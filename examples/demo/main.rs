@@ -44,14 +44,19 @@ struct Args {
     /// Leave it mounted at the end, to look around until Ctrl-C
     #[arg(long)]
     keep: bool,
+
+    /// Of each of the two large files
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    size: u64,
 }
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os().skip(1);
-    match arguments.next() {
-        Some(first) if first == mount::AS_DAEMON => return mount::daemon(arguments),
-        Some(first) if first == reader::AS_READER => return reader::main(),
-        _ => {}
+    let mut arguments = std::env::args_os();
+    if arguments.next().is_some_and(|name| name == mount::AS_DAEMON) {
+        return mount::daemon(std::env::args_os());
+    }
+    if arguments.next().is_some_and(|first| first == reader::AS_READER) {
+        return reader::main();
     }
     let args = Args::parse();
     let outcome =
@@ -115,7 +120,8 @@ impl Demo {
         let server = Server::builder().start().await;
         let server = server.map_err(|error| format!("no S3 server can be started: {error}"))?;
         let bucket = server.bucket(data::BUCKET);
-        let data = tokio::task::spawn_blocking(move || Data::generate(&bucket)).await;
+        let large_bytes = args.size.clamp(1, 1 << 20) << 20;
+        let data = tokio::task::spawn_blocking(move || Data::generate(&bucket, large_bytes)).await;
         let data = data.map_err(|error| format!("the data set cannot be generated: {error}"))?;
         let mount = Mount::start(&server, args.mountpoint.as_deref()).await?;
         println!("Mounted s3://{} of {}", data::BUCKET, server.endpoint_url());
@@ -142,7 +148,7 @@ impl Demo {
         self.step(reader, "  the second epoch", &read(&train, THREADS)).await?;
         self.step(reader, "read a table's footer and two columns", &self.data.wanted_columns())
             .await?;
-        self.step(reader, "read 1 GiB in one read()", &read(&near, 1)).await?;
+        self.step(reader, "read a large file in one read()", &read(&near, 1)).await?;
         self.step(reader, "  once more", &read(&near, 1)).await?;
 
         println!(
@@ -155,7 +161,7 @@ impl Demo {
         self.server.set_first_byte_latency(FIRST_BYTE);
         self.server.set_list_latency(LIST_PAGE);
         self.server.set_bandwidth_per_connection(Some(BANDWIDTH));
-        self.step(reader, "read another 1 GiB in one read()", &read(&far, 1)).await?;
+        self.step(reader, "read another one in one read()", &read(&far, 1)).await?;
         self.step(reader, "  once more", &read(&far, 1)).await?;
         println!("\nEvery byte was right.");
         Ok(())

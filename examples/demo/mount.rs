@@ -20,20 +20,20 @@ use crate::reader::ended_within;
 /// The daemon's memory budget.
 const MEMORY_BUDGET: &str = "1GiB";
 
-/// The first argument that makes this program the daemon.
-pub(crate) const AS_DAEMON: &str = "--as-daemon";
+/// The name that makes this program the daemon, which starts itself anew under it.
+pub(crate) const AS_DAEMON: &str = "fasts3-mount";
 /// The daemon reports every failure at its start within 10 s.
 const START_LIMIT: Duration = Duration::from_secs(15);
 /// It unmounts at once, lazily if it must.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
-/// The daemon with the arguments that follow [`AS_DAEMON`].
+/// The daemon, with its own arguments.
 pub(crate) fn daemon(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     // Whatever ends the demo, SIGKILL included, unmounts.
     if let Err(error) = prctl::set_pdeathsig(Signal::SIGTERM) {
         eprintln!("demo: the daemon may outlive the demo: {error}");
     }
-    fasts3_mount::app::daemon::main([OsString::from("fasts3-mount")].into_iter().chain(arguments))
+    fasts3_mount::app::daemon::main(arguments)
 }
 
 /// A mounted bucket; dropping it unmounts and ends the daemon.
@@ -67,7 +67,8 @@ impl Mount {
             .env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
             .env("AWS_ACCESS_KEY_ID", keys.access_key)
             .env("AWS_SECRET_ACCESS_KEY", keys.secret_key)
-            .args([AS_DAEMON, BUCKET])
+            .arg0(AS_DAEMON)
+            .arg(BUCKET)
             .arg(&place.path)
             .args(["--endpoint-url", &server.endpoint_url()])
             // A guest on a laptop: the server, the reader and the kernel's page cache hold

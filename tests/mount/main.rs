@@ -12,6 +12,7 @@ mod changes;
 mod copies;
 mod counts;
 mod credentials;
+mod demo;
 mod disk;
 mod disk_trouble;
 mod doctor;

@@ -106,7 +106,7 @@ pub(super) fn watched(mountpoint: Option<PathBuf>) -> Option<Task> {
 /// thread waits.
 pub(super) async fn answers(mountpoint: &Path) -> io::Result<()> {
     let mut looking = Command::new("/proc/self/exe");
-    looking.arg(mountpoint).env_clear().env(LOOKS, "1").kill_on_drop(true);
+    looking.arg0("fasts3-mount").arg(mountpoint).env_clear().env(LOOKS, "1").kill_on_drop(true);
     looking.stdin(Stdio::null()).stdout(Stdio::null());
     match looking.status().await?.code() {
         Some(0) => Ok(()),
