@@ -61,6 +61,9 @@ pub(super) enum FolderError {
     Io(#[from] Error),
 }
 
+/// No segment has a number as high as this: they begin with the nanoseconds since 1970.
+const BEYOND: u64 = PASSED_OVER / 2;
+
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
@@ -361,13 +364,13 @@ impl Folder {
 
     /// Counts what was read, and returns the next number.
     fn advance(&self, passed: u64) -> std::io::Result<u64> {
-        // In a directory that was made anew, numbers are others than those before: processes may
-        // still know these.
+        // In a directory that was made anew, or where the number is damaged, numbers are others
+        // than those before: processes may still know these.
         let next = match number(&self.lock, NEXT)? {
-            0 => self.made_at()?,
-            next => next,
+            next @ 1..BEYOND => next,
+            _ => self.made_at()?,
         };
-        let next = next.saturating_add(passed).min(PASSED_OVER / 2);
+        let next = next.saturating_add(passed).min(BEYOND - 1);
         self.set_number(NEXT, next)?;
         Ok(next)
     }
@@ -424,7 +427,7 @@ pub(super) fn segments(path: &Path) -> std::io::Result<BTreeMap<u64, u64>> {
         let name = entry.file_name();
         let number = name.to_str().filter(|name| name.len() == 16);
         if let Some(number) = number.and_then(|name| u64::from_str_radix(name, 16).ok())
-            && number < PASSED_OVER / 2
+            && number < BEYOND
             // It may just be given up by another process.
             && let Ok(metadata) = entry.metadata()
         {
@@ -472,5 +475,22 @@ mod tests {
         assert_eq!(folder.meddling(), Some(Meddling::Changed));
         std::fs::remove_file(&index).unwrap();
         assert_eq!(folder.meddling(), Some(Meddling::Removed));
+    }
+
+    #[test]
+    fn whatever_bit_of_its_numbers_is_flipped_segments_are_begun() {
+        let directory = tempfile::tempdir().unwrap();
+        let limits = Limits { size_bytes: 64 << 20, reserve_bytes: 0 };
+        let folder = Folder::open(directory.path(), |_| Ok(limits), |_| ()).unwrap();
+        for (at, bit) in [NEXT, HAND].into_iter().flat_map(|at| (0..64).map(move |bit| (at, bit))) {
+            let right = number(&folder.lock, at).unwrap();
+            folder.set_number(at, right ^ 1 << bit).unwrap();
+            for _ in 0..2 {
+                let begun = folder.begin(0, |_| ()).unwrap().number;
+                assert!(segments(&folder.path).unwrap().contains_key(&begun), "{at} {bit}");
+                discard(&folder.path_of(begun)).unwrap();
+            }
+            folder.set_number(at, right.max(1)).unwrap();
+        }
     }
 }
