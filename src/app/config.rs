@@ -218,7 +218,7 @@ pub(crate) fn validate(
         ));
     }
     let store = store_config(store)?;
-    let shared = shared::config(shared, &store, memory_budget_bytes)?;
+    let shared = shared::config(shared, (&buckets, &store), memory_budget_bytes)?;
     Ok(Config {
         buckets,
         mountpoint,
@@ -412,6 +412,34 @@ mod tests {
         assert_eq!(config.names.metadata_ttl, None);
         assert_eq!(config.names.budget_bytes, 2 << 30);
         assert_eq!(config.names.negative_ttl, Duration::from_mins(2));
+    }
+
+    #[test]
+    fn a_shared_cache_in_what_is_mounted_is_refused() {
+        for (mounted, cache, is_refused) in [
+            ("s3://bbb", "s3://bbb", true),
+            ("s3://bbb", "s3://bbb/cache", true),
+            ("s3://bbb/data", "s3://bbb/data/cache", true),
+            ("a=s3://aaa,b=s3://bbb/data", "s3://bbb/data", true),
+            ("s3://bbb/data", "s3://bbb/cache", false),
+            ("s3://bbb/data", "s3://bbb", false),
+            ("s3://bbb", "s3://ccc", false),
+        ] {
+            let option = format!("--shared-cache={cache}");
+            let of = |more: &[&str]| {
+                let all = ["fasts3-mount", mounted, "/mnt", &option].into_iter();
+                parse(all.chain(more.iter().copied()).map(OsString::from))
+            };
+            match of(&[]) {
+                Ok(_) => assert!(!is_refused, "{mounted} {cache}"),
+                Err(NotParsed::Wrong(sentence)) => {
+                    assert!(is_refused && sentence.contains("--shared-cache"), "{sentence}");
+                }
+                Err(other) => panic!("{other:?}"),
+            }
+            // In another store there may be a bucket of the same name.
+            assert!(of(&["--shared-cache-endpoint-url=http://127.0.0.1:9"]).is_ok());
+        }
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub(crate) struct SharedConfig {
 /// None without `--shared-cache`; the environment may set the other options for all mounts.
 pub(super) fn config(
     args: SharedArgs,
-    store: &StoreConfig,
+    (mounted, store): (&[BucketPrefix], &StoreConfig),
     memory_budget_bytes: u64,
 ) -> Result<Option<SharedConfig>, String> {
     let SharedArgs { cache_bucket, cache_endpoint_url, cache_region, cache_profile, key, trusts } =
@@ -71,9 +71,22 @@ pub(super) fn config(
         Some(path) => read_key(path).map_err(|cause| format!("--shared-cache-key: {cause}"))?,
     };
     let is_named = cache_profile.is_some() || cache_endpoint_url.is_some();
+    let endpoint_url = cache_endpoint_url.or_else(|| store.endpoint_url.clone());
+    let has_cache =
+        |data: &&BucketPrefix| data.name == bucket.name && bucket.prefix.starts_with(&data.prefix);
+    if endpoint_url == store.endpoint_url
+        && let Some(data) = mounted.iter().find(has_cache)
+    {
+        return Err(format!(
+            "--shared-cache: {} lies in {}, which is mounted: its entries would be data; give \
+             another bucket, or a prefix beside it",
+            bucket.url(),
+            data.url(),
+        ));
+    }
     let hedges = store.hedging == Hedging::Auto;
     let store = StoreConfig {
-        endpoint_url: cache_endpoint_url.or_else(|| store.endpoint_url.clone()),
+        endpoint_url,
         region: cache_region.clone().or_else(|| store.region.clone()),
         profile: cache_profile.or_else(|| store.profile.clone()),
         // A public bucket says nothing of the cache.
