@@ -11,34 +11,29 @@
 //! have ahead, in proportion, down to a seventeenth of the share. Who tells nonsense harms nobody
 //! else. What was read before is left to the kernel's page cache ([`page_cache`]).
 
-use std::collections::{HashMap, VecDeque};
-use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
-use self::page_cache::PageCache;
+use self::queues::{AheadPiece, Hint, HintQueues, LAST_TOLD};
 use crate::base::layout::Layout;
 use crate::cache::{ChunkCache, Purpose, Source};
 use crate::stats::Stats;
 
 mod page_cache;
+mod queues;
 
 /// Hints that wait, of all tellers, some 300 bytes each: three minutes of reading small files at
 /// the speed of two cores. One teller may have half of what the others leave.
 const MOST_WAITING: usize = 65_536;
-
-/// Tellers that are remembered; the one that has said nothing for the longest time makes way.
-const TELLERS: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 
 /// Pieces that are fetched, or wait at the gate, at once: twice what 3,300 small files a second
 /// need behind 30 ms. What waits there is in front of what other programs have read ahead.
@@ -74,45 +69,6 @@ pub(crate) struct Hints {
     stats: Arc<Stats>,
 }
 
-struct HintQueues {
-    tellers: LruCache<TellerId, Teller>,
-    /// Those with waiting hints, in the order of their turns.
-    turns: VecDeque<TellerId>,
-    waiting: usize,
-    waiting_bytes: u64,
-    /// The small files of them that were not read meanwhile, and by whom they were told.
-    small: HashMap<u64, Vec<TellerId>>,
-    /// Pieces that were fetched and not read, the oldest last.
-    ahead: LruCache<PieceKey, AheadPiece>,
-    ahead_bytes: u64,
-    in_flight: usize,
-    in_flight_bytes: u64,
-    page_cache: PageCache,
-    /// The feeder is running.
-    is_fed: bool,
-}
-
-#[derive(Default)]
-struct Teller {
-    queue: VecDeque<Hint>,
-    ahead_bytes: u64,
-    /// The ledger; older outcomes count less.
-    used_bytes: u64,
-    wasted_bytes: u64,
-}
-
-struct Hint {
-    source: Source,
-    /// What of it has not been fetched.
-    range: Range<u64>,
-}
-
-#[derive(Clone, Copy)]
-struct AheadPiece {
-    teller: TellerId,
-    bytes: u64,
-}
-
 /// What the feeder does next.
 enum Next {
     Fetch(TellerId, Hint),
@@ -128,19 +84,7 @@ impl Hints {
         share_bytes: u64,
         stats: Arc<Stats>,
     ) -> Arc<Self> {
-        let inside = HintQueues {
-            tellers: LruCache::new(TELLERS),
-            turns: VecDeque::new(),
-            waiting: 0,
-            waiting_bytes: 0,
-            small: HashMap::new(),
-            ahead: LruCache::unbounded(),
-            ahead_bytes: 0,
-            in_flight: 0,
-            in_flight_bytes: 0,
-            page_cache: PageCache::new(),
-            is_fed: false,
-        };
+        let inside = HintQueues::new();
         let (inside, changed) = (Mutex::new(inside), Notify::new());
         let is_used = AtomicBool::new(false);
         Arc::new(Self { cache, runtime, layout, share_bytes, inside, changed, is_used, stats })
@@ -165,6 +109,9 @@ impl Hints {
         }
         let waiting = inside.waiting;
         let queue = inside.teller(teller);
+        if queue.iter().rev().take(LAST_TOLD).any(|told| told.has(id, &range)) {
+            return true;
+        }
         // Half of what the others leave, so there is always a place for one that is new.
         if queue.len() >= (MOST_WAITING + queue.len()).saturating_sub(waiting) / 2 {
             self.stats.hints_refused.add(1);
@@ -361,140 +308,5 @@ impl Hints {
                 self.stats.hints_wasted.add(1);
             }
         }
-    }
-}
-
-impl HintQueues {
-    /// The queue of a teller, which is now the one that was heard last.
-    fn teller(&mut self, id: TellerId) -> &mut VecDeque<Hint> {
-        if !self.tellers.contains(&id)
-            && let Some((gone_id, gone)) = self.tellers.push(id, Teller::default())
-        {
-            self.waiting -= gone.queue.len();
-            for Hint { source, range } in gone.queue {
-                self.waiting_bytes -= range.end - range.start;
-                forget(&mut self.small, source.id, gone_id);
-            }
-        }
-        &mut self.tellers.get_mut(&id).expect("was just put there").queue
-    }
-
-    /// Takes the first bytes of a teller's first hint.
-    fn take(&mut self, id: TellerId, bytes: u64) {
-        let Some(teller) = self.tellers.peek_mut(&id) else { return };
-        let Some(hint) = teller.queue.front_mut() else { return };
-        hint.range.start += bytes;
-        self.waiting_bytes -= bytes;
-        if hint.range.is_empty() {
-            forget(&mut self.small, hint.source.id, id);
-            self.waiting -= 1;
-            teller.queue.pop_front();
-        }
-    }
-
-    /// Takes what need not be fetched for a teller's next hints: small files that were read
-    /// meanwhile, and what the kernel's page cache has.
-    fn pass_over_needless(&mut self, id: TellerId, layout: Layout, now_bytes: u64) {
-        while let Some(hint) = self.tellers.peek(&id).and_then(|teller| teller.queue.front()) {
-            let Some(span) = layout.spans(hint.range.clone()).next() else { return };
-            let (object, size_bytes) = (hint.source.id, hint.source.meta.version.size_bytes);
-            let is_small = size_bytes <= layout.small_bytes;
-            let whole = layout.chunk_len(size_bytes, span.chunk) as u64;
-            let is_told = |small: &HashMap<u64, Vec<TellerId>>| {
-                small.get(&object).is_some_and(|by| by.contains(&id))
-            };
-            let is_overtaken = is_small && !is_told(&self.small);
-            if !is_overtaken && !self.page_cache.has((object, span.chunk), whole, now_bytes) {
-                return;
-            }
-            self.take(id, span.bytes.len() as u64);
-        }
-    }
-
-    fn put_back(&mut self, id: TellerId, hint: Hint, is_small: bool) {
-        let Some(teller) = self.tellers.peek_mut(&id) else { return };
-        let bytes = hint.range.end - hint.range.start;
-        if is_small {
-            self.small.entry(hint.source.id).or_default().push(id);
-        }
-        let is_rest = |next: &&mut Hint| {
-            next.source.id == hint.source.id && next.range.start == hint.range.end
-        };
-        if let Some(rest) = teller.queue.front_mut().filter(is_rest) {
-            rest.range.start = hint.range.start;
-        } else {
-            if !self.turns.contains(&id) {
-                self.turns.push_front(id);
-            }
-            teller.queue.push_front(hint);
-            self.waiting += 1;
-        }
-        self.waiting_bytes += bytes;
-    }
-
-    /// A reader of a large file that has come to where a hint waits takes it along: what it has
-    /// passed may have left the cache. The kernel's requests come in no exact order.
-    fn pass(&mut self, id: u64, want: &Range<u64>, tolerance: u64) {
-        for teller in &self.turns {
-            if let Some(teller) = self.tellers.peek_mut(teller)
-                && let Some(hint) = teller.queue.front_mut()
-                && hint.source.id == id
-                && hint.range.start < want.end
-                && want.start <= hint.range.start + tolerance
-            {
-                let passed = want.end.min(hint.range.end) - hint.range.start;
-                hint.range.start += passed;
-                self.waiting_bytes -= passed;
-                if hint.range.is_empty() {
-                    self.waiting -= 1;
-                    teller.queue.pop_front();
-                }
-            }
-        }
-    }
-
-    /// Takes a piece from those that are ahead.
-    fn take_ahead(&mut self, key: PieceKey) -> Option<AheadPiece> {
-        let ahead = self.ahead.pop(&key)?;
-        self.ahead_bytes -= ahead.bytes;
-        if let Some(teller) = self.tellers.peek_mut(&ahead.teller) {
-            teller.ahead_bytes = teller.ahead_bytes.saturating_sub(ahead.bytes);
-        }
-        Some(ahead)
-    }
-
-    /// Enters an outcome into the ledger of a teller.
-    fn settle(
-        &mut self,
-        ahead: AheadPiece,
-        share_bytes: u64,
-        column: impl Fn(&mut Teller) -> &mut u64,
-    ) {
-        let Some(teller) = self.tellers.peek_mut(&ahead.teller) else { return };
-        *column(teller) += ahead.bytes;
-        if teller.used_bytes + teller.wasted_bytes > share_bytes {
-            teller.used_bytes /= 2;
-            teller.wasted_bytes /= 2;
-        }
-    }
-}
-
-/// A hint of a small file does not wait any more.
-fn forget(small: &mut HashMap<u64, Vec<TellerId>>, id: u64, teller: TellerId) {
-    if let Some(by) = small.get_mut(&id) {
-        by.retain(|&other| other != teller);
-        if by.is_empty() {
-            small.remove(&id);
-        }
-    }
-}
-
-impl Teller {
-    /// What it may have ahead, if there is room for `room` bytes.
-    fn allowed_bytes(&self, room: u64, grace: u64) -> u64 {
-        let good = u128::from(self.used_bytes + grace);
-        let all = good + u128::from(self.wasted_bytes);
-        let allowed = u128::from(room) * good / all.max(1);
-        u64::try_from(allowed).expect("at most the room")
     }
 }

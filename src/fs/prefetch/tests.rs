@@ -195,6 +195,26 @@ async fn a_second_epoch_is_left_to_the_page_cache_as_long_as_that_has_it() {
     assert_eq!((rig.gets(), rig.fs.stats.hints_wasted.get()), (502, 0));
 }
 
+/// H1: each sample of a shard leads to its shard. The samples of several are shuffled.
+#[tokio::test(start_paused = true)]
+async fn a_large_file_that_is_hinted_again_and_again_waits_once() {
+    let rig = Rig::new(32 << 20);
+    let shards = 8;
+    for number in 0..shards {
+        rig.store.put(&format!("d/shard{number}"), vec![3; 20 << 20]);
+    }
+    let samples = (0..40_000).map(|sample| Touch::Whole(format!("d/shard{}", sample * 5 % shards)));
+    let told = rig.tell(samples.chain(files([5])), 1).await;
+    assert_eq!((told.files, told.refused), (40_001, 0));
+    rig.rest().await;
+    // The first of them may have been begun when it was told again.
+    assert!(
+        rig.fs.readahead.hints.waiting().0 <= shards + 2,
+        "{:?}",
+        rig.fs.readahead.hints.waiting()
+    );
+}
+
 /// H2
 #[tokio::test(start_paused = true)]
 async fn an_endless_list_is_refused_beyond_the_queue() {
