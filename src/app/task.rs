@@ -21,8 +21,9 @@ impl Drop for Task {
     }
 }
 
-/// Connections served at the same time; further ones wait.
-const MOST_CONNECTIONS: usize = 16;
+/// Connections served at the same time; further ones wait. One that says nothing holds its place
+/// for some seconds.
+const MOST_CONNECTIONS: usize = 256;
 
 /// Talks on each connection in a task of its own, until this is dropped.
 pub(crate) async fn serve<C, Talk, Talking>(
