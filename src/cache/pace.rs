@@ -17,8 +17,9 @@ const PROBE: f64 = 1.25;
 /// 90 MB/s behind 15 ms move 1.7 GB/s in parts of 2 MiB.
 pub(super) const LEAST_CONNECTIONS: usize = 32;
 
-/// Bytes that are always admitted, however small their GETs: files of 100 KB need every connection.
-const LEAST_BYTES: u64 = 16 << 20;
+/// Bytes that are always admitted, however small their GETs: files of 100 KB need every connection,
+/// and touches of a mapped file (512 KiB or less a GET) more than a stream.
+const LEAST_BYTES: u64 = 24 << 20;
 
 /// The shortest sample of the goodput.
 const SAMPLE: Duration = Duration::from_millis(100);

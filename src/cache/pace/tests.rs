@@ -50,6 +50,7 @@ fn where_one_connection_is_fast_few_are_used() {
 fn small_files_may_use_every_connection_from_the_start() {
     let pace = Pace::new(Instant::now());
     assert!(pace.connections(110_000) > 128);
+    assert_eq!(pace.connections(MIB / 2), 48);
     assert_eq!(pace.connections(8 * MIB), LEAST_CONNECTIONS);
 }
 

@@ -8,7 +8,10 @@ use std::ops::Range;
 /// requests overtake each other.
 const STRIDES: usize = 3;
 
-/// Reads that are fetched ahead of a stream in strides: 64 at 16 ms each are 4,000 rows a second.
+/// Reads that are fetched ahead for each one that has come in strides.
+const AHEAD_PER_READ: usize = 8;
+
+/// The most reads that are fetched ahead in strides: 64 at 16 ms each are 4,000 rows a second.
 const STRIDES_AHEAD: usize = 64;
 
 /// The most beginnings after which a pattern repeats: a program reads as many columns in turns.
@@ -34,19 +37,19 @@ pub(super) struct Repeats {
 
 impl Steps {
     /// The last read began here, as it turns out.
-    pub(super) fn correct(&mut self, start: u64) {
+    pub(super) fn correct(&mut self, want: &Range<u64>) {
         (self.repeats, self.asked) = self.before_last;
         self.last.pop_back();
-        self.add(start);
+        self.add(want);
     }
 
-    pub(super) fn add(&mut self, start: u64) {
+    pub(super) fn add(&mut self, want: &Range<u64>) {
         self.before_last = (self.repeats, self.asked);
-        self.last.push_back(start);
+        self.last.push_back(want.start);
         if self.last.len() > 2 * PERIOD + 1 {
             self.last.pop_front();
         }
-        let repeats = self.repeats();
+        let repeats = self.repeats(want.end - want.start);
         if repeats.is_some() && repeats == self.repeats {
             self.asked = self.asked.saturating_sub(1);
         } else {
@@ -54,13 +57,25 @@ impl Steps {
         }
     }
 
-    pub(super) fn repeats(&self) -> Option<Repeats> {
+    fn repeats(&self, length: u64) -> Option<Repeats> {
         (1..=PERIOD).find_map(|period| {
             let stride = self.distance(0, period).filter(|&stride| stride != 0)?;
             let times = STRIDES.max(period + 1);
-            let repeats = (1..times).all(|back| self.distance(back, period) == Some(stride));
+            let repeats = (1..times).all(|back| {
+                self.distance(back, period) == Some(stride)
+                    || self.is_cut(back, period, stride, length)
+            });
             repeats.then_some(Repeats { period, stride })
         })
+    }
+
+    /// The kernel reads around a page of a mapped file, but nothing before the object's beginning:
+    /// from a read there to the next is less than a stride.
+    fn is_cut(&self, back: usize, period: usize, stride: i64, length: u64) -> bool {
+        let begins = self.last.len().checked_sub(1 + back + period).map(|at| self.last[at]);
+        let least = stride.saturating_sub_unsigned(length).max(1);
+        begins == Some(0)
+            && self.distance(back, period).is_some_and(|cut| (least..stride).contains(&cut))
     }
 
     /// How far the read `back` before the last is from the one `period` before that.
@@ -85,13 +100,21 @@ impl Steps {
         self.last[before].checked_add_signed(stride.checked_mul(times)?)
     }
 
+    /// The reads that have come in strides, as far as they are remembered.
+    fn times(&self) -> usize {
+        let Some(Repeats { period, stride }) = self.repeats else { return 0 };
+        let is_stride = |&back: &usize| self.distance(back, period) == Some(stride);
+        1 + (0..self.last.len()).take_while(is_stride).count()
+    }
+
     /// The next reads of `length` bytes that were not requested, at most `most` bytes in all. Marks
     /// them as requested. Adjacent ones are joined.
     pub(super) fn ask(&mut self, length: u64, size: u64, most: u64) -> Vec<Range<u64>> {
-        let until = usize::try_from(most / length.max(1)).unwrap_or(usize::MAX).min(STRIDES_AHEAD);
+        let until = usize::try_from(most / length.max(1)).unwrap_or(usize::MAX);
+        let until = until.min(self.times() * AHEAD_PER_READ).min(STRIDES_AHEAD);
         let mut ranges: Vec<Range<u64>> = Vec::new();
-        // By halves: whole batches of GETs, not one for each read.
-        if self.asked > until / 2 {
+        // A quarter at once, not one for each read; three quarters are on their way meanwhile.
+        if self.asked > until * 3 / 4 {
             return ranges;
         }
         for number in self.asked + 1..=until {
