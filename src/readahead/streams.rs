@@ -59,10 +59,12 @@ const BEFORE_PER_PIECE: u64 = 8;
 /// than two thirds of its time.
 const FIRST_PIECE_BYTES: u64 = 512 << 10;
 
-/// The least GET of a stream that shares the network with many.
+/// The least GET of a stream that is read on.
 const LEAST_PIECE_BYTES: u64 = 1 << 20;
 
-/// A window larger than this is that of one stream among few.
+/// A window larger than this is that of one stream among few. Among eight or more none is read
+/// faster than a connection brings it: GETs need not grow, and are as large as the window allows,
+/// unless the stream began in the middle and is probably short.
 const LARGE_WINDOW_BYTES: u64 = 16 << 20;
 
 /// Objects whose streams are remembered: mostly some 300 bytes each; 40 KiB at most, and 8 to
@@ -204,8 +206,14 @@ impl Streams {
         };
         let window = window.min(most);
         let size = tensor.map_or(size, |tensor| tensor.end);
-        let is_quick = begins || stream.is_bulk && window > LARGE_WINDOW_BYTES;
-        let least_bytes = if is_quick { FIRST_PIECE_BYTES } else { LEAST_PIECE_BYTES };
+        let is_among_many = window == most && window <= LARGE_WINDOW_BYTES;
+        let least_bytes = if stream.is_bulk && is_among_many {
+            floor_power_of_two(window / 3 * 2).max(LEAST_PIECE_BYTES)
+        } else if begins || stream.is_bulk && window > LARGE_WINDOW_BYTES {
+            FIRST_PIECE_BYTES
+        } else {
+            LEAST_PIECE_BYTES
+        };
         let least_bytes = least_bytes.max(unit).min(part);
         let pieces = Pieces {
             begun: stream.begun.saturating_sub(stream.credit) / part * part,
@@ -228,13 +236,14 @@ impl Streams {
 
     /// The longest window of each of `streams` streams. A single one has what the network needs in
     /// flight and half of that for a reader that stops and starts, less the part in which it reads.
-    /// Several share twice what the network needs.
+    /// Several share twice what the network needs; each has a part ahead of the half of one in
+    /// which it reads.
     fn window(&self, streams: u64, pace: NetworkPace) -> u64 {
         let NetworkPace { part_bytes, in_flight_bytes } = pace;
         let StreamLimits { window_bytes, ahead_bytes, chunk_bytes, .. } = self.limits;
         let one = (in_flight_bytes / 2 * 3).min(window_bytes).max(in_flight_bytes);
         let one = one.saturating_sub(part_bytes).max(part_bytes);
-        let share = (2 * in_flight_bytes / streams).max(part_bytes);
+        let share = (2 * in_flight_bytes / streams).max(part_bytes / 2 * 3);
         let room = ahead_bytes / streams;
         one.min(share).min(room.saturating_sub(chunk_bytes / 2).max(room / 2))
     }
