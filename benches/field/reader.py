@@ -102,6 +102,14 @@ def whole(meter, args):
     meter.add(CLIENTS[args["how"]](args, 0, None))
 
 
+def paced(meter, args):
+    """One object, no faster than so many bytes a second: a program that works on what it reads."""
+    with open(path(args), "rb", buffering=0) as file:
+        while data := file.read(4 * MIB):
+            meter.add(len(data))
+            time.sleep(max(0, meter.start + meter.bytes / args["pace"] - time.perf_counter()))
+
+
 def first(meter, args):
     meter.add(CLIENTS[args["how"]](args, 0, MIB))
 

@@ -40,6 +40,8 @@ PARTS = {
     "one": ((ALONE, 1, False), (COLD, 1, True), (SECOND, 1, True), (NEAR, 1, False)),
     "eight": ((EIGHT, MOUNTS, False), (EIGHT_COLD, MOUNTS, True), (EIGHT_FULL, MOUNTS, True)),
 }
+# The object, read no faster than this: there is CPU time left for servers and mounts.
+PACE = 200_000_000
 OVERVIEW = prepare.ROOT / "docs/performance.md"
 PAGE_END = "<!-- the end of what benches/shared writes -->"
 
@@ -49,7 +51,13 @@ def workloads(size):
         f"{size // MIB} MiB read()": {"program": "whole", "key": "large", "size": size},
         f"{FAMILY[1]:,} × {FAMILY[2] // 1000} KB":
             {"program": "epoch", "key": "train", "threads": 16, "pieces": [], "seed": 1},
+        f"{size // MIB} MiB at {PACE // 1_000_000} MB/s":
+            {"program": "paced", "key": "large", "pace": PACE},
     }
+
+
+def parts_of(words):
+    return {"one": PARTS["one"]} if "pace" in words else PARTS
 
 
 def reader(server, folder, args, seconds):
@@ -191,16 +199,18 @@ def bars(results):
     lines = ["| workload | bar | found | |", "|---|---|---|---|"]
     for name, parts in results.items():
         middle = middles(parts)
-        gets = middle[EIGHT_COLD]["get"] / middle[ALONE]["get"]
         second = middle[ALONE]["seconds"] / middle[SECOND]["seconds"]
         cold = middle[ALONE]["seconds"] / middle[COLD]["seconds"]
         near = middle[NEAR]["seconds"] / middle[SECOND]["seconds"]
-        for bar, value, met in (
-            ("GETs of 8 mounts that begin together ≤ 1.2 × those of one", gets, gets <= 1.2),
-            ("a later mount ≥ 2 × the speed of the source alone", second, second >= 2),
-            ("with a cold cache ≥ 0.95 × the speed without", cold, cold >= 0.95),
-            ("a later mount ÷ one whose bucket is as near as the cache", near, True),
-        ):
+        found = [("with a cold cache ≥ 0.95 × the speed without", cold, cold >= 0.95),
+                 ("a later mount ÷ one whose bucket is as near as the cache", near, True)]
+        if EIGHT_COLD in middle:
+            gets = middle[EIGHT_COLD]["get"] / middle[ALONE]["get"]
+            found = [("GETs of 8 mounts that begin together ≤ 1.2 × those of one", gets, gets <= 1.2),
+                     ("a later mount ≥ 2 × the speed of the source alone", second, second >= 2), *found]
+        else:
+            found.append(("a later mount ≥ 0.95 × the speed of the source alone", second, second >= 0.95))
+        for bar, value, met in found:
             lines.append(f"| {name} | {bar} | {value:.2f} | {'' if met else '**missed**'} |")
     return "\n".join(lines)
 
@@ -271,6 +281,8 @@ def main():
     until = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
     rounds = range(0 if args.report else args.repeat)
     for number, (name, words), part in itertools.product(rounds, chosen.items(), PARTS):
+        if part not in parts_of(words):
+            continue
         samples = state["results"].setdefault(name, {}).setdefault(part, [])
         if len(samples) > number or time.monotonic() > until:
             continue
@@ -284,7 +296,7 @@ def main():
                   f"{found['again']} again, {found['head']} HEADs; {counts}",
                   file=sys.stderr, flush=True)
     state["results"] = {name: parts for name, parts in state["results"].items()
-                        if len(parts) == len(PARTS) and all(parts.values())}
+                        if parts.keys() == parts_of(workloads(state["size"])[name]).keys() and all(parts.values())}
     print(f"{table(state['results'])}\n\n{bars(state['results'])}")
     if args.update_docs:
         write_docs(state)
