@@ -18,7 +18,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Class, ObjectVersion, StoreError};
+use super::{ObjectVersion, StoreError};
 use crate::base::layout::BLOCK_BYTES;
 use crate::stats::Stats;
 
@@ -30,7 +30,7 @@ mod outlook;
 #[cfg(test)]
 mod tests;
 
-use breaker::{Admits, Breaker};
+use breaker::{Admits, Breaker, is_refusal};
 use entry::{CLAIM, EntryName, Identity, size};
 pub use entry::{Sealer, SharedOrigin, read_key};
 use fills::{FillRight, Fills, PartialEntry};
@@ -102,6 +102,8 @@ pub struct SharedCache {
     trusts: bool,
     hedges: bool,
     state: Mutex<CacheState>,
+    /// Held by each question that waits for its first block.
+    questions: Arc<()>,
     fills: Fills,
     stats: Arc<Stats>,
 }
@@ -154,6 +156,8 @@ struct Reading {
     here: Range<u64>,
     /// The end of those that are wanted.
     end: u64,
+    /// Its first byte has come later than it may.
+    is_late: bool,
 }
 
 /// A part of a unit, or all of it.
@@ -183,7 +187,16 @@ impl SharedCache {
     pub fn new(entries: Arc<dyn EntryStore>, policy: SharedPolicy, stats: Arc<Stats>) -> Arc<Self> {
         let SharedPolicy { sealer, trusts, hedges, memory_bytes } = policy;
         let fills = Fills::new(memory_bytes);
-        Arc::new(Self { entries, sealer, trusts, hedges, state: Mutex::default(), fills, stats })
+        Arc::new(Self {
+            entries,
+            sealer,
+            trusts,
+            hedges,
+            state: Mutex::default(),
+            questions: Arc::default(),
+            fills,
+            stats,
+        })
     }
 
     /// The share of a memory budget that is not left for the cache in memory.
@@ -211,7 +224,9 @@ impl SharedCache {
         match state.reading.admits(now) {
             Admits::None => Way::Past,
             Admits::Trial => Way::Ask(Duration::ZERO),
-            Admits::All if self.hedges => Way::Ask(state.outlook.patience(now)),
+            Admits::All if self.hedges => {
+                Way::Ask(state.outlook.patience(now, Arc::strong_count(&self.questions)))
+            }
             Admits::All => Way::Ask(WITHOUT_HEDGING),
         }
     }
@@ -229,7 +244,7 @@ impl SharedCache {
     async fn look(&self, wanted: Wanted) -> Result<Look, StoreError> {
         let Wanted { name, range } = wanted;
         let blocks = name.blocks_of(&range);
-        let begun = Instant::now();
+        let (_question, begun) = (self.questions.clone(), Instant::now());
         let asked = self.entries.get(&name.key(), self.sealer.place(&name, &blocks)).await?;
         let Some(FoundEntry { length, age, mut body }) = asked else { return Ok(Look::Nothing) };
         if length == CLAIM.len() as u64 {
@@ -244,9 +259,12 @@ impl SharedCache {
             return Err(StoreError::nonsense(format!("an entry of {length} bytes")));
         }
         let Range { start, end } = blocks;
-        let mut reading = Reading { name, body, sealed: Vec::new(), here: start..start, end };
+        let (sealed, here) = (Vec::new(), start..start);
+        let mut reading = Reading { name, body, sealed, here, end, is_late: false };
         reading.next(self).await?;
-        self.state.lock().outlook.answered(begun.elapsed());
+        let outlook = &mut self.state.lock().outlook;
+        outlook.answered(begun.elapsed());
+        outlook.heard(Instant::now());
         Ok(Look::Entry(reading))
     }
 
@@ -259,7 +277,13 @@ impl SharedCache {
     }
 
     fn worked(&self) {
-        if self.state.lock().reading.worked(Instant::now()) {
+        let now = Instant::now();
+        let is_back = {
+            let state = &mut *self.state.lock();
+            state.outlook.heard(now);
+            state.reading.worked(now)
+        };
+        if is_back {
             tracing::info!("the shared cache is used again");
         }
     }
@@ -275,6 +299,20 @@ impl SharedCache {
             self.stats.shared_pauses.add(1);
             tracing::warn!("the shared cache is left alone for {} s: {error}", pause.as_secs());
         }
+    }
+
+    /// Whether the source is asked too for what was asked for then, and has been waited for since,
+    /// so long.
+    fn may_race(&self, asked: Instant, since: Instant, patience: Duration) -> bool {
+        patience.is_zero()
+            || !self.hedges
+            || self.state.lock().outlook.may_hedge(Instant::now(), asked, since)
+    }
+
+    /// It has answered after all, without a race; so the source is judged by what it took lately.
+    fn came_late(&self, late: Late) {
+        let source_took = self.state.lock().outlook.source_takes();
+        self.was_late(late, source_took.unwrap_or(late.given));
     }
 
     /// Where the source is as late, the network or this machine is slow: that is no failure of a
@@ -385,7 +423,7 @@ impl SharedCache {
                 return;
             }
         }
-        let Ok(_place) = self.fills.at_once.acquire().await else { return };
+        let Some(_turn) = self.fills.turn(name.unit_bytes).await else { return };
         let (entry, _memory) = whole.sealed(&self.sealer);
         let put = self.entries.put(&key, &entry, right == FillRight::IfAbsent);
         let late = |_elapsed| Err(StoreError::TimedOut("an entry was not taken".to_owned()));
@@ -457,20 +495,5 @@ impl Reading {
             let start = self.name.object_range().start + block * BLOCK_BYTES;
             (start, &sealed[..sealed.len() - tag_bytes])
         })
-    }
-}
-
-/// It does not serve this mount, whatever it is asked.
-fn is_refusal(error: &StoreError) -> bool {
-    match error.class() {
-        Class::Denied | Class::Unsigned | Class::NoSuchBucket | Class::WrongRegion => true,
-        Class::NotFound
-        | Class::Changed
-        | Class::Archived
-        | Class::Throttled
-        | Class::Unavailable
-        | Class::TimedOut
-        | Class::Nonsense
-        | Class::Unordered => false,
     }
 }

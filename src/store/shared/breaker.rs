@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::store::{Class, StoreError};
+
 /// In this time, so many failures, and one in so many requests, are no accident any more.
 const WINDOW: Duration = Duration::from_secs(10);
 const FAILURES: u32 = 5;
@@ -119,6 +121,21 @@ impl Breaker {
             }
             (self.began, self.failed, self.answered) = (Some(now), 0, 0);
         }
+    }
+}
+
+/// It does not serve this mount, whatever it is asked.
+pub(super) fn is_refusal(error: &StoreError) -> bool {
+    match error.class() {
+        Class::Denied | Class::Unsigned | Class::NoSuchBucket | Class::WrongRegion => true,
+        Class::NotFound
+        | Class::Changed
+        | Class::Archived
+        | Class::Throttled
+        | Class::Unavailable
+        | Class::TimedOut
+        | Class::Nonsense
+        | Class::Unordered => false,
     }
 }
 

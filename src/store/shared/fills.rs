@@ -9,15 +9,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::entry::{EntryName, Sealer, size};
 use crate::base::layout::BLOCK_BYTES;
 
-/// Requests that store, at once: 8 MiB on their way, which a store of 1 GB/s takes in 8 ms. More of
-/// them would compete with the readers of a machine that is busy.
-const AT_ONCE: usize = 4;
+/// What requests store at once, which a store of 1 GB/s takes in 8 ms. More of it would compete with
+/// the readers of a machine that is busy.
+const AT_ONCE_BYTES: u64 = 8 << 20;
+/// What a smaller entry counts as: 16 requests at most.
+const LEAST_AT_ONCE: u64 = 512 << 10;
 /// Smaller pieces that are not a unit's first are of random reads: the rest of it seldom comes.
 const LEAST_PIECE: u64 = 256 << 10;
 /// Units of which a part has come. The oldest is given up for another.
@@ -32,7 +34,8 @@ pub(super) struct Fills {
     /// Memory, in [`CHARGED`].
     memory: Arc<Semaphore>,
     all: u32,
-    pub(super) at_once: Semaphore,
+    /// In [`CHARGED`], too.
+    at_once: Semaphore,
     unfinished: Mutex<Vec<PartialEntry>>,
     /// Until when the cache counts as slower than what comes.
     behind: Mutex<Option<Instant>>,
@@ -63,8 +66,14 @@ impl Fills {
     pub(super) fn new(memory_bytes: u64) -> Self {
         let all = u32::try_from(memory_bytes / CHARGED).unwrap_or(u32::MAX);
         let memory = Arc::new(Semaphore::new(all as usize));
-        let (at_once, behind) = (Semaphore::new(AT_ONCE), Mutex::default());
-        Self { memory, all, at_once, unfinished: Mutex::default(), behind }
+        let at_once = Semaphore::new(size(AT_ONCE_BYTES / CHARGED));
+        Self { memory, all, at_once, unfinished: Mutex::default(), behind: Mutex::default() }
+    }
+
+    /// The turn of an entry to be stored.
+    pub(super) async fn turn(&self, unit_bytes: u64) -> Option<SemaphorePermit<'_>> {
+        let charge = unit_bytes.max(LEAST_AT_ONCE).div_ceil(CHARGED);
+        self.at_once.acquire_many(u32::try_from(charge).ok()?).await.ok()
     }
 
     /// No room was waited for in vain lately.

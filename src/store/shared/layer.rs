@@ -22,7 +22,7 @@ use crate::store::{
 /// Object versions of which it is known that the source lets this mount read them: 80 bytes each.
 const ALLOWED: usize = 1 << 16;
 /// Between two looks for what another mount fetches; each is half as long again as the last.
-const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// Units that one GET may be for, and that are claimed one after the other before it.
 const CLAIMED_AT_ONCE: usize = 4;
 
@@ -133,7 +133,7 @@ impl SharedCached {
             }
             until = next.range.end;
         }
-        cache.state.lock().outlook.unshared();
+        cache.state.lock().outlook.unshared(Instant::now());
         let is_ours = until > wanted.start;
         let right = is_ours.then_some(FillRight::Owner);
         Some(Step::Fetch { right, until: if is_ours { until } else { wanted.end }, late })
@@ -156,20 +156,34 @@ impl Asking<'_> {
         if is_warm {
             self.layer.begin_asking(&mut rights, self.object);
         }
+        let (asked, mut waited) = (Instant::now(), Duration::ZERO);
         let found = {
             let mut look = pin!(cache.look(self.wanted.clone()));
-            match timeout(patience, &mut look).await {
-                Ok(found) => found,
-                Err(_elapsed) => return self.race(look, patience).await,
+            loop {
+                let since = Instant::now();
+                if let Ok(found) = timeout(patience, &mut look).await {
+                    break found;
+                }
+                waited += patience;
+                if cache.may_race(asked, since, patience) {
+                    return self.race(look, waited).await;
+                }
             }
         };
+        let is_late = !waited.is_zero();
+        if is_late {
+            cache.came_late(Late { duty: Duty::Read, given: patience, asked });
+        }
         match found {
             Ok(Look::Entry(reading)) => {
+                let reading = Reading { is_late, ..reading };
                 cache.state.lock().outlook.shared();
                 self.show_if_allowed(reading, rights).await
             }
             Ok(Look::Nothing) => {
-                cache.worked();
+                if !is_late {
+                    cache.worked();
+                }
                 drop(rights);
                 match self.layer.claim(self.object, self.rest.clone()).await {
                     Some(fetch) => Ok(fetch),
@@ -177,7 +191,9 @@ impl Asking<'_> {
                 }
             }
             Ok(Look::Claim(_)) => {
-                cache.worked();
+                if !is_late {
+                    cache.worked();
+                }
                 if self.wanted.is_whole() {
                     return self.wait(patience).await;
                 }
@@ -237,7 +253,7 @@ impl Asking<'_> {
             cache.stats.shared_late.add(1);
             let is_ours = match cache.right(&self.wanted, FillRight::Owner) {
                 None => return Ok(self.fetch(None)),
-                Some(_) => timeout(patience, cache.clone().claim(self.wanted.name, claim)).await,
+                Some(_) => timeout(limit, cache.clone().claim(self.wanted.name, claim)).await,
             };
             if matches!(is_ours, Ok(Ok(true))) {
                 let (right, until) = (Some(FillRight::Owner), self.wanted.range.end);
@@ -346,7 +362,9 @@ impl Asking<'_> {
                 }
             }
             if at >= self.wanted.range.end {
-                cache.worked();
+                if !reading.is_late {
+                    cache.worked();
+                }
                 return Ok(Step::Next);
             }
             let (patience, asked) = (cache.longest_patience(), Instant::now());

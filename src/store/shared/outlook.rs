@@ -15,28 +15,37 @@ const LONGEST_TOGETHER: Duration = Duration::from_millis(500);
 const LEAST_PATIENCE: Duration = Duration::from_millis(50);
 /// What a unit takes from the source, until it has given one.
 const A_UNIT: Duration = Duration::from_millis(500);
+/// What a mount has asked for at once comes one after the other: a cache that gives as much as so
+/// many connections of the source is not late.
+const CONNECTIONS: u32 = 2;
+/// A cache that is late, but answers other questions of this mount, is busy: the source is not
+/// asked too until one has waited this long, or so many times as long as it may take.
+const BUSY: Duration = super::WITHOUT_HEDGING;
+const TIMES_BUSY: u32 = 4;
 /// What the source has taken counts for this long.
 const MEMORY: Duration = Duration::from_secs(10);
-/// The mount is alone after so many units in a row that nobody had stored or claimed: a window of a
-/// stream, because those who begin at the same time are a little behind.
+/// The mount is alone after so many units in a row that nobody had stored or claimed, in so long a
+/// time: those who begin at the same time are behind by a window of a stream, or some files.
 const ALONE: u32 = 32;
+const ALONE_AFTER: Duration = Duration::from_secs(2);
 /// Not for this long after it has met another, which may be behind again.
 const COMPANY: Duration = Duration::from_mins(1);
 /// Of those then, one in so many is asked for nevertheless.
 const ASKED: u32 = 16;
 /// What another mount fetches is waited for at least this long: its machine may be busy. Then one
 /// of those that wait claims it in its place.
-const LEAST_WAIT: Duration = Duration::from_secs(1);
+const LEAST_WAIT: Duration = Duration::from_secs(2);
 /// Longer, where it takes longer to fetch and to store, but no longer than a request that stores.
 const LONGEST_WAIT: Duration = super::FILL_LIMIT;
-/// For room, when a unit has come that was claimed before it was known whether anybody waits.
+/// For room: as many times as long as the source takes for a unit, which is long where all takes
+/// long.
+const UNITS_FOR_ROOM: u32 = 16;
+/// At least, when it was claimed before it is known whether anybody waits for it; if somebody may,
+/// as long as others wait.
 const FOR_ROOM: Duration = Duration::from_millis(500);
-/// The same where somebody may: as many times as long as the source takes for a unit, which is long
-/// where all takes long, and as others wait at least.
-const UNITS_FOR_OTHERS: u32 = 16;
 /// Between two looks for what another mount fetches, at first.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(4);
-const LONGEST_FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_FIRST_PAUSE: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Default)]
 pub(super) struct Outlook {
@@ -48,8 +57,13 @@ pub(super) struct Outlook {
     measured: Option<Instant>,
     /// A unit that this mount has claimed, until it was stored.
     filling: LastTimes<9>,
-    /// Units in a row that this mount was the first to ask for.
+    /// When the cache last began to answer.
+    heard: Option<Instant>,
+    /// When the source was last asked because one of several answers was late.
+    hedged: Option<Instant>,
+    /// Units in a row that this mount was the first to ask for, and since when.
     unshared: u32,
+    unshared_since: Option<Instant>,
     /// When another mount was met.
     met: Option<Instant>,
     /// When it waited for one that fetched the same at the same time.
@@ -99,8 +113,9 @@ impl Outlook {
 
     /// The wait for a first byte before the source is asked too: twice the 95th percentile, and no
     /// less than the source may take. It may be fast again, which nobody sees who does not
-    /// ask it: so once in a while it is measured.
-    pub(super) fn patience(&mut self, now: Instant) -> Duration {
+    /// ask it: so once in a while it is measured. With so many questions of this mount it has to
+    /// answer others first.
+    pub(super) fn patience(&mut self, now: Instant, questions: usize) -> Duration {
         if self.measured.is_some_and(|at| now >= at + MEMORY) {
             self.source.took.clear();
             self.measured = Some(now);
@@ -112,7 +127,33 @@ impl Outlook {
         let (longest, unit) = (self.longest_patience(now), self.source.slow());
         let least = unit.unwrap_or_default().max(LEAST_PATIENCE);
         let times = 1 + u32::from(self.is_together(now));
-        self.patience.map_or(longest, |patience| (times * patience).clamp(least, longest))
+        let patience =
+            self.patience.map_or(longest, |patience| (times * patience).clamp(least, longest));
+        let questions = u32::try_from(questions).unwrap_or(u32::MAX);
+        patience.max((unit.unwrap_or_default() * questions / CONNECTIONS).min(BUSY))
+    }
+
+    /// The cache answers, whatever it says.
+    pub(super) fn heard(&mut self, now: Instant) {
+        self.heard = Some(now);
+    }
+
+    /// Whether the source is asked too for what the cache was asked for then. If it is silent since
+    /// the other time, yes; if it answers others, mounts that are busy together would all fetch,
+    /// and be busier: then only to know what the source takes.
+    pub(super) fn may_hedge(&mut self, now: Instant, asked: Instant, since: Instant) -> bool {
+        let is_silent = self.heard.is_none_or(|at| at < since);
+        let longest = BUSY.max(TIMES_BUSY * self.longest_patience(now));
+        let is_measured = self.hedged.is_some_and(|at| now < at + MEMORY);
+        if !is_measured {
+            self.hedged = Some(now);
+        }
+        is_silent || now >= asked + longest || !is_measured
+    }
+
+    /// A unit, at present, if that is known.
+    pub(super) fn source_takes(&self) -> Option<Duration> {
+        self.source.slow()
     }
 
     /// Where the source is slow, too, a cache that is about as slow is not late.
@@ -152,17 +193,18 @@ impl Outlook {
 
     /// The wait for room for what this mount has claimed.
     pub(super) fn for_room(&self, now: Instant) -> Duration {
-        if self.has_company(now) {
-            (UNITS_FOR_OTHERS * self.a_unit()).clamp(LEAST_WAIT, LONGEST_WAIT)
+        let (least, most) = if self.has_company(now) {
+            (self.longest_wait(), LONGEST_WAIT)
         } else {
-            FOR_ROOM
-        }
+            (FOR_ROOM, LEAST_WAIT)
+        };
+        (UNITS_FOR_ROOM * self.a_unit()).clamp(least, most)
     }
 
     /// Before the first look for it: each look is a request.
     pub(super) fn first_pause(&self) -> Duration {
         let filling = self.filling.exceeded_by_one_in(2).unwrap_or_default();
-        (filling / 4).clamp(SHORTEST_PAUSE, LONGEST_FIRST_PAUSE)
+        (filling / 2).clamp(SHORTEST_PAUSE, LONGEST_FIRST_PAUSE)
     }
 
     /// What a unit may take from the source.
@@ -184,18 +226,20 @@ impl Outlook {
 
     /// An entry was there.
     pub(super) fn shared(&mut self) {
-        (self.unshared, self.last_was_there) = (0, true);
+        (self.unshared, self.unshared_since, self.last_was_there) = (0, None, true);
     }
 
     /// This mount was the first to ask for a unit.
-    pub(super) fn unshared(&mut self) {
+    pub(super) fn unshared(&mut self, now: Instant) {
+        self.unshared_since.get_or_insert(now);
         self.unshared = self.unshared.saturating_add(1);
         self.last_was_there = false;
     }
 
     /// Nobody else has been about: to ask would cost time, and find nothing.
     pub(super) fn is_alone(&mut self, now: Instant) -> bool {
-        if self.unshared < ALONE || self.has_company(now) {
+        let is_new = self.unshared_since.is_none_or(|since| now < since + ALONE_AFTER);
+        if self.unshared < ALONE || is_new || self.has_company(now) {
             return false;
         }
         self.unshared += 1;
@@ -228,20 +272,20 @@ mod tests {
     #[test]
     fn patience_follows_the_cache_between_50_and_200_ms() {
         let (mut outlook, now) = (Outlook::default(), Instant::now());
-        assert_eq!(outlook.patience(now), ms(750), "nothing is known");
+        assert_eq!(outlook.patience(now, 1), ms(750), "nothing is known");
         outlook.fetched(now, ms(15));
-        assert_eq!(outlook.patience(now), ms(200));
+        assert_eq!(outlook.patience(now, 1), ms(200));
         for (took, patience) in [(1, 50), (40, 80), (500, 200)] {
             for _ in 0..64 {
                 outlook.answered(ms(took));
             }
-            assert_eq!(outlook.patience(now), ms(patience));
+            assert_eq!(outlook.patience(now, 1), ms(patience));
         }
         // One in fifty is late: not waited for.
         for answer in 0..128 {
             outlook.answered(ms(if answer % 50 == 0 { 150 } else { 30 }));
         }
-        assert_eq!(outlook.patience(now), ms(60));
+        assert_eq!(outlook.patience(now, 1), ms(60));
     }
 
     #[test]
@@ -257,7 +301,7 @@ mod tests {
             for _ in 0..64 {
                 outlook.answered(ms(took));
             }
-            assert_eq!(outlook.patience(now), ms(patience), "{source} {took}");
+            assert_eq!(outlook.patience(now, 1), ms(patience), "{source} {took}");
         }
         // Nor is one that others ask for the same.
         outlook.waits(now);
@@ -265,7 +309,7 @@ mod tests {
             for _ in 0..64 {
                 outlook.answered(ms(took));
             }
-            assert_eq!(outlook.patience(now), ms(patience), "{took}");
+            assert_eq!(outlook.patience(now, 1), ms(patience), "{took}");
         }
     }
 
@@ -276,12 +320,12 @@ mod tests {
             outlook.answered(ms(300));
             outlook.fetched(now, ms(400));
         }
-        assert_eq!(outlook.patience(now), ms(600));
+        assert_eq!(outlook.patience(now, 1), ms(600));
         let later = now + MEMORY;
-        let patience = [(); 3].map(|()| outlook.patience(later).as_millis());
+        let patience = [(); 3].map(|()| outlook.patience(later, 1).as_millis());
         assert_eq!(patience, [200, 600, 600], "one is to measure it");
         outlook.fetched(later, ms(15));
-        assert_eq!(outlook.patience(later), ms(200));
+        assert_eq!(outlook.patience(later, 1), ms(200));
     }
 
     #[test]
@@ -289,12 +333,12 @@ mod tests {
         let (mut outlook, now) = (Outlook::default(), Instant::now());
         assert_eq!((outlook.longest_body(now), outlook.longest_wait()), (ms(1000), ms(2000)));
         outlook.fetched(now, ms(40));
-        assert_eq!((outlook.longest_body(now), outlook.longest_wait()), (ms(200), ms(1000)));
+        assert_eq!((outlook.longest_body(now), outlook.longest_wait()), (ms(200), ms(2000)));
         for _ in 0..2 {
             outlook.fetched(now, ms(2000));
         }
         assert_eq!((outlook.longest_body(now), outlook.longest_wait()), (ms(4000), ms(8000)));
-        assert_eq!(outlook.patience(now), ms(3000));
+        assert_eq!(outlook.patience(now, 1), ms(3000));
     }
 
     #[test]
@@ -302,7 +346,7 @@ mod tests {
         let mut outlook = Outlook::default();
         outlook.fetched(Instant::now(), ms(40));
         assert_eq!(outlook.first_pause(), SHORTEST_PAUSE);
-        for (filling, pause, wait) in [(60, 15, 1000), (800, 100, 3200), (9000, 100, 10_000)] {
+        for (filling, pause, wait) in [(60, 30, 2000), (800, 200, 3200), (9000, 200, 10_000)] {
             for _ in 0..9 {
                 outlook.filled(ms(filling));
             }
@@ -315,12 +359,17 @@ mod tests {
         let (mut outlook, now) = (Outlook::default(), Instant::now());
         for _ in 0..ALONE {
             assert!(!outlook.is_alone(now) && !outlook.has_company(now));
-            outlook.unshared();
+            outlook.unshared(now);
         }
+        // Those that begin at the same time may be behind.
+        assert!(!outlook.is_alone(now));
+        let now = now + ALONE_AFTER;
         let asked = (0..160).filter(|_| !outlook.is_alone(now)).count();
         assert!(asked == 10 && !outlook.has_company(now));
         outlook.shared();
         assert!(!outlook.is_alone(now) && outlook.is_warm());
+        assert_eq!(outlook.for_room(now), LEAST_WAIT);
+        outlook.fetched(now, ms(15));
         assert_eq!(outlook.for_room(now), FOR_ROOM);
         // One that was met may be a little behind.
         outlook.met(now);
@@ -329,8 +378,39 @@ mod tests {
         outlook.fetched(now, ms(200));
         assert_eq!(outlook.for_room(now), ms(3200));
         for _ in 0..2 * ALONE {
-            outlook.unshared();
+            outlook.unshared(now);
         }
         assert!(!outlook.is_alone(now) && outlook.is_alone(now + COMPANY));
+    }
+
+    #[test]
+    fn questions_that_are_asked_at_once_are_answered_one_after_the_other() {
+        let (mut outlook, now) = (Outlook::default(), Instant::now());
+        for _ in 0..9 {
+            outlook.fetched(now, ms(40));
+        }
+        let patience = [1, 20, 40, 1000].map(|questions| outlook.patience(now, questions));
+        assert_eq!(patience, [200, 400, 800, 2000].map(ms));
+    }
+
+    #[test]
+    fn the_source_is_asked_too_where_the_cache_answers_nothing_else() {
+        let (mut outlook, begun) = (Outlook::default(), Instant::now());
+        let asked = begun + ms(100);
+        let now = asked + ms(200);
+        assert!(outlook.may_hedge(now, asked, asked), "it has never answered");
+        outlook.heard(begun);
+        assert!(outlook.may_hedge(now, asked, asked), "not since");
+        outlook.heard(asked + ms(100));
+        assert!(!outlook.may_hedge(now, asked, asked));
+        assert!(outlook.may_hedge(now + ms(200), asked, now), "nor since");
+        outlook.heard(asked + BUSY);
+        outlook.fetched(now, ms(15));
+        assert!(!outlook.may_hedge(asked + BUSY - ms(1), asked, now));
+        assert!(outlook.may_hedge(asked + BUSY, asked, now), "for too long");
+        let (now, known) = (now + MEMORY, now + MEMORY - ms(1));
+        outlook.heard(now);
+        let hedged = [known, now, now].map(|now| outlook.may_hedge(now, now, known));
+        assert_eq!(hedged, [false, true, false], "once in a while, to know what it takes");
     }
 }
