@@ -19,23 +19,26 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{ObjectVersion, StoreError};
-use crate::base::layout::BLOCK_BYTES;
 use crate::stats::Stats;
 
 mod breaker;
+mod broken;
 mod entry;
 mod fills;
 mod layer;
 mod outlook;
+mod reading;
 #[cfg(test)]
 mod tests;
 
 use breaker::{Admits, Breaker, is_refusal};
+use broken::{Broken, MARK};
 use entry::{CLAIM, EntryName, Identity, size};
 pub use entry::{Sealer, SharedOrigin, read_key};
 use fills::{FillRight, Fills, PartialEntry};
 pub use layer::SharedCached;
 use outlook::Outlook;
+use reading::Reading;
 
 /// An eighth of the memory budget, and at most 64 MiB, is for units on their way to the cache.
 const BUDGET_SHARE: u64 = 8;
@@ -48,8 +51,6 @@ const STALE: Duration = Duration::from_secs(3);
 const SPREAD: Duration = Duration::from_secs(2);
 /// As long as a store's own silence, where it is not asked too soon.
 const WITHOUT_HEDGING: Duration = Duration::from_secs(2);
-/// Blocks of an entry that are received and proved together: each time costs a switch of tasks.
-const BLOCKS_AT_ONCE: u64 = 4;
 /// For one request that stores.
 const FILL_LIMIT: Duration = Duration::from_secs(10);
 
@@ -113,6 +114,7 @@ struct CacheState {
     reading: Breaker,
     filling: Breaker,
     outlook: Outlook,
+    broken: Broken,
 }
 
 /// How a unit is asked for.
@@ -134,6 +136,8 @@ enum Duty {
 enum Look {
     Entry(Reading),
     Nothing,
+    /// Somebody has found it wrong.
+    Mark,
     /// For so long, as far as the store tells.
     Claim(Option<Duration>),
 }
@@ -144,20 +148,6 @@ struct Late {
     duty: Duty,
     given: Duration,
     asked: Instant,
-}
-
-/// An entry whose first block has come, and is right.
-struct Reading {
-    name: EntryName,
-    body: Box<dyn EntryBody>,
-    /// Blocks that are right, each with its tag behind it.
-    sealed: Vec<u8>,
-    /// Which these are, counted from the unit's beginning.
-    here: Range<u64>,
-    /// The end of those that are wanted.
-    end: u64,
-    /// Its first byte has come later than it may.
-    is_late: bool,
 }
 
 /// A part of a unit, or all of it.
@@ -254,6 +244,10 @@ impl SharedCache {
             }
             return Ok(Look::Claim(age));
         }
+        if length == MARK.len() as u64 {
+            self.state.lock().broken.note(name);
+            return Ok(Look::Mark);
+        }
         if length != self.sealer.entry_bytes(&name) {
             self.is_wrong(&name);
             return Err(StoreError::nonsense(format!("an entry of {length} bytes")));
@@ -266,14 +260,6 @@ impl SharedCache {
         outlook.answered(begun.elapsed());
         outlook.heard(Instant::now());
         Ok(Look::Entry(reading))
-    }
-
-    fn is_wrong(&self, name: &EntryName) {
-        self.stats.shared_wrong.add(1);
-        tracing::warn!(
-            entry = name.key(),
-            "the shared cache held wrong bytes: they are fetched again"
-        );
     }
 
     fn worked(&self) {
@@ -351,7 +337,7 @@ impl SharedCache {
     ) {
         let now = Instant::now();
         let (is_left_alone, patience) = {
-            let CacheState { reading, filling, outlook } = &*self.state.lock();
+            let CacheState { reading, filling, outlook, .. } = &*self.state.lock();
             let patience = (right == Some(FillRight::Owner)).then(|| outlook.for_room(now));
             (filling.is_open() || reading.is_open(), patience)
         };
@@ -371,7 +357,9 @@ impl SharedCache {
                 }
                 _ => None,
             };
-            match self.fills.add(name, (&(at..until), &piece), (right, memory)) {
+            let is_broken = self.state.lock().broken.contains(&name);
+            let of_unit = if is_broken { FillRight::Owner } else { right };
+            match self.fills.add(name, (&(at..until), &piece), (of_unit, memory)) {
                 Ok(Some(whole)) => drop(tokio::spawn(self.clone().store(whole, begun))),
                 Ok(None) => {}
                 Err(length) => self.stats.shared_dropped_bytes.add(length),
@@ -440,6 +428,7 @@ impl SharedCache {
             Ok(is_new) => {
                 let mut state = self.state.lock();
                 state.filling.worked(now);
+                state.broken.replaced(name);
                 if *is_new {
                     self.stats.shared_filled_bytes.add(name.unit_bytes);
                 } else {
@@ -465,35 +454,5 @@ impl SharedCache {
             let seconds = pause.as_secs();
             tracing::warn!("nothing is stored in the shared cache for {seconds} s: {error}");
         }
-    }
-}
-
-impl Reading {
-    /// Receives blocks, at first one, and proves them.
-    async fn next(&mut self, cache: &SharedCache) -> Result<(), StoreError> {
-        let start = self.here.end;
-        let count = (2 * (start - self.here.start)).clamp(1, BLOCKS_AT_ONCE);
-        self.here = start..self.end.min(start + count);
-        let place = cache.sealer.place(&self.name, &self.here);
-        self.sealed.clear();
-        self.body.take(place.end - place.start, &mut self.sealed).await?;
-        let sealed = self.sealed.chunks(size(cache.sealer.sealed_block_bytes()));
-        for (block, sealed) in self.here.clone().zip(sealed) {
-            if cache.sealer.open(&self.name, self.name.block(block), sealed).is_none() {
-                cache.is_wrong(&self.name);
-                return Err(StoreError::nonsense("an entry with a block that is not right"));
-            }
-        }
-        Ok(())
-    }
-
-    /// The blocks that were received last, and where each begins in the object.
-    fn blocks(&self, sealer: &Sealer) -> impl Iterator<Item = (u64, &[u8])> {
-        let tag_bytes = sealer.tag_bytes();
-        let each = self.sealed.chunks(size(sealer.sealed_block_bytes()));
-        self.here.clone().zip(each).map(move |(block, sealed)| {
-            let start = self.name.object_range().start + block * BLOCK_BYTES;
-            (start, &sealed[..sealed.len() - tag_bytes])
-        })
     }
 }

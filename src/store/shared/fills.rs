@@ -15,8 +15,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::entry::{EntryName, Sealer, size};
 use crate::base::layout::BLOCK_BYTES;
 
-/// What requests store at once, which a store of 1 GB/s takes in 8 ms. More of it would compete with
-/// the readers of a machine that is busy.
+/// What requests store at once, which a store of 1 GB/s takes in 8 ms. More of it would compete
+/// with the readers of a machine that is busy.
 const AT_ONCE_BYTES: u64 = 8 << 20;
 /// What a smaller entry counts as: 16 requests at most.
 const LEAST_AT_ONCE: u64 = 512 << 10;
@@ -151,6 +151,9 @@ impl Fills {
         }
         let mut unfinished = self.unfinished.lock();
         let Some(at) = unfinished.iter().position(is_known) else { return Ok(None) };
+        if right == FillRight::Owner {
+            unfinished[at].right = right;
+        }
         unfinished[at].add(range, bytes);
         let is_complete = unfinished[at].blocks.len() as u64 == name.blocks();
         Ok(is_complete.then(|| unfinished.remove(at)))

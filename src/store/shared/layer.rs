@@ -143,7 +143,10 @@ impl SharedCached {
 impl Asking<'_> {
     /// Asks for the unit, or for the part of it that is wanted.
     async fn step(self) -> Result<Step, StoreError> {
-        let cache = &*self.layer.cache;
+        let cache = &self.layer.cache;
+        if cache.state.lock().broken.contains(&self.wanted.name) {
+            return Ok(self.replace());
+        }
         let Way::Ask(patience) = cache.way() else { return Ok(self.fetch(None)) };
         let (is_alone, is_warm) = {
             let outlook = &mut cache.state.lock().outlook;
@@ -190,23 +193,43 @@ impl Asking<'_> {
                     None => self.wait(patience).await,
                 }
             }
-            Ok(Look::Claim(_)) => {
+            Ok(Look::Mark) => {
+                if !is_late {
+                    cache.worked();
+                }
+                Ok(self.replace())
+            }
+            Ok(Look::Claim(age)) => {
                 if !is_late {
                     cache.worked();
                 }
                 if self.wanted.is_whole() {
                     return self.wait(patience).await;
                 }
+                let state = &mut *cache.state.lock();
+                if age.is_some_and(|age| age >= state.outlook.longest_wait().max(STALE)) {
+                    state.broken.note(self.wanted.name);
+                }
                 Ok(self.fetch(None))
             }
             Err(error) => {
                 cache.failed(&error);
-                // What is wrong is replaced.
-                let is_wrong = error.class() == Class::Nonsense;
-                let right = is_wrong.then(|| cache.right(&self.wanted, FillRight::Owner));
-                Ok(self.fetch(right.flatten()))
+                if error.class() != Class::Nonsense {
+                    return Ok(self.fetch(None));
+                }
+                if !self.wanted.is_whole() {
+                    cache.mark(self.wanted.name);
+                }
+                Ok(self.replace())
             }
         }
+    }
+
+    /// Fetches a unit of which the entry is wrong, to store it again; or a part of it, which is put
+    /// together with others.
+    fn replace(&self) -> Step {
+        let right = self.layer.cache.right(&self.wanted, FillRight::Owner);
+        Step::Fetch { right, until: self.wanted.range.end, late: None }
     }
 
     fn fetch(&self, right: Option<FillRight>) -> Step {
@@ -243,6 +266,7 @@ impl Asking<'_> {
                 }
                 // It was deleted.
                 Ok(Ok(Look::Nothing)) => None,
+                Ok(Ok(Look::Mark)) => return Ok(self.replace()),
                 Ok(Err(error)) => {
                     cache.failed(&error);
                     return Ok(self.fetch(None));
@@ -349,7 +373,7 @@ impl Asking<'_> {
 
     /// Shows what is wanted of an entry, from `at` of the object on.
     async fn show(self, mut at: u64, mut reading: Reading) -> Result<Step, StoreError> {
-        let cache = &*self.layer.cache;
+        let cache = &self.layer.cache;
         let begun = Instant::now();
         let deadline = begun + cache.state.lock().outlook.longest_body(begun);
         loop {
@@ -373,6 +397,9 @@ impl Asking<'_> {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     cache.failed(&error);
+                    if error.class() == Class::Nonsense {
+                        cache.mark(self.wanted.name);
+                    }
                     return Ok(self.fetch(None));
                 }
                 Err(_elapsed) => return Ok(self.late(patience, asked)),

@@ -260,10 +260,19 @@ async fn settle() {
 
 /// In parts of 2 MiB, as a stream does; the time that it took.
 async fn read_all(mount: &SharedCached, version: &ObjectVersion, want: &[u8]) -> Duration {
+    read_in(UNIT_BYTES, mount, version, want).await
+}
+
+async fn read_in(
+    part_bytes: u64,
+    mount: &SharedCached,
+    version: &ObjectVersion,
+    want: &[u8],
+) -> Duration {
     let begun = Instant::now();
     let mut at = 0;
     while at < version.size_bytes {
-        let end = version.size_bytes.min(at + UNIT_BYTES);
+        let end = version.size_bytes.min(at + part_bytes);
         let bytes = read(mount, version, at..end).await.unwrap();
         assert!(bytes == want[size(at)..size(end)], "wrong bytes at {at}");
         at = end;
@@ -303,6 +312,44 @@ async fn what_one_mount_fetched_another_reads_from_the_cache() {
     let (version, want) = site.put("k", 5 * UNIT_BYTES + 300_002);
     read_all(&other, &version, &want).await;
     assert_eq!(site.gets(), 6);
+}
+
+type Damage<'a> = &'a dyn Fn(&mut Vec<u8>);
+
+/// Whatever a mount reads at once: the unit, or with a small budget a part of it. What was shown
+/// before the wrong block is not read again, so only the next reader has all of it.
+#[tokio::test(start_paused = true)]
+async fn what_is_wrong_or_was_claimed_by_one_that_died_is_replaced_by_the_second_reader() {
+    let damages: [(&str, Damage); 5] = [
+        ("a bit at its beginning", &|bytes| bytes[100] ^= 1),
+        ("a bit in the middle", &|bytes| bytes[1_300_000] ^= 1),
+        ("a bit in the last block", &|bytes| *bytes.last_mut().unwrap() ^= 1),
+        ("cut", &|bytes| bytes.truncate(1_000_000)),
+        ("a claim", &|bytes| *bytes = CLAIM.to_vec()),
+    ];
+    for part_bytes in [UNIT_BYTES, UNIT_BYTES / 4] {
+        let site = Site::new();
+        let (version, want) = site.put("k", 3 * UNIT_BYTES);
+        read_in(part_bytes, &site.mount().0, &version, &want).await;
+        settle().await;
+        assert_eq!(site.shelf.held(), (3, 0), "{part_bytes}");
+        for (what, damage) in damages {
+            {
+                let mut entries = site.shelf.entries.lock();
+                damage(&mut entries.values_mut().nth(1).unwrap().0);
+            }
+            // Claims are old by then.
+            sleep(Duration::from_mins(1)).await;
+            for _ in 0..2 {
+                read_in(part_bytes, &site.mount().0, &version, &want).await;
+                settle().await;
+            }
+            site.gets();
+            read_in(part_bytes, &site.mount().0, &version, &want).await;
+            assert_eq!(site.gets(), 0, "{what}, in parts of {part_bytes}");
+            assert_eq!(site.shelf.held(), (3, 0), "{what}, in parts of {part_bytes}");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
