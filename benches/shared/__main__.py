@@ -40,7 +40,8 @@ PARTS = {
     "one": ((ALONE, 1, False), (COLD, 1, True), (SECOND, 1, True), (NEAR, 1, False)),
     "eight": ((EIGHT, MOUNTS, False), (EIGHT_COLD, MOUNTS, True), (EIGHT_FULL, MOUNTS, True)),
 }
-# The object, read no faster than this: there is CPU time left for servers and mounts.
+# The object, read no faster than this by all readers together: there is CPU time left for servers and
+# mounts, as on machines of their own.
 PACE = 200_000_000
 OVERVIEW = prepare.ROOT / "docs/performance.md"
 PAGE_END = "<!-- the end of what benches/shared writes -->"
@@ -54,10 +55,6 @@ def workloads(size):
         f"{size // MIB} MiB at {PACE // 1_000_000} MB/s":
             {"program": "paced", "key": "large", "pace": PACE},
     }
-
-
-def parts_of(words):
-    return {"one": PARTS["one"]} if "pace" in words else PARTS
 
 
 def reader(server, folder, args, seconds):
@@ -82,6 +79,8 @@ def read(nodes, args, seconds):
     """All mounts at once: the mean of their seconds, GETs and bytes at the source, what their daemons
     counted, and the CPU time of each."""
     source, mounts = nodes.source, nodes.mounts
+    if "pace" in args:
+        args = args | {"pace": args["pace"] / len(mounts)}
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3")
     readers = [reader(source, mount.folder, args, seconds) for mount in mounts]
@@ -202,14 +201,15 @@ def bars(results):
         second = middle[ALONE]["seconds"] / middle[SECOND]["seconds"]
         cold = middle[ALONE]["seconds"] / middle[COLD]["seconds"]
         near = middle[NEAR]["seconds"] / middle[SECOND]["seconds"]
-        found = [("with a cold cache ≥ 0.95 × the speed without", cold, cold >= 0.95),
-                 ("a later mount ÷ one whose bucket is as near as the cache", near, True)]
-        if EIGHT_COLD in middle:
-            gets = middle[EIGHT_COLD]["get"] / middle[ALONE]["get"]
-            found = [("GETs of 8 mounts that begin together ≤ 1.2 × those of one", gets, gets <= 1.2),
-                     ("a later mount ≥ 2 × the speed of the source alone", second, second >= 2), *found]
-        else:
-            found.append(("a later mount ≥ 0.95 × the speed of the source alone", second, second >= 0.95))
+        gets = middle[EIGHT_COLD]["get"] / middle[ALONE]["get"]
+        # Who reads no faster than the source gives it cannot read faster with a cache.
+        wanted = 0.95 if name.endswith("MB/s") else 2
+        found = [
+            ("GETs of 8 mounts that begin together ≤ 1.2 × those of one", gets, gets <= 1.2),
+            (f"a later mount ≥ {wanted} × the speed of the source alone", second, second >= wanted),
+            ("with a cold cache ≥ 0.95 × the speed without", cold, cold >= 0.95),
+            ("a later mount ÷ one whose bucket is as near as the cache", near, True),
+        ]
         for bar, value, met in found:
             lines.append(f"| {name} | {bar} | {value:.2f} | {'' if met else '**missed**'} |")
     return "\n".join(lines)
@@ -281,8 +281,6 @@ def main():
     until = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
     rounds = range(0 if args.report else args.repeat)
     for number, (name, words), part in itertools.product(rounds, chosen.items(), PARTS):
-        if part not in parts_of(words):
-            continue
         samples = state["results"].setdefault(name, {}).setdefault(part, [])
         if len(samples) > number or time.monotonic() > until:
             continue
@@ -296,7 +294,7 @@ def main():
                   f"{found['again']} again, {found['head']} HEADs; {counts}",
                   file=sys.stderr, flush=True)
     state["results"] = {name: parts for name, parts in state["results"].items()
-                        if parts.keys() == parts_of(workloads(state["size"])[name]).keys() and all(parts.values())}
+                        if parts.keys() == PARTS.keys() and all(parts.values())}
     print(f"{table(state['results'])}\n\n{bars(state['results'])}")
     if args.update_docs:
         write_docs(state)
