@@ -206,10 +206,12 @@ impl Index {
             parts.push(at);
         }
         let range = whole.object_range();
-        // Of those that are gone any one, so that some are remembered however many there are.
-        let any = |at: usize| (at as u64 + u64::from(whole.name[15])) % EXTENTS_PER_PAGE;
+        // Of free places any one: another process that writes to this page now takes another. Of
+        // those that are gone too, so that some are remembered however many there are.
+        let start = u64::from(whole.name[15]) + u64::from(whole.unit);
+        let any = |at: usize| (at as u64 + start) % EXTENTS_PER_PAGE;
         let value = |(at, slot): &(usize, &Option<Extent>)| match slot {
-            None => (1, 0),
+            None => (1, any(*at)),
             Some(old)
                 if old.name == whole.name
                     && range.start <= old.object_range().start
@@ -359,6 +361,24 @@ mod tests {
         };
         index.each(count).unwrap();
         assert_eq!(all, 3);
+    }
+
+    /// Of two that see the same free places and write at the same time, one would be lost.
+    #[test]
+    fn two_processes_that_write_to_one_page_take_different_places_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut places: Vec<_> = (0..20)
+            .map(|unit| {
+                let index = Index::open(&folder.path().join(unit.to_string()), 64 << 20).unwrap();
+                let extent = of(1, extent(unit, 0, 8));
+                index.insert(&extent, |_| true).unwrap();
+                let page = index.read(index.page_of(&extent)).unwrap();
+                extents(&page).map(|(at, _)| at).collect::<Vec<_>>()
+            })
+            .collect();
+        places.sort();
+        places.dedup();
+        assert_eq!(places.len(), 20, "{places:?}");
     }
 
     /// Each small file of an epoch is looked for.
