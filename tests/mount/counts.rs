@@ -228,9 +228,12 @@ fn reading_twice_costs_nothing_even_past_the_page_cache() {
     let mount = scene.mount(&["--memory-budget=256MiB", "--metadata-ttl=1h"]);
     for key in ["small", "middle", "large"] {
         let first = mount.read(key).unwrap();
-        mount.forget_counts();
-        assert!(mount.read(key).unwrap() == first);
-        assert_eq!(mount.counts().requests(), 0, "{key} from the kernel's page cache");
+        eventually(&format!("{key} from the kernel's page cache"), || {
+            // Of what was sent twice, the second one may have come late.
+            mount.forget_counts();
+            assert!(mount.read(key).unwrap() == first);
+            mount.counts().requests() == 0
+        });
 
         if key == "large" {
             // Its memory is that of the next stream.
