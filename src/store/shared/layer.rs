@@ -176,6 +176,9 @@ impl Asking<'_> {
         let is_late = !waited.is_zero();
         if is_late {
             cache.came_late(Late { duty: Duty::Read, given: patience, asked });
+        } else if matches!(found, Ok(Look::Nothing | Look::Mark | Look::Claim(_))) {
+            // An entry has worked when all of it was shown.
+            cache.worked();
         }
         match found {
             Ok(Look::Entry(reading)) => {
@@ -184,25 +187,14 @@ impl Asking<'_> {
                 self.show_if_allowed(reading, rights).await
             }
             Ok(Look::Nothing) => {
-                if !is_late {
-                    cache.worked();
-                }
                 drop(rights);
                 match self.layer.claim(self.object, self.rest.clone()).await {
                     Some(fetch) => Ok(fetch),
                     None => self.wait(patience).await,
                 }
             }
-            Ok(Look::Mark) => {
-                if !is_late {
-                    cache.worked();
-                }
-                Ok(self.replace())
-            }
+            Ok(Look::Mark) => Ok(self.replace()),
             Ok(Look::Claim(age)) => {
-                if !is_late {
-                    cache.worked();
-                }
                 if self.wanted.is_whole() {
                     return self.wait(patience).await;
                 }
