@@ -131,6 +131,10 @@ fn wrong_arguments_get_one_sentence_too() {
         (&["bucket", "/mnt", "--cache-dir=/mnt/cache"], "--cache-dir"),
         (&["bucket", "/mnt", "--cache-dir=/c", "--cache-size=1MiB"], "--cache-size"),
         (&["bucket", "/mnt", "--passthrough=on"], "--cache-dir"),
+        (&["bucket", "/mnt", "--cache-size=1GiB"], "--cache-size needs --cache-dir"),
+        (&["bucket", "/mnt", "--cache-reserve=1GiB"], "--cache-reserve needs --cache-dir"),
+        (&["bucket", "/mnt", "--shared-cache-trust"], "--shared-cache-trust needs --shared-cache"),
+        (&["doctor", "bucket", "--shared-cache-region=x"], "--shared-cache-region needs"),
         (&["bucket", "/mnt", "--chunk-size=1MiB", "--part-size=8MiB"], "--part-size (8MiB)"),
         (&["bucket", "/mnt", "--part-size=64MiB", "--memory-budget=128MiB"], "--memory-budget"),
     ] {
@@ -168,6 +172,27 @@ fn every_option_has_a_variable() {
     // And no option is missing from the list above.
     let listed = help.lines().filter(|line| line.trim_start().starts_with("--")).count();
     assert_eq!(listed, OPTIONS.len() + 1, "{help}");
+}
+
+/// The environment of a machine may say how its mounts use a cache, if they do.
+#[test]
+fn a_variable_about_a_cache_that_is_not_used_is_named_and_no_error() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("cache");
+    let (size, trust) = (("FASTS3_CACHE_SIZE", "1GiB"), ("FASTS3_SHARED_CACHE_TRUST", "true"));
+    let dir = ("FASTS3_CACHE_DIR", dir.to_str().unwrap());
+    for (set, unused) in [
+        (&[size, trust][..], &["--cache-size", "--shared-cache-trust"][..]),
+        (&[size, trust, dir], &["--shared-cache-trust"]),
+        (&[size, dir], &[]),
+    ] {
+        let said = run_with(set);
+        // The next thing that is wrong is the mountpoint.
+        assert_eq!(said.code, if has_fuse() { 72 } else { 71 }, "{}", said.log);
+        let lines = said.log.lines().filter_map(|line| line.split("not used: ").nth(1));
+        let named: Vec<_> = lines.filter_map(|line| line.split(" needs --").next()).collect();
+        assert_eq!(named, unused, "{}", said.log);
+    }
 }
 
 #[test]

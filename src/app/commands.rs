@@ -167,7 +167,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         return daemon::main(arguments);
     }
     match config::parse_as::<CommandLine>(arguments) {
-        Ok(line) => run(line.subcommand),
+        Ok((line, _)) => run(line.subcommand),
         Err(NotParsed::Help(text)) => print(&Output::new(text)),
         Err(NotParsed::Wrong(sentence)) => failed(&CommandError::usage(sentence), false),
     }

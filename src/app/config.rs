@@ -9,7 +9,8 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::CommandFactory as _;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, CommandFactory as _};
 
 use crate::app::environment;
 use crate::base::layout::{BLOCK_BYTES, Layout};
@@ -55,6 +56,8 @@ pub struct Config {
     pub(crate) daemon: bool,
     pub(crate) outlive: Outlive,
     pub(crate) log: LogConfig,
+    /// Sentences about variables for which another option is missing.
+    pub(crate) unused: Vec<String>,
 }
 
 impl Config {
@@ -140,14 +143,46 @@ const MAX_CHUNK_BYTES: u64 = 1 << 30;
 
 /// Reads the arguments (the program's name first) and the environment, and checks everything.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Config, NotParsed> {
-    let args::Args { buckets, mountpoint, options } = parse_as(arguments)?;
-    validate(buckets.0, &mountpoint, options).map_err(NotParsed::Wrong)
+    let (args::Args { buckets, mountpoint, options }, unused) = parse_as(arguments)?;
+    let config = validate(buckets.0, &mountpoint, options).map_err(NotParsed::Wrong)?;
+    Ok(Config { unused, ..config })
 }
 
 pub(crate) fn parse_as<Parsed: clap::Parser>(
     arguments: impl IntoIterator<Item = OsString>,
-) -> Result<Parsed, NotParsed> {
-    Parsed::try_parse_from(arguments).map_err(|error| not_parsed(&error))
+) -> Result<(Parsed, Vec<String>), NotParsed> {
+    let mut command = Parsed::command();
+    let matches = command.try_get_matches_from_mut(arguments);
+    let matches = matches.map_err(|error| not_parsed(&error))?;
+    let unused = unused(&command, &matches).map_err(NotParsed::Wrong)?;
+    let parsed = Parsed::from_arg_matches(&matches);
+    let parsed = parsed.map_err(|error| not_parsed(&error.format(&mut command)))?;
+    Ok((parsed, unused))
+}
+
+/// What says how a cache is used is a mistake where there is none, on the command line. The
+/// environment may say it for all mounts: sentences that say so.
+fn unused(command: &clap::Command, matches: &ArgMatches) -> Result<Vec<String>, String> {
+    if let Some((name, inner)) = matches.subcommand()
+        && let Some(command) = command.find_subcommand(name)
+    {
+        return unused(command, inner);
+    }
+    let source = |option: &Arg| matches.value_source(option.get_id().as_str());
+    let all = || command.get_arguments().filter_map(|option| Some((option.get_long()?, option)));
+    let mut unused = Vec::new();
+    for (needed, start) in [("cache-dir", "cache-"), ("shared-cache", "shared-cache-")] {
+        let is_used = all().any(|(name, option)| name == needed && source(option).is_some());
+        for (name, option) in all().filter(|(name, _)| !is_used && name.starts_with(start)) {
+            let sentence = format!("--{name} needs --{needed}");
+            match source(option) {
+                Some(ValueSource::CommandLine) => return Err(sentence),
+                Some(ValueSource::EnvVariable) => unused.push(sentence),
+                _ => {}
+            }
+        }
+    }
+    Ok(unused)
 }
 
 /// The request of mount(8), if the program was called by the name of its helper, `mount.fasts3`.
@@ -236,6 +271,7 @@ pub(crate) fn validate(
         daemon: process.daemon,
         outlive: process.outlive,
         log,
+        unused: Vec::new(),
     })
 }
 

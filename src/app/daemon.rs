@@ -112,6 +112,9 @@ fn start(mut config: Config) -> Result<(), CommandError> {
     let begun = Instant::now();
     let logs = logging::init(&config.log, config.daemon)
         .map_err(|cause| CommandError::failed(format!("logging cannot be started: {cause}")))?;
+    for sentence in &config.unused {
+        tracing::warn!("not used: {sentence}");
+    }
     checks::no_core_files();
     let connections = checks::connections(config.cache.max_connections);
     if let Some(shortage) = &connections.shortage {
