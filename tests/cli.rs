@@ -145,6 +145,27 @@ fn wrong_arguments_get_one_sentence_too() {
     }
 }
 
+#[test]
+fn a_directory_without_a_cache_is_said_to_be_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let there = |name: &str| folder.path().join(name).display().to_string();
+    std::os::unix::fs::symlink("loop", there("loop")).unwrap();
+    std::fs::create_dir(there("empty")).unwrap();
+    std::fs::write(there("empty/file"), "not ours").unwrap();
+    for word in ["status", "verify", "clear"] {
+        for (name, says) in [
+            ("empty", "there is no cache"),
+            ("none", "No such file or directory"),
+            ("loop", "Too many levels of symbolic links"),
+        ] {
+            let said = run(&["cache", word, &there(name)]);
+            assert_eq!((said.code, &*said.stdout), (66, ""), "{word} {name}: {}", said.log);
+            assert!(said.sentence.contains(says), "{word} {name}: {}", said.log);
+        }
+    }
+    assert_eq!(std::fs::read_dir(there("empty")).unwrap().count(), 1);
+}
+
 /// Only a variable without a value counts as not set:
 /// `a_variable_without_a_value_counts_as_not_set`.
 #[test]

@@ -75,19 +75,20 @@ pub fn survey(
 }
 
 /// Removes all caches in the directory, those of other versions too, and returns their bytes.
-/// Mounts that use it notice, and begin anew.
+/// Mounts that use it notice, and begin anew. That there is none is an error.
 pub fn clear(path: &Path) -> Result<u64, Error> {
-    let mut bytes = 0;
+    let mut bytes = None;
     for entry in std::fs::read_dir(path)? {
         let entry = entry?;
         let is_cache =
             entry.file_name().to_str().is_some_and(|name| name.starts_with("fasts3-cache-"));
         if is_cache && entry.file_type()?.is_dir() {
-            bytes += folder::segments(&entry.path()).map_or(0, |found| found.values().sum());
+            *bytes.get_or_insert(0) +=
+                folder::segments(&entry.path()).map_or(0, |found| found.values().sum());
             std::fs::remove_dir_all(entry.path())?;
         }
     }
-    Ok(bytes)
+    bytes.ok_or_else(no_cache)
 }
 
 /// What a disk does with direct I/O of one unit at a time: bytes a second.
@@ -137,9 +138,14 @@ pub fn measure(path: &Path) -> Result<DiskSpeed, Error> {
     Ok(DiskSpeed { write: rate(wrote), read: rate(begun.elapsed()) })
 }
 
+fn no_cache() -> Error {
+    Error::new(ErrorKind::NotFound, "there is no cache")
+}
+
 fn open(path: &Path) -> Result<Folder, Error> {
+    path.metadata()?;
     if !path.join(NAME).is_dir() {
-        return Err(Error::new(ErrorKind::NotFound, "there is no cache"));
+        return Err(no_cache());
     }
     // A command makes no index, and deletes nothing because of one.
     super::index::Index::existing(&path.join(NAME).join("index")).map_err(|error| {

@@ -89,6 +89,7 @@ fn shown(found: &DiskSurvey) -> Output {
 fn failed(dir: &Path, error: &std::io::Error) -> CommandError {
     let exit = match error.kind() {
         ErrorKind::NotFound | ErrorKind::NotADirectory => Exit::NoInput,
+        _ if error.raw_os_error() == Some(libc::ELOOP) => Exit::NoInput,
         ErrorKind::PermissionDenied => Exit::NoPerm,
         _ => Exit::IoErr,
     };
