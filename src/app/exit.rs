@@ -23,7 +23,7 @@ exits! {
     DataErr 65 "EX_DATAERR" true
         "the region is wrong and the bucket's answer does not correct it" ""
     NoInput 66 "EX_NOINPUT" true
-        "no such bucket" "not a mount of ours (any more), a path to warm is outside of one, or no cache"
+        "no such bucket" "not a mount of ours (any more), no path to warm is in one, or no cache"
     NoHost 68 "EX_NOHOST" false "the endpoint cannot be reached" ""
     Unavailable 69 "EX_UNAVAILABLE" false
         "the store fails" "the daemon is gone, or does not answer in time"
@@ -36,7 +36,7 @@ exits! {
         "the mountpoint is busy, --metrics-listen cannot listen, or --cache-dir is not safe" ""
     IoErr 74 "EX_IOERR" false
         "the mountpoint is a stale mount of another program; one of ours is removed"
-        "some of the files to warm could not be read, or bytes of a cache were wrong"
+        "some of the paths to warm could not be read, or bytes of a cache were wrong"
     TempFail 75 "EX_TEMPFAIL" false "the store throttles or does not answer in time" ""
     Protocol 76 "EX_PROTOCOL" false "the endpoint does not speak S3" ""
     NoPerm 77 "EX_NOPERM" true "access denied" "the mount or the cache belongs to another user"

@@ -115,9 +115,18 @@ fn a_list_is_queued_and_what_is_not_there_is_counted() {
     gets(&mount, 150);
     let (code, _, error) = said(&mount, &["warm", "--queue", "/"], b"");
     assert_eq!(code, Some(66), "{error}");
+    // Paths that are in no mount cost the others nothing.
+    let list = format!("/\n{}\n/etc\n", mount.path("other").display());
+    let (code, told, error) = said(&mount, &["warm", "--queue"], list.as_bytes());
+    assert_eq!(code, Some(74), "{told}{error}");
+    let both = "queued 1 files and 0 directories; 2 paths lead to nothing that can be read\n";
+    assert_eq!(told, both);
+    let foreign = ["/", "/etc"].map(|path| format!("{path}: not inside a fasts3-mount"));
+    assert_eq!(error.lines().collect::<Vec<_>>(), foreign);
+    gets(&mount, 151);
     let status = json(&mount, &["status", mount.path("").to_str().unwrap(), "--json"], b"");
     let counters = &status["totals"];
-    assert_eq!((&counters["hints_queued"], &counters["hints_missing"]), (&150.into(), &2.into()));
+    assert_eq!((&counters["hints_queued"], &counters["hints_missing"]), (&151.into(), &2.into()));
     let (code, _, error) = said(&mount, &["warm", "--queue", paths[0].to_str().unwrap()], b"");
     assert_eq!(code, Some(0), "{error}");
 }

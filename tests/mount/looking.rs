@@ -582,12 +582,19 @@ fn warm_takes_a_list_and_says_what_it_could_not_read() {
         (of(&["small/07", "small/none", "small/08"], '\n'), 2),
         (of(&["small/07", "small/none", "new\nline", "small/08"], '\0'), 3),
     ] {
-        warm_list(&mount, &list, files);
+        let error = warm_list(&mount, &list, files, 1);
+        assert!(error.contains("small/none: No such file"), "{error}");
     }
+    let turning = mount.scene.folder.path().join("loop");
+    std::os::unix::fs::symlink("loop", &turning).unwrap();
+    let list = format!("/etc\n{}{}\n", of(&["small/07"], '\n'), turning.display());
+    let error = warm_list(&mount, &list, 1, 2);
+    assert!(error.contains("/etc: not inside a fasts3-mount"), "{error}");
+    assert!(error.contains("loop: Too many levels of symbolic links"), "{error}");
 }
 
-/// Warms the files of a list, of which all but one exist.
-fn warm_list(mount: &Mount, list: &str, files: u64) {
+/// Warms the files of a list, in which so many paths lead to none; what it says about these.
+fn warm_list(mount: &Mount, list: &str, files: u64, errors: u64) -> String {
     let mut command = mount.scene.program();
     command.args(["warm", "--json"]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut warm = command.stderr(Stdio::piped()).spawn().unwrap();
@@ -595,10 +602,10 @@ fn warm_list(mount: &Mount, list: &str, files: u64) {
     let output = warm.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(74));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((&report["files"], &report["errors"]), (&files.into(), &1.into()));
+    assert_eq!((&report["files"], &report["errors"]), (&files.into(), &errors.into()));
     let error = String::from_utf8(output.stderr).unwrap();
-    assert!(error.contains("small/none: No such file"), "{error}");
     assert!(!error.contains('\r') && !error.contains('\x1b'), "no terminal: {error:?}");
+    error
 }
 
 #[test]
@@ -607,7 +614,7 @@ fn warm_outside_of_a_mount_is_66_and_reads_nothing() {
     std::fs::write(scene.mountpoint().join("file"), "bytes").unwrap();
     let said = said(scene.program().arg("warm").arg(scene.mountpoint()));
     assert_eq!(said.code, Some(66));
-    assert!(said.error.contains("is not inside a fasts3-mount"), "{}", said.error);
+    assert!(said.error.contains(": not inside a fasts3-mount"), "{}", said.error);
     assert_eq!(said.out, "");
 }
 

@@ -17,7 +17,6 @@ use super::{Output, warm};
 use crate::app::command_error::CommandError;
 use crate::app::control::{Command, Reply};
 use crate::app::profile::{self, TouchLine};
-use crate::base::text::on_one_line;
 use crate::fs::prefetch::{Hinted, Touch};
 
 /// For a list, of whose names many may have to be looked up.
@@ -26,15 +25,12 @@ const LONGEST_LIST: Duration = Duration::from_mins(10);
 /// Queues files and directories.
 pub(super) fn queue(paths: Vec<PathBuf>, json: bool) -> Result<Output, CommandError> {
     let mounts = mounts();
+    let (found, foreign) = warm::in_mounts(warm::named(paths)?, |path| below(path, &mounts))?;
     let mut lists: BTreeMap<PathBuf, Vec<Touch>> = BTreeMap::new();
-    for path in warm::named(paths)? {
-        let (mount, below) = below(&path, &mounts).ok_or_else(|| {
-            let shown = on_one_line(&path.to_string_lossy());
-            CommandError::no_mount(format!("{shown} is not inside a fasts3-mount"))
-        })?;
+    for (mount, below) in found {
         lists.entry(mount).or_default().push(Touch::Whole(below));
     }
-    let mut all = Hinted::default();
+    let mut all = Hinted { missing: foreign.len() as u64, ..Hinted::default() };
     for (mount, touches) in lists {
         all += send(&mount, &touches)?;
     }

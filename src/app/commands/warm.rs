@@ -7,7 +7,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::io::{Error, IsTerminal as _, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -110,13 +110,11 @@ pub(super) fn run(
     to_disk: bool,
     json: bool,
 ) -> Result<Warmed, CommandError> {
-    let paths = named(paths)?;
     let mounts = mounts();
-    if let Some(path) = paths.iter().find(|path| inside(path, &mounts).is_none()) {
-        let shown = on_one_line(&path.to_string_lossy());
-        return Err(CommandError::no_mount(format!("{shown} is not inside a fasts3-mount")));
-    }
-    let disks = if to_disk { disks(&paths, &mounts)? } else { Vec::new() };
+    let with_mount = |path: &Path| Some((path.to_owned(), inside(path, &mounts)?));
+    let (found, foreign) = in_mounts(named(paths)?, with_mount)?;
+    let (paths, of): (Vec<_>, _) = found.into_iter().unzip();
+    let disks = if to_disk { disks(of)? } else { Vec::new() };
     let dropped_before = dropped(&disks)?;
     let begun = Instant::now();
     let shown = !json && std::io::stderr().is_terminal();
@@ -163,21 +161,20 @@ pub(super) fn run(
     Ok(Warmed {
         files: tally.files.get(),
         bytes: read,
-        errors,
-        first_error: tally.first_error.lock().take(),
+        errors: errors + foreign.len() as u64,
+        first_error: foreign.into_iter().next().or(tally.first_error.lock().take()),
         seconds: begun.elapsed().as_secs_f64(),
         not_on_disk: if to_disk { Some(dropped(&disks)? - dropped_before) } else { None },
         more_than_memory: machine_memory_bytes().is_some_and(|memory| read > memory),
     })
 }
 
-/// The mounts of the paths, each of which has a disk cache and now waits for it.
-fn disks(paths: &[PathBuf], mounts: &[PathBuf]) -> Result<Vec<PathBuf>, CommandError> {
-    let mut found: Vec<PathBuf> = paths.iter().filter_map(|path| inside(path, mounts)).collect();
-    found.sort();
-    found.dedup();
-    found.iter().try_for_each(|mount| ask(mount, Command::ToDisk).map(drop))?;
-    Ok(found)
+/// The mounts, each once, which have disk caches and now wait for them.
+fn disks(mut mounts: Vec<PathBuf>) -> Result<Vec<PathBuf>, CommandError> {
+    mounts.sort();
+    mounts.dedup();
+    mounts.iter().try_for_each(|mount| ask(mount, Command::ToDisk).map(drop))?;
+    Ok(mounts)
 }
 
 /// Bytes that the disks of these mounts did not take.
@@ -208,6 +205,32 @@ fn listed(list: &[u8]) -> Vec<PathBuf> {
     let end = if list.contains(&0) { 0 } else { b'\n' };
     let paths = list.split(|byte| *byte == end).filter(|path| !path.is_empty());
     paths.map(|path| PathBuf::from(OsStr::from_bytes(path))).collect()
+}
+
+/// What is found of the paths, and a sentence about each that is in no mount, told on standard
+/// error. It is an error if all are.
+pub(super) fn in_mounts<Found>(
+    paths: Vec<PathBuf>,
+    find: impl Fn(&Path) -> Option<Found>,
+) -> Result<(Vec<Found>, Vec<String>), CommandError> {
+    let (mut found, mut foreign) = (Vec::new(), Vec::new());
+    for path in paths {
+        if let Some(one) = find(&path) {
+            found.push(one);
+            continue;
+        }
+        let looped = |error: &Error| error.raw_os_error() == Some(libc::ELOOP);
+        let error = path.canonicalize().err().filter(looped);
+        let why = error.map_or("not inside a fasts3-mount".into(), |error| error.to_string());
+        foreign.push(format!("{}: {why}", on_one_line(&path.to_string_lossy())));
+    }
+    if let (true, Some(first)) = (found.is_empty(), foreign.first()) {
+        return Err(CommandError::no_mount(first));
+    }
+    for (sentence, _) in foreign.iter().zip(0..SHOWN) {
+        eprintln!("{sentence}");
+    }
+    Ok((found, foreign))
 }
 
 /// The mount that the path is in, or would be if it existed.
