@@ -5,8 +5,12 @@
 //! client also sends the lines behind [`Command::Prefetch`], and ends the question when
 //! [`Command::Record`] is to end.
 
-use std::fs::{DirBuilder, Permissions};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::fs::{DirBuilder, File, Permissions};
+use std::io::ErrorKind::ConnectionRefused;
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _,
+};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::task::Context;
@@ -23,6 +27,7 @@ use tokio::time::timeout;
 
 use self::status::{Settings, Status};
 use crate::app::{config, profile, task};
+use crate::base::mountinfo::{self, Mount};
 use crate::disk::Disk;
 use crate::fs::BucketFs;
 use crate::fs::prefetch::{Hinted, Touch};
@@ -110,6 +115,8 @@ impl Socket {
             Some(_) => mountpoint.to_owned(),
             None => mountpoint.canonicalize().map_err(|error| error.to_string())?,
         };
+        // Those that stay do no harm.
+        let _locked = remove_left(&folder);
         let path = folder.join(paths::socket_name(&mountpoint));
         let shown = path.display();
         let failed = |error: std::io::Error| format!("{shown} cannot be made: {error}");
@@ -142,6 +149,28 @@ impl Socket {
         };
         (self.file, serving)
     }
+}
+
+/// Removes the sockets of daemons that died, but not where their mounts are still there, of which
+/// `status` then says so. No other daemon of the folder makes or removes one before the file is
+/// closed.
+fn remove_left(folder: &Path) -> std::io::Result<File> {
+    let locked = File::open(folder)?;
+    locked.lock()?;
+    let mounts = std::fs::read("/proc/self/mountinfo")?;
+    let ours = mountinfo::mounts(&mounts).filter(Mount::is_ours);
+    let kept: Vec<_> = ours.map(|mount| paths::socket_name(&mount.path)).collect();
+    // Of another kind than the sockets: it is refused where nobody is, and disturbs nobody.
+    let probe = UnixDatagram::unbound()?;
+    for entry in std::fs::read_dir(folder)?.flatten() {
+        let (name, path) = (entry.file_name().to_string_lossy().into_owned(), entry.path());
+        let is_ours = paths::is_socket_name(&name) && entry.file_type()?.is_socket();
+        let is_left = || probe.connect(&path).is_err_and(|e| e.kind() == ConnectionRefused);
+        if is_ours && !kept.contains(&name) && is_left() {
+            std::fs::remove_file(&path)?;
+        }
+    }
+    Ok(locked)
 }
 
 impl Drop for SocketFile {

@@ -440,6 +440,39 @@ fn a_daemon_that_is_gone_is_said_to_be_and_the_next_one_takes_its_socket() {
 }
 
 #[test]
+fn the_socket_of_a_daemon_that_died_goes_when_another_one_starts() {
+    if !can_mount() {
+        return;
+    }
+    let mount = filled().mount(&[]);
+    let scene = &mount.scene;
+    let start = |name: &str| {
+        let place = scene.folder.path().join(name);
+        std::fs::create_dir_all(&place).unwrap();
+        Daemon::start(scene.program().arg("data").arg(&place), &place)
+    };
+    let run = sockets(scene)[0].parent().unwrap().to_owned();
+    let others = ["other.sock", "none-0123456789abcdef.sock"].map(|name| run.join(name));
+    drop(std::os::unix::net::UnixListener::bind(&others[0]).unwrap());
+    std::fs::write(&others[1], "no socket").unwrap();
+    let mut dead = start("dead");
+    dead.signal(Signal::KILL);
+    dead.ended();
+    let second = start("second");
+    assert_eq!(sockets(scene).len(), 3 + 2, "its mount is there");
+    drop(dead);
+    let third = start("third");
+    assert_eq!(sockets(scene).len(), 3 + 2, "those of three mounts");
+    assert!(others.iter().all(|other| other.exists()), "and what is not ours");
+    for (daemon, at) in [(&mount.daemon, "mnt"), (&second, "second"), (&third, "third")] {
+        let place = scene.folder.path().join(at);
+        let said = said(scene.program().arg("status").arg(&place).arg("--json"));
+        let status: Value = serde_json::from_str(&said.out).unwrap();
+        assert_eq!(status["settings"]["pid"], daemon.pid(), "{at}");
+    }
+}
+
+#[test]
 fn a_daemon_that_hangs_is_not_waited_for_and_its_mount_is_not_asked() {
     if !can_mount() {
         return;

@@ -68,6 +68,12 @@ pub(crate) fn socket_name(path: &Path) -> String {
     name
 }
 
+/// A socket of that name is one of ours.
+pub(crate) fn is_socket_name(name: &str) -> bool {
+    let hash = name.strip_suffix(".sock").and_then(|name| Some(name.rsplit_once('-')?.1));
+    hash.is_some_and(|hash| hash.len() == 16 && hash.bytes().all(|c| c.is_ascii_hexdigit()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,5 +109,9 @@ mod tests {
         assert!(one.starts_with("data-") && one.contains(".sock"), "{one}");
         let odd = name(&format!("ä\n {}", "x".repeat(200)));
         assert!(odd.len() < 50 && odd.is_ascii() && !odd.contains('\n'), "{odd}");
+        assert!(is_socket_name(&one) && is_socket_name(&odd));
+        for other in ["data.sock", "data-0123.sock", &format!("{one}x"), ""] {
+            assert!(!is_socket_name(other), "{other}");
+        }
     }
 }
