@@ -298,7 +298,14 @@ fn status_tells_settings_and_totals() {
         return;
     }
     let mount = filled().mount(&["--memory-budget=64MiB", "--max-connections=7"]);
+    let first_byte = || {
+        let text = word(&mount.scene, "status", &[]).out;
+        assert!(text.lines().all(|line| line.len() > 18 && line.trim_end() == line), "{text}");
+        text.lines().find_map(|line| line.strip_prefix("first byte        ")).map(str::to_owned)
+    };
+    assert_eq!(first_byte().as_deref(), Some("none yet"));
     assert_eq!(mount.read("small/00").unwrap().len(), 100_000);
+    assert!(first_byte().unwrap().starts_with("half within "));
     std::fs::read_dir(mount.path("small")).unwrap().for_each(drop);
     let status = json(&mount.scene, "status");
     let settings = &status["settings"];
@@ -504,12 +511,15 @@ fn what_is_no_mount_of_ours_is_66_with_one_sentence() {
     let file = scene.folder.path().join("file");
     std::fs::write(&file, "bytes").unwrap();
     let missing = scene.folder.path().join("missing");
+    let turning = scene.folder.path().join("loop");
+    std::os::unix::fs::symlink("loop", &turning).unwrap();
     for name in ["status", "top", "drop", "unmount"] {
-        // A plain directory, a file, nothing, and a mount of other software.
+        // A plain directory, a file, nothing, a loop of links, and a mount of other software.
         for (path, says) in [
             (scene.mountpoint(), "no fasts3-mount is mounted on"),
             (file.clone(), "no fasts3-mount is mounted on"),
             (missing.clone(), "cannot be used: No such file"),
+            (turning.clone(), "cannot be used: Too many levels of symbolic links"),
             ("/proc".into(), "no fasts3-mount is mounted on"),
         ] {
             let said = said(scene.program().arg(name).arg(&path));

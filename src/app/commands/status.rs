@@ -91,7 +91,8 @@ pub(super) fn text(status: &Status) -> String {
         let (answered, failed) = (bucket.answered, bucket.failed);
         line("bucket", format!("{directory}: {answered} requests answered, {failed} failed"));
     }
-    line("first byte", latency(&status.first_byte).trim_start_matches("; ").to_owned());
+    let first_byte = latency(&status.first_byte);
+    line("first byte", first_byte.strip_prefix("; ").unwrap_or("none yet").to_owned());
     line(
         "trouble",
         format!(
