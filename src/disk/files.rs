@@ -16,10 +16,15 @@ pub(super) fn open(options: &OpenOptions, path: &Path) -> std::io::Result<File> 
 /// Not through the kernel's page cache, which holds what was read once already. Not every file
 /// system can.
 pub(super) fn open_directly(options: &OpenOptions, path: &Path) -> std::io::Result<File> {
-    open_with(options, path, libc::O_DIRECT).or_else(|error| match error.raw_os_error() {
-        Some(libc::EINVAL) => open(options, path),
+    open_with(options, path, libc::O_DIRECT).or_else(|error| match error.kind() {
+        ErrorKind::InvalidInput => open(options, path),
         _ => Err(error),
     })
+}
+
+/// The error, which names the file.
+pub(super) fn of_file(path: &Path, error: &Error) -> Error {
+    Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 fn open_with(options: &OpenOptions, path: &Path, flags: libc::c_int) -> std::io::Result<File> {
@@ -29,7 +34,9 @@ fn open_with(options: &OpenOptions, path: &Path, flags: libc::c_int) -> std::io:
         Ok(file) => file.metadata()?.is_file(),
         Err(_) => path.symlink_metadata().map_or(true, |there| there.is_file()),
     };
-    if is_file { opened } else { Err(Error::new(ErrorKind::InvalidData, "not a file")) }
+    let opened =
+        if is_file { opened } else { Err(Error::new(ErrorKind::InvalidData, "not a file")) };
+    opened.map_err(|error| of_file(path, &error))
 }
 
 /// Opens a file to read and write it, and makes it if it is missing, or if something else is there.

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::buffers::UnitBuffer;
 use super::claims::Claim;
+use super::files::of_file;
 use super::folder::{Folder, FolderError, Meddling};
 use super::format::{Extent, PAGE, PAGE_BYTES, Piece, UNIT_BYTES, VersionName, plan};
 use super::health::Health;
@@ -343,7 +344,8 @@ pub(super) fn read_blocks(
     let into = buffer.bytes_mut().get_mut(..whole_pages).ok_or_else(wrong)?;
     let mut read = 0;
     while read < length {
-        match file.read_at(&mut into[read..], at + read as u64)? {
+        let some = file.read_at(&mut into[read..], at + read as u64);
+        match some.map_err(|error| of_file(&folder.path_of(extent.segment), &error))? {
             0 => return Err(wrong()),
             some => read += some,
         }

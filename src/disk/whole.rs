@@ -25,7 +25,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
 use super::buffers::Buffers;
-use super::files::{open, open_directly};
+use super::files::{of_file, open, open_directly};
 use super::folder::{FRESH, Folder, READ_AGAIN, Segment, lockable};
 use super::format::{Extent, NO_SEAL, OWN_UNIT, PAGE, PAGE_BYTES, Piece, UNIT_BYTES, VersionName};
 use super::state::DiskState;
@@ -203,12 +203,13 @@ impl OwnSegment {
         let is_aligned = bytes.as_ptr().addr().is_multiple_of(PAGE);
         let whole = if is_aligned { bytes.len() / PAGE * PAGE } else { 0 };
         let (pages, rest) = bytes.split_at(whole);
-        self.file.write_all_at(pages, at)?;
-        if !rest.is_empty() {
-            let file = open(OpenOptions::new().write(true), &folder.path_of(self.number))?;
-            file.write_all_at(rest, at + pages.len() as u64)?;
+        let path = folder.path_of(self.number);
+        let mut written = self.file.write_all_at(pages, at);
+        if written.is_ok() && !rest.is_empty() {
+            let file = open(OpenOptions::new().write(true), &path)?;
+            written = file.write_all_at(rest, at + pages.len() as u64);
         }
-        Ok(())
+        written.map_err(|error| of_file(&path, &error))
     }
 
     /// Describes an extent of which the bytes were written.

@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep};
 
 use super::buffers::Buffers;
 use super::claims::Claim;
+use super::files::of_file;
 use super::folder::{Folder, FolderError, Segment};
 use super::format::{Extent, PAGE, PAGE_BYTES, PASSED_OVER, UNIT, VersionName, cut};
 use super::state::DiskState;
@@ -397,7 +398,8 @@ impl Writing {
         for run in extents.chunk_by_mut(|(_, at), (_, next)| pages(at).end == next.start) {
             let [Some((_, first)), Some((_, last))] = [run.first(), run.last()] else { continue };
             let (start, end) = (first.start, pages(last).end);
-            file.write_all_at(&bytes[start..end], open.used)?;
+            file.write_all_at(&bytes[start..end], open.used)
+                .map_err(|error| of_file(&folder.path_of(*number), &error))?;
             for (extent, at) in run {
                 extent.segment = *number;
                 extent.page = u32::try_from((open.used + (at.start - start) as u64) / PAGE_BYTES)

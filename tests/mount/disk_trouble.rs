@@ -203,6 +203,13 @@ impl Hanging {
     }
 }
 
+/// Puts the file of a [`Hanging`] in place of a segment.
+fn bind(hanging: &Path, segment: PathBuf) -> Mounted {
+    let file = hanging.join("file");
+    run(&["mount", "--bind", file.to_str().unwrap(), segment.to_str().unwrap()]);
+    Mounted(segment)
+}
+
 impl fuser::Filesystem for Hanging {
     fn lookup(&self, _: &fuser::Request, _: fuser::INodeNo, _: &OsStr, reply: fuser::ReplyEntry) {
         let attributes = self.attributes(fuser::INodeNo(2));
@@ -237,6 +244,39 @@ impl fuser::Filesystem for Hanging {
     }
 }
 
+/// A disk of which nothing can be read.
+#[test]
+fn a_disk_that_fails_is_told_of_with_the_file_that_failed() {
+    if !can_mount() || !is_root() {
+        return;
+    }
+    let first = mount(filled(), &[]);
+    let want = read_all(&first);
+    let (_, _, scene) = first.end(Signal::TERM);
+    let dir = scene.folder.path().join("failing");
+    std::fs::create_dir(&dir).unwrap();
+    let failing = Hanging { length: 256 << 20, held: Arc::default() };
+    let session = fuser::spawn_mount(failing, &dir, &fuser::Config::default()).unwrap();
+    let (mut bound, mut before) = (Vec::new(), Some(scene));
+    // On a busy machine the first reads may be late instead, and what they were for written anew.
+    eventually("a failure with its file", || {
+        let scene = before.take().unwrap();
+        let new = segments(&scene).into_iter().filter(|segment| !is_mounted(segment));
+        bound.extend(new.map(|segment| bind(&dir, segment)));
+        let mounted = mount(scene, &[]);
+        assert_eq!(read_all(&mounted), want);
+        let (_, log, scene) = mounted.end(Signal::TERM);
+        before = Some(scene);
+        let failed = log.lines().find(|line| line.contains("left alone for 1 s: /"));
+        failed.is_some_and(|line| {
+            let is_named = |file: &Mounted| line.contains(&format!(": {}: ", file.0.display()));
+            line.contains("Input/output error") && bound.iter().any(is_named)
+        })
+    });
+    drop(bound);
+    session.umount_and_join().unwrap();
+}
+
 /// The file is there and can be opened, and its reads do not end: as on a disk that died.
 #[test]
 fn a_disk_that_hangs_costs_half_seconds_and_no_error() {
@@ -251,11 +291,7 @@ fn a_disk_that_hangs_costs_half_seconds_and_no_error() {
     let held = Arc::new(Mutex::new(Some(Vec::new())));
     let hanging = Hanging { length: 256 << 20, held: Arc::clone(&held) };
     let session = fuser::spawn_mount(hanging, &dir, &fuser::Config::default()).unwrap();
-    let bind = |segment: PathBuf| {
-        run(&["mount", "--bind", dir.join("file").to_str().unwrap(), segment.to_str().unwrap()]);
-        Mounted(segment)
-    };
-    let bound: Vec<_> = segments(&scene).into_iter().map(bind).collect();
+    let bound: Vec<_> = segments(&scene).into_iter().map(|it| bind(&dir, it)).collect();
     let mounted = mount(scene, &[]);
     assert_eq!(read_all(&mounted), want);
     let totals = status(&mounted)["totals"].clone();
