@@ -471,15 +471,11 @@ impl Drop for OpenSegment {
 mod tests {
     use super::*;
     use crate::disk::{DiskConfig, Reserve};
+    use crate::testing::calls;
 
     /// A part of four units: a write for all, and one for each in the index.
     #[test]
     fn what_lies_together_of_a_large_object_is_one_write() {
-        // Write calls of this thread.
-        let calls = || {
-            let told = std::fs::read_to_string("/proc/thread-self/io").ok()?;
-            told.lines().find_map(|line| line.strip_prefix("syscw: ")?.parse::<u64>().ok())
-        };
         let folder = tempfile::tempdir().unwrap();
         let (path, size_bytes) = (folder.path().to_owned(), Some(1 << 30));
         let (reserve, memory_bytes, waiting_bytes) = (Reserve::Bytes(0), 1 << 20, 1 << 30);
@@ -493,9 +489,9 @@ mod tests {
         let mut write = |start| {
             let parts = cut(start, bytes.len(), version.size_bytes).into_iter();
             let mut parts: Vec<_> = parts.map(|found| part(found, &version)).collect();
-            let before = calls();
+            let before = calls("syscw");
             writing.write(Some(&version), &bytes, &mut parts);
-            calls().zip(before).map(|(after, before)| after - before)
+            calls("syscw").zip(before).map(|(after, before)| after - before)
         };
         // The first one makes the segment. Room is made once more, which writes the hand.
         write(0);
