@@ -13,8 +13,8 @@ use tokio::time::timeout;
 use super::entry::EntryName;
 use super::{FILL_LIMIT, SharedCache};
 
-/// In the place of an entry that was found wrong. Any other length than that of entries and claims
-/// does; such a short one costs nothing to read.
+/// In the place of an entry that was found wrong. Told by its length, which no entry and no claim
+/// has; one that is cut to it is wrong.
 pub(super) const MARK: &[u8] = b"wrong";
 /// The most that are remembered until they were replaced: 64 bytes each.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");

@@ -18,7 +18,9 @@ use crate::store::ObjectVersion;
 /// The part that a stream asks S3 for at 15 ms and 90 MB/s: one GET is one entry. Larger ones would
 /// be complete later, and be asked for in pieces; each smaller one costs requests.
 pub(super) const UNIT_BYTES: u64 = 2 << 20;
-/// Stands in place of an entry while one mount fetches it. Shorter than any entry.
+/// Stands in place of an entry while one mount fetches it. Told by its length: an entry has at
+/// least one byte and its tag, 9 bytes. One that is cut to this length is waited for and replaced
+/// as well.
 pub(super) const CLAIM: &[u8] = b"claimed";
 /// Changes with what is hashed, or how an entry is laid out.
 const FORMAT: &str = "fasts3-1";
