@@ -37,7 +37,7 @@ use entry::{CLAIM, EntryName, Identity, size};
 pub use entry::{Sealer, SharedOrigin, read_key};
 use fills::{FillRight, Fills, PartialEntry};
 pub use layer::SharedCached;
-use outlook::Outlook;
+use outlook::{ASKED, Outlook};
 use reading::Reading;
 
 /// An eighth of the memory budget, and at most 64 MiB, is for units on their way to the cache.
@@ -121,8 +121,12 @@ struct CacheState {
 enum Way {
     /// Not of the cache.
     Past,
+    /// Not of the cache, because its entry is to be replaced.
+    Replace,
+    /// Not of the cache, in which nobody has stored what this mount has read lately.
+    Alone,
     /// Of the cache, and of the source too after this time.
-    Ask(Duration),
+    Ask { patience: Duration, is_warm: bool },
 }
 
 /// What a cache is for.
@@ -208,17 +212,23 @@ impl SharedCache {
         }
     }
 
-    fn way(&self) -> Way {
-        let mut state = self.state.lock();
+    fn way(&self, wanted: &Wanted) -> Way {
         let now = Instant::now();
-        match state.reading.admits(now) {
-            Admits::None => Way::Past,
-            Admits::Trial => Way::Ask(Duration::ZERO),
-            Admits::All if self.hedges => {
-                Way::Ask(state.outlook.patience(now, Arc::strong_count(&self.questions)))
-            }
-            Admits::All => Way::Ask(WITHOUT_HEDGING),
+        let keeps_up = self.fills.keeps_up(now);
+        let CacheState { reading, filling, outlook, broken } = &mut *self.state.lock();
+        let stores = wanted.is_whole() && keeps_up && !filling.is_open();
+        let is_small = wanted.name.is_small_object();
+        if broken.contains(&wanted.name) {
+            return Way::Replace;
         }
+        let patience = match reading.admits(now) {
+            Admits::None => return Way::Past,
+            Admits::Trial => Duration::ZERO,
+            Admits::All if outlook.is_alone(now, is_small, stores) => return Way::Alone,
+            Admits::All if self.hedges => outlook.patience(now, Arc::strong_count(&self.questions)),
+            Admits::All => WITHOUT_HEDGING,
+        };
+        Way::Ask { patience, is_warm: outlook.is_warm() }
     }
 
     /// The right to store a unit, if all of it will be fetched, and the cache keeps up with what is
@@ -405,9 +415,14 @@ impl SharedCache {
             let share =
                 u32::try_from(name.scatter() ^ u64::from(std::process::id())).unwrap_or_default();
             sleep(SPREAD * (share % 1024) / 1024).await;
+        }
+        // Not every store refuses what is there.
+        let asks = right == FillRight::IfAbsent && name.scatter().is_multiple_of(ASKED.into());
+        if asks || right == FillRight::Late {
             let found = timeout(FILL_LIMIT, self.entries.get(&key, 0..1)).await;
             let whole = self.sealer.entry_bytes(&name);
             if matches!(found, Ok(Ok(Some(found))) if found.length == whole) {
+                self.state.lock().outlook.met(Instant::now());
                 return;
             }
         }

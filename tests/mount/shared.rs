@@ -236,6 +236,28 @@ fn no_fault_of_the_shared_cache_reaches_a_program() {
     drop((node, scene));
 }
 
+/// Each question to the cache is a round trip for which a reader of small files waits.
+#[test]
+fn a_node_that_finds_nobody_soon_asks_the_shared_cache_no_more() {
+    if !can_mount() {
+        return;
+    }
+    let nodes = Nodes::new();
+    // One in each directory: nothing is fetched ahead. 250 ms are for no more than 25 of them.
+    nodes.scene.server.set_first_byte_latency(std::time::Duration::from_millis(10));
+    let keys: Vec<_> = (0..120).map(|number| format!("{number}/file")).collect();
+    for key in &keys {
+        nodes.scene.bucket().put_synthetic(key, 5000);
+    }
+    let node = nodes.mount("one", &["--shared-cache-trust"]);
+    for key in &keys {
+        std::fs::read(node.place.join(key)).unwrap();
+    }
+    // 32, and one in 16.
+    let looks = nodes.cache.counts().get;
+    assert!(looks < 80, "{looks} looks of a mount that is alone");
+}
+
 #[test]
 fn a_mount_starts_and_ends_although_its_shared_cache_is_not_there() {
     if !can_mount() {

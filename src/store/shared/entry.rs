@@ -18,6 +18,8 @@ use crate::store::ObjectVersion;
 /// The part that a stream asks S3 for at 15 ms and 90 MB/s: one GET is one entry. Larger ones would
 /// be complete later, and be asked for in pieces; each smaller one costs requests.
 pub(super) const UNIT_BYTES: u64 = 2 << 20;
+/// Of an object, which takes little room on its way to the cache, and is read with one GET.
+pub(super) const SMALL_BYTES: u64 = 512 << 10;
 /// Stands in place of an entry while one mount fetches it. Told by its length: an entry has at
 /// least one byte and its tag, 9 bytes. One that is cut to this length is waited for and replaced
 /// as well.
@@ -147,6 +149,10 @@ impl EntryName {
     pub(super) fn object_range(&self) -> Range<u64> {
         let start = self.unit * UNIT_BYTES;
         start..start + self.unit_bytes
+    }
+
+    pub(super) fn is_small_object(&self) -> bool {
+        self.unit == 0 && self.unit_bytes <= SMALL_BYTES
     }
 
     fn first_block(&self) -> u64 {

@@ -12,14 +12,14 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::entry::{EntryName, Sealer, size};
+use super::entry::{EntryName, SMALL_BYTES, Sealer, size};
 use crate::base::layout::BLOCK_BYTES;
 
 /// What requests store at once, which a store of 1 GB/s takes in 8 ms. More of it would compete
 /// with the readers of a machine that is busy.
 const AT_ONCE_BYTES: u64 = 8 << 20;
 /// What a smaller entry counts as: 16 requests at most.
-const LEAST_AT_ONCE: u64 = 512 << 10;
+const LEAST_AT_ONCE: u64 = SMALL_BYTES;
 /// Smaller pieces that are not a unit's first are of random reads: the rest of it seldom comes.
 const LEAST_PIECE: u64 = 256 << 10;
 /// Units of which a part has come. The oldest is given up for another.

@@ -144,17 +144,12 @@ impl Asking<'_> {
     /// Asks for the unit, or for the part of it that is wanted.
     async fn step(self) -> Result<Step, StoreError> {
         let cache = &self.layer.cache;
-        if cache.state.lock().broken.contains(&self.wanted.name) {
-            return Ok(self.replace());
-        }
-        let Way::Ask(patience) = cache.way() else { return Ok(self.fetch(None)) };
-        let (is_alone, is_warm) = {
-            let outlook = &mut cache.state.lock().outlook;
-            (outlook.is_alone(Instant::now()), outlook.is_warm())
+        let (patience, is_warm) = match cache.way(&self.wanted) {
+            Way::Past => return Ok(self.fetch(None)),
+            Way::Replace => return Ok(self.replace()),
+            Way::Alone => return Ok(self.fetch(cache.right(&self.wanted, FillRight::IfAbsent))),
+            Way::Ask { patience, is_warm } => (patience, is_warm),
         };
-        if is_alone {
-            return Ok(self.fetch(cache.right(&self.wanted, FillRight::IfAbsent)));
-        }
         let mut rights = JoinSet::new();
         if is_warm {
             self.layer.begin_asking(&mut rights, self.object);

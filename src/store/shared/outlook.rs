@@ -28,10 +28,14 @@ const MEMORY: Duration = Duration::from_secs(10);
 /// time: those who begin at the same time are behind by a window of a stream, or some files.
 const ALONE: u32 = 32;
 const ALONE_AFTER: Duration = Duration::from_secs(2);
+/// The same for a small object, whose reader waits for the cache and then for the source. There is
+/// room to store it, so others find it, or are met.
+const ALONE_AFTER_SMALL: Duration = Duration::from_millis(250);
 /// Not for this long after it has met another, which may be behind again.
 const COMPANY: Duration = Duration::from_mins(1);
-/// Of those then, one in so many is asked for nevertheless.
-const ASKED: u32 = 16;
+/// Of those then, one in so many is asked for nevertheless: before it is stored, for which nobody
+/// waits, or if it is not stored, before it is fetched.
+pub(super) const ASKED: u32 = 16;
 /// What another mount fetches is waited for at least this long: its machine may be busy. Then one
 /// of those that wait claims it in its place.
 const LEAST_WAIT: Duration = Duration::from_secs(2);
@@ -237,13 +241,14 @@ impl Outlook {
     }
 
     /// Nobody else has been about: to ask would cost time, and find nothing.
-    pub(super) fn is_alone(&mut self, now: Instant) -> bool {
-        let is_new = self.unshared_since.is_none_or(|since| now < since + ALONE_AFTER);
+    pub(super) fn is_alone(&mut self, now: Instant, is_small: bool, stores: bool) -> bool {
+        let after = if is_small { ALONE_AFTER_SMALL } else { ALONE_AFTER };
+        let is_new = self.unshared_since.is_none_or(|since| now < since + after);
         if self.unshared < ALONE || is_new || self.has_company(now) {
             return false;
         }
-        self.unshared += 1;
-        !self.unshared.is_multiple_of(ASKED)
+        self.unshared += u32::from(!stores);
+        stores || !self.unshared.is_multiple_of(ASKED)
     }
 
     /// Others may wait for what this mount fetches.
@@ -358,16 +363,19 @@ mod tests {
     fn a_mount_that_finds_nobody_asks_seldom_until_it_finds_somebody() {
         let (mut outlook, now) = (Outlook::default(), Instant::now());
         for _ in 0..ALONE {
-            assert!(!outlook.is_alone(now) && !outlook.has_company(now));
+            assert!(!outlook.is_alone(now, false, false) && !outlook.has_company(now));
             outlook.unshared(now);
         }
         // Those that begin at the same time may be behind.
-        assert!(!outlook.is_alone(now));
+        assert!(!outlook.is_alone(now, false, false) && !outlook.is_alone(now, true, false));
+        let now = now + ALONE_AFTER_SMALL;
+        assert!(!outlook.is_alone(now, false, false) && outlook.is_alone(now, true, false));
         let now = now + ALONE_AFTER;
-        let asked = (0..160).filter(|_| !outlook.is_alone(now)).count();
+        let asked = (0..160).filter(|_| !outlook.is_alone(now, false, false)).count();
         assert!(asked == 10 && !outlook.has_company(now));
+        assert!((0..160).all(|_| outlook.is_alone(now, false, true)));
         outlook.shared();
-        assert!(!outlook.is_alone(now) && outlook.is_warm());
+        assert!(!outlook.is_alone(now, false, false) && outlook.is_warm());
         assert_eq!(outlook.for_room(now), LEAST_WAIT);
         outlook.fetched(now, ms(15));
         assert_eq!(outlook.for_room(now), FOR_ROOM);
@@ -380,7 +388,9 @@ mod tests {
         for _ in 0..2 * ALONE {
             outlook.unshared(now);
         }
-        assert!(!outlook.is_alone(now) && outlook.is_alone(now + COMPANY));
+        assert!(
+            !outlook.is_alone(now, false, false) && outlook.is_alone(now + COMPANY, false, false)
+        );
     }
 
     #[test]
