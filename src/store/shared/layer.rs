@@ -241,6 +241,7 @@ impl Asking<'_> {
             let is_over = asked >= since + limit;
             let claim = match timeout(patience, cache.look(self.wanted.clone())).await {
                 Ok(Ok(Look::Entry(reading))) => {
+                    cache.state.lock().outlook.filled(since.elapsed());
                     return self.show_if_allowed(reading, JoinSet::new()).await;
                 }
                 Ok(Ok(Look::Claim(age))) => {

@@ -59,7 +59,7 @@ pub(super) struct Outlook {
     /// A unit from the source, and when it was measured.
     source: LastTimes<9>,
     measured: Option<Instant>,
-    /// A unit that this mount has claimed, until it was stored.
+    /// A unit that was claimed, until this mount had stored it, or no longer waited for another.
     filling: LastTimes<9>,
     /// When the cache last began to answer.
     heard: Option<Instant>,
@@ -178,7 +178,7 @@ impl Outlook {
         self.fetched(now, took);
     }
 
-    /// A unit that this mount had claimed was stored this long after it was asked for.
+    /// A unit was stored this long after this mount had asked for it, by it or by another.
     pub(super) fn filled(&mut self, took: Duration) {
         self.filling.add(took);
     }
@@ -188,8 +188,8 @@ impl Outlook {
         (2 * self.a_unit()).max(self.longest_patience(now))
     }
 
-    /// The wait for what another mount fetches, by what this one takes at present to fetch, and to
-    /// store.
+    /// The wait for what another mount fetches, by what this one takes at present to fetch, and
+    /// what both take to store.
     pub(super) fn longest_wait(&self) -> Duration {
         let filling = self.filling.slow().unwrap_or_default();
         (4 * self.a_unit().max(filling)).clamp(LEAST_WAIT, LONGEST_WAIT)

@@ -774,6 +774,26 @@ async fn small_files_are_fetched_once_whenever_the_mounts_begin() {
     }
 }
 
+/// The one that is behind has stored nothing itself: it knows by its waits what that takes.
+#[tokio::test(start_paused = true)]
+async fn a_mount_that_only_follows_waits_as_long_as_the_other_takes() {
+    let site = Site::new();
+    let (ahead, follower) = (Arc::new(site.mount().0), Arc::new(site.mount().0));
+    for (name, ms) in [("fast", 1500), ("slow", 4000)] {
+        site.shelf.troubles(Trouble::None, Trouble::Slow(ms * MS));
+        let mut reads = JoinSet::new();
+        for (version, want) in site.family(name, 16) {
+            let (ahead, follower) = (ahead.clone(), follower.clone());
+            reads.spawn(async move {
+                read_all(&ahead, &version, &want).await;
+                read_all(&follower, &version, &want).await;
+            });
+        }
+        reads.join_all().await;
+        assert_eq!(site.gets(), 16, "{name}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn random_reads_fetch_what_they_ask_for_and_nothing_else() {
     let site = Site::new();
