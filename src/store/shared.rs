@@ -218,7 +218,7 @@ impl SharedCache {
         let CacheState { reading, filling, outlook, broken } = &mut *self.state.lock();
         let stores = wanted.is_whole() && keeps_up && !filling.is_open();
         let is_small = wanted.name.is_small_object();
-        if broken.contains(&wanted.name) {
+        if broken.contains(&wanted.name, now) {
             return Way::Replace;
         }
         let patience = match reading.admits(now) {
@@ -255,7 +255,7 @@ impl SharedCache {
             return Ok(Look::Claim(age));
         }
         if length == MARK.len() as u64 {
-            self.state.lock().broken.note(name);
+            self.state.lock().broken.note(name, Instant::now());
             return Ok(Look::Mark);
         }
         if length != self.sealer.entry_bytes(&name) {
@@ -367,7 +367,7 @@ impl SharedCache {
                 }
                 _ => None,
             };
-            let is_broken = self.state.lock().broken.contains(&name);
+            let is_broken = self.state.lock().broken.contains(&name, now);
             let of_unit = if is_broken { FillRight::Owner } else { right };
             match self.fills.add(name, (&(at..until), &piece), (of_unit, memory)) {
                 Ok(Some(whole)) => drop(tokio::spawn(self.clone().store(whole, begun))),
@@ -389,7 +389,7 @@ impl SharedCache {
         name: EntryName,
         beside: Option<Duration>,
     ) -> Result<bool, StoreError> {
-        let late = || StoreError::TimedOut("a claim was not taken".to_owned());
+        let late = || not_taken("a claim");
         let claiming = tokio::spawn(async move {
             // Of those beside another, one in each such time.
             let key = match beside {
@@ -429,8 +429,7 @@ impl SharedCache {
         let Some(_turn) = self.fills.turn(name.unit_bytes).await else { return };
         let (entry, _memory) = whole.sealed(&self.sealer);
         let put = self.entries.put(&key, &entry, right == FillRight::IfAbsent);
-        let late = |_elapsed| Err(StoreError::TimedOut("an entry was not taken".to_owned()));
-        let stored = timeout(FILL_LIMIT, put).await.unwrap_or_else(late);
+        let stored = timeout(FILL_LIMIT, put).await.unwrap_or_else(|_| Err(not_taken("an entry")));
         if right == FillRight::Owner {
             self.state.lock().outlook.filled(begun.elapsed());
         }
@@ -470,4 +469,8 @@ impl SharedCache {
             tracing::warn!("nothing is stored in the shared cache for {seconds} s: {error}");
         }
     }
+}
+
+fn not_taken(what: &str) -> StoreError {
+    StoreError::TimedOut(format!("{what} was not taken"))
 }

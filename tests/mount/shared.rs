@@ -1,14 +1,13 @@
 //! The cache that nodes share: several mounts of one bucket, and a second server between them.
 
 use std::path::PathBuf;
-use std::process::Command;
 
 use devserver::proxy::{Fault, FaultProxy, Rule};
 use devserver::{Kind, Server};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::common::{Daemon, Scene, can_mount, eventually};
+use crate::common::{Daemon, Scene, can_mount, eventually, program};
 
 /// A bucket, and a server that holds what its mounts share.
 struct Nodes {
@@ -44,7 +43,8 @@ impl Nodes {
         let _ = std::fs::create_dir(&place);
         let mut command = self.scene.program();
         command.arg("data").arg(&place).args(self.options()).args(more);
-        Node { _daemon: Daemon::start(&mut command, &place), place, program: self.scene.program() }
+        let home = self.scene.folder.path().join("home");
+        Node { _daemon: Daemon::start(&mut command, &place), place, home }
     }
 
     /// Another mount has stored all that the bucket holds, which is this.
@@ -76,7 +76,7 @@ impl Nodes {
 struct Node {
     _daemon: Daemon,
     place: PathBuf,
-    program: Command,
+    home: PathBuf,
 }
 
 impl Node {
@@ -84,8 +84,9 @@ impl Node {
         keys().iter().map(|key| std::fs::read(self.place.join(key)).unwrap()).collect()
     }
 
-    fn total(&mut self, name: &str) -> u64 {
-        let output = self.program.arg("status").arg(&self.place).arg("--json").output().unwrap();
+    fn total(&self, name: &str) -> u64 {
+        let mut status = program(&self.home);
+        let output = status.arg("status").arg(&self.place).arg("--json").output().unwrap();
         let status: Value = serde_json::from_slice(&output.stdout).unwrap();
         status["totals"][name].as_u64().unwrap()
     }
@@ -117,7 +118,7 @@ fn what_one_node_fetched_the_others_read_from_the_shared_cache() {
         let options: Vec<&str> =
             options.iter().map(|&it| if it == "--cache-dir=DIR" { &*dir } else { it }).collect();
         nodes.scene.server.reset();
-        let mut node = nodes.mount(name, &options);
+        let node = nodes.mount(name, &options);
         assert_eq!(node.read_all(), want, "{name}");
         let counts = nodes.scene.server.counts();
         // A busy machine may let the cache be late.
@@ -217,7 +218,7 @@ fn no_fault_of_the_shared_cache_reaches_a_program() {
     {
         nodes.proxy.add(Rule::new(|request| request.kind() != Kind::List, fault.clone()));
         let name = format!("faulty{number}");
-        let mut node = nodes.mount(&name, &["--shared-cache-trust"]);
+        let node = nodes.mount(&name, &["--shared-cache-trust"]);
         assert_eq!(node.read_all(), want, "{fault:?}");
         if let Some(counter) = counter {
             assert!(node.total(counter) > 0, "{fault:?}");
@@ -256,6 +257,48 @@ fn a_node_that_finds_nobody_soon_asks_the_shared_cache_no_more() {
     // 32, and one in 16.
     let looks = nodes.cache.counts().get;
     assert!(looks < 80, "{looks} looks of a mount that is alone");
+}
+
+/// What it finds wrong it cannot replace.
+#[test]
+fn a_node_that_may_only_read_does_not_go_on_trying_to_write() {
+    if !can_mount() {
+        return;
+    }
+    let nodes = Nodes::new();
+    let keys: Vec<_> = (0..4).map(|number| format!("wrong{number}/file")).collect();
+    for key in &keys {
+        nodes.scene.bucket().put_synthetic(key, 300_000);
+    }
+    let read = |node: &Node, key: &String| std::fs::read(node.place.join(key)).unwrap();
+    let trust = &["--shared-cache-trust"];
+    eventually("all is stored", || {
+        let one = nodes.mount("one", trust);
+        for key in &keys {
+            read(&one, key);
+        }
+        nodes.held() == keys.len()
+    });
+    let cache = nodes.cache.bucket("cache");
+    for entry in cache.keys() {
+        let mut bytes = cache.bytes(&entry, 0..cache.info(&entry).unwrap().size).to_vec();
+        *bytes.last_mut().unwrap() ^= 1;
+        cache.put(&entry, bytes);
+    }
+    let denied = Fault::Status { status: 403, code: "AccessDenied".to_owned() };
+    let puts = nodes.proxy.add(Rule::new(|request| request.kind() == Kind::Other, denied));
+    let node = nodes.mount("two", trust);
+    let right = |key: &String| {
+        let want = nodes.scene.bucket().bytes(key, 0..300_000).to_vec();
+        assert_eq!(read(&node, key), want, "{key}");
+    };
+    right(&keys[0]);
+    eventually("it is refused", || node.total("shared_pauses") > 0);
+    let refused = puts.hits();
+    keys[1..].iter().for_each(right);
+    drop(node);
+    // A machine that takes a minute for that has it tried again.
+    assert!(refused > 0 && puts.hits() <= refused + 1, "{refused} and then {}", puts.hits());
 }
 
 #[test]

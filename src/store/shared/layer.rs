@@ -195,7 +195,7 @@ impl Asking<'_> {
                 }
                 let state = &mut *cache.state.lock();
                 if age.is_some_and(|age| age >= state.outlook.longest_wait().max(STALE)) {
-                    state.broken.note(self.wanted.name);
+                    state.broken.note(self.wanted.name, Instant::now());
                 }
                 Ok(self.fetch(None))
             }

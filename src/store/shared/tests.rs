@@ -44,6 +44,7 @@ enum Trouble {
 struct Shelf {
     entries: Mutex<HashMap<String, (Vec<u8>, Instant)>>,
     asked: AtomicUsize,
+    puts: AtomicUsize,
     /// It stores what must be absent in any case, as Garage does.
     is_blind: AtomicBool,
     turn: tokio::sync::Mutex<()>,
@@ -143,6 +144,7 @@ impl EntryStore for Shelf {
     ) -> Result<bool, StoreError> {
         let entry = entry.concat();
         let trouble = self.trouble.lock().1.clone();
+        self.puts.fetch_add(1, Ordering::Relaxed);
         meet(&trouble).await?;
         if let Trouble::Slow(time) = trouble
             && entry != CLAIM
@@ -792,6 +794,32 @@ async fn a_mount_that_only_follows_waits_as_long_as_the_other_takes() {
         reads.join_all().await;
         assert_eq!(site.gets(), 16, "{name}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mount_that_may_only_read_is_refused_once_and_finds_what_others_have_replaced() {
+    let site = Site::new();
+    let objects = site.filled("k", 40).await;
+    // What is before it has been shown when it is found.
+    for (bytes, _) in site.shelf.entries.lock().values_mut().take(4) {
+        *bytes.last_mut().unwrap() ^= 1;
+    }
+    let refuses = |puts| site.shelf.troubles(Trouble::None, puts);
+    refuses(Trouble::Fails(StoreError::Denied("no".to_owned())));
+    let (mount, stats) = site.mount();
+    site.shelf.puts.store(0, Ordering::Relaxed);
+    read_each(&mount, &objects).await;
+    settle().await;
+    assert_eq!((stats.shared_wrong.get(), site.shelf.puts.load(Ordering::Relaxed)), (4, 1));
+    refuses(Trouble::None);
+    for _ in 0..2 {
+        read_each(&site.mount().0, &objects).await;
+        settle().await;
+    }
+    sleep(Duration::from_mins(1)).await;
+    site.gets();
+    read_each(&mount, &objects).await;
+    assert_eq!((site.gets(), stats.shared_wrong.get()), (0, 4));
 }
 
 #[tokio::test(start_paused = true)]
