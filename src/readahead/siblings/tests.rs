@@ -259,12 +259,9 @@ fn a_file_read_in_pieces_is_read_once() {
     let access = |from_start| SmallRead { index: 7, from_start, cached: true, served_bytes: 0 };
     siblings.read(&folder, access(false));
     siblings.read(&folder, access(false));
-    let again = |siblings: &Siblings| {
-        siblings.state.lock().by_path.peek(&folder.path).map(|pattern| pattern.again.count())
-    };
-    assert_eq!(again(&siblings), Some(0));
+    assert_eq!(read_again(&siblings, &folder), Some(0));
     siblings.read(&folder, access(true));
-    assert_eq!(again(&siblings), Some(1));
+    assert_eq!(read_again(&siblings, &folder), Some(1));
 }
 
 #[test]
@@ -483,6 +480,11 @@ fn books(siblings: &Siblings, folder: &Folder) -> (Vec<(bool, bool)>, u64, u64) 
     (marks.collect(), pattern.ahead_bytes, pattern.ahead.count() as u64)
 }
 
+/// The number of files that were read again in this epoch.
+fn read_again(siblings: &Siblings, folder: &Folder) -> Option<usize> {
+    siblings.state.lock().by_path.peek(&folder.path).map(|pattern| pattern.again.count())
+}
+
 #[test]
 fn reads_that_looked_at_the_clock_in_another_order_change_nothing() {
     let siblings = Siblings::new(NO_LIMITS, Arc::new(Stats::default()));
@@ -539,11 +541,11 @@ proptest! {
                 };
                 let access = SmallRead { index, from_start: true, cached, served_bytes };
                 let (before, _, _) = books(&siblings, &folder);
+                let again = read_again(&siblings, &folder);
                 let chosen = siblings.read(&folder, access);
                 served_bytes += folder.sizes[index].unwrap();
                 let (marked, ahead, ahead_count) = books(&siblings, &folder);
-                let read = |marks: &[(bool, bool)]| marks.iter().filter(|(read, _)| *read).count();
-                let began_anew = read(&marked) < read(&before);
+                let began_anew = read_again(&siblings, &folder) < again;
                 for (nth, &sibling) in chosen.iter().enumerate() {
                     prop_assert!(files.contains(&sibling), "a small file");
                     prop_assert!(!chosen[..nth].contains(&sibling), "only once");
