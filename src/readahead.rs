@@ -131,17 +131,22 @@ impl Readahead {
                 break;
             }
         }
-        match plan.judged {
+        self.is_whole(source, plan.judged)
+    }
+
+    /// Whether an object is read whole, as far as that can be told yet.
+    fn is_whole(&self, source: &Source, judged: Judged) -> bool {
+        match judged {
             Judged::Whole => true,
             Judged::NotYet { places, is_whole } => {
                 let places = if is_whole { u64::MAX } else { places };
-                self.judge(source, places).unwrap_or(is_whole)
+                self.judge(source, places).unwrap_or(false)
             }
             Judged::InPart => false,
         }
     }
 
-    /// Whether an object that is read in so many places is read whole, if that can be told yet.
+    /// Looks what an object is that is read in so many places: whether it is read whole.
     fn judge(&self, source: &Source, places: u64) -> Option<bool> {
         let meta = &source.meta.version;
         let beginning = |bytes| self.beginning(source, bytes);
@@ -172,8 +177,11 @@ impl Readahead {
             return;
         }
         if let Some(next) = next_of_model(names, source) {
-            self.streams.read_next(next.id, next.meta.version.size_bytes);
-            self.fetch_front(&next);
+            let judged = self.streams.read_next(next.id, next.meta.version.size_bytes);
+            // Not before it is known in which order.
+            if self.is_whole(&next, judged) {
+                self.fetch_front(&next);
+            }
         }
     }
 

@@ -92,6 +92,33 @@ fn a_checkpoint_is_fetched_whole_and_once_and_then_the_next_one() {
     }
 }
 
+/// R10: what a header says of the order counts before the first byte of a tensor is read.
+#[test]
+fn the_next_checkpoint_is_fetched_in_the_order_of_its_names() {
+    if !can_mount() {
+        return;
+    }
+    let keys = [shard(1), shard(2)];
+    let backwards = safetensors_of(|number| {
+        let place = TENSORS - 1 - number;
+        (place * TENSOR, (place + 1) * TENSOR)
+    });
+    let scene = scene_of(&[(&keys[0], safetensors()), (&keys[1], backwards)]);
+    let mount = scene.mount(&["--metadata-ttl=1h", "--memory-budget=32MiB"]);
+    assert_eq!(mount.names("m").len(), 2);
+    let file = File::open(mount.path(&keys[0])).unwrap();
+    for number in layers() {
+        read_tensor(&mount, &file, &keys[0], number);
+    }
+    eventually("the next one is asked for", || asked(&mount, &keys[1]) >= 8 * MIB);
+    let log = mount.scene.server.log();
+    let gets = log.iter().filter(|request| request.key == keys[1]);
+    let starts: Vec<_> = gets.filter_map(|get| Some(get.bytes()?.start)).collect();
+    // There is room for its second half only, beside its header.
+    let first_half = 2 * MIB..TENSORS * TENSOR / 2 - 2 * MIB;
+    assert!(!starts.iter().any(|start| first_half.contains(start)), "{starts:?}");
+}
+
 /// R10: to open a file is to map it and look at its header, for which the kernel asks for 1 MiB.
 #[test]
 fn a_header_alone_costs_what_the_kernel_asks_for() {

@@ -137,14 +137,16 @@ impl Streams {
         whole.is_read()
     }
 
-    /// An object of `size` bytes will be read whole after another one that was.
-    pub(crate) fn read_next(&self, id: ObjectId, size: u64) {
+    /// An object of `size` bytes will be read whole after another one that was, unless it is known
+    /// to be something else.
+    pub(crate) fn read_next(&self, id: ObjectId, size: u64) -> Judged {
         let mut objects = self.objects.lock();
         let runs = objects.get_or_insert_mut(id, || Runs::new(size, self.limits.block_bytes));
-        if !runs.whole.is_read() {
+        if matches!(runs.whole.verdict, Verdict::Unknown | Verdict::OneTensor(_)) {
             runs.whole.verdict = Verdict::Yes { asked: 0 };
             runs.whole.read = size;
         }
+        runs.whole.judged()
     }
 
     /// What to fetch now of an object that is read whole, in GETs of a part; marks it as requested.
