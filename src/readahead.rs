@@ -189,10 +189,10 @@ impl Readahead {
         let (pace, used) = (self.cache.network_pace(), self.cache.used());
         let size_bytes = source.meta.version.size_bytes;
         let front = self.streams.front(source.id, size_bytes, pace, used)?;
-        for range in &front.ahead {
+        for (place, range) in &front.ahead {
             let reached = self.cache.fetch(source, range.clone(), pace.part_bytes, Purpose::Ahead);
             if reached < range.end {
-                self.streams.front_fell_short(source.id, reached);
+                self.streams.front_fell_short(source.id, *place);
                 break;
             }
         }

@@ -188,6 +188,15 @@ impl Tensors {
         })
     }
 
+    /// Programs read them as they lie in the file. False if that was known.
+    pub(super) fn order_by_place(&mut self) -> bool {
+        let is_news = self.stretches.len() > 1;
+        if let Some(&Stretch { until, .. }) = self.stretches.last() {
+            self.stretches = [Stretch { start: 0, until }].into();
+        }
+        is_news
+    }
+
     /// What programs read next of a file of `size` bytes, when they have read so many in order.
     pub(super) fn next(&self, read: u64, size: u64) -> Range<u64> {
         let index = self.stretches.partition_point(|stretch| stretch.until <= read);
@@ -208,6 +217,11 @@ impl Tensors {
             (start..start + until - before).contains(&at).then(|| before + at - start)
         });
         places.find_map(|place| place).unwrap_or(at)
+    }
+
+    /// They begin to read elsewhere when they have read so many.
+    pub(super) fn begins(&self, read: u64) -> bool {
+        self.stretches.binary_search_by_key(&read, |stretch| stretch.until).is_ok()
     }
 
     /// The bytes of the stretches before this one.
@@ -406,6 +420,8 @@ mod tests {
             for inside in [next.start, next.end - 1] {
                 assert_eq!(tensors.come(inside), read + inside - next.start);
             }
+            assert_eq!(tensors.begins(read), read > 0);
+            assert!(!tensors.begins(read + 1));
             read += next.end - next.start;
             order.push(next);
         }
@@ -421,6 +437,10 @@ mod tests {
                 layer(5 * MIB + 22, 5 * MIB + 25),
             ]
         );
+        let mut tensors = tensors;
+        assert!(tensors.order_by_place());
+        assert_eq!(tensors.next(7, size), 7..size - 3);
+        assert!(!tensors.order_by_place());
     }
 
     #[test]

@@ -23,8 +23,8 @@
 //! - A first read, or a random one: nothing, unless the runs before it were longer. It fetches the
 //!   bytes that were requested, in whole blocks.
 //! - An object that is probably read whole, in whatever order ([`Streams::read_whole`]): all of it,
-//!   from its beginning, or in the order of its tensors' names, beside what its streams are fetched
-//!   ahead.
+//!   from its beginning, or in the order of its tensors' names or places, beside what its streams
+//!   are fetched ahead.
 
 use std::ops::Range;
 
@@ -136,7 +136,7 @@ impl Streams {
             now: want.clone(),
             now_piece_bytes: part.min(DEMAND_PIECE_BYTES).max(self.limits.block_bytes),
             ahead: Vec::new(),
-            pieces: Pieces { begun: 0, least_bytes: part, most_bytes: part },
+            pieces: Pieces::equal(part),
             judged: Judged::InPart,
         };
         if size <= self.limits.small_bytes {
@@ -151,11 +151,10 @@ impl Streams {
         let is_new = known.is_none();
         let index = known.unwrap_or_else(|| runs.begin(&want, now));
         let begins = is_new || runs.began_before(index, &want);
-        let stream = &mut runs.streams[index];
-        stream.used = now;
         let length = want.end - want.start;
-        let advances = want.end > stream.position;
-        stream.pass(&want);
+        let advances = want.end > runs.streams[index].position;
+        runs.pass(index, &want, now);
+        let stream = &mut runs.streams[index];
         runs.whole.touch(stream);
         let no_ahead = ReadPlan { judged: runs.whole.judged(), ..no_ahead };
         let unit = self.limits.unit_bytes;
@@ -187,10 +186,14 @@ impl Streams {
         }
         let most = self.window(active(&objects, now).max(1), pace);
         let runs = objects.get_mut(&id).expect("found above, under the same lock");
+        if is_new && let Some(ahead) = runs.one_tensor(pace.in_flight_bytes) {
+            let pieces = Pieces::equal(LEAST_PIECE_BYTES.max(unit).min(part));
+            return ReadPlan { ahead, pieces, ..no_ahead };
+        }
         let tensor = runs.whole.tensor(&runs.streams[index]);
         if is_regular && joined.is_none() {
             let mut ahead = runs.ask_in_strides(index, begins, length, size, most);
-            if let Some(tensor) = tensor {
+            if let Some(tensor) = tensor.filter(|_| !runs.whole.strays) {
                 for range in &mut ahead {
                     *range = range.start.max(tensor.start)..range.end.min(tensor.end);
                 }
@@ -263,6 +266,10 @@ impl Streams {
 }
 
 impl Pieces {
+    fn equal(bytes: u64) -> Self {
+        Self { begun: 0, least_bytes: bytes, most_bytes: bytes }
+    }
+
     /// The size of a GET at this offset.
     fn at(&self, offset: u64) -> u64 {
         let before = offset.saturating_sub(self.begun);

@@ -69,6 +69,8 @@ pub(super) struct Runs {
     pub(super) beginnings: Steps,
     pub(super) marks: Marks,
     pub(super) whole: Whole,
+    /// Reads of the object.
+    reads: u64,
 }
 
 /// A stream that was made of two.
@@ -99,6 +101,12 @@ pub(super) struct ReadStream {
     pub(super) asked: u64,
     pub(super) reads_at: Steps,
     pub(super) used: Instant,
+    /// The tensor in which it begins, if the object is a checkpoint that tells where they lie.
+    pub(super) tensor: Option<usize>,
+    /// Where it was read on when others of the object had been read since.
+    pub(super) resumed: Option<u64>,
+    /// Its last read was this one of the object.
+    last: u64,
 }
 
 impl Runs {
@@ -108,6 +116,7 @@ impl Runs {
             beginnings: Steps::default(),
             marks: Marks::new(size, block_bytes),
             whole: Whole::default(),
+            reads: 0,
         }
     }
 
@@ -128,7 +137,7 @@ impl Runs {
         });
         self.beginnings.add(want);
         self.whole.places += u64::from(want.start > 0);
-        self.streams.push(ReadStream {
+        let mut stream = ReadStream {
             begun: want.start,
             first: want.clone(),
             is_bulk: want.start == 0 && want.end >= BULK_BYTES,
@@ -140,7 +149,12 @@ impl Runs {
             asked,
             reads_at: Steps::default(),
             used,
-        });
+            tensor: None,
+            resumed: None,
+            last: self.reads,
+        };
+        stream.tensor = self.whole.begins_in(&stream);
+        self.streams.push(stream);
         self.streams.len() - 1
     }
 
@@ -156,11 +170,31 @@ impl Runs {
         corrects
     }
 
+    /// A stream is read.
+    pub(super) fn pass(&mut self, index: usize, want: &Range<u64>, now: Instant) {
+        let stream = &mut self.streams[index];
+        if stream.last < self.reads {
+            stream.resumed = Some(want.start);
+        }
+        self.reads += 1;
+        stream.last = self.reads;
+        stream.used = now;
+        stream.pass(want);
+    }
+
     /// The stream that a read belongs to, the nearest one if there are several.
     pub(super) fn find(&self, want: &Range<u64>) -> Option<usize> {
         let near = self.streams.iter().enumerate();
         let near = near.filter_map(|(index, stream)| Some((stream.distance(want)?, index)));
         near.min().map(|(_, index)| index)
+    }
+
+    /// What was not read of the only tensor that programs have touched, if they have read its
+    /// beginning and its end, and so will read all of it. None of more than `most` bytes.
+    pub(super) fn one_tensor(&self, most: u64) -> Option<Vec<Range<u64>>> {
+        let tensor = self.whole.one_tensor().filter(|tensor| tensor.end - tensor.start <= most)?;
+        let ends = [tensor.start, tensor.end.saturating_sub(1)];
+        ends.iter().all(|&end| self.marks.was_read_at(end)).then(|| self.marks.unread(tensor))
     }
 
     /// Makes a stream one with its neighbour, if it has reached that or is near to it.
@@ -178,6 +212,9 @@ impl Runs {
         stream.position = next.position;
         stream.asked = stream.asked.max(next.asked);
         stream.used = now;
+        // Nobody has read on from there yet.
+        stream.resumed = Some(stream.position);
+        stream.last = self.reads;
         Some(Merged { index, gap: Some(gap).filter(|gap| !gap.is_empty()) })
     }
 
@@ -232,7 +269,7 @@ impl ReadStream {
         follows && next.begun <= near
     }
 
-    pub(super) fn pass(&mut self, want: &Range<u64>) {
+    fn pass(&mut self, want: &Range<u64>) {
         self.reads_at.add(want);
         self.reads += 1;
         self.read += want.end - want.start;

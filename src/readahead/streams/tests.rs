@@ -317,8 +317,8 @@ async fn a_network_that_needs_more_in_flight_gets_a_larger_window() {
 #[derive(Default)]
 struct Fetched {
     blocks: BTreeSet<u64>,
-    /// Blocks that were read, by chunk.
-    read: BTreeMap<u64, BTreeSet<u64>>,
+    /// The blocks whose beginning was read, or end, by chunk.
+    read: BTreeMap<u64, BTreeSet<(u64, bool)>>,
     bytes: u64,
     waits: u64,
     /// The object says that it is a checkpoint.
@@ -330,6 +330,15 @@ struct Fetched {
 }
 
 impl Fetched {
+    /// Bytes that are here and were not read.
+    fn unread_bytes(&self) -> u64 {
+        let was_read = |block: u64| {
+            let read = self.read.get(&(block / 16));
+            read.is_some_and(|read| read.contains(&(block, false)) && read.contains(&(block, true)))
+        };
+        131_072 * self.blocks.iter().filter(|&&block| !was_read(block)).count() as u64
+    }
+
     /// Carries a plan out, and counts a wait for a read whose bytes nobody had asked for.
     fn read(&mut self, readers: &Streams, size: u64, want: Range<u64>) {
         let blocks = |range: &Range<u64>| range.start / 131_072..range.end.div_ceil(131_072);
@@ -343,14 +352,18 @@ impl Fetched {
             readers.has_tensors(2, tensors);
         }
         let front = readers.front(2, size, pace, Use::default());
-        let front = front.into_iter().flat_map(|front| front.ahead);
+        let front = front.into_iter().flat_map(|front| front.ahead).map(|(_, range)| range);
         for range in std::iter::once(plan.now).chain(plan.ahead).chain(front) {
             let new = blocks(&range).filter(|&block| self.blocks.insert(block)).count();
             self.bytes += 131_072 * new as u64;
         }
-        for block in want.start / 131_072..want.end / 131_072 {
+        for block in blocks(&want) {
+            let ends = [block * 131_072, (block + 1) * 131_072];
+            let (begins, ends) = (want.start <= ends[0], ends[1] <= want.end);
             let read = self.read.entry(block / 16).or_default();
-            if read.insert(block) && read.len() == 16 {
+            let new = [begins.then_some((block, false)), ends.then_some((block, true))];
+            let new = new.into_iter().flatten().filter(|&end| read.insert(end)).count();
+            if new > 0 && read.len() == 32 {
                 self.blocks.retain(|&other| other / 16 != block / 16);
             }
         }
@@ -570,16 +583,100 @@ async fn a_tensor_is_fetched_whole_at_its_first_read_if_the_checkpoint_is() {
     assert!(50 * fetched.bytes <= 51 * size, "{}", fetched.bytes);
 }
 
-#[tokio::test(start_paused = true)]
-async fn tensors_are_fetched_in_the_order_of_their_names() {
+/// What the kernel asks for when a program copies tensors of 8 MiB of a mapped file: around the
+/// first page and the last one, what lies between them, and on beyond the end; nothing twice.
+fn copied(order: impl IntoIterator<Item = u64>, size: u64) -> Vec<Range<u64>> {
+    const PAGE: u64 = 4096;
+    let (mut here, mut asked) = (BTreeSet::new(), Vec::new());
+    let mut ask = |range: Range<u64>| {
+        let pages = range.start / PAGE..range.end.min(size).div_ceil(PAGE);
+        let missing = pages.skip_while(|page| here.contains(page));
+        let missing: Vec<_> = missing.take_while(|page| !here.contains(page)).collect();
+        here.extend(missing.iter().copied());
+        if let (Some(first), Some(last)) = (missing.first(), missing.last()) {
+            asked.push(first * PAGE..((last + 1) * PAGE).min(size));
+        }
+    };
+    for tensor in order {
+        let start = 6002 + tensor * 8 * MIB;
+        let end = start + 8 * MIB;
+        for page in [start, end - 1] {
+            ask(page.saturating_sub(MIB / 2)..page + MIB / 2);
+        }
+        for at in (start..end).step_by(1 << 20) {
+            ask(at..at + MIB);
+        }
+        ask(end + MIB / 2..end + 3 * MIB / 2);
+    }
+    asked
+}
+
+/// With the names of [`layers`].
+fn with_layers() -> (Fetched, u64) {
     let mut names = [0; 64];
     for (name, at) in (0..).zip(layers()) {
         names[usize::try_from(at).unwrap()] = name;
     }
+    with_named_tensors(names)
+}
+
+const SLOW: NetworkPace = NetworkPace { part_bytes: 2 * MIB, in_flight_bytes: 16 * MIB };
+
+#[tokio::test(start_paused = true)]
+async fn what_the_kernel_asks_for_around_tensors_is_there_and_little_else() {
+    let (mut fetched, size) = with_layers();
+    fetched.pace = Some(SLOW);
+    let (readers, mut most) = (readers(), 0);
+    fetched.read(&readers, size, 0..16_384);
+    for want in copied(layers(), size) {
+        fetched.read(&readers, size, want);
+        most = most.max(fetched.unread_bytes());
+    }
+    assert!(fetched.waits <= 8, "the header and two tensors: {}", fetched.waits);
+    assert!(50 * fetched.bytes <= 51 * size, "{}", fetched.bytes);
+    // And what lies around each tensor.
+    assert!(most <= 7 * SLOW.in_flight_bytes, "{most}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_that_is_read_in_another_order_is_fetched_as_far_ahead_as_may_be() {
+    let (mut fetched, size) = with_tensors();
+    fetched.pace = Some(SLOW);
+    let (readers, mut most) = (readers(), 0);
+    fetched.read(&readers, size, 0..16_384);
+    for want in copied(layers(), size) {
+        fetched.read(&readers, size, want);
+        most = most.max(fetched.unread_bytes());
+    }
+    assert!(50 * fetched.bytes <= 51 * size, "{}", fetched.bytes);
+    assert!(most >= 12 * SLOW.in_flight_bytes, "{most}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tensor_is_fetched_whole_when_its_both_ends_were_read() {
+    let (mut fetched, size) = with_tensors();
+    let readers = readers();
+    fetched.read(&readers, size, 0..16_384);
+    let reads = copied([40], size);
+    for want in &reads[..2] {
+        fetched.read(&readers, size, want.clone());
+    }
+    let (cost, waits) = (fetched.bytes, fetched.waits);
+    assert!((9 * MIB..12 * MIB).contains(&cost), "{cost}");
+    let (last, inside) = reads[2..].split_last().unwrap();
+    for want in inside {
+        fetched.read(&readers, size, want.clone());
+    }
+    assert_eq!((fetched.bytes, fetched.waits), (cost, waits));
+    fetched.read(&readers, size, last.clone());
+    assert!(fetched.bytes <= cost + MIB + 131_072, "what the kernel reads: {}", fetched.bytes);
+}
+
+#[tokio::test(start_paused = true)]
+async fn tensors_are_fetched_in_the_order_of_their_names() {
     // Twice as fast as the program.
     let pace = NetworkPace { part_bytes: MIB, in_flight_bytes: 2 * MIB };
-    let waits = [names, std::array::from_fn(|at| at as u64)].map(|names| {
-        let (mut fetched, size) = with_named_tensors(names);
+    let waits = [with_layers(), with_tensors()].map(|(mut fetched, size)| {
         let readers = readers();
         fetched.pace = Some(pace);
         fetched.read(&readers, size, 0..16_384);
@@ -598,6 +695,23 @@ async fn a_program_that_reads_on_through_tensors_is_a_stream() {
     let readers = readers();
     for start in (0..size).step_by(1 << 19) {
         fetched.read(&readers, size, start..(start + MIB / 2).min(size));
+    }
+    assert!(fetched.waits <= 8, "{}", fetched.waits);
+    assert_eq!(fetched.bytes, size.next_multiple_of(131_072));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_program_that_reads_on_through_tensors_has_them_fetched_in_the_order_of_the_file() {
+    let (mut fetched, size) = with_layers();
+    fetched.pace = Some(SLOW);
+    let readers = readers();
+    for start in (0..size).step_by(1 << 19) {
+        fetched.read(&readers, size, start..(start + MIB / 2).min(size));
+        let front = readers.front(2, size, SLOW, Use::default());
+        for (_, range) in front.into_iter().flat_map(|front| front.ahead) {
+            let is_near = range.start < start + 128 * MIB;
+            assert!(start < 48 * MIB || is_near, "{range:?} at {start}");
+        }
     }
     assert!(fetched.waits <= 8, "{}", fetched.waits);
     assert_eq!(fetched.bytes, size.next_multiple_of(131_072));
@@ -623,13 +737,13 @@ async fn the_next_checkpoint_is_fetched_when_half_of_this_one_was_read() {
     let front = readers.front(3, size, PACE, used).unwrap();
     assert_eq!(
         front,
-        WholeAhead { ahead: vec![0..24 * MIB], ends: false },
+        WholeAhead { ahead: vec![(0, 0..24 * MIB)], ends: false },
         "what may be in flight"
     );
     readers.front_fell_short(3, 8 * MIB);
     let used = Use { awaited_bytes: 0, unread_bytes: 500 * MIB };
     let front = readers.front(3, size, PACE, used).unwrap();
-    assert_eq!(front.ahead, vec![8 * MIB..16 * MIB], "what may be unread");
+    assert_eq!(front.ahead, vec![(8 * MIB, 8 * MIB..16 * MIB)], "what may be unread");
     assert_eq!(readers.front(4, size, PACE, Use::default()), None);
 }
 
