@@ -67,7 +67,7 @@ const LEAST_PIECE_BYTES: u64 = 1 << 20;
 /// unless the stream began in the middle and is probably short.
 const LARGE_WINDOW_BYTES: u64 = 16 << 20;
 
-/// Objects whose streams are remembered: mostly some 300 bytes each; 40 KiB at most, and 8 to
+/// Objects whose streams are remembered: mostly some 400 bytes each; 64 KiB at most, and 8 to
 /// 24 bytes for each tensor of a checkpoint.
 const OBJECTS: usize = 1024;
 
