@@ -622,16 +622,25 @@ fn with_layers() -> (Fetched, u64) {
 
 const SLOW: NetworkPace = NetworkPace { part_bytes: 2 * MIB, in_flight_bytes: 16 * MIB };
 
+impl Fetched {
+    /// A program copies the tensors in the order of the layers, over a slow network. Returns the
+    /// most bytes that were ahead of it.
+    fn copy_layers(&mut self, size: u64) -> u64 {
+        let (readers, mut most) = (readers(), 0);
+        self.pace = Some(SLOW);
+        self.read(&readers, size, 0..16_384);
+        for want in copied(layers(), size) {
+            self.read(&readers, size, want);
+            most = most.max(self.unread_bytes());
+        }
+        most
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_the_kernel_asks_for_around_tensors_is_there_and_little_else() {
     let (mut fetched, size) = with_layers();
-    fetched.pace = Some(SLOW);
-    let (readers, mut most) = (readers(), 0);
-    fetched.read(&readers, size, 0..16_384);
-    for want in copied(layers(), size) {
-        fetched.read(&readers, size, want);
-        most = most.max(fetched.unread_bytes());
-    }
+    let most = fetched.copy_layers(size);
     assert!(fetched.waits <= 8, "the header and two tensors: {}", fetched.waits);
     assert!(50 * fetched.bytes <= 51 * size, "{}", fetched.bytes);
     // And what lies around each tensor.
@@ -641,13 +650,7 @@ async fn what_the_kernel_asks_for_around_tensors_is_there_and_little_else() {
 #[tokio::test(start_paused = true)]
 async fn a_checkpoint_that_is_read_in_another_order_is_fetched_as_far_ahead_as_may_be() {
     let (mut fetched, size) = with_tensors();
-    fetched.pace = Some(SLOW);
-    let (readers, mut most) = (readers(), 0);
-    fetched.read(&readers, size, 0..16_384);
-    for want in copied(layers(), size) {
-        fetched.read(&readers, size, want);
-        most = most.max(fetched.unread_bytes());
-    }
+    let most = fetched.copy_layers(size);
     assert!(50 * fetched.bytes <= 51 * size, "{}", fetched.bytes);
     assert!(most >= 12 * SLOW.in_flight_bytes, "{most}");
 }

@@ -113,19 +113,16 @@ impl Whole {
     /// there. A stream that was left, and read on after others, may be in the next tensor.
     pub(super) fn tensor(&self, stream: &ReadStream) -> Option<Range<u64>> {
         let tensors = self.tensors.as_ref()?;
-        if let Verdict::OneTensor(Some(one)) = self.verdict {
-            return tensors.range(one).filter(|tensor| reads_in(stream, tensor));
-        }
-        let begun = stream.tensor?;
-        let now = match stream.resumed {
-            None => begun,
-            Some(at) => {
-                let come =
-                    |at: u64| tensors.index(at.saturating_sub(KERNEL_AHEAD_BYTES)).max(begun);
-                Some(come(stream.position)).filter(|&now| now <= come(at) + 1)?
+        let found = match (self.verdict, stream.resumed, stream.tensor) {
+            (Verdict::OneTensor(Some(one)), ..) => one,
+            (_, None, begun) => (begun?, begun?),
+            (_, Some(at), begun) => {
+                let come = |at: u64| tensors.index(at.saturating_sub(KERNEL_AHEAD_BYTES));
+                let (from, now) = (come(at).max(begun?), come(stream.position).max(begun?));
+                (now <= from + 1).then_some((now, now))?
             }
         };
-        tensors.range((now, now)).filter(|tensor| reads_in(stream, tensor))
+        tensors.range(found).filter(|tensor| stream.position <= tensor.end + KERNEL_AHEAD_BYTES)
     }
 
     /// The only tensor that programs have touched.
@@ -188,11 +185,6 @@ impl Whole {
             (self.strays, self.verdict) = (false, Verdict::Yes { asked: 0 });
         }
     }
-}
-
-/// The stream has not come further than the kernel reads beyond a tensor.
-fn reads_in(stream: &ReadStream, tensor: &Range<u64>) -> bool {
-    stream.position <= tensor.end + KERNEL_AHEAD_BYTES
 }
 
 impl Streams {
